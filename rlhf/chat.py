@@ -1,0 +1,151 @@
+"""Chat templates and special tokens: the one place where a conversation becomes token ids.
+
+A prompt is rendered once; sampler, reference model and DPO all use those ids (RECIPE: one BOS everywhere).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+
+from rlhf.errors import ModelError
+
+Messages = Sequence[Mapping[str, str]]
+
+
+def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder, with a chat template.
+
+    Raises:
+        ModelError: there is no tokenizer, or it has no chat template.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{path}: no usable tokenizer ({error}). Save one beside the weights with tokenizer.save_pretrained."
+        ) from error
+    if not tokenizer.chat_template:
+        raise ModelError(
+            f"{path}: the tokenizer has no chat template. Set tokenizer.chat_template and save it into the folder, or "
+            "use the chat or instruct version of the model."
+        )
+    return tokenizer
+
+
+def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """16 hex digits of the chat template; templates change between revisions of a model."""
+    return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16]
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: Messages, add_generation_prompt: bool) -> list[int]:
+    try:
+        ids: Any = tokenizer.apply_chat_template(
+            [dict(m) for m in messages],
+            tokenize=True,
+            add_generation_prompt=add_generation_prompt,
+            return_dict=False,
+        )
+    except Exception as error:  # Jinja templates raise whatever their author chose
+        raise ModelError(
+            f"the chat template refuses a conversation with roles {[m['role'] for m in messages]}: {error}. "
+            "Remove those turns from the data or use a model whose template takes them."
+        ) from error
+    return _with_one_bos(tokenizer, list(ids))
+
+
+def _with_one_bos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
+    bos = tokenizer.bos_token_id
+    if bos is None:
+        return ids
+    start = 0
+    while start < len(ids) and ids[start] == bos:
+        start += 1
+    tokenizer_adds_bos = tokenizer("a")["input_ids"][:1] == [bos] if start == 0 else True
+    return ([bos] if tokenizer_adds_bos else []) + ids[start:]
+
+
+def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
+    """Token ids of a prompt up to where the assistant's answer begins, with one BOS where the model has one."""
+    return _render(tokenizer, messages, add_generation_prompt=True)
+
+
+def render_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
+    """Token ids of a whole conversation, as a reward model reads it, with one BOS where the model has one."""
+    return _render(tokenizer, messages, add_generation_prompt=False)
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | {index for index in tokenizer.all_special_ids if index is not None}
+
+
+def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token with which the chat template ends an assistant's turn: what DPO trains a response to end with.
+
+    Raises:
+        ModelError: the template ends the turn with no special token, and the tokenizer has no eos.
+    """
+    question = [{"role": "user", "content": "a"}]
+    prompt = render_prompt(tokenizer, question)
+    whole = render_conversation(tokenizer, [*question, {"role": "assistant", "content": "b"}])
+    special = _special_ids(tokenizer)
+    if whole[: len(prompt)] == prompt:
+        after = [index for index in whole[len(prompt) :] if index in special]
+        if after:
+            return after[0]
+    else:
+        after = [index for index in whole if index in special]
+        if after:
+            return after[-1]
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"{tokenizer.name_or_path}: nothing marks the end of an assistant's turn: the template ends it with no "
+            "special token and the tokenizer has no eos. Set tokenizer.eos_token, or mend the template."
+        )
+    return int(tokenizer.eos_token_id)
+
+
+def render_response(
+    tokenizer: PreTrainedTokenizerBase, prompt_messages: Messages, response: str
+) -> tuple[list[int], list[int]]:
+    """Prompt ids, and the ids of a written response up to and with the end-of-turn token.
+
+    For text that no sampler of ours produced (SFT data); sampled responses keep their own ids.
+
+    Raises:
+        ModelError: the rendered prompt is no prefix of the rendered conversation.
+    """
+    prompt = render_prompt(tokenizer, prompt_messages)
+    whole = render_conversation(tokenizer, [*prompt_messages, {"role": "assistant", "content": response}])
+    if whole[: len(prompt)] != prompt or len(whole) == len(prompt):
+        raise ModelError(
+            f"{tokenizer.name_or_path}: the rendered prompt is no prefix of the rendered conversation, so the response "
+            f"cannot be told from it. First prompt message: {prompt_messages[0]['content'][:80]!r}. Mend the chat "
+            "template, or its tokenizer's merges across the turn boundary."
+        )
+    rest = whole[len(prompt) :]
+    end = end_of_turn_id(tokenizer)
+    if end in rest:
+        rest = rest[: len(rest) - rest[::-1].index(end)]
+    return prompt, rest
+
+
+def stop_token_ids(
+    tokenizer: PreTrainedTokenizerBase, path: str | Path, extra: Iterable[int] = (), trust_remote_code: bool = False
+) -> list[int]:
+    """Every token at which sampling stops, sorted: tokenizer eos, end of turn, the model's own eos ids, `extra`."""
+    stops = {end_of_turn_id(tokenizer), *extra}
+    if tokenizer.eos_token_id is not None:
+        stops.add(int(tokenizer.eos_token_id))
+    sources: list[Any] = [AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)]
+    if (Path(path) / "generation_config.json").is_file():
+        sources.append(GenerationConfig.from_pretrained(path))
+    for source in sources:
+        eos = getattr(source, "eos_token_id", None)
+        stops.update([eos] if isinstance(eos, int) else eos or [])
+    return sorted(int(index) for index in stops)

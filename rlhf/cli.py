@@ -1,0 +1,103 @@
+"""From a command line to a checked `Config`, and from an exception to an exit code.
+
+Exit codes: 0 done, 2 the user's input or request is wrong, 130 or 143 stopped by a signal, 1 anything else.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rlhf.checks import check_config
+from rlhf.config import Config
+from rlhf.errors import ConfigError, RlhfError, Stopped, UserError
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+ConfigStore.instance().store(name="schema", node=Config)
+
+
+def to_config(composed: DictConfig) -> Config:
+    """A composed config as the dataclass tree, checked against the schema.
+
+    Raises:
+        ConfigError: an unknown key (also one added with `+`), a wrong type, a missing or impossible value.
+    """
+    try:
+        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        merged = OmegaConf.merge(OmegaConf.structured(Config), plain)
+        config: Any = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"config: {error}") from error
+    check_config(config)
+    return config
+
+
+def main(command: Callable[[Config], None], config_name: str = "iterate") -> NoReturn:
+    """Run a command line tool to its exit code."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through, and we choose the exit code
+
+    raised: list[BaseException] = []
+
+    def task(composed: DictConfig) -> None:
+        try:
+            config = to_config(composed)
+            if config.run_dir is None:
+                config.run_dir = f"runs/{HydraConfig.get().runtime.choices.get('experiment') or config_name}"
+            command(config)
+        except BaseException as error:  # Hydra would print the whole command line before it lets one through
+            raised.append(error)
+
+    def whole() -> None:
+        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(task)()
+        for error in raised:
+            raise error
+
+    guarded(whole)
+
+
+def guarded(command: Callable[[], Any]) -> NoReturn:
+    """Run something to an exit code: errors become messages, signals a clean stop."""
+    _raise_on_signals()
+    debug = any(argument.replace(" ", "").lower() == "debug=true" for argument in sys.argv[1:])
+    try:
+        command()
+    except (RlhfError, HydraException, OmegaConfBaseException) as error:
+        if debug:
+            traceback.print_exc()
+        _exit(f"error: {_message(error)}", getattr(error, "exit_code", UserError.exit_code))
+    sys.exit(0)
+
+
+def _message(error: BaseException) -> str:
+    cause = error.__cause__
+    return f"{error}\n{cause}" if isinstance(error, HydraException) and cause else str(error)
+
+
+def _exit(message: str, code: int) -> NoReturn:
+    sys.stdout.flush()
+    print(message, file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def _raise_on_signals() -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_IGN)  # once is enough: the rest of the time belongs to the clean-up
+        raise Stopped(number)
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, stop)

@@ -1,0 +1,390 @@
+"""The schema of every experiment, and the only home of defaults.
+
+The defaults are the paper's (arXiv 2405.07863, section 4); what an experiment changes stands in its YAML file.
+A docstring stands under each field; `docs/configuration.md` is generated from them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Optional
+
+
+UNCOMPARED = frozenset(
+    {
+        "save_steps",
+        "batch_tokens",
+        "micro_batch_size",
+        "gradient_checkpointing",
+        "tensor_parallel_size",
+        "gpu_memory_utilization",
+    }
+)
+"""Memory budgets and checkpoint spacing: they change what a stage costs, not what it is; see `rlhf.run`."""
+
+
+class Dtype(Enum):
+    """`auto` is the dtype the weights were saved in."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class Engine(Enum):
+    """What samples responses."""
+
+    vllm = "vllm"
+    transformers = "transformers"
+
+
+class Strategy(Enum):
+    """How a pair is made of n scored candidates."""
+
+    best_worst = "best_worst"
+    best_random = "best_random"
+    best_second = "best_second"
+    random = "random"
+
+
+class Truncated(Enum):
+    """What becomes of responses cut at the token limit when pairs are made."""
+
+    never_chosen = "never_chosen"
+    allow = "allow"
+    drop = "drop"
+
+
+class Reference(Enum):
+    """Which policy anchors DPO."""
+
+    initial = "initial"
+    previous = "previous"
+
+
+class Loss(Enum):
+    """Preference losses."""
+
+    sigmoid = "sigmoid"
+    ipo = "ipo"
+
+
+class Device(Enum):
+    """`auto` takes the GPUs it finds, else the CPU."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+@dataclass
+class ModelConfig:
+    """The initial policy π0, or what `sft` starts from."""
+
+    path: str = "meta-llama/Meta-Llama-3-8B-Instruct"
+    """Folder, Hub id, or `@stage/…` for something this run makes."""
+    revision: Optional[str] = None
+    """Branch, tag or commit on the Hub; null is the main branch."""
+    dtype: Dtype = Dtype.auto
+    """Numeric type the policy is sampled, scored and trained in; weights between iterations stay fp32 all the same."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+
+
+@dataclass
+class PromptsConfig:
+    """The prompts of all iterations and of the evaluation."""
+
+    path: str = "RLHFlow/iterative-prompt-v1-iter1-20K"
+    """JSON, JSONL or Parquet file, or `@stage/…`."""
+    held_out_path: Optional[str] = None
+    """File of the prompts to evaluate on; null cuts them off `path` before anything else."""
+    num_per_iteration: int = 20000
+    """Prompts of one iteration; iterations take disjoint slices."""
+    num_held_out: int = 256
+    """Prompts that no iteration trains on, at most."""
+
+
+@dataclass
+class GenerateConfig:
+    """Sampling n responses per prompt."""
+
+    engine: Engine = Engine.vllm
+    """`vllm`, or `transformers` where vLLM is missing."""
+    n: int = 8
+    """Responses per prompt (paper: 8)."""
+    temperatures: list[float] = field(default_factory=lambda: [1.0, 0.7])
+    """The n responses are shared out evenly over these (paper: n/2 at 1.0, n/2 at 0.7)."""
+    top_p: float = 1.0
+    """Nucleus mass in (0, 1]; 1 is off (paper)."""
+    top_k: int = 0
+    """Keep the k likeliest tokens; 0 is off (paper)."""
+    max_new_tokens: int = 2048
+    """Tokens of a response before it is cut (paper: 2048)."""
+    max_prompt_tokens: int = 1000
+    """Longer prompts are dropped and counted (paper: 1000)."""
+    stop_token_ids: list[int] = field(default_factory=list)
+    """Terminators besides the tokenizer's eos, the template's end of turn and the model's generation_config."""
+    shard_size: int = 256
+    """Prompts in one shard: what a kill can cost at most, and what an idle worker takes next."""
+    tensor_parallel_size: int = 1
+    """GPUs that share one vLLM engine."""
+    gpu_memory_utilization: float = 0.9
+    """Share of GPU memory vLLM may take, in (0, 1]."""
+    vllm_args: dict[str, Any] = field(default_factory=dict)
+    """Passed on to `vllm.LLM` untouched."""
+
+
+@dataclass
+class ScoreConfig:
+    """Scoring responses with the judge."""
+
+    max_tokens: int = 4096
+    """Longer conversations lose tokens on the left, and are counted."""
+    batch_tokens: int = 16384
+    """Padded tokens of one forward pass."""
+
+
+@dataclass
+class PairConfig:
+    """Making preference pairs of scored candidates."""
+
+    strategy: Strategy = Strategy.best_worst
+    """Paper: best_worst."""
+    truncated: Truncated = Truncated.never_chosen
+    """Whether a response cut at the token limit may be chosen, may only be rejected, or is left out."""
+    length_penalty: float = 0.0
+    """λ of r = r̂ − λ·|a|, |a| in characters; the paper's concise variant has 0.001."""
+    min_margin: float = 0.0
+    """Pairs whose penalised scores differ by less are dropped and counted; equal scores always are."""
+    num_candidates: Optional[int] = None
+    """Use only the first so many of the n candidates (at least 2); null uses all."""
+    max_pairs_per_prompt: int = 1
+    """best_worst only: then the second best with the second worst, and so on."""
+
+
+@dataclass
+class ReferenceConfig:
+    """Log-probabilities under the reference policy, computed once."""
+
+    batch_tokens: int = 16384
+    """Padded tokens of one forward pass."""
+
+
+@dataclass
+class DpoConfig:
+    """Direct preference optimisation (paper, Eq. 5)."""
+
+    beta: float = 0.1
+    """Strength of the KL anchor (paper: 0.1)."""
+    learning_rate: float = 5.0e-7
+    """Peak (paper: 5e-7)."""
+    reference: Reference = Reference.initial
+    """`initial` anchors every iteration to π0 (paper), `previous` to the policy the iteration starts from."""
+    loss: Loss = Loss.sigmoid
+    """`sigmoid` (DPO) or `ipo`."""
+    label_smoothing: float = 0.0
+    """Assumed share of flipped labels, in [0, 0.5)."""
+    num_epochs: int = 2
+    """Passes over an iteration's pairs (paper: 2)."""
+    batch_size: int = 128
+    """Pairs of one optimizer step, over all ranks (paper: 128)."""
+    max_length: int = 2048
+    """Tokens of prompt plus response; longer responses are cut at the end and counted (paper: 2048)."""
+    batch_tokens: int = 16384
+    """Padded tokens of one forward and backward pass on one rank; never changes which pairs form a step."""
+    warmup_ratio: float = 0.03
+    """Share of the steps with a rising learning rate (paper: 0.03)."""
+    lr_scheduler: str = "cosine"
+    """Any scheduler name of transformers (paper: cosine)."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: float = 1.0
+    """Gradient clipping; 0 is off."""
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass: slower, far less memory."""
+    save_steps: int = 50
+    """Optimizer steps between checkpoints: what a kill can cost at most."""
+    trainer_args: dict[str, Any] = field(default_factory=dict)
+    """Passed on to `trl.DPOConfig` untouched."""
+
+
+@dataclass
+class SftConfig:
+    """Supervised fine-tuning of `model.path` before anything else."""
+
+    data: Optional[str] = None
+    """JSON, JSONL or Parquet file of `messages`, or `@stage/…`; null skips the stage."""
+    learning_rate: float = 2.0e-5
+    """Peak (paper: 2e-5)."""
+    num_epochs: int = 1
+    """Passes over the data (paper: 1)."""
+    batch_size: int = 32
+    """Conversations of one optimizer step, over all ranks (paper: 32)."""
+    micro_batch_size: int = 1
+    """Conversations of one forward pass on one rank."""
+    max_length: int = 8192
+    """Tokens; longer conversations are cut at the end and counted (paper: 8192)."""
+    warmup_ratio: float = 0.03
+    """Share of the steps with a rising learning rate (paper: 0.03)."""
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass."""
+    save_steps: int = 200
+    """Optimizer steps between checkpoints."""
+    trainer_args: dict[str, Any] = field(default_factory=dict)
+    """Passed on to `trl.SFTConfig` untouched."""
+
+
+@dataclass
+class OnPolicyConfig:
+    """Preference pairs of π0's own samples, labelled by a program."""
+
+    prompts: Optional[str] = None
+    """File of prompts to sample on, or `@stage/…`; null makes none."""
+    rule: Optional[str] = None
+    """`module:function` that maps (messages, response) to a number; higher is better."""
+    n: int = 8
+    """Samples per prompt, at temperature 1."""
+    max_pairs_per_prompt: int = 4
+    """Best with worst, second best with second worst, and so on, while the label differs."""
+
+
+@dataclass
+class RewardModelConfig:
+    """The judge: a Bradley-Terry reward model with one logit, ready or trained here."""
+
+    path: str = "sfairXC/FsfairX-LLaMA3-RM-v0.1"
+    """Folder, Hub id, or `@stage/…`; with `data`, what the training starts from."""
+    revision: Optional[str] = None
+    """Branch, tag or commit on the Hub; null is the main branch."""
+    dtype: Dtype = Dtype.auto
+    """Numeric type of the body; the score head is always fp32."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+    data: Optional[str] = None
+    """Preference file (`chosen` and `rejected` as messages), or `@stage/…`; null takes `path` as it is."""
+    on_policy: OnPolicyConfig = field(default_factory=OnPolicyConfig)
+    """More training pairs, sampled from π0."""
+    learning_rate: float = 2.0e-6
+    """Peak (paper: 2e-6)."""
+    num_epochs: int = 1
+    """Passes over the data (paper: 1)."""
+    batch_size: int = 512
+    """Pairs of one optimizer step, over all ranks (paper: 512)."""
+    micro_batch_size: int = 1
+    """Pairs of one forward pass on one rank."""
+    max_length: int = 4096
+    """Tokens; longer conversations lose tokens on the left, and are counted."""
+    warmup_ratio: float = 0.03
+    """Share of the steps with a rising learning rate (paper: 0.03)."""
+    held_out_share: float = 0.05
+    """Share of the pairs kept out of training to measure accuracy."""
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass."""
+    save_steps: int = 100
+    """Optimizer steps between checkpoints."""
+    trainer_args: dict[str, Any] = field(default_factory=dict)
+    """Passed on to `trl.RewardConfig` untouched."""
+
+
+@dataclass
+class EvaluateConfig:
+    """Held-out evaluation of π0 and every iterate."""
+
+    n: int = 4
+    """Samples per held-out prompt."""
+    temperature: float = 1.0
+    """Sampling temperature."""
+    gold: Optional[str] = None
+    """`module:function` that maps (messages, response) to 0 or 1: a yardstick that the loop never sees."""
+
+
+@dataclass
+class WorldConfig:
+    """The quickstart's synthetic world: tokenizer, base model, data, built from the seed."""
+
+    enabled: bool = False
+    """Build it as the run's first stage."""
+    num_base_examples: int = 16000
+    """Clean examples the base is pre-trained on."""
+    num_sft_examples: int = 3200
+    """Examples with noisy answers."""
+    num_preferences: int = 4500
+    """Synthetic preference pairs."""
+    num_judge_prompts: int = 500
+    """Prompts for the judge's on-policy pairs."""
+    num_prompts: int = 960
+    """Prompts of all iterations together."""
+    num_held_out: int = 256
+    """Prompts of the evaluation."""
+    base_steps: int = 1000
+    """Optimizer steps of pre-training, 16 examples each."""
+    base_learning_rate: float = 2.0e-3
+    """Peak."""
+    save_steps: int = 250
+    """Pre-training steps between checkpoints."""
+
+
+@dataclass
+class ComputeConfig:
+    """Where it runs. Recorded, and never a reason to redo a finished stage."""
+
+    device: Device = Device.auto
+    """`auto`, `cpu` or `cuda`."""
+    num_gpus: Optional[int] = None
+    """GPUs to use; null is all that are visible."""
+    num_inference_workers: Optional[int] = None
+    """Workers that sample and score; null is one per GPU (per tensor-parallel group), one on a CPU."""
+    num_training_ranks: Optional[int] = None
+    """Ranks that train; null is one per GPU, one on a CPU."""
+    num_threads: Optional[int] = None
+    """CPU threads of one worker; null shares the cores out."""
+    zero_stage: int = 2
+    """DeepSpeed ZeRO stage: 2 shards gradients and optimizer, 3 the weights too."""
+    offload_optimizer: bool = False
+    """Keep the optimizer's states in CPU memory."""
+    preload: bool = True
+    """Start workers from a process that has the heavy imports done."""
+    kv_cache_gib: int = 1
+    """vLLM on a CPU: memory for its cache, in GiB."""
+
+
+@dataclass
+class Config:
+    """Everything `python -m rlhf.iterate` can be told."""
+
+    run_dir: Optional[str] = None
+    """The run folder; null is `runs/<experiment>`."""
+    seed: int = 42
+    """Source of every random choice."""
+    num_iterations: int = 3
+    """Online iterations (paper: 3)."""
+    report_to: list[str] = field(default_factory=list)
+    """Trackers the Trainer reports to, such as wandb or tensorboard."""
+    debug: bool = False
+    """Show tracebacks for the user's errors too."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The initial policy."""
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)
+    """What it is asked."""
+    sft: SftConfig = field(default_factory=SftConfig)
+    """Optional supervised fine-tuning."""
+    reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
+    """The judge."""
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    """Sampling."""
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    """Scoring."""
+    pair: PairConfig = field(default_factory=PairConfig)
+    """Preference pairs."""
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    """Reference log-probabilities."""
+    dpo: DpoConfig = field(default_factory=DpoConfig)
+    """Training."""
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    """Held-out evaluation."""
+    world: WorldConfig = field(default_factory=WorldConfig)
+    """The quickstart's own world."""
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    """Machines."""

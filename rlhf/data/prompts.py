@@ -1,0 +1,145 @@
+"""Prompts in the shapes they come in, as conversations that end with a user's turn."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rlhf.data.files import read_records
+from rlhf.errors import DataError
+from rlhf.records import Message, Prompt, prompt_id
+
+ROLES = ("system", "user", "assistant")
+SHAPES = (
+    "context_messages: messages",
+    "messages: messages, where one assistant's turn at the end is cut off",
+    "prompt: text or messages",
+    "instruction, perhaps with input: text",
+    "question: text",
+)
+"""What a row may look like, the first that fits wins; `messages` are `[{"role": …, "content": …}, …]`."""
+
+
+class UnusableRow(DataError):
+    """A row of a known shape that is no prompt; `reason` is a word to count it under."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def clean_text(text: Any, what: str) -> str:
+    """Text without outer white space, which chat templates trim anyway: every consumer must see the same.
+
+    Raises:
+        UnusableRow: no text, empty, or with half a surrogate pair, which no UTF-8 file can hold.
+    """
+    if text is None:
+        raise UnusableRow("empty", f"{what} is null; it must be text.")
+    if not isinstance(text, str):
+        raise UnusableRow("not_text", f"{what} is {type(text).__name__} {text!r:.80}; it must be text.")
+    trimmed: str = text.strip()
+    if not trimmed:
+        raise UnusableRow("empty", f"{what} is empty; it must be text.")
+    if any("\ud800" <= character <= "\udfff" for character in trimmed):
+        raise UnusableRow("invalid_unicode", f"{what} holds half a surrogate pair: {trimmed!r:.80}.")
+    return trimmed
+
+
+def clean_messages(value: Any, what: str) -> list[Message]:
+    """Messages with known roles and trimmed content; other keys are left out.
+
+    Raises:
+        UnusableRow: what is wrong, and in which message.
+    """
+    if not isinstance(value, list) or not value:
+        raise UnusableRow("empty" if value in (None, []) else "not_messages", f"{what} must be a list of messages.")
+    messages = []
+    for number, message in enumerate(value):
+        where = f"{what}[{number}]"
+        if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
+            raise UnusableRow("not_messages", f"{where} must have role and content; found {message!r:.80}.")
+        if message["role"] not in ROLES:
+            raise UnusableRow("unknown_role", f"{where} has role {message['role']!r}; known are {', '.join(ROLES)}.")
+        messages.append({"role": message["role"], "content": clean_text(message["content"], f"{where}.content")})
+    return messages
+
+
+def from_text(text: Any, what: str) -> list[Message]:
+    """A conversation of one user's turn."""
+    return [{"role": "user", "content": clean_text(text, what)}]
+
+
+def has_answer(row: Mapping[str, Any]) -> bool:
+    """Whether `to_messages` cuts an assistant's turn off the end of this row."""
+    messages = row.get("messages")
+    if row.get("context_messages") is not None or not isinstance(messages, list) or not messages:
+        return False
+    return isinstance(messages[-1], Mapping) and messages[-1].get("role") == "assistant"
+
+
+def to_messages(row: Mapping[str, Any]) -> list[Message]:
+    """The conversation of a row in one of `SHAPES`, ending with a user's turn.
+
+    Raises:
+        DataError: no known shape; names the keys found and the shapes known.
+        UnusableRow: (a DataError) a known shape with something wrong in it.
+    """
+    if row.get("context_messages") is not None:
+        messages = clean_messages(row["context_messages"], "context_messages")
+    elif row.get("messages") is not None:
+        cut = -1 if has_answer(row) else None
+        messages = clean_messages(row["messages"][:cut] if cut else row["messages"], "messages")
+    elif row.get("prompt") is not None:
+        as_text = isinstance(row["prompt"], str)
+        messages = from_text(row["prompt"], "prompt") if as_text else clean_messages(row["prompt"], "prompt")
+    elif row.get("instruction") is not None:
+        messages = from_text(row["instruction"], "instruction")
+        if isinstance(row.get("input"), str) and row["input"].strip():
+            messages[0]["content"] += "\n\n" + clean_text(row["input"], "input")
+    elif row.get("question") is not None:
+        messages = from_text(row["question"], "question")
+    else:
+        raise DataError(f"No prompt found: the keys are {sorted(row)}; known shapes are: {'; '.join(SHAPES)}.")
+    if messages[-1]["role"] != "user":
+        role = messages[-1]["role"]
+        raise UnusableRow("not_user_last", f"The conversation ends with the {role}'s turn; the user's must be last.")
+    return messages
+
+
+def load_prompts(path: Path | str) -> tuple[list[Prompt], Counter[str]]:
+    """All distinct prompts of a file in its order, and what became of every row.
+
+    They are all in memory: about 2 KB a prompt, so 2 GB for a million; split larger files.
+
+    Returns:
+        Prompts, and counts with `rows` = number of prompts + the sum of `dropped/<reason>`; `answers_cut` are rows
+        that lost an assistant's last turn.
+
+    Raises:
+        DataError: the file cannot be read, a row has no known shape, or no prompt is left.
+    """
+    prompts: dict[str, Prompt] = {}
+    counts = Counter[str]()
+    first_problem = ""
+    for number, row in enumerate(read_records(path), start=1):
+        counts["rows"] += 1
+        try:
+            messages = to_messages(row)
+        except UnusableRow as error:
+            counts[f"dropped/{error.reason}"] += 1
+            first_problem = first_problem or f"row {number}: {error}"
+            continue
+        except DataError as error:
+            raise DataError(f"{path}, row {number}: {error}") from None
+        counts["answers_cut"] += has_answer(row)
+        identity = prompt_id(messages)
+        if identity in prompts:
+            counts["dropped/duplicate"] += 1
+        else:
+            prompts[identity] = Prompt(identity, tuple(messages))
+    if not prompts:
+        raise DataError(f"{path}: none of {counts['rows']} rows is a prompt; {first_problem} Mend it or name another.")
+    return list(prompts.values()), counts

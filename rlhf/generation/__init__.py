@@ -1,0 +1,1 @@
+"""Sampling engines with one interface."""

@@ -1,0 +1,58 @@
+"""What every sampling engine takes and gives."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from rlhf.records import Candidate
+
+
+@dataclass(frozen=True)
+class Request:
+    """One response to sample: prompt ids, temperature, and a seed of its own."""
+
+    prompt_token_ids: list[int]
+    temperature: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What all requests of a stage share; `top_k` 0 and `top_p` 1 are off."""
+
+    max_new_tokens: int
+    top_p: float
+    top_k: int
+    stop_token_ids: list[int]
+
+
+class Sampler(Protocol):
+    """A loaded engine."""
+
+    def sample(self, requests: list[Request], sampling: Sampling) -> list[Candidate]:
+        """One candidate per request, in order; `token_ids` end with the terminator when one was sampled."""
+        ...
+
+
+def seed_of(seed: int, iteration: int, prompt_id: str, sample: int) -> int:
+    """The seed of one response, in [0, 2^31): a rerun repeats it, another iteration or sample has another."""
+    text = f"{seed}/{iteration}/{prompt_id}/{sample}".encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:4], "big") >> 1
+
+
+def temperatures_of(n: int, temperatures: list[float]) -> list[float]:
+    """The temperature of each of n responses, shared out evenly in blocks (paper: n/2 at 1.0, n/2 at 0.7)."""
+    return [temperatures[sample * len(temperatures) // n] for sample in range(n)]
+
+
+def load_sampler(config: dict[str, Any], model: str, seed: int, compute: dict[str, Any]) -> Sampler:
+    """The engine that `generate.engine` names, with the model loaded."""
+    if config["engine"] == "vllm":
+        from rlhf.generation.vllm import VllmSampler
+
+        return VllmSampler(config, model, seed, compute)
+    from rlhf.generation.transformers import TransformersSampler
+
+    return TransformersSampler(config, model)

@@ -1,0 +1,150 @@
+"""Online iterative DPO: `python -m rlhf.iterate experiment=… key=value …`."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from rlhf import sources, steps
+from rlhf.cli import main
+from rlhf.config import Config, Reference
+from rlhf.console import Console
+from rlhf.data.shards import write_atomic
+from rlhf.errors import ConfigError
+from rlhf.launch.local import LocalLauncher
+from rlhf.launch.lock import hold_run
+from rlhf.run import AloneDone, Artifact, Run, plain
+from rlhf.steps import Step
+from rlhf.summary import KL_ESTIMATOR, Evaluation, best, rows_of, table, write_summary
+
+
+def iterate(cfg: Config, run: Run) -> Artifact:
+    """Online iterative DPO (RLHF Workflow, Alg. 2): policy_t is trained on pairs sampled from policy_{t-1}.
+
+    Returns the best iterate on the held-out prompts. Called twice: once to plan, where nothing runs and unfinished
+    artifacts have no digest, and once for real.
+    """
+    initial = policy = steps.initial_policy(cfg, run)
+    judge = steps.judge(cfg, run, initial)
+    train, held_out = prompt_sets(cfg, run)
+    dtype = steps.policy_dtype(cfg, initial)
+    evaluations = [evaluate(Step(run, "iteration_000", 0, dtype), initial, initial, judge, held_out)]
+    for t in range(1, cfg.num_iterations + 1):
+        step = Step(run, f"iteration_{t:03d}", t, dtype)
+        size = cfg.prompts.num_per_iteration
+        sampling = {"iteration": t, "slice": [(t - 1) * size, t * size]}
+        candidates = step.stage("generate", config=sampling, policy=policy, prompts=train)
+        scores = step.stage("score", candidates=candidates, judge=judge)
+        pairs = step.stage("pair", candidates=candidates, scores=scores)
+        anchor = initial if cfg.dpo.reference is Reference.initial else policy
+        logprobs = step.stage("reference", model=anchor, pairs=pairs)
+        policy = step.stage("dpo", policy=policy, pairs=pairs, reference=logprobs).part("model")
+        evaluations.append(evaluate(step, policy, initial, judge, held_out, candidates, pairs))
+        report(run, evaluations)
+    return conclude(run, evaluations, dtype)
+
+
+def evaluate(
+    step: Step,
+    policy: Artifact,
+    initial: Artifact,
+    judge: Artifact,
+    held_out: Artifact,
+    generate: Artifact | None = None,
+    pair: Artifact | None = None,
+) -> Evaluation:
+    """Sample and score the held-out prompts; π0's log-probs of the samples give the KL."""
+    cfg, step = step.run.cfg.evaluate, step.inside("held_out")
+    sampling = {"n": cfg.n, "temperatures": [cfg.temperature], "iteration": step.iteration, "slice": None}
+    candidates = step.stage("generate", config=sampling, policy=policy, prompts=held_out)
+    scores = step.stage("score", candidates=candidates, judge=judge)
+    gold = reference = None
+    if cfg.gold is not None:
+        rule = steps.rule_settings(cfg.gold, "evaluate.gold")
+        gold = step.stage("score", name="gold", config=rule, candidates=candidates)
+    if step.iteration > 0:
+        reference = step.stage("reference", config={"max_length": None}, model=initial, candidates=candidates)
+    return Evaluation(step.iteration, policy, candidates, scores, gold, reference, generate, pair)
+
+
+def prompt_sets(cfg: Config, run: Run) -> tuple[Artifact, Artifact]:
+    """The training prompts, in the order in which iterations take slices, and the held-out ones."""
+    inputs = {"prompts": sources.data_file(run, cfg.prompts.path, "prompts.path")}
+    if cfg.prompts.held_out_path is not None:
+        inputs["held_out"] = sources.data_file(run, cfg.prompts.held_out_path, "prompts.held_out_path")
+    prompts = run.stage("prompts", "prompts", steps.settings(cfg, "prompts"), inputs)
+    if prompts.digest is not None:
+        there, size = prompts.counts["train"], cfg.prompts.num_per_iteration
+        if cfg.num_iterations * size > there:
+            raise ConfigError(
+                f"{cfg.num_iterations} iterations of prompts.num_per_iteration={size} need "
+                f"{cfg.num_iterations * size} training prompts, but {cfg.prompts.path} gives {there} "
+                f"(counts: {prompts.counts}). Ways out: prompts.num_per_iteration={there // cfg.num_iterations}, "
+                f"num_iterations={there // size}, or more prompts."
+            )
+    return prompts.part("train.parquet"), prompts.part("held_out.parquet")
+
+
+def report(run: Run, evaluations: list[Evaluation]) -> None:
+    """Print and write the figures so far; a view, always made anew, never an input."""
+    if run.planning or run.only is not None:
+        return
+    rows = rows_of(evaluations)
+    write_summary(run.folder, rows, rows[best(rows)].iteration)
+    run.say("\n" + table(rows) + "\n")
+
+
+def conclude(run: Run, evaluations: list[Evaluation], dtype: str) -> Artifact:
+    """Link the best iterate as RUN/best, in the dtype people serve, and say where everything lies."""
+    if run.planning or run.only is not None:
+        return evaluations[0].policy
+    rows = rows_of(evaluations)
+    write_summary(run.folder, rows, rows[best(rows)].iteration)
+    chosen = evaluations[best(rows)]
+    model = chosen.policy
+    if dtype != "float32" and chosen.iteration > 0:
+        name = f"iteration_{chosen.iteration:03d}/export"
+        model = run.stage("export", name, {"dtype": dtype}, {"model": model}).part("model")
+    inside = model.path.is_relative_to(run.folder)
+    target = Path(os.path.relpath(model.path, run.folder)) if inside else model.path
+    temporary = run.folder / ".best.tmp"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    os.replace(temporary, run.folder / "best")
+    if chosen.iteration == 0:
+        run.say("No iterate beats π0 on the held-out prompts: best is π0 itself. Look at the table before going on.")
+    run.say(f"KL is {KL_ESTIMATOR}. Dropped counts prompts without a pair.")
+    run.say(f"best policy   {run.folder / 'best'} -> {target} (π{chosen.iteration}, highest held-out mean score)")
+    run.say(f"figures       {run.folder / 'summary.json'}")
+    run.say(f"everything    {run.folder} (iteration_*/generate, score, pair, reference, dpo, held_out; logs)")
+    return model
+
+
+def execute(cfg: Config, only: str | None = None) -> None:
+    """Plan, refuse what cannot be, then run what is left to do."""
+    assert cfg.run_dir is not None, "set on the command line or from the experiment's name"
+    folder = Path(cfg.run_dir).expanduser().resolve()
+    with hold_run(folder, print) as token:
+        console = Console(folder)
+        launcher = LocalLauncher(folder, token, cfg.compute.preload, console.progress)
+        plan = Run(folder, cfg, planning=True)
+        iterate(cfg, plan)
+        plan.refuse_changes()
+        if plan.pending:
+            launcher.warm_up()
+        done = len(plan.made) - len(plan.pending)
+        begun = f"{done} stages are finished, {len(plan.pending)} to do" if done else f"{len(plan.pending)} stages to do"
+        console.say(f"{folder}: {begun}")
+        if only is None:
+            write_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(cfg))).encode())
+        with suppress(AloneDone):
+            iterate(cfg, Run(folder, cfg, launcher, only=only, console=console))
+            if only is not None:
+                raise ConfigError(f"artifact={only}: this run has no such stage; it has {', '.join(plan.made)}.")
+
+
+if __name__ == "__main__":
+    main(execute)

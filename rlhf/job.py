@@ -1,0 +1,77 @@
+"""The contract between the driver and a stage.
+
+A stage is a module `rlhf.stages.<name>` with
+
+    KIND: Kind                            which processes run it
+    def num_shards(job) -> int            0 when the stage is not cut in shards
+    def run(job, worker) -> Outcome       called in every worker; rank 0's outcome is recorded
+
+It reads finished artifacts (`job.inputs`), writes into `job.out`, and returns what it counted. Importing the module
+loads no torch: heavy imports stand inside `run`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Kind(Enum):
+    """Which processes run a stage."""
+
+    single = "one process, no accelerator"
+    inference = "independent workers that take shards, one per tensor-parallel group"
+    training = "ranks of one process group"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One attempt at one stage.
+
+    `config` is the stage's own resolved section: plain dicts, lists, strings, numbers. Everything in it is part of
+    the fingerprint; `compute` is not. `inputs` maps a name to the folder (or file) of a finished artifact.
+    """
+
+    stage: str
+    name: str
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    out: str
+    seed: int
+    compute: dict[str, Any]
+
+    @property
+    def out_path(self) -> Path:
+        """The folder the stage writes in."""
+        return Path(self.out)
+
+    def input_path(self, name: str) -> Path:
+        """The folder or file of one input."""
+        return Path(self.inputs[name])
+
+
+@dataclass
+class Outcome:
+    """What a stage reports: `counts` are whole numbers (rows in, out, dropped by reason), `metrics` anything JSON."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+class Worker(Protocol):
+    """A stage process, as the stage sees it."""
+
+    rank: int
+    world_size: int
+    num_threads: int
+
+    def shards(self) -> Iterator[int]:
+        """Shard numbers this worker should make, each handed to one worker only; finished ones are not given."""
+        ...
+
+    def progress(self, done: float, total: float, note: str = "") -> None:
+        """Tell the driver how far this worker is."""
+        ...

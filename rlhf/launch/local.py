@@ -1,0 +1,178 @@
+"""Stage processes on this machine: started, fed with shards, watched, ended."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from rlhf.errors import USER_ERRORS, WorkerFailed
+from rlhf.job import Job, Kind, Outcome
+from rlhf.launch import worker as inside
+from rlhf.launch.machine import QUIET, environments
+
+GRACE_SECONDS = 3.0
+"""Between asking a worker to end and ending it."""
+
+
+@dataclass
+class _Started:
+    process: BaseProcess
+    pipe: Connection
+    log: str
+    outcome: Outcome | None = None
+    open: bool = True
+
+
+@dataclass
+class LocalLauncher:
+    """Starts workers as child processes of this driver, and ends no other process.
+
+    `preload` starts them from a process that has the heavy imports done once.
+    """
+
+    run_folder: Path
+    token: str
+    preload: bool = True
+    on_progress: Callable[[float, float, str], None] = lambda done, total, note: None
+    _context: Any = field(default=None, repr=False)
+
+    def warm_up(self) -> None:
+        """Begin the heavy imports in the background."""
+        os.environ.update(QUIET)
+        if self._context is None:
+            self._context = multiprocessing.get_context("forkserver" if self.preload else "spawn")
+            if self.preload:
+                from multiprocessing import forkserver
+
+                os.environ["RLHF_PRELOAD_LOG"] = str(self.run_folder / "logs" / "preload.log")
+                self._context.set_forkserver_preload(["rlhf.launch.preload"])
+                forkserver.ensure_running()
+
+    def launch(self, job: Job, kind: Kind, shards: list[int]) -> Outcome:
+        """Run one stage attempt to its end.
+
+        Raises:
+            UserError: a worker found the user's input wrong.
+            WorkerFailed: a worker raised or died; the first one's message.
+        """
+        self.warm_up()
+        started: list[_Started] = []
+        try:
+            tensor_parallel = int(job.config.get("tensor_parallel_size", 1))
+            for rank, env in enumerate(envs := environments(kind, job.compute, tensor_parallel, len(shards))):
+                started.append(self._start(job, rank, len(envs), env))
+            self._attend(job, started, deque(shards))
+        finally:
+            _end(started)
+        outcome = started[0].outcome
+        assert outcome is not None, "rank 0 ended well and said nothing"
+        return outcome
+
+    def _start(self, job: Job, rank: int, world_size: int, env: dict[str, str]) -> _Started:
+        log = self.run_folder / "logs" / f"{job.name.replace('/', '.')}.rank{rank}.log"
+        assignment = inside.Assignment(
+            str(self.run_folder), self.token, str(log), rank, world_size, int(env["OMP_NUM_THREADS"]), env
+        )
+        ours, theirs = multiprocessing.Pipe()
+        process = self._context.Process(target=inside.main, args=(job, assignment, theirs), name=f"{job.name}.{rank}")
+        process.start()
+        theirs.close()
+        return _Started(process, ours, str(log))
+
+    def _attend(self, job: Job, started: list[_Started], shards: deque[int]) -> None:
+        total, handed, said = len(shards), 0, time.monotonic()
+        while any(w.open for w in started):
+            ready = wait([w.pipe for w in started if w.open], timeout=1.0)
+            for each in started:
+                dead = each.open and not each.process.is_alive()  # a grandchild may still hold the pipe open
+                if each.open and (each.pipe in ready or dead):
+                    kind, body = _receive(each)
+                    if kind == "next":
+                        handed += bool(shards)
+                        _send(each, shards.popleft() if shards else None)
+                    elif kind == "progress":
+                        self.on_progress(*body)
+                    elif kind == "outcome":
+                        each.outcome = body
+                    elif kind == "error":
+                        raise _failure(job, each, body)
+                    elif each.outcome is None:
+                        each.process.join(GRACE_SECONDS)
+                        raise _death(job, each)
+            if total and time.monotonic() - said > 1.0:
+                said = time.monotonic()
+                self.on_progress(handed, total, "shards begun")
+
+
+def _receive(each: _Started) -> tuple[str, Any]:
+    try:
+        if not each.process.is_alive() and not each.pipe.poll():
+            raise EOFError
+        kind, body = each.pipe.recv()
+        return str(kind), body
+    except (EOFError, OSError):
+        each.open = False
+        return "closed", None
+
+
+def _send(each: _Started, message: Any) -> None:
+    try:
+        each.pipe.send(message)
+    except OSError:
+        each.open = False
+
+
+def _failure(job: Job, each: _Started, body: tuple[str, str, str]) -> Exception:
+    kind, message, text = body
+    if kind in USER_ERRORS:
+        return USER_ERRORS[kind](message)
+    last = "\n".join(text.strip().splitlines()[-12:])
+    return WorkerFailed(f"{job.name} failed: {message}\n{last}\nThe whole log: {each.log}")
+
+
+def _death(job: Job, each: _Started) -> Exception:
+    code = each.process.exitcode
+    how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
+    hint = " (the kernel does that when memory runs out: see dmesg)" if code == -signal.SIGKILL else ""
+    return WorkerFailed(
+        f"{job.name}: its worker {how}{hint}. Finished shards and checkpoints are kept: the same command goes on from "
+        f"there. Log: {each.log}"
+    )
+
+
+def _end(started: list[_Started]) -> None:
+    """End every worker that still lives, with all it started, and wait until it is gone."""
+    for each in started:
+        each.pipe.close()
+    living = [each for each in started if each.process.is_alive() and each.outcome is None]
+    for each in living:
+        _signal_group(each.process, signal.SIGTERM)
+    deadline = time.monotonic() + GRACE_SECONDS
+    for each in living:
+        each.process.join(max(0.0, deadline - time.monotonic()))
+    for each in started:
+        if each.outcome is None:
+            _signal_group(each.process, signal.SIGKILL)
+        each.process.join(10 * GRACE_SECONDS)
+        if each.process.is_alive():
+            _signal_group(each.process, signal.SIGKILL)
+            each.process.join()
+
+
+def _signal_group(process: BaseProcess, number: int) -> None:
+    """Signal a worker's process group; before it has one, the worker itself."""
+    assert process.pid is not None
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        if process.is_alive():
+            os.kill(process.pid, number)

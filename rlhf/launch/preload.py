@@ -1,0 +1,43 @@
+"""Imported once by the process that workers are forked from, so that each starts in a moment.
+
+Nothing here may touch a GPU or start a thread that a fork would lose (`tests/integration/test_preload.py`). What
+cannot be imported is left for the stage that needs it to complain about.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+
+MODULES = (
+    "torch",
+    "pyarrow.parquet",
+    "transformers",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.llama.modeling_llama",
+    "transformers.trainer",
+    "datasets",
+    "accelerate",
+    "deepspeed",
+    "trl",
+    "trl.trainer.dpo_config",
+    "trl.trainer.sft_trainer",
+    "trl.trainer.reward_trainer",
+    "rlhf.chat",
+    "rlhf.training",
+    "vllm",
+    "vllm.entrypoints.llm",
+    "vllm.v1.engine.llm_engine",
+)
+
+log = os.environ.get("RLHF_PRELOAD_LOG")
+if log:  # what libraries print when imported is no part of the run's output
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+
+for name in MODULES:
+    with contextlib.suppress(Exception):
+        importlib.import_module(name)

@@ -1,0 +1,108 @@
+"""The inside of a stage process."""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from rlhf.errors import RlhfError
+from rlhf.job import Job
+from rlhf.launch.lock import join_run
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What one worker is told besides the job."""
+
+    run_folder: str
+    token: str
+    log: str
+    rank: int
+    world_size: int
+    num_threads: int
+    environment: dict[str, str]
+
+
+class PipeWorker:
+    """`rlhf.job.Worker` over a pipe to the driver."""
+
+    def __init__(self, assignment: Assignment, pipe: Connection) -> None:
+        self.rank = assignment.rank
+        self.world_size = assignment.world_size
+        self.num_threads = assignment.num_threads
+        self._pipe = pipe
+
+    def shards(self) -> Iterator[int]:
+        """Ask the driver for one shard after another until none is left."""
+        while True:
+            self._pipe.send(("next", None))
+            index = self._pipe.recv()
+            if index is None:
+                return
+            yield int(index)
+
+    def progress(self, done: float, total: float, note: str = "") -> None:
+        """Tell the driver how far this worker is."""
+        self._pipe.send(("progress", (done, total, note)))
+
+
+def main(job: Job, assignment: Assignment, pipe: Connection) -> None:
+    """Run one worker of a stage attempt; everything it reports goes through the pipe."""
+    os.setsid()  # a process group of its own: it can be ended whole, and the terminal's Ctrl-C reaches the driver only
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _redirect_output(assignment.log)
+    _leave_with_the_driver()
+    try:
+        held = join_run(Path(assignment.run_folder), assignment.token)
+        os.environ.update(assignment.environment)
+        if "torch" in sys.modules:  # preloaded: the environment came too late for it
+            sys.modules["torch"].set_num_threads(assignment.num_threads)
+        module = importlib.import_module(f"rlhf.stages.{job.stage}")
+        outcome = module.run(job, PipeWorker(assignment, pipe))
+        _flush()
+        pipe.send(("outcome", outcome))
+        held.flush()
+    except BaseException as error:
+        text = traceback.format_exc()
+        print(text, file=sys.stderr)
+        _flush()
+        kind = type(error).__name__ if isinstance(error, RlhfError) else ""
+        pipe.send(("error", (kind, str(error) or type(error).__name__, text)))
+        os._exit(1)
+    # Engines leave threads and atexit hooks that can hang; all that matters is on disk and said.
+    os._exit(0)
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def _redirect_output(log: str) -> None:
+    Path(log).parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+
+
+def _leave_with_the_driver() -> None:
+    parent: Any = multiprocessing.parent_process()
+    assert parent is not None, "a worker has a driver"
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os.killpg(0, signal.SIGKILL)  # its own group, itself included
+
+    threading.Thread(target=watch, name="driver-watch", daemon=True).start()

@@ -1,0 +1,38 @@
+"""Facts about a model folder that every engine needs."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+from rlhf.errors import ModelError
+
+_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+def saved_dtype(path: str | Path, wanted: str = "auto") -> str:
+    """The dtype to load a model in: the one asked for, or for `auto` the one most of its weights were saved in.
+
+    vLLM's own `auto` turns fp32 folders into 16 bits; this one reads the safetensors headers.
+
+    Raises:
+        ModelError: the folder has no safetensors, or none of a floating type.
+    """
+    if wanted != "auto":
+        return wanted
+    sizes: dict[str, int] = {}
+    for file in sorted(Path(path).glob("*.safetensors")):
+        with open(file, "rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(length))
+        for name, tensor in header.items():
+            if name != "__metadata__" and tensor["dtype"] in _DTYPES:
+                begin, end = tensor["data_offsets"]
+                sizes[tensor["dtype"]] = sizes.get(tensor["dtype"], 0) + end - begin
+    if not sizes:
+        raise ModelError(
+            f"{path}: no floating-point weights in *.safetensors, so their dtype is unknown. Set the model's dtype "
+            "(float32 or bfloat16), or save the weights as safetensors."
+        )
+    return _DTYPES[max(sizes, key=lambda name: sizes[name])]

@@ -1,0 +1,322 @@
+"""The run folder: artifacts, fingerprints, commit, and the plan made before anything runs.
+
+An artifact is complete when its final folder exists. A stage works in `.<stage>.partial/`; `artifact.json` is written
+last, then the folder is renamed. Whether a stage must run is decided by its fingerprint: schema version, stage, seed,
+own config section, and the *content digests* of its inputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass, field
+from enum import Enum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+from rlhf.config import UNCOMPARED, Config
+from rlhf.console import Console
+from rlhf.data.shards import fsync_dir, shard_name, sum_counts, write_atomic
+from rlhf.digest import digest_files, digest_of, digest_of_files, list_files
+from rlhf.errors import RunChanged, UserError
+from rlhf.job import Job, Kind, Outcome
+
+SCHEMA = 1
+UNKNOWN = "unknown until earlier stages have run"
+"""A config value that a plan cannot know yet."""
+_VERSIONS = ("torch", "transformers", "trl", "deepspeed", "accelerate")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished stage's folder, or a file or folder inside it, or something from outside the run.
+
+    `digest` is None while a plan is made and the stage has yet to run; `stale` says that a plan found it, or what it
+    was made of, changed.
+    """
+
+    path: Path
+    digest: str | None
+    record: dict[str, Any] = field(default_factory=dict, repr=False)
+    stale: bool = False
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What the stage counted."""
+        return dict(self.record.get("counts", {}))
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What the stage measured."""
+        return dict(self.record.get("metrics", {}))
+
+    def part(self, name: str) -> Artifact:
+        """A file or folder inside this artifact, with a digest of its own."""
+        if self.digest is None:
+            return dataclasses.replace(self, path=self.path / name)
+        digest = digest_of_files(self.record["files"], name)
+        return dataclasses.replace(self, path=self.path / name, digest=digest)
+
+
+class Launcher(Protocol):
+    """Starts a stage's processes and waits for them."""
+
+    def launch(self, job: Job, kind: Kind, shards: list[int]) -> Outcome:
+        """Run one stage attempt; returns rank 0's outcome."""
+        ...
+
+
+class AloneDone(Exception):  # noqa: N818 - it ends the loop, nothing is wrong
+    """The one stage that was asked for is finished."""
+
+
+def plain(value: Any) -> Any:
+    """A config value as plain JSON: dataclasses become dicts, enums their values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def differences(there: Any, now: Any, name: str = "") -> list[str]:
+    """Lines that say where two JSON values differ."""
+    if isinstance(there, dict) and isinstance(now, dict):
+        lines = []
+        for key in sorted(there.keys() | now.keys()):
+            lines += differences(there.get(key), now.get(key), f"{name}.{key}" if name else key)
+        return lines
+    return [] if there == now else [f"{name}: {there!r} there, {now!r} now"]
+
+
+@dataclass
+class Run:
+    """One run folder and the stages in it, in the order the loop asks for them.
+
+    With `planning`, `stage` runs nothing: it returns what is finished, marks what is not, and collects refusals.
+    With `only`, every stage but that one must be finished already.
+    """
+
+    folder: Path
+    cfg: Config
+    launcher: Launcher | None = None
+    console: Console | None = None
+    planning: bool = False
+    only: str | None = None
+    made: dict[str, Artifact] = field(default_factory=dict)
+    pending: list[str] = field(default_factory=list)
+    refusals: list[tuple[str, list[str]]] = field(default_factory=list)
+    stale: list[str] = field(default_factory=list)
+
+    def stage(self, stage: str, name: str, config: dict[str, Any], inputs: dict[str, Artifact]) -> Artifact:
+        """The artifact of one stage: taken when it is finished and unchanged, else made.
+
+        Raises:
+            RunChanged: it exists, made with other settings or inputs.
+            WorkerFailed: a process of the stage failed.
+        """
+        final = self.folder / name
+        identity = self._identity(stage, config, inputs)
+        if self.planning:
+            artifact = self._plan(name, final, identity, inputs)
+        else:
+            artifact = self._finished(name, final, identity) or self._make(stage, name, final, identity, config, inputs)
+        self.made[name] = artifact
+        if name == self.only:
+            raise AloneDone
+        return artifact
+
+    def _identity(self, stage: str, config: dict[str, Any], inputs: dict[str, Artifact]) -> dict[str, Any]:
+        compared = {key: value for key, value in config.items() if key not in UNCOMPARED}
+        digests = {key: artifact.digest for key, artifact in inputs.items()}
+        return {"schema": SCHEMA, "stage": stage, "seed": self.cfg.seed, "config": compared, "inputs": digests}
+
+    def _finished(self, name: str, final: Path, identity: dict[str, Any]) -> Artifact | None:
+        if not final.exists():
+            self._check_partial(name, _partial(final), identity)
+            return None
+        artifact = open_artifact(final)
+        changed = differences(artifact.record["identity"], identity)
+        if changed:
+            raise RunChanged(self._refusal([(name, changed)], [name]))
+        return artifact
+
+    def _check_partial(self, name: str, partial: Path, identity: dict[str, Any]) -> None:
+        started = partial / ".identity.json"
+        changed = differences(json.loads(started.read_text()), identity) if started.is_file() else []
+        if changed and _kind(identity["stage"]) is Kind.single:
+            shutil.rmtree(partial)  # the work of seconds, often the very thing whose settings had to change
+        elif changed:
+            where = str(partial.relative_to(self.folder))
+            raise RunChanged(self._refusal([(f"{name} (unfinished)", changed)], [where]))
+
+    def _plan(self, name: str, final: Path, identity: dict[str, Any], inputs: dict[str, Artifact]) -> Artifact:
+        stale_input = any(artifact.stale for artifact in inputs.values())
+        folder = final if final.exists() else _partial(final)
+        record = folder / ("artifact.json" if folder == final else ".identity.json")
+        if not record.is_file():
+            self.pending.append(name)
+            return Artifact(final, None, stale=stale_input)
+        there = json.loads(record.read_text())
+        there = there["identity"] if folder == final else there
+        unknown = {key for key, digest in identity["inputs"].items() if digest is None}
+        known = dict(identity, inputs={k: v for k, v in identity["inputs"].items() if k not in unknown})
+        there = dict(there, inputs={k: v for k, v in there["inputs"].items() if k not in unknown})
+        open_keys = {k for k, v in identity["config"].items() if v == UNKNOWN}
+        known["config"] = {k: v for k, v in known["config"].items() if k not in open_keys}
+        there["config"] = {k: v for k, v in there["config"].items() if k not in open_keys}
+        changed = differences(there, known)
+        if changed and folder != final and _kind(identity["stage"]) is Kind.single:
+            changed = []
+        if changed and not stale_input:
+            self.refusals.append((name, changed))
+        if changed or stale_input:
+            self.stale.append(str(folder.relative_to(self.folder)))
+            return Artifact(final, None, stale=True)
+        if folder == final and not unknown:
+            return open_artifact(final)
+        self.pending.append(name)
+        return Artifact(final, None)
+
+    def _make(
+        self,
+        stage: str,
+        name: str,
+        final: Path,
+        identity: dict[str, Any],
+        config: dict[str, Any],
+        inputs: dict[str, Artifact],
+    ) -> Artifact:
+        if self.only is not None and name != self.only:
+            raise UserError(
+                f"{self.only} alone cannot run: {name} in {self.folder} is not finished. "
+                f"Run that stage first, or the whole loop: python -m rlhf.iterate run_dir={self.folder}"
+            )
+        assert self.launcher is not None, "a run without a launcher only plans"
+        partial = _partial(final)
+        partial.mkdir(parents=True, exist_ok=True)
+        write_atomic(partial / ".identity.json", json.dumps(identity, indent=1).encode())
+        compute = plain(self.cfg.compute) | {"report_to": list(self.cfg.report_to)}
+        paths = {key: str(artifact.path) for key, artifact in inputs.items()}
+        job = Job(stage, name, config, paths, str(partial), self.cfg.seed, compute)
+        module = importlib.import_module(f"rlhf.stages.{stage}")
+        shards = [index for index in range(module.num_shards(job)) if not (partial / shard_name(index)).exists()]
+        started = time.monotonic()
+        if self.console is not None:
+            self.console.begin(name)
+        outcome = self.launcher.launch(job, module.KIND, shards)
+        counts = sum_counts(partial) | outcome.counts
+        seconds = time.monotonic() - started
+        artifact = commit(partial, final, identity, job, counts, outcome.metrics, seconds)
+        if self.console is not None:
+            self.console.end(name, seconds, artifact.counts | artifact.metrics)
+        return artifact
+
+    def say(self, text: str) -> None:
+        """Tell the person who watches."""
+        if self.console is not None:
+            self.console.say(text)
+
+    def refuse_changes(self) -> None:
+        """Raise for every change the plan found, all at once.
+
+        Raises:
+            RunChanged: a finished or begun stage was made with other settings or inputs.
+        """
+        if self.refusals:
+            raise RunChanged(self._refusal(self.refusals, self.stale))
+
+    def _refusal(self, refusals: list[tuple[str, list[str]]], stale: list[str]) -> str:
+        lines = [f"{self.folder} holds work made with other settings; nothing was run and nothing was touched."]
+        for name, changed in refusals:
+            lines += [f"  {name}:"] + [f"    {line}" for line in changed]
+        folders = " ".join(str(self.folder / name) for name in stale)
+        lines += [
+            "Ways out:",
+            "  put the old values back, and the run goes on;",
+            "  keep this run as it is and start another one: run_dir=<a new folder>;",
+            f"  redo what the change touches, losing it: rm -r {folders}",
+        ]
+        return "\n".join(lines)
+
+
+def _kind(stage: str) -> Kind:
+    kind = importlib.import_module(f"rlhf.stages.{stage}").KIND
+    assert isinstance(kind, Kind), stage
+    return kind
+
+
+def _partial(final: Path) -> Path:
+    return final.with_name(f".{final.name}.partial")
+
+
+def open_artifact(folder: Path) -> Artifact:
+    """A finished artifact.
+
+    Raises:
+        RunChanged: files are missing or of another size than its manifest says.
+    """
+    try:
+        record = json.loads((folder / "artifact.json").read_text())
+    except (OSError, ValueError) as error:
+        raise RunChanged(f"{folder}: artifact.json cannot be read ({error}). Delete the folder to redo it.") from error
+    for name, entry in record["files"].items():
+        path = folder / name
+        size = path.stat().st_size if path.is_file() else None
+        if size != entry["bytes"]:
+            raise RunChanged(
+                f"{path}: {'missing' if size is None else f'{size} bytes'}, but the manifest says {entry['bytes']} "
+                f"bytes. The artifact is damaged: delete {folder} to redo it, or restore the file."
+            )
+    return Artifact(folder, record["digest"], record)
+
+
+def commit(
+    partial: Path,
+    final: Path,
+    identity: dict[str, Any],
+    job: Job,
+    counts: dict[str, int],
+    metrics: dict[str, Any],
+    seconds: float,
+) -> Artifact:
+    """Seal a stage's folder: files to disk, manifest last, then the rename that makes it an artifact."""
+    for leftover in partial.rglob(".*.tmp"):
+        leftover.unlink()
+    (partial / "artifact.json").unlink(missing_ok=True)  # of a commit that was killed before its rename
+    names = list_files(partial)
+    for name in names:
+        with open(partial / name, "rb") as file:
+            os.fsync(file.fileno())
+    for parent in {(partial / name).parent for name in names}:
+        fsync_dir(parent)
+    files = digest_files(partial, names)
+    record = {
+        "identity": identity,
+        "digest": digest_of_files(files),
+        "counts": counts,
+        "metrics": metrics,
+        "seconds": round(seconds, 3),
+        "config": job.config,
+        "compute": job.compute,
+        "versions": {package: version(package) for package in _VERSIONS},
+        "files": files,
+    }
+    write_atomic(partial / "artifact.json", json.dumps(record, indent=1, ensure_ascii=False).encode())
+    os.rename(partial, final)
+    fsync_dir(final.parent)
+    return open_artifact(final)
+
+
+def fingerprint(artifact: Artifact) -> str:
+    """What identifies an artifact's recipe and inputs, 64 hex digits."""
+    return digest_of(artifact.record["identity"])

@@ -1,0 +1,1 @@
+"""Judges with one interface."""

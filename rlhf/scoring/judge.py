@@ -1,0 +1,53 @@
+"""One interface for everything that scores responses."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from rlhf.records import Message
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One raw score per conversation, in order, and how many conversations lost tokens on the left."""
+
+    scores: list[float]
+    num_truncated: int = 0
+
+
+class Judge(Protocol):
+    """Maps (conversation, response) to a number; higher is better."""
+
+    def score(self, items: list[tuple[list[Message], str]]) -> Scored:
+        """Score responses; an item's score does not depend on the others."""
+        ...
+
+
+class RuleJudge:
+    """A Python function `(messages, response) -> number`."""
+
+    def __init__(self, path: str) -> None:
+        module, _, name = path.partition(":")
+        self._function: Callable[[list[Message], str], float] = getattr(importlib.import_module(module), name)
+
+    def score(self, items: list[tuple[list[Message], str]]) -> Scored:
+        """The function's value for each item."""
+        return Scored([float(self._function(messages, response)) for messages, response in items])
+
+
+def load_judge(config: dict[str, Any], inputs: dict[str, str]) -> Judge:
+    """The rule that `config["rule"]` names, else the reward model folder `inputs["judge"]`."""
+    if config.get("rule"):
+        return RuleJudge(config["rule"])
+    from rlhf.scoring.classifier import ClassifierJudge
+
+    return ClassifierJudge(
+        inputs["judge"],
+        dtype=config["dtype"],
+        max_tokens=config["max_tokens"],
+        batch_tokens=config["batch_tokens"],
+        trust_remote_code=config["trust_remote_code"],
+    )

@@ -1,0 +1,1 @@
+"""One file per stage, each with KIND, num_shards and run (see rlhf.job)."""

@@ -1,0 +1,19 @@
+"""Stage `dpo`: a policy, preference pairs and the reference's log-probabilities of them make the next policy."""
+
+from __future__ import annotations
+
+from rlhf.job import Job, Kind, Outcome, Worker
+
+KIND = Kind.training
+
+
+def num_shards(job: Job) -> int:
+    """Training is not cut in shards; it has checkpoints."""
+    return 0
+
+
+def run(job: Job, worker: Worker) -> Outcome:
+    """Train on every rank; rank 0 writes `model/` and `metrics.jsonl`."""
+    from rlhf.training.dpo import train_dpo
+
+    return train_dpo(job, worker)

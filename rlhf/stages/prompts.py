@@ -1,0 +1,89 @@
+"""Stage `prompts`: which prompts train, in which order, and which are held out.
+
+Inputs: `prompts` (a file) and, if the experiment has one, `held_out` (a file). Output: `train.parquet`, whose slices
+the iterations take in turn, and `held_out.parquet`. Neither depends on the file's order or on `num_iterations`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+
+from rlhf.data.prompts import load_prompts
+from rlhf.data.shards import write_shard
+from rlhf.errors import ConfigError, DataError
+from rlhf.job import Job, Kind, Outcome, Worker
+from rlhf.records import PROMPT_SCHEMA, Prompt, to_row
+
+KIND = Kind.single
+
+
+def num_shards(job: Job) -> int:
+    """Not cut in shards."""
+    return 0
+
+
+def run(job: Job, worker: Worker) -> Outcome:
+    """Read, shuffle, split and write the prompts.
+
+    All prompts are in memory (`load_prompts` says how much that takes).
+
+    Counts: `rows` (of both files) = `train` + `held_out` + the sum of `dropped/<reason>`.
+
+    Raises:
+        ConfigError: `num_held_out` is negative, or leaves nothing to train on.
+        DataError: a file cannot be used, or every training prompt is held out.
+    """
+    num_held_out = int(job.config["num_held_out"])
+    if num_held_out < 0:
+        raise ConfigError(f"prompts.num_held_out is {num_held_out}; it must be 0 or more.")
+    path = job.input_path("prompts")
+    prompts, counts = load_prompts(path)
+    if "held_out" in job.inputs:
+        train, held_out = split_by_file(prompts, job.input_path("held_out"), job.seed, num_held_out, counts)
+    else:
+        ordered = shuffled(prompts, job.seed)
+        held_out, train = ordered[:num_held_out], ordered[num_held_out:]
+        if not train:
+            raise ConfigError(
+                f"prompts.num_held_out is {num_held_out}, and {path} has {len(prompts)} distinct prompts: none is left "
+                "to train on. Lower it, give more prompts, or name a file of its own in prompts.held_out_path."
+            )
+    counts.update(train=len(train), held_out=len(held_out))
+    dropped = sum(value for key, value in counts.items() if key.startswith("dropped/"))
+    assert counts["rows"] == len(train) + len(held_out) + dropped, counts
+    for name, part in (("train", train), ("held_out", held_out)):
+        write_shard(job.out_path / f"{name}.parquet", PROMPT_SCHEMA, map(to_row, part))
+    return Outcome(counts=dict(counts))
+
+
+def shuffled(prompts: list[Prompt], seed: int) -> list[Prompt]:
+    """The prompts in an order that depends on the seed and on each prompt alone: sha256(seed, id)."""
+    return sorted(prompts, key=lambda prompt: hashlib.sha256(f"{seed}/{prompt.id}".encode()).digest())
+
+
+def split_by_file(
+    prompts: list[Prompt], held_out_path: Path, seed: int, num_held_out: int, counts: Counter[str]
+) -> tuple[list[Prompt], list[Prompt]]:
+    """Training prompts that are not in the held-out file, and up to `num_held_out` prompts of that file.
+
+    Adds to `counts`: the held-out file's rows and drops, `dropped/in_held_out`, `dropped/over_num_held_out`.
+    """
+    all_held_out, held_out_counts = load_prompts(held_out_path)
+    counts.update(held_out_counts)
+    held_out_ids = {prompt.id for prompt in all_held_out}
+    train = [prompt for prompt in shuffled(prompts, seed) if prompt.id not in held_out_ids]
+    held_out = shuffled(all_held_out, seed)[:num_held_out]
+    for reason, number in (
+        ("in_held_out", len(prompts) - len(train)),
+        ("over_num_held_out", len(all_held_out) - len(held_out)),
+    ):
+        if number:
+            counts[f"dropped/{reason}"] += number
+    if not train:
+        raise DataError(
+            f"Every prompt of prompts.path is also in prompts.held_out_path ({held_out_path}): none is left to train "
+            "on. Name another file, or set prompts.held_out_path=null to cut the held-out prompts off prompts.path."
+        )
+    return train, held_out

@@ -1,0 +1,19 @@
+"""Stage `reward_model`: a model and preference pairs make a judge."""
+
+from __future__ import annotations
+
+from rlhf.job import Job, Kind, Outcome, Worker
+
+KIND = Kind.training
+
+
+def num_shards(job: Job) -> int:
+    """Training is not cut in shards; it has checkpoints."""
+    return 0
+
+
+def run(job: Job, worker: Worker) -> Outcome:
+    """Train on every rank; rank 0 writes `model/` and `metrics.jsonl`."""
+    from rlhf.training.reward_model import train_reward_model
+
+    return train_reward_model(job, worker)

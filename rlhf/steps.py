@@ -1,0 +1,114 @@
+"""What each stage is told: its config section with what it needs of others, and where its folder lies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf import sources
+from rlhf.config import Config
+from rlhf.models import saved_dtype
+from rlhf.run import UNKNOWN, Artifact, Run, plain
+
+_ELSEWHERE = {
+    "prompts": ("path", "held_out_path", "num_per_iteration"),
+    "sft": ("data",),
+    "reward_model": ("path", "revision", "data", "on_policy"),
+}
+"""Keys of a section that reach its stage as inputs, by content, or that only the loop reads."""
+
+
+def settings(cfg: Config, stage: str) -> dict[str, Any]:
+    """The config section a stage is called with."""
+    section = plain(getattr(cfg, stage))
+    for key in _ELSEWHERE.get(stage, ()):
+        del section[key]
+    if stage in ("generate", "reference", "dpo", "sft"):
+        section |= {"dtype": cfg.model.dtype.value, "trust_remote_code": cfg.model.trust_remote_code}
+    if stage == "score":
+        judge = cfg.reward_model
+        section |= {"dtype": judge.dtype.value, "trust_remote_code": judge.trust_remote_code, "rule": None}
+    if stage == "reference":
+        section |= {"max_length": cfg.dpo.max_length}
+    return section
+
+
+@dataclass(frozen=True)
+class Step:
+    """A folder of stages that belong together: an iteration, or an evaluation within it.
+
+    `dtype` is what the policy runs in, settled once from π0's files: the iterates themselves are stored in fp32.
+    """
+
+    run: Run
+    folder: str
+    iteration: int
+    dtype: str = UNKNOWN
+
+    def stage(self, stage: str, *, name: str = "", config: dict[str, Any] | None = None, **inputs: Artifact) -> Artifact:
+        """The artifact of one stage in this folder; `config` says what differs from its section."""
+        section = settings(self.run.cfg, stage)
+        if stage in ("generate", "reference", "dpo"):
+            section["dtype"] = self.dtype
+        return self.run.stage(stage, f"{self.folder}/{name or stage}", section | (config or {}), inputs)
+
+    def inside(self, folder: str) -> Step:
+        """A step in a folder of this one."""
+        return Step(self.run, f"{self.folder}/{folder}", self.iteration, self.dtype)
+
+
+def policy_dtype(cfg: Config, initial: Artifact) -> str:
+    """The dtype in which every iterate is sampled, scored and trained."""
+    if initial.digest is None:
+        return UNKNOWN if cfg.model.dtype.value == "auto" else cfg.model.dtype.value
+    return saved_dtype(initial.path, cfg.model.dtype.value)
+
+
+def initial_policy(cfg: Config, run: Run) -> Artifact:
+    """π0: the model as given, or fine-tuned on `sft.data`."""
+    if cfg.world.enabled:
+        run.stage("world", "world", settings(cfg, "world"), {})
+    model = sources.model(run, cfg.model.path, cfg.model.revision, "model.path")
+    if cfg.sft.data is None:
+        return model
+    data = sources.data_file(run, cfg.sft.data, "sft.data")
+    return run.stage("sft", "sft", settings(cfg, "sft"), {"model": model, "data": data}).part("model")
+
+
+def judge(cfg: Config, run: Run, initial: Artifact) -> Artifact:
+    """The reward model as given, or trained on `reward_model.data` and on labelled samples of π0."""
+    chosen = cfg.reward_model
+    model = sources.model(run, chosen.path, chosen.revision, "reward_model.path")
+    if chosen.data is None:
+        return model
+    inputs = {"model": model, "data": sources.data_file(run, chosen.data, "reward_model.data")}
+    if chosen.on_policy.prompts is not None:
+        inputs["on_policy"] = _on_policy_pairs(cfg, run, initial)
+    config = settings(cfg, "reward_model")
+    return run.stage("reward_model", "reward_model", config, inputs).part("model")
+
+
+def _on_policy_pairs(cfg: Config, run: Run, initial: Artifact) -> Artifact:
+    """Pairs of π0's own samples, labelled by a program."""
+    on_policy = cfg.reward_model.on_policy
+    assert on_policy.prompts is not None and on_policy.rule is not None, "checked with the config"
+    step = Step(run, "judge", 0, policy_dtype(cfg, initial))
+    given = sources.data_file(run, on_policy.prompts, "reward_model.on_policy.prompts")
+    prompts = step.stage("prompts", config={"num_held_out": 0}, prompts=given)
+    sampling = {"n": on_policy.n, "temperatures": [1.0], "iteration": 0, "slice": None}
+    candidates = step.stage("generate", config=sampling, policy=initial, prompts=prompts.part("train.parquet"))
+    labels = step.stage("score", config=rule_settings(on_policy.rule, "reward_model.on_policy.rule"), candidates=candidates)
+    pairing = {
+        "strategy": "best_worst",
+        "max_pairs_per_prompt": on_policy.max_pairs_per_prompt,
+        "truncated": "allow",
+        "length_penalty": 0.0,
+        "min_margin": 0.0,
+        "num_candidates": None,
+    }
+    return step.stage("pair", config=pairing, candidates=candidates, scores=labels)
+
+
+def rule_settings(rule: str, key: str) -> dict[str, Any]:
+    """What makes a `score` stage use a Python function; its source is part of the fingerprint."""
+    return {"rule": rule, "rule_source": sources.function_source(rule, key), "dtype": "auto", "trust_remote_code": False}

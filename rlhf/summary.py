@@ -1,0 +1,168 @@
+"""Per-iteration figures: plain arithmetic over finished artifacts."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+
+from rlhf.data.shards import read_all_rows, write_atomic
+from rlhf.run import Artifact
+
+KL_ESTIMATOR = "k1: mean over samples of log π_t − log π0, nats per response"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The artifacts that say how good one policy is, and how its training data came about.
+
+    `gold`, `reference` (log-probs of the samples under π0), `generate` and `pair` (of the iteration that trained it)
+    are None where there is nothing.
+    """
+
+    iteration: int
+    policy: Artifact
+    candidates: Artifact
+    scores: Artifact
+    gold: Artifact | None = None
+    reference: Artifact | None = None
+    generate: Artifact | None = None
+    pair: Artifact | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One evaluated policy; rates and accuracies in 0–1, `kl` in nats per response, None where there is nothing."""
+
+    iteration: int
+    mean_score: float
+    gold_accuracy: float | None
+    win_rate: float | None
+    win_rate_low: float | None
+    win_rate_high: float | None
+    mean_response_tokens: float
+    kl: float | None
+    truncated: float
+    pairs: int | None
+    dropped: dict[str, int]
+
+
+def scores_by_prompt(scores: Artifact) -> dict[str, list[float]]:
+    """Scores of each prompt's responses, by prompt id."""
+    return {row["id"]: row["scores"] for row in read_all_rows(scores.path)}
+
+
+def win_rate(policy: dict[str, list[float]], initial: dict[str, list[float]]) -> tuple[float, float, float]:
+    """How often the policy's response scores higher than π0's on the same prompt; a tie counts half.
+
+    Every response of one is compared with every response of the other; the 95 % interval takes prompts, not
+    comparisons, as independent. Returns (rate, low, high) in 0–1.
+    """
+    per_prompt = []
+    for prompt, ours in policy.items():
+        theirs = [score for score in initial.get(prompt, []) if math.isfinite(score)]
+        mine = [score for score in ours if math.isfinite(score)]
+        if mine and theirs:
+            wins = sum((a > b) + 0.5 * (a == b) for a in mine for b in theirs)
+            per_prompt.append(wins / (len(mine) * len(theirs)))
+    if not per_prompt:
+        return math.nan, math.nan, math.nan
+    rate = fmean(per_prompt)
+    half = 1.96 * stdev(per_prompt) / math.sqrt(len(per_prompt)) if len(per_prompt) > 1 else 1.0
+    return rate, max(0.0, rate - half), min(1.0, rate + half)
+
+
+def kl_to_initial(candidates: Artifact, reference: Artifact) -> float:
+    """KL(π_t‖π0), estimated as the mean of log π_t(y) − log π0(y) over sampled responses y, in nats."""
+    differences = []
+    rows = zip(read_all_rows(candidates.path, ["id", "candidates"]), read_all_rows(reference.path), strict=True)
+    for sampled, under_initial in rows:
+        assert sampled["id"] == under_initial["id"], "reference log-probs and candidates are out of step"
+        pairs = zip(sampled["candidates"], under_initial["logprobs"], strict=True)
+        differences += [candidate["logprob"] - logprob for candidate, logprob in pairs]
+    return fmean(differences) if differences else math.nan
+
+
+def row_of(evaluation: Evaluation, initial: Evaluation) -> Row:
+    """The figures of one policy beside π0's."""
+    scores = scores_by_prompt(evaluation.scores)
+    finite = [score for values in scores.values() for score in values if math.isfinite(score)]
+    gold = [score for values in scores_by_prompt(evaluation.gold).values() for score in values] if evaluation.gold else []
+    rate = low = high = None
+    kl: float | None = 0.0
+    if evaluation is not initial:
+        rate, low, high = win_rate(scores, scores_by_prompt(initial.scores))
+        kl = kl_to_initial(evaluation.candidates, evaluation.reference) if evaluation.reference else None
+    counts = evaluation.candidates.counts
+    dropped: dict[str, int] = {}
+    for artifact in (evaluation.generate, evaluation.pair):
+        for key, value in (artifact.counts if artifact else {}).items():
+            if key.startswith("dropped/") and value:
+                dropped[key.removeprefix("dropped/")] = value
+    return Row(
+        iteration=evaluation.iteration,
+        mean_score=fmean(finite) if finite else math.nan,
+        gold_accuracy=fmean(gold) if gold else None,
+        win_rate=rate,
+        win_rate_low=low,
+        win_rate_high=high,
+        mean_response_tokens=counts["response_tokens"] / max(1, counts["responses"]),
+        kl=kl,
+        truncated=counts["truncated"] / max(1, counts["responses"]),
+        pairs=evaluation.pair.counts["pairs"] if evaluation.pair else None,
+        dropped=dropped,
+    )
+
+
+def rows_of(evaluations: Sequence[Evaluation]) -> list[Row]:
+    """The figures of every evaluated policy, π0 first."""
+    return [row_of(evaluation, evaluations[0]) for evaluation in evaluations]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The figures as text, a line per policy."""
+    heads = ["policy", "score", "gold", "win rate vs π0 (95 %)", "tokens", "KL to π0", "cut", "pairs", "dropped"]
+    lines = [heads, *[_cells(row) for row in rows]]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
+    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join([text[0], "  ".join("─" * width for width in widths), *text[1:]])
+
+
+def _cells(row: Row) -> list[str]:
+    rate = "–"
+    if row.win_rate is not None and row.win_rate_low is not None and row.win_rate_high is not None:
+        rate = f"{row.win_rate:.3f} [{row.win_rate_low:.3f}, {row.win_rate_high:.3f}]"
+    dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(row.dropped.items()))
+    return [
+        f"π{row.iteration}",
+        f"{row.mean_score:+.3f}",
+        "–" if row.gold_accuracy is None else f"{row.gold_accuracy:.3f}",
+        rate,
+        f"{row.mean_response_tokens:.1f}",
+        "–" if row.kl is None else f"{row.kl:.2f}",
+        f"{100 * row.truncated:.1f} %",
+        "–" if row.pairs is None else str(row.pairs),
+        dropped or "–",
+    ]
+
+
+def best(rows: Sequence[Row]) -> int:
+    """Index of the policy with the highest mean held-out score of the judge; the earlier one of equals."""
+    return max(range(len(rows)), key=lambda i: (rows[i].mean_score, -i))
+
+
+def write_summary(folder: Path, rows: Sequence[Row], best_iteration: int) -> None:
+    """`summary.json`: the figures for programs."""
+    body = {
+        "iterations": [{key: _json(value) for key, value in asdict(row).items()} for row in rows],
+        "best_iteration": best_iteration,
+        "kl_estimator": KL_ESTIMATOR,
+    }
+    write_atomic(folder / "summary.json", (json.dumps(body, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def _json(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,1 @@
+"""Training: model loading, losses, DPO, SFT, reward models, DeepSpeed."""

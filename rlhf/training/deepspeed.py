@@ -1,0 +1,75 @@
+"""DeepSpeed: the process group and the config dict."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from rlhf.errors import ConfigError
+
+_MAX_BUCKET = 500_000_000
+"""DeepSpeed's own default number of elements in a communication bucket."""
+
+
+def on_gpu(compute: dict[str, Any]) -> bool:
+    """Whether training runs on GPUs."""
+    return compute["device"] != "cpu" and torch.cuda.is_available()
+
+
+def init_process_group(compute: dict[str, Any]) -> None:
+    """Join the ranks of this training; a second call does nothing.
+
+    RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT come from the launcher. It has to happen before a model
+    is loaded under ZeRO-3: DeepSpeed takes the number of ranks from here.
+    """
+    import deepspeed
+    import torch.distributed as dist
+
+    # Without this DeepSpeed compiles a helper on CPUs: it needs g++, and a kill while it compiles leaves a lock file
+    # on which every later start waits for ever. gloo does the same work.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if on_gpu(compute):
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if not dist.is_initialized():
+        backend = "nccl" if on_gpu(compute) else "gloo"
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+
+def deepspeed_config(compute: dict[str, Any], dtype: torch.dtype, num_parameters: int) -> dict[str, Any]:
+    """The DeepSpeed config of a model with so many parameters.
+
+    Sizes that belong to the Trainer are "auto". Buckets are no larger than the model: DeepSpeed allocates them whole.
+
+    Raises:
+        ConfigError: `compute.zero_stage` is neither 2 nor 3.
+    """
+    stage = compute["zero_stage"]
+    if stage not in (2, 3):
+        raise ConfigError(f"compute.zero_stage={stage}: use 2 (shards gradients and optimizer) or 3 (weights too)")
+    bucket = max(1024, min(num_parameters, _MAX_BUCKET))
+    zero: dict[str, Any] = {
+        "stage": stage,
+        "overlap_comm": on_gpu(compute),
+        "contiguous_gradients": True,
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+    }
+    if stage == 3:
+        zero |= {"stage3_prefetch_bucket_size": min(bucket, 50_000_000), "stage3_param_persistence_threshold": 100_000}
+    if compute["offload_optimizer"]:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu(compute)}
+    return {
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "zero_optimization": zero,
+        # torch's AdamW everywhere, also with the optimizer in CPU memory: DeepSpeed's own needs a compiler.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**31,
+        "wall_clock_breakdown": False,
+    }

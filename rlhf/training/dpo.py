@@ -1,0 +1,166 @@
+"""Direct preference optimisation on ready token ids and ready reference log-probabilities."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.data import DataLoader
+from trl import DPOConfig
+
+from rlhf.errors import ConfigError
+from rlhf.job import Job, Outcome, Worker
+from rlhf.training.checkpoints import remove_checkpoints, train_resumable
+from rlhf.training.logprobs import response_logprobs
+from rlhf.training.losses import dpo_loss
+from rlhf.training.models import export_model, load_model, resolve_dtype
+from rlhf.training.steps import Bin, StepShares, load_pairs, plan_steps
+from rlhf.training.trainer import (
+    StageTrainer,
+    attach,
+    build_arguments,
+    common_arguments,
+    not_finite,
+    step_rows,
+    write_rows,
+)
+
+_METRICS = (
+    "loss",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/accuracies",
+    "rewards/margins",
+    "logps/chosen",
+    "logps/rejected",
+)
+
+
+class DpoTrainer(StageTrainer):
+    """One training step = one item = this rank's bins of one optimizer step.
+
+    The loss of a step is the mean over its pairs, whatever the number of ranks and bins: each bin adds
+    `weight` × Σ losses, gradients are summed over bins and ranks, and only the last bin makes DeepSpeed step.
+    """
+
+    def __init__(self, *args: Any, steps_per_epoch: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.steps_per_epoch = steps_per_epoch
+        self._step_metrics: dict[str, float] = {}
+
+    def get_train_dataloader(self) -> DataLoader[list[Bin]]:
+        """Items in order; they are this rank's own already, so accelerate must not share them out again."""
+        assert self.train_dataset is not None
+        return DataLoader(self.train_dataset, batch_size=1, shuffle=False, collate_fn=lambda items: items[0])
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> None:
+        return None
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        return inputs
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """Forward and backward of all bins, then DeepSpeed's optimizer step.
+
+        Returns:
+            The step's loss over all ranks.
+        """
+        model.train()
+        bins: list[Bin] = inputs
+        learning_rate = self._get_learning_rate()
+        sums = torch.zeros(len(_METRICS), dtype=torch.float64, device=self.args.device)
+        for number, a_bin in enumerate(bins):
+            loss, metrics = self._bin_loss(model, a_bin)
+            sums += metrics
+            # DeepSpeed averages gradients over ranks; the step's loss is a sum over them.
+            self.accelerator.gradient_state._set_sync_gradients(number == len(bins) - 1)
+            self.accelerator.backward(loss * self.args.world_size, scale_wrt_gas=False)
+        if dist.is_initialized():
+            dist.all_reduce(sums)
+        self._step_metrics = dict(zip(_METRICS, sums.tolist(), strict=True)) | {"learning_rate": learning_rate}
+        return sums[0].float()
+
+    def _bin_loss(self, model: Any, a_bin: Bin) -> tuple[Tensor, Tensor]:
+        sequences = a_bin.sequences.to(self.args.device)
+        chosen, rejected = response_logprobs(model, sequences).chunk(2)
+        chosen_length, rejected_length = sequences.response_mask_B_S.sum(dim=1).chunk(2)
+        losses, chosen_rewards, rejected_rewards = dpo_loss(
+            chosen,
+            rejected,
+            a_bin.ref_chosen_B.to(self.args.device),
+            a_bin.ref_rejected_B.to(self.args.device),
+            chosen_length,
+            rejected_length,
+            beta=self.args.beta,
+            loss=self.args.loss_type[0],
+            label_smoothing=self.args.label_smoothing,
+        )
+        loss = losses.sum() * a_bin.weight
+        if not math.isfinite(loss.item()):
+            raise not_finite("loss", self.state.global_step + 1, f", pairs {', '.join(a_bin.ids)}")
+        with torch.no_grad():
+            margins = chosen_rewards - rejected_rewards
+            rows = [losses, chosen_rewards, rejected_rewards, margins > 0, margins, chosen, rejected]
+            metrics = torch.stack([row.double().sum() for row in rows]) * a_bin.weight
+        return loss, metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the step's metrics under TRL's names; epochs count passes over the pairs."""
+        if "loss" in logs:
+            logs.update(self._step_metrics)
+            self.state.epoch = self.state.global_step / self.steps_per_epoch
+        super().log(logs, start_time)
+
+
+def _arguments(job: Job, policy: Path) -> DPOConfig:
+    config = job.config
+    if config["loss"] == "ipo" and config["label_smoothing"]:
+        raise ConfigError("dpo.label_smoothing has no meaning for dpo.loss=ipo: set it to 0, or use loss=sigmoid")
+    own = common_arguments(job, policy) | {
+        "beta": config["beta"],
+        "loss_type": [config["loss"]],
+        "label_smoothing": config["label_smoothing"],
+        "max_length": config["max_length"],
+        "num_train_epochs": 1,  # one pass over StepShares, which holds all epochs
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 1,
+        "lr_scheduler_type": config["lr_scheduler"],
+        "weight_decay": config["weight_decay"],
+        "max_grad_norm": config["max_grad_norm"],
+        "optim": "adamw_torch",
+    }
+    return build_arguments(DPOConfig, "dpo", own, config["trainer_args"])  # type: ignore[no-any-return]
+
+
+def train_dpo(job: Job, worker: Worker) -> Outcome:
+    """Train `policy` on `pairs` against `reference`; write `model/` and `metrics.jsonl`. Every rank calls this."""
+    config, policy = job.config, job.input_path("policy")
+    pairs, counts = load_pairs(job.input_path("pairs"), job.input_path("reference"), config["max_length"])
+    steps = plan_steps(len(pairs), config["batch_size"], config["num_epochs"], job.seed)
+    args = _arguments(job, policy)
+    model = load_model(policy, resolve_dtype(config["dtype"], policy), config["trust_remote_code"])
+    trainer = DpoTrainer(
+        model=model,
+        args=args,
+        train_dataset=StepShares(pairs, steps, config["batch_tokens"], worker.rank, worker.world_size),
+        steps_per_epoch=len(steps) // config["num_epochs"],
+    )
+    attach(trainer, policy, worker)
+    train_resumable(trainer, job.out_path)
+    export_model(model, policy, job.out_path / "model")
+    rows = step_rows(trainer)
+    if worker.rank == 0:
+        write_rows(job.out_path, rows)
+        remove_checkpoints(job.out_path)
+    return Outcome(
+        counts | {"pairs": len(pairs), "steps": len(steps)},
+        {
+            "first_loss": rows[0]["loss"],
+            "last_loss": rows[-1]["loss"],
+            **{f"mean_{n}": sum(row[n] for row in rows) / len(rows) for n in ("rewards/accuracies", "rewards/margins")},
+        },
+    )

@@ -1,0 +1,209 @@
+"""Models in and out of training: load in the right dtype, export in fp32."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from rlhf.data.shards import fsync_dir
+from rlhf.errors import ModelError
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_COPIED = {".json", ".jinja", ".txt", ".model", ".py"}
+"""Suffixes of the small files beside the weights that an exported model keeps as they are."""
+_WRITTEN = {"config.json", "model.safetensors.index.json", "artifact.json"}
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder.
+
+    Raises:
+        ModelError: there are none.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelError(
+            f"{folder}: no safetensors weights. Save the model with save_pretrained (pickled .bin weights are not "
+            "loaded), or check the path."
+        )
+    return files
+
+
+def _headers(folder: Path) -> Iterator[tuple[str, str, int]]:
+    """Name, dtype and number of elements of every tensor, without reading any."""
+    for path in weight_files(folder):
+        with open(path, "rb") as file:
+            (size,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(size))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                yield name, entry["dtype"], int(torch.Size(entry["shape"]).numel())
+
+
+def num_parameters(folder: Path) -> int:
+    """Numbers in the weights of a model folder."""
+    return sum(count for _, _, count in _headers(folder))
+
+
+def resolve_dtype(name: str, folder: Path) -> torch.dtype:
+    """The dtype to compute in: `auto` is the one most of the weights are saved in.
+
+    Only float32 and bfloat16 are used; weights saved in anything else (float16) are computed in float32, which holds
+    their values exactly.
+    """
+    if name != "auto":
+        return _DTYPES[name]
+    counts: dict[str, int] = {}
+    for _, dtype, count in _headers(folder):
+        counts[dtype] = counts.get(dtype, 0) + count
+    return torch.bfloat16 if max(counts, key=lambda dtype: counts[dtype]) == "BF16" else torch.float32
+
+
+def load_model(folder: Path, dtype: torch.dtype, trust_remote_code: bool = False, reward_model: bool = False) -> Any:
+    """A causal LM, or a sequence classifier with one logit, without dropout.
+
+    Under ZeRO-3 (training arguments built before) every rank keeps only its share of the weights.
+
+    Raises:
+        ModelError: transformers cannot load it.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    weight_files(folder)
+    auto = AutoModelForSequenceClassification if reward_model else AutoModelForCausalLM
+    extra: dict[str, Any] = {"num_labels": 1} if reward_model else {}
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, **extra)
+        for name, value in config.to_dict().items():
+            if isinstance(value, float) and ("dropout" in name or "pdrop" in name):
+                setattr(config, name, 0.0)
+        model = auto.from_pretrained(
+            folder, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"{folder}: cannot be loaded as {auto.__name__.removeprefix('AutoModelFor')} ({error}). Check the path and "
+            "config.json; a model with its own Python code needs trust_remote_code=true."
+        ) from error
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def init_master_weights(model: nn.Module, folder: Path) -> None:
+    """Start DeepSpeed's fp32 weights from an fp32 file while the model itself computes in bf16.
+
+    DeepSpeed copies them from the model, which is rounded to bf16: what earlier iterations learnt below bf16's spacing
+    would be lost. Call it on every rank, after DeepSpeed has wrapped the model. Does nothing where nothing was rounded.
+
+    Raises:
+        ModelError: a weight has another name in the file than in the model.
+    """
+    from deepspeed.utils import safe_set_full_fp32_param
+    from safetensors import safe_open
+
+    where = {name: path for path in weight_files(folder) for name in _names(path)}
+    in_fp32 = {name for name, dtype, _ in _headers(folder) if dtype == "F32"}
+    opened: dict[Path, Any] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.dtype == torch.float32 or not in_fp32:
+            continue
+        if name not in where:
+            if _is_new(name):
+                continue
+            raise ModelError(
+                f"{folder}: weight {name} is not in the file under that name, so its fp32 value cannot be kept while "
+                "computing in bfloat16. Use dtype=float32 for this architecture."
+            )
+        if where[name] not in opened:
+            opened[where[name]] = safe_open(where[name], framework="pt")
+        value = opened[where[name]].get_tensor(name).to(torch.float32)
+        safe_set_full_fp32_param(parameter, value.to(parameter.device))
+
+
+def _is_new(name: str) -> bool:
+    return name.startswith("score.")
+
+
+def _names(path: Path) -> list[str]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return list(file.keys())
+
+
+def full_state(model: nn.Module) -> dict[str, Tensor] | None:
+    """All weights in fp32 on the CPU, from the fp32 masters where there are any: on rank 0, None on the others.
+
+    Every rank calls it; under ZeRO each weight is put together from its shards, one after another.
+    """
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    rank_zero = not dist.is_initialized() or dist.get_rank() == 0
+    state: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        sharded = hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id")  # under ZeRO 2 or 3
+        value = safe_get_full_fp32_param(parameter) if sharded else parameter.detach()
+        if rank_zero:
+            assert value is not None, name
+            state[name] = (
+                value.detach().to("cpu", torch.float32, copy=True).view(getattr(parameter, "ds_shape", parameter.shape))
+            )
+    if not rank_zero:
+        return None
+    aliases = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    state |= {name: value.cpu() for name, value in model.state_dict().items() if name not in aliases}
+    return state
+
+
+def export_model(
+    model: Any, source: Path, out: Path, config: dict[str, Any] | None = None, tokenizer: Any = None
+) -> None:
+    """Write a model folder in fp32: equal weights give equal bytes, and the folder appears whole. Every rank calls it.
+
+    Args:
+        model: the trained transformers model (not DeepSpeed's wrapper).
+        source: folder it was loaded from; tokenizer, chat template, generation config and code are copied from there.
+        out: the folder to make; one that exists is replaced.
+        config: what config.json says besides `dtype`; None takes the source's.
+        tokenizer: saved over the source's; None keeps that.
+    """
+    state = full_state(model)
+    if state is not None:
+        partial = out.with_name(f".{out.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        model.save_pretrained(partial, state_dict=state)
+        for path in sorted(source.iterdir()):
+            if path.is_file() and path.suffix in _COPIED and path.name not in _WRITTEN:
+                shutil.copyfile(path, partial / path.name)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+        config = json.loads((source / "config.json").read_text()) if config is None else dict(config)
+        for key in ("torch_dtype", "_name_or_path"):
+            config.pop(key, None)
+        config["dtype"] = "float32"
+        (partial / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        _make_durable(partial)
+        shutil.rmtree(out, ignore_errors=True)
+        os.replace(partial, out)
+        fsync_dir(out.parent)
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def _make_durable(folder: Path) -> None:
+    for path in folder.iterdir():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    fsync_dir(folder)

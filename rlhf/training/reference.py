@@ -1,0 +1,71 @@
+"""Response log-probabilities under a frozen model."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from rlhf.job import Job
+from rlhf.training.deepspeed import on_gpu
+from rlhf.training.logprobs import bins_by_tokens, collate, response_budget, response_logprobs
+from rlhf.training.models import load_model, resolve_dtype
+
+Sequence = tuple[list[int], list[int]]
+"""Prompt ids and response ids."""
+
+
+class Reference:
+    """A loaded reference model."""
+
+    def __init__(self, job: Job) -> None:
+        config, folder = job.config, job.input_path("model")
+        self.device = torch.device("cuda" if on_gpu(job.compute) else "cpu")
+        dtype = resolve_dtype(config["dtype"], folder)
+        self.model = load_model(folder, dtype, config["trust_remote_code"]).to(self.device).eval()
+        self.batch_tokens = config["batch_tokens"]
+        self.max_length = config.get("max_length")
+
+    def score(self, rows: list[dict[str, Any]], counts: dict[str, int]) -> list[dict[str, Any]]:
+        """A row of log-probabilities for each row of pairs or candidates, in the same order.
+
+        NaN stands for the pairs that DPO drops because their prompt fills `max_length`.
+        """
+        groups = [self._sequences(row) for row in rows]
+        values = self._logprobs([sequence for group in groups for sequence in group])
+        done, out = 0, []
+        for row, group in zip(rows, groups, strict=True):
+            out.append(
+                {
+                    "id": row["id"],
+                    "logprobs": values[done : done + len(group)] if group or "candidates" in row else [math.nan] * 2,
+                }
+            )
+            done += len(group)
+            counts["rows"] += 1
+            counts["responses"] += len(group)
+            counts["long_prompts"] += not group
+        return out
+
+    def _sequences(self, row: dict[str, Any]) -> list[Sequence]:
+        prompt = row["prompt_token_ids"]
+        if "candidates" in row:
+            return [(prompt, candidate["token_ids"]) for candidate in row["candidates"]]
+        budget = response_budget(len(prompt), self.max_length)
+        if budget < 1:
+            return []
+        return [(prompt, row["chosen_token_ids"][:budget]), (prompt, row["rejected_token_ids"][:budget])]
+
+    @torch.no_grad()
+    def _logprobs(self, sequences: list[Sequence]) -> list[float]:
+        values = [0.0] * len(sequences)  # an empty response has probability 1
+        scored = [i for i, (_, response) in enumerate(sequences) if response]
+        lengths = [len(sequences[i][0]) + len(sequences[i][1]) for i in scored]
+        for members in bins_by_tokens(lengths, self.batch_tokens):
+            chosen = [scored[m] for m in members]
+            batch = collate([sequences[i][0] for i in chosen], [sequences[i][1] for i in chosen])
+            result = response_logprobs(self.model, batch.to(self.device))
+            for i, value in zip(chosen, result.tolist(), strict=True):
+                values[i] = value
+        return values

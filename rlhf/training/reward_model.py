@@ -1,0 +1,166 @@
+"""A Bradley-Terry reward model (arXiv 2405.07863, section 2): one logit per conversation, −log σ(r_c − r_r)."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+from trl import RewardConfig, RewardTrainer
+
+from rlhf.chat import load_tokenizer, render_conversation
+from rlhf.data.files import read_records
+from rlhf.data.shards import read_all_rows
+from rlhf.errors import DataError
+from rlhf.job import Job, Outcome, Worker
+from rlhf.training.checkpoints import remove_checkpoints, train_resumable
+from rlhf.training.models import export_model, load_model, resolve_dtype
+from rlhf.training.sft import gradient_accumulation
+from rlhf.training.tokens import TokenRow, token_dataset
+from rlhf.training.trainer import StageTrainer, attach, build_arguments, common_arguments, step_rows, write_rows
+
+_COLUMNS = ["chosen_ids", "rejected_ids"]
+
+
+class _Trainer(StageTrainer, RewardTrainer):  # type: ignore[misc]
+    pass
+
+
+class Fp32Linear(nn.Linear):
+    """A score head that computes in fp32: bf16 scores between 4 and 8 come in steps of 1/32."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Rows of fp32 logits."""
+        bias = None if self.bias is None else self.bias.float()
+        return F.linear(input.float(), self.weight.float(), bias)
+
+
+def ensure_pad(tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
+    """Give tokenizer and model a pad token that no conversation contains.
+
+    The score is read at the last token that is not padding: with pad = end-of-turn it would be read at an earlier
+    turn, and chosen and rejected would score the same.
+    """
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        vocabulary = tokenizer.get_vocab()
+        spare = [t for t in ("<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "<pad>") if t in vocabulary]
+        tokenizer.add_special_tokens({"pad_token": spare[0] if spare else "<pad>"})
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer))
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+
+
+def _conversations(job: Job) -> Iterator[tuple[list[dict[str, str]], list[dict[str, str]]]]:
+    """Chosen and rejected conversations: the preference file, then π0's own pairs."""
+    for number, record in enumerate(read_records(job.input_path("data")), start=1):
+        if not all(isinstance(record.get(side), list) for side in ("chosen", "rejected")):
+            raise DataError(
+                f"{job.inputs['data']}: row {number} lacks message lists `chosen` and `rejected` (it has "
+                f'{sorted(record)}); each is [{{"role": …, "content": …}}, …] with the whole conversation'
+            )
+        yield record["chosen"], record["rejected"]
+    if "on_policy" in job.inputs:
+        for row in read_all_rows(job.input_path("on_policy"), ["messages", "chosen", "rejected"]):
+            chosen, rejected = ({"role": "assistant", "content": row[side]} for side in ("chosen", "rejected"))
+            yield [*row["messages"], chosen], [*row["messages"], rejected]
+
+
+def _rows(job: Job, tokenizer: PreTrainedTokenizerBase, counts: dict[str, int]) -> Iterator[TokenRow]:
+    max_length = job.config["max_length"]
+    for chosen, rejected in _conversations(job):
+        counts["rows"] += 1
+        row = {
+            name: render_conversation(tokenizer, messages)
+            for name, messages in zip(_COLUMNS, (chosen, rejected), strict=True)
+        }
+        if row["chosen_ids"] == row["rejected_ids"]:
+            counts["dropped_identical"] += 1
+            continue
+        counts["cut_left"] += any(len(ids) > max_length for ids in row.values())
+        yield {name: ids[-max_length:] for name, ids in row.items()}
+
+
+def split(num_pairs: int, share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Indices of training and held-out pairs, both in order; the held-out ones are a seeded sample."""
+    held_out = set(random.Random(f"held out {seed}").sample(range(num_pairs), int(num_pairs * share)))
+    return [i for i in range(num_pairs) if i not in held_out], sorted(held_out)
+
+
+@torch.no_grad()
+def accuracy(trainer: Any, dataset: Any, micro_batch_size: int) -> float | None:
+    """Share of pairs whose chosen score is the higher one; a tie is wrong. Every rank calls it; None without pairs."""
+    if len(dataset) == 0:
+        return None
+    model, device, num_ranks = trainer.model_wrapped, trainer.args.device, trainer.args.world_size
+    model.eval()
+    size = micro_batch_size * num_ranks
+    right = torch.zeros((), dtype=torch.float64, device=device)
+    for start in range(0, len(dataset), size):  # under ZeRO-3 all ranks must go through the model equally often
+        mine = range(start + trainer.args.process_index, min(start + size, len(dataset)), num_ranks)
+        rows = [dataset[i] for i in mine] or [dataset[0]]
+        batch = trainer.data_collator([{name: row[name] for name in _COLUMNS} for row in rows])
+        logits = model(**{name: value.to(device) for name, value in batch.items()}, use_cache=False).logits
+        chosen, rejected = logits.squeeze(-1).float().chunk(2)
+        right += (chosen > rejected).sum() if len(mine) else 0
+    if dist.is_initialized():
+        dist.all_reduce(right)
+    return right.item() / len(dataset)
+
+
+def _config(source: dict[str, Any], model: Any, vocab_size: int, pad_token_id: int) -> dict[str, Any]:
+    """What config.json of the result says: the source's, as a classifier with one logit."""
+    return source | {
+        "architectures": [type(model).__name__],
+        "id2label": {"0": "LABEL_0"},
+        "label2id": {"LABEL_0": 0},
+        "pad_token_id": pad_token_id,
+        "vocab_size": vocab_size,
+    }
+
+
+def train_reward_model(job: Job, worker: Worker) -> Outcome:
+    """Train a judge from `model` on `data` and `on_policy`; write `model/` and `metrics.jsonl`. Every rank calls it."""
+    config, source, micro = job.config, job.input_path("model"), job.config["micro_batch_size"]
+    own: dict[str, Any] = common_arguments(job, source) | {
+        "num_train_epochs": config["num_epochs"],
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": gradient_accumulation(
+            "reward_model", config["batch_size"], micro, worker.world_size
+        ),
+        "lr_scheduler_type": "cosine",
+        "max_length": None,  # cut here already, on the left
+    }
+    args = build_arguments(RewardConfig, "reward_model", own, config["trainer_args"])
+    tokenizer = load_tokenizer(source, config["trust_remote_code"])
+    torch.manual_seed(job.seed)  # of the new score head
+    model = load_model(source, resolve_dtype(config["dtype"], source), config["trust_remote_code"], reward_model=True)
+    ensure_pad(tokenizer, model)
+    if isinstance(getattr(model, "score", None), nn.Linear):
+        model.score.__class__ = Fp32Linear
+    counts = dict.fromkeys(("rows", "cut_left", "dropped_identical"), 0)
+    tokens = job.out_path / "tokens.arrow"
+    dataset = token_dataset(tokens, _COLUMNS, lambda: _rows(job, tokenizer, counts))
+    train, held_out = split(len(dataset), config["held_out_share"], job.seed)
+    if not train:
+        raise DataError(f"{job.inputs['data']}: no pair to train on: {counts}")
+    trainer = _Trainer(model=model, args=args, train_dataset=dataset.select(train), processing_class=tokenizer)
+    attach(trainer, source, worker)
+    train_resumable(trainer, job.out_path)
+    metrics = {"held_out_accuracy": accuracy(trainer, dataset.select(held_out), micro)}
+    source_config = json.loads((source / "config.json").read_text())
+    vocab_size = model.get_input_embeddings().num_embeddings
+    result = _config(source_config, model, vocab_size, int(tokenizer.pad_token_id))
+    export_model(model, source, job.out_path / "model", result, tokenizer)
+    rows = step_rows(trainer)
+    if worker.rank == 0:
+        write_rows(job.out_path, rows)
+        tokens.unlink()
+        remove_checkpoints(job.out_path)
+    metrics |= {"first_loss": rows[0]["loss"], "last_loss": rows[-1]["loss"]}
+    return Outcome(counts | {"pairs": len(train), "held_out": len(held_out), "steps": len(rows)}, metrics)

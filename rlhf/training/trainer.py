@@ -1,0 +1,139 @@
+"""What DPO, SFT and reward-model training share: training arguments, and a Trainer with lean checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from rlhf.data.shards import write_atomic
+from rlhf.errors import ConfigError, UserError
+from rlhf.job import Job, Worker
+from rlhf.training.deepspeed import deepspeed_config, init_process_group, on_gpu
+from rlhf.training.models import init_master_weights, num_parameters, resolve_dtype
+
+
+def common_arguments(job: Job, model: Path) -> dict[str, Any]:
+    """Trainer arguments that follow from a job alike for every kind of training. Joins the process group."""
+    config = job.config
+    init_process_group(job.compute)
+    dtype = resolve_dtype(config["dtype"], model)
+    return {
+        "output_dir": job.out,
+        "seed": job.seed,
+        "data_seed": job.seed,
+        "deepspeed": deepspeed_config(job.compute, dtype, num_parameters(model)),
+        "use_cpu": not on_gpu(job.compute),
+        "bf16": dtype == torch.bfloat16,
+        "learning_rate": config["learning_rate"],
+        "warmup_steps": config["warmup_ratio"],  # transformers 5: below 1 it is a share of the steps
+        "gradient_checkpointing": config["gradient_checkpointing"],
+        "save_strategy": "steps",
+        "save_steps": config["save_steps"],
+        "save_total_limit": None,
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "report_to": list(job.compute.get("report_to") or []) or "none",
+        "disable_tqdm": True,
+        "eval_strategy": "no",
+        "push_to_hub": False,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": on_gpu(job.compute),
+    }
+
+
+def build_arguments(cls: type[TrainingArguments], section: str, own: dict[str, Any], extra: dict[str, Any]) -> Any:
+    """Arguments of the Trainer: ours, and the user's `trainer_args` untouched.
+
+    Raises:
+        ConfigError: a key of `trainer_args` is unknown to the Trainer or is set by this package already.
+    """
+    known = {field.name for field in dataclasses.fields(cls) if field.init}
+    if unknown := sorted(set(extra) - known):
+        raise ConfigError(
+            f"{section}.trainer_args: {', '.join(unknown)} is no field of {cls.__module__}.{cls.__name__}"
+        )
+    if twice := sorted(set(extra) & set(own)):
+        raise ConfigError(
+            f"{section}.trainer_args: {', '.join(twice)} is set from the fields of `{section}` and `compute` (or is "
+            "fixed); use those and take it out of trainer_args"
+        )
+    try:
+        return cls(**own, **extra)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{section}.trainer_args={extra}: {error}") from error
+
+
+class StageTrainer(Trainer):
+    """The part every Trainer of ours overrides; mixed in before TRL's classes."""
+
+    source: Path
+    """Folder the weights were loaded from."""
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if resume_from_checkpoint is None:
+            init_master_weights(self.model, self.source)
+        return prepared
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Nothing: DeepSpeed's part of a checkpoint holds the weights, and `export_model` writes the result."""
+        if output_dir is not None and self.args.should_save:
+            os.makedirs(output_dir, exist_ok=True)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """None: checkpoints are ours alone."""
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not counted: it would walk all parameters in every step."""
+        return 0
+
+
+class Watch(TrainerCallback):
+    """Tells the driver how far the training is, and stops it when its loss or gradient is no number."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
+        """Called on every rank after a step."""
+        for name in ("loss", "grad_norm"):
+            if name in (logs or {}) and not math.isfinite(logs[name]):
+                raise not_finite(name, state.global_step, "")
+        if logs and "loss" in logs:
+            self.worker.progress(state.global_step, state.max_steps, f"loss {logs['loss']:.4f}")
+
+
+def not_finite(what: str, step: int, where: str) -> UserError:
+    """The error for a loss or gradient that is NaN or infinite."""
+    return UserError(
+        f"the {what} of step {step}{where} is not a finite number, so training stopped. Lower the learning rate, look "
+        "at those rows of the data, or compute in float32."
+    )
+
+
+def attach(trainer: StageTrainer, source: Path, worker: Worker) -> None:
+    """Tie a Trainer to its stage: where its weights come from, whom it reports to."""
+    trainer.source = source
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Watch(worker))
+
+
+def step_rows(trainer: Trainer) -> list[dict[str, Any]]:
+    """One row per optimizer step, from the state that checkpoints carry: a resume neither doubles nor loses any."""
+    return [dict(row) for row in trainer.state.log_history if "loss" in row]
+
+
+def write_rows(out: Path, rows: list[dict[str, Any]]) -> None:
+    """Write `metrics.jsonl`."""
+    lines = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+    write_atomic(out / "metrics.jsonl", lines.encode())

@@ -1,0 +1,1 @@
+"""The synthetic world of the quickstart: verifiable tasks, a tokenizer, a tiny model, data."""

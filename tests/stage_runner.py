@@ -1,0 +1,138 @@
+"""Run a stage as its processes would, without the launcher: in this process, or as ranks of a process group."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlhf.config import ComputeConfig
+from rlhf.data.shards import shard_name
+from rlhf.job import Job, Outcome
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@dataclass
+class FakeWorker:
+    """A worker that takes every shard of its job that is not there yet."""
+
+    rank: int = 0
+    world_size: int = 1
+    num_threads: int = 1
+    out: str = ""
+    num_shards: int = 0
+    reported: list[tuple[float, float, str]] = field(default_factory=list)
+
+    def shards(self) -> Iterator[int]:
+        """Missing shards in order."""
+        for index in range(self.num_shards):
+            if not (Path(self.out) / shard_name(index)).exists():
+                yield index
+
+    def progress(self, done: float, total: float, note: str = "") -> None:
+        """Remember what was reported."""
+        self.reported.append((done, total, note))
+
+
+def make_job(
+    stage: str,
+    config: Any,
+    inputs: dict[str, Path],
+    out: Path,
+    seed: int = 1,
+    compute: dict[str, Any] | None = None,
+    **extra: Any,
+) -> Job:
+    """A job of a config section, on the CPU; `extra` overrides or adds config values."""
+    out.mkdir(parents=True, exist_ok=True)
+    section = {key: getattr(value, "value", value) for key, value in asdict(config).items()}
+    section = {"dtype": "auto", "trust_remote_code": False} | section | extra
+    resolved = asdict(ComputeConfig()) | {"device": "cpu", "report_to": []} | (compute or {})
+    return Job(stage, stage, section, {k: str(v) for k, v in inputs.items()}, str(out), seed, resolved)
+
+
+def run_here(job: Job) -> Outcome:
+    """Run an inference or single stage in this process."""
+    from importlib import import_module
+
+    module = import_module(f"rlhf.stages.{job.stage}")
+    outcome: Outcome = module.run(job, FakeWorker(out=job.out, num_shards=module.num_shards(job)))
+    return outcome
+
+
+@dataclass
+class Ranks:
+    """Running ranks of a training stage."""
+
+    processes: list[subprocess.Popen[bytes]]
+    job: Job
+
+    def wait(self, timeout: float = 240) -> Outcome:
+        """The outcome of rank 0; raises with the logs when a rank fails."""
+        codes = [process.wait(timeout) for process in self.processes]
+        if any(codes):
+            raise AssertionError(f"exit codes {codes}\n{self.log()}")
+        return Outcome(**json.loads((Path(self.job.out) / "outcome.test.json").read_text()))
+
+    def log(self) -> str:
+        """What the ranks printed."""
+        return "\n".join(path.read_text() for path in sorted(Path(self.job.out).glob("rank*.log")))
+
+    def kill(self) -> None:
+        """SIGKILL every rank."""
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+
+def start_ranks(job: Job, num_ranks: int = 1, hook: str = "") -> Ranks:
+    """Start a training stage with so many ranks; `hook` is Python that each runs first."""
+    path = Path(job.out) / "job.test.json"
+    path.write_text(json.dumps(asdict(job)))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in range(num_ranks):
+        environment = os.environ | {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(num_ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(REPOSITORY),
+        }
+        with open(Path(job.out) / f"rank{rank}.log", "ab") as log:
+            command = [sys.executable, "-m", "tests.stage_runner", str(path), hook]
+            processes.append(subprocess.Popen(command, env=environment, cwd=REPOSITORY, stdout=log, stderr=log))
+    return Ranks(processes, job)
+
+
+def run_ranks(job: Job, num_ranks: int = 1, hook: str = "") -> Outcome:
+    """Run a training stage with so many ranks to its end."""
+    return start_ranks(job, num_ranks, hook).wait()
+
+
+def _main() -> None:
+    from importlib import import_module
+
+    job = Job(**json.loads(Path(sys.argv[1]).read_text()))
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    exec(sys.argv[2], {"job": job, "rank": rank})
+    outcome = import_module(f"rlhf.stages.{job.stage}").run(job, FakeWorker(rank=rank, world_size=world_size))
+    if rank == 0:
+        (Path(job.out) / "outcome.test.json").write_text(json.dumps(asdict(outcome)))
+    sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,113 @@
+"""Reading JSON, JSONL and Parquet, and what is said when it cannot be done."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rlhf.data.files import read_records
+from rlhf.errors import DataError
+
+ROWS = [{"prompt": "a"}, {"prompt": "b\u2028c\u0085d"}, {"prompt": "é"}]
+
+
+def write(path: Path, data: bytes | str) -> Path:
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return path
+
+
+def jsonl(rows: list[dict[str, str]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def test_json(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", json.dumps(ROWS, ensure_ascii=False))
+    assert list(read_records(path)) == ROWS
+    assert list(read_records(str(path))) == ROWS
+
+
+def test_jsonl_splits_at_line_feeds_only(tmp_path: Path) -> None:
+    assert list(read_records(write(tmp_path / "a.jsonl", jsonl(ROWS)))) == ROWS
+
+
+def test_jsonl_with_bom_blank_lines_carriage_returns_and_no_last_line_feed(tmp_path: Path) -> None:
+    text = "\ufeff" + '{"prompt": "a"}\r\n\n  \n{"prompt": "b"}'
+    assert list(read_records(write(tmp_path / "a.jsonl", text))) == [{"prompt": "a"}, {"prompt": "b"}]
+
+
+def test_json_with_bom(tmp_path: Path) -> None:
+    assert list(read_records(write(tmp_path / "a.json", '\ufeff[{"prompt": "a"}]'))) == [{"prompt": "a"}]
+
+
+def test_suffix_in_capitals(tmp_path: Path) -> None:
+    assert list(read_records(write(tmp_path / "a.JSONL", '{"prompt": "a"}'))) == [{"prompt": "a"}]
+
+
+def test_parquet_with_nested_columns(tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": "user", "content": str(i)}]} for i in range(600)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    assert list(read_records(tmp_path / "a.parquet")) == rows
+
+
+def test_jsonl_is_a_stream(tmp_path: Path) -> None:
+    """A row is given before a later mistake is seen."""
+    records = read_records(write(tmp_path / "a.jsonl", '{"prompt": "a"}\n{broken\n'))
+    assert next(records) == {"prompt": "a"}
+    with pytest.raises(DataError, match="line 2: invalid JSON"):
+        next(records)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.json", "", "holds no rows"),
+        ("a.json", "[]", "holds no rows"),
+        ("a.jsonl", "\n\n", "holds no rows"),
+        ("a.json", '[\n{"a": 1},\n{"a": }\n]', "line 3: invalid JSON"),
+        ("a.json", '{"a": 1}\n{"a": 2}\n', r"name it \.jsonl"),
+        ("a.json", '{"data": []}', "holds an object; a .json file must hold one list"),
+        ("a.json", '[{"a": 1}, "b"]', "row 2: found text"),
+        ("a.jsonl", '{"a": 1}\n\n[1]\n', "line 3: found a list"),
+        ("a.jsonl", '{"a": 1}\nnull\n', "line 2: found null"),
+        ("a.jsonl", "true\n", "line 1: found true or false"),
+        ("a.jsonl", '[\n{"a": 1}\n]', r"line 1: invalid JSON .*name it \.json"),
+        ("a.jsonl", '{"a": 1}\n{"a": 1\n', "line 2: invalid JSON"),
+        ("a.jsonl", '{"a": ' + "9" * 5000 + "}", "line 1: invalid JSON"),
+        ("a.jsonl", b'{"a": "x"}\n{"a": "\xe9"}\n', "line 2: not UTF-8 .*0xe9"),
+        ("a.json", b'[{"a": "x"},\n{"a": "\xe9"}]\n', "line 2: not UTF-8 .*0xe9"),
+        ("a.parquet", b"PAR1 or not", "no Parquet file"),
+        ("a.parquet", b"", "no Parquet file"),
+        ("a.csv", "a,b\n", r"suffix '\.csv'; known are \.json, \.jsonl, \.parquet"),
+    ],
+)
+def test_refused(tmp_path: Path, name: str, data: bytes | str, message: str) -> None:
+    path = write(tmp_path / name, data)
+    with pytest.raises(DataError, match=message) as caught:
+        list(read_records(path))
+    assert str(path) in str(caught.value)
+
+
+def test_empty_parquet_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"prompt": pa.array([], pa.string())}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="holds no rows"):
+        list(read_records(tmp_path / "a.parquet"))
+
+
+def test_missing_file_is_refused_before_reading(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        read_records(tmp_path / "a.json")
+
+
+def test_a_name_on_the_hub_gets_a_hint() -> None:
+    with pytest.raises(DataError, match="hf download --repo-type dataset some/prompts"):
+        read_records("some/prompts")
+
+
+def test_folder_is_refused_with_what_is_in_it(tmp_path: Path) -> None:
+    write(tmp_path / "b.jsonl", "{}")
+    with pytest.raises(DataError, match=r"is a folder.*b\.jsonl"):
+        read_records(tmp_path)
