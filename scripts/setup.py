@@ -191,9 +191,10 @@ def make_venv(installer: Installer) -> None:
     # the base interpreter, so that .venv does not hang on another virtual environment
     interpreter = getattr(sys, "_base_executable", None) or sys.executable
     made = installer.run([interpreter, "-I", "-m", "venv", str(VENV)])
+    package = f"python{running_version()}-venv"
     ways_out = (
-        f"on Debian and Ubuntu the package python{running_version()}-venv may be missing\n"
-        f"  (sudo apt install python{running_version()}-venv); or name another Python: make setup PYTHON=/path/to/python3"
+        f"on Debian and Ubuntu the package {package} may be missing: sudo apt install {package}.\n"
+        "  Or name another Python: make setup PYTHON=/path/to/python3"
     )
     installer.need(made, f"{interpreter} -m venv", ways_out)
 
@@ -232,7 +233,7 @@ def build(variant: str, key: str, lock: IO[str]) -> None:
     minutes = "2 to 4 minutes" if variant == "cpu" else "10 minutes or more, about 12 GB"
     installer.say(f"making .venv with Python {platform.python_version()} ({minutes}; pip writes to .venv/setup.log)")
     make_venv(installer)
-    installer.need(installer.pip("-r", str(REQUIREMENTS / "build.txt")), "installing setuptools", PIP_WAYS_OUT)
+    installer.need(installer.pip("-r", str(REQUIREMENTS / "build.txt")), "installing pip and setuptools", PIP_WAYS_OUT)
     installer.say(f"installing the packages of requirements/{variant}.txt and dev.txt")
     # before torch: DeepSpeed's build then neither imports torch nor looks for CUDA
     lists = ["-r", str(REQUIREMENTS / f"{variant}.txt"), "-r", str(REQUIREMENTS / "dev.txt")]

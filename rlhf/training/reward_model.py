@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,10 +16,11 @@ from transformers import PreTrainedTokenizerBase
 from trl import RewardConfig, RewardTrainer
 
 from rlhf.chat import load_tokenizer, render_conversation
-from rlhf.data.files import read_records
+from rlhf.data.preferences import read_preferences
 from rlhf.data.shards import read_all_rows
 from rlhf.errors import DataError
 from rlhf.job import Job, Outcome, Worker
+from rlhf.records import Message
 from rlhf.training.checkpoints import remove_checkpoints, train_resumable
 from rlhf.training.models import export_model, load_model, resolve_dtype
 from rlhf.training.sft import gradient_accumulation
@@ -56,34 +58,27 @@ def ensure_pad(tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
-def _conversations(job: Job) -> Iterator[tuple[list[dict[str, str]], list[dict[str, str]]]]:
-    """Chosen and rejected conversations: the preference file, then π0's own pairs."""
-    for number, record in enumerate(read_records(job.input_path("data")), start=1):
-        if not all(isinstance(record.get(side), list) for side in ("chosen", "rejected")):
-            raise DataError(
-                f"{job.inputs['data']}: row {number} lacks message lists `chosen` and `rejected` (it has "
-                f'{sorted(record)}); each is [{{"role": …, "content": …}}, …] with the whole conversation'
-            )
-        yield record["chosen"], record["rejected"]
+def _conversations(job: Job, counts: Counter[str]) -> Iterator[tuple[list[Message], str, str]]:
+    """Context, chosen and rejected answer: of the preference file, then of π0's own pairs."""
+    yield from read_preferences(job.input_path("data"), counts)
     if "on_policy" in job.inputs:
         for row in read_all_rows(job.input_path("on_policy"), ["messages", "chosen", "rejected"]):
-            chosen, rejected = ({"role": "assistant", "content": row[side]} for side in ("chosen", "rejected"))
-            yield [*row["messages"], chosen], [*row["messages"], rejected]
+            counts["rows"] += 1
+            counts["on_policy"] += 1
+            yield row["messages"], row["chosen"], row["rejected"]
 
 
-def _rows(job: Job, tokenizer: PreTrainedTokenizerBase, counts: dict[str, int]) -> Iterator[TokenRow]:
+def _rows(job: Job, tokenizer: PreTrainedTokenizerBase, counts: Counter[str]) -> Iterator[TokenRow]:
     max_length = job.config["max_length"]
-    for chosen, rejected in _conversations(job):
-        counts["rows"] += 1
-        row = {
-            name: render_conversation(tokenizer, messages)
-            for name, messages in zip(_COLUMNS, (chosen, rejected), strict=True)
-        }
-        if row["chosen_ids"] == row["rejected_ids"]:
-            counts["dropped_identical"] += 1
+    for messages, *answers in _conversations(job, counts):
+        chosen, rejected = (
+            render_conversation(tokenizer, [*messages, {"role": "assistant", "content": answer}]) for answer in answers
+        )
+        if chosen == rejected:
+            counts["dropped/identical"] += 1
             continue
-        counts["cut_left"] += any(len(ids) > max_length for ids in row.values())
-        yield {name: ids[-max_length:] for name, ids in row.items()}
+        counts["cut_left"] += max(len(chosen), len(rejected)) > max_length
+        yield {"chosen_ids": chosen[-max_length:], "rejected_ids": rejected[-max_length:]}
 
 
 def split(num_pairs: int, share: float, seed: int) -> tuple[list[int], list[int]]:
@@ -143,12 +138,12 @@ def train_reward_model(job: Job, worker: Worker) -> Outcome:
     ensure_pad(tokenizer, model)
     if isinstance(getattr(model, "score", None), nn.Linear):
         model.score.__class__ = Fp32Linear
-    counts = dict.fromkeys(("rows", "cut_left", "dropped_identical"), 0)
+    counts: Counter[str] = Counter(rows=0, cut_left=0)
     tokens = job.out_path / "tokens.arrow"
     dataset = token_dataset(tokens, _COLUMNS, lambda: _rows(job, tokenizer, counts))
     train, held_out = split(len(dataset), config["held_out_share"], job.seed)
     if not train:
-        raise DataError(f"{job.inputs['data']}: no pair to train on: {counts}")
+        raise DataError(f"{job.inputs['data']}: no pair to train on: {dict(counts)}")
     trainer = _Trainer(model=model, args=args, train_dataset=dataset.select(train), processing_class=tokenizer)
     attach(trainer, source, worker)
     train_resumable(trainer, job.out_path)
@@ -163,4 +158,4 @@ def train_reward_model(job: Job, worker: Worker) -> Outcome:
         tokens.unlink()
         remove_checkpoints(job.out_path)
     metrics |= {"first_loss": rows[0]["loss"], "last_loss": rows[-1]["loss"]}
-    return Outcome(counts | {"pairs": len(train), "held_out": len(held_out), "steps": len(rows)}, metrics)
+    return Outcome(dict(counts) | {"pairs": len(train), "held_out": len(held_out), "steps": len(rows)}, metrics)
