@@ -1,6 +1,7 @@
 """Imported once by the process that test ranks are forked from."""
 
 import deepspeed
+import deepspeed.runtime.zero.muon.muon_optimizer
 import torch
 import transformers.trainer
 import trl.trainer.dpo_config

@@ -1,0 +1,41 @@
+"""Rules that `test_launch` scores with, in worker processes."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from rlhf.errors import DataError
+
+
+def length(messages, response):
+    return float(len(response))
+
+
+def process_id(messages, response):
+    time.sleep(0.05)
+    return float(os.getpid())
+
+
+def broken(messages, response):
+    raise ZeroDivisionError("a rule that divides by zero")
+
+
+def bad_data(messages, response):
+    raise DataError("the rule does not like this response")
+
+
+def killed_once(messages, response):
+    """Dies by SIGKILL at the sixth call, the first time."""
+    marker = Path(os.environ["RULE_MARKER"])
+    calls = int(marker.read_text()) if marker.exists() else 0
+    marker.write_text(str(calls + 1))
+    if calls == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return float(calls)
+
+
+def sleeps(messages, response):
+    Path(os.environ["RULE_MARKER"]).write_text(str(os.getpid()))
+    time.sleep(60)
+    return 0.0
