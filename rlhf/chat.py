@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,7 @@ def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     return added | {index for index in tokenizer.all_special_ids if index is not None}
 
 
+@lru_cache(maxsize=8)
 def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token with which the chat template ends an assistant's turn: what DPO trains a response to end with.
 
@@ -138,14 +140,26 @@ def render_response(
 def stop_token_ids(
     tokenizer: PreTrainedTokenizerBase, path: str | Path, extra: Iterable[int] = (), trust_remote_code: bool = False
 ) -> list[int]:
-    """Every token at which sampling stops, sorted: tokenizer eos, end of turn, the model's own eos ids, `extra`."""
+    """Every token at which sampling stops, sorted: tokenizer eos, end of turn, the model's own eos ids, `extra`.
+
+    Raises:
+        ModelError: one of `extra` is not in the model's vocabulary.
+    """
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    vocab_size = config.get_text_config().vocab_size
+    unknown = [index for index in extra if not 0 <= index < vocab_size]
+    if unknown:
+        raise ModelError(
+            f"generate.stop_token_ids: {unknown} are not in the vocabulary of {path} (0 to {vocab_size - 1}). Remove "
+            "them, or use the ids that the tokenizer of this model has."
+        )
     stops = {end_of_turn_id(tokenizer), *extra}
     if tokenizer.eos_token_id is not None:
         stops.add(int(tokenizer.eos_token_id))
-    sources: list[Any] = [AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)]
+    sources: list[Any] = [config]
     if (Path(path) / "generation_config.json").is_file():
         sources.append(GenerationConfig.from_pretrained(path))
     for source in sources:
         eos = getattr(source, "eos_token_id", None)
         stops.update([eos] if isinstance(eos, int) else eos or [])
-    return sorted(int(index) for index in stops)
+    return sorted(int(index) for index in stops if 0 <= index < vocab_size)

@@ -307,22 +307,22 @@ class WorldConfig:
     enabled: bool = False
     """Build it as the run's first stage."""
     num_base_examples: int = 16000
-    """Clean examples the base is pre-trained on."""
+    """Clean conversations the base is pre-trained on."""
     num_sft_examples: int = 3200
-    """Examples with noisy answers."""
+    """Conversations of which 45 % have a wrong answer."""
     num_preferences: int = 4500
-    """Synthetic preference pairs."""
+    """Synthetic preference pairs, 5 % of them the wrong way round."""
     num_judge_prompts: int = 500
     """Prompts for the judge's on-policy pairs."""
-    num_prompts: int = 960
+    num_prompts: int = 1920
     """Prompts of all iterations together."""
     num_held_out: int = 256
     """Prompts of the evaluation."""
-    base_steps: int = 1000
-    """Optimizer steps of pre-training, 16 examples each."""
-    base_learning_rate: float = 2.0e-3
+    base_steps: int = 500
+    """Optimizer steps of pre-training, 32 conversations each."""
+    base_learning_rate: float = 3.0e-3
     """Peak."""
-    save_steps: int = 250
+    save_steps: int = 100
     """Pre-training steps between checkpoints."""
 
 

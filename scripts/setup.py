@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import IO, NoReturn
 
@@ -31,7 +32,8 @@ REQUIREMENTS = ROOT / "requirements"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 """Where the CPU build of torch is looked for when the places pip is configured with do not have it."""
 
-KEYED_FILES = [*sorted(REQUIREMENTS.glob("*.txt")), ROOT / "pyproject.toml", Path(__file__)]
+RECIPE = 1
+"""To be raised when this script changes so that an environment it built before must be built anew."""
 
 
 def fail(message: str) -> NoReturn:
@@ -83,10 +85,10 @@ def choose_variant(asked: str, state: dict[str, str]) -> tuple[str, str]:
 
 def setup_key(variant: str) -> str:
     """Hash of everything .venv is built from. The folder counts: a moved virtual environment is broken."""
-    digest = hashlib.sha256(f"{variant}\0{ROOT}\0".encode())
-    for path in KEYED_FILES:
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    parts = [RECIPE, variant, str(ROOT), project["build-system"], project["project"], project["tool"]["setuptools"]]
+    lists = {path.name: path.read_text() for path in REQUIREMENTS.glob("*.txt")}
+    return hashlib.sha256(json.dumps([*parts, lists], sort_keys=True).encode()).hexdigest()
 
 
 def venv_version() -> str:
@@ -124,18 +126,23 @@ def lock_out_others() -> IO[str]:
     return lock
 
 
-def discard_venv() -> None:
-    """Removes what an earlier set-up left; refuses to touch an environment that is not ours."""
-    shutil.rmtree(DISCARDED, ignore_errors=True)
-    is_ours = not VENV.is_symlink() and (not VENV.exists() or STATE.exists() or not any(VENV.glob("bin*")))
-    if not is_ours:
+def start_afresh(variant: str, lock: IO[str]) -> subprocess.Popen[bytes]:
+    """Puts an empty .venv in the place of what an earlier set-up left; refuses one that is not ours.
+
+    The state without a key marks the folder as ours and keeps the choice of packages, should we be interrupted.
+    Returns the process that deletes the old files, which can take a minute on a busy disk.
+    """
+    if VENV.is_symlink() or (any(VENV.glob("bin*")) and not STATE.exists()):
         fail(
             f"{VENV} was not made by this set-up, so it is left alone.\n"
             "  Ways out: move it elsewhere or delete it, then run the same command again."
         )
     if VENV.exists():
-        VENV.rename(DISCARDED)  # first out of the way in one step: a kill while deleting leaves no half of it
-        shutil.rmtree(DISCARDED)
+        shutil.rmtree(DISCARDED, ignore_errors=True)
+        VENV.rename(DISCARDED)  # in one step: no kill leaves half an environment in its place
+    VENV.mkdir()
+    write_state(variant=variant)
+    return subprocess.Popen(["rm", "-rf", str(DISCARDED)], pass_fds=[lock.fileno()])
 
 
 class Installer:
@@ -226,10 +233,10 @@ def install_torch(installer: Installer, variant: str) -> None:
 
 def build(variant: str, key: str, lock: IO[str]) -> None:
     """Makes .venv from nothing and seals it with its key."""
-    discard_venv()
-    VENV.mkdir(exist_ok=True)
-    write_state(variant=variant)  # marks the folder as ours and keeps the choice should this be interrupted
     installer = Installer(lock)
+    if read_state():
+        installer.say("the .venv found here is unfinished, or the lists or the Python changed: building it anew")
+    cleaner = start_afresh(variant, lock)
     minutes = "2 to 4 minutes" if variant == "cpu" else "10 minutes or more, about 12 GB"
     installer.say(f"making .venv with Python {platform.python_version()} ({minutes}; pip writes to .venv/setup.log)")
     make_venv(installer)
@@ -241,6 +248,7 @@ def build(variant: str, key: str, lock: IO[str]) -> None:
     installer.say("installing torch")
     install_torch(installer, variant)
     installer.need(installer.pip("-e", str(ROOT)), "installing this project", PIP_WAYS_OUT)
+    cleaner.wait()
     write_state(variant=variant, python=running_version(), key=key)
     installer.say("done")
 

@@ -28,19 +28,19 @@ def _config(**extra: Any) -> Any:
     from transformers import LlamaConfig
 
     tokenizer = tiny_tokenizer()
-    return LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=HIDDEN,
-        intermediate_size=2 * HIDDEN,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=8192,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        initializer_range=0.1,
-        **{"pad_token_id": tokenizer.pad_token_id, "tie_word_embeddings": True, **extra},
-    )
+    shape = {
+        "hidden_size": HIDDEN,
+        "intermediate_size": 2 * HIDDEN,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 8192,
+        "initializer_range": 0.1,
+        "tie_word_embeddings": True,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    tokens = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    return LlamaConfig(vocab_size=len(tokenizer), **tokens, **shape | extra)
 
 
 def tiny_llama(path: Path, seed: int = 0, **config: Any) -> Path:

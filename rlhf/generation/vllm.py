@@ -75,6 +75,7 @@ class VllmSampler:
                 stop_token_ids=sampling.stop_token_ids,
                 logprobs=0,
                 detokenize=False,
+                ignore_eos=True,  # our list of terminators is the whole list
             )
             for request in requests
         ]

@@ -1,0 +1,48 @@
+"""The quickstart's synthetic world: tokenizer, base policy, judge to be trained, and every data file, from the seed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rlhf.data.shards import write_atomic
+from rlhf.job import Job, Kind, Outcome, Worker
+
+KIND = Kind.single
+
+
+def num_shards(job: Job) -> int:
+    """The stage is not cut in shards; the pre-training resumes from its own checkpoints."""
+    return 0
+
+
+def run(job: Job, worker: Worker) -> Outcome:
+    """Write `model/`, `judge/`, `sft.jsonl`, `preferences.jsonl`, `judge_prompts.jsonl`, `prompts.jsonl` and
+    `held_out.jsonl` into `job.out`; the same seed gives the same bytes."""
+    from rlhf.training.checkpoints import remove_checkpoints
+    from rlhf.world import build, tasks
+    from rlhf.world.tokenizer import build_tokenizer
+
+    config, seed, out = job.config, job.seed, job.out_path
+    counts = {
+        "sft": _write_jsonl(out / "sft.jsonl", tasks.sft_rows(seed, config["num_sft_examples"])),
+        "preferences": _write_jsonl(out / "preferences.jsonl", tasks.preference_rows(seed, config["num_preferences"])),
+    }
+    for split in ("judge_prompts", "prompts", "held_out"):
+        counts[split] = _write_jsonl(out / f"{split}.jsonl", tasks.prompt_rows(seed, split, config[f"num_{split}"]))
+    tokenizer = build_tokenizer()
+    model = build.pretrain(tokenizer, tasks.base_rows(seed, config["num_base_examples"]), config, seed, out)
+    build.save_model(model, tokenizer, out / "model")
+    build.save_model(build.judge_from(model, seed), tokenizer, out / "judge")
+    remove_checkpoints(out)
+    counts["base"] = config["num_base_examples"]
+    return Outcome(counts=counts, metrics={"num_parameters": model.num_parameters()})
+
+
+def _write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Write rows, one a line; returns how many."""
+    lines = [json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows]
+    write_atomic(path, "".join(lines).encode())
+    return len(lines)

@@ -1,0 +1,123 @@
+"""Training that is killed goes on and ends with the same bytes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+
+import pytest
+
+from rlhf.config import DpoConfig, ReferenceConfig
+from rlhf.errors import UserError
+from rlhf.training import checkpoints
+from rlhf.training.checkpoints import find_checkpoint, remove_checkpoints
+from tests.stage_runner import make_job, run_here, run_ranks, start_ranks
+from tests.tiny import random_pairs, tiny_llama, write_pairs
+
+SLOW = """
+import time, rlhf.training.dpo as d
+step = d.DpoTrainer.training_step
+d.DpoTrainer.training_step = lambda *a, **k: (time.sleep(0.3), step(*a, **k))[1]
+"""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    model, pairs = tiny_llama(folder / "policy"), write_pairs(folder / "pairs", random_pairs(14))
+    run_here(
+        make_job("reference", ReferenceConfig(), {"model": model, "pairs": pairs}, folder / "reference", max_length=99)
+    )
+    return folder
+
+
+def job(world, out, zero_stage):
+    section = DpoConfig(learning_rate=1e-3, batch_size=4, max_length=99, gradient_checkpointing=False, save_steps=2)
+    inputs = {name: world / name for name in ("policy", "pairs", "reference")}
+    return make_job("dpo", section, inputs, out, compute={"zero_stage": zero_stage}, batch_tokens=300)
+
+
+def files(out):
+    return {
+        name: (out / name).read_bytes() for name in ("metrics.jsonl", "model/model.safetensors", "model/config.json")
+    }
+
+
+def kill_after(ranks, out, seal):
+    deadline = time.monotonic() + 120
+    while not (out / seal).exists():
+        assert time.monotonic() < deadline, ranks.log()
+        assert all(process.exitcode is None for process in ranks.processes), ranks.log()
+        time.sleep(0.02)
+    ranks.kill()
+    assert not (out / "model").exists()
+
+
+@pytest.mark.parametrize(("num_ranks", "zero_stage"), [(1, 2), (2, 3)])
+def test_sigkill_and_a_damaged_checkpoint_leave_no_trace(world, tmp_path, num_ranks, zero_stage):
+    run_ranks(job(world, tmp_path / "whole", zero_stage), num_ranks)
+    broken = job(world, tmp_path / "broken", zero_stage)
+    out = tmp_path / "broken"
+    kill_after(start_ranks(broken, num_ranks, SLOW), out, "checkpoint-4/sealed.json")
+    (out / "checkpoint-6").mkdir(exist_ok=True)  # as if killed while it was written
+    (out / "checkpoint-6" / "sealed.json").unlink(missing_ok=True)
+    weights = max((out / "checkpoint-4").rglob("*.pt"), key=lambda path: path.stat().st_size)
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    ranks = start_ranks(broken, num_ranks)
+    ranks.wait()
+    assert "checkpoint-6 was not finished: deleted" in ranks.log()
+    assert f"checkpoint-4 is damaged ({weights.relative_to(out / 'checkpoint-4')})" in ranks.log()
+    assert "going on from checkpoint-2" in ranks.log()
+    assert files(out) == files(tmp_path / "whole")
+    assert [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()] == list(range(1, 9))
+    assert not list(out.glob("checkpoint-*"))
+
+
+def seal(out, step, **files_of):
+    checkpoint = out / f"checkpoint-{step}"
+    checkpoint.mkdir(parents=True)
+    for name, text in files_of.items():
+        (checkpoint / name).write_text(text)
+    checkpoints._Sealer(out)._seal(checkpoint, checkpoints._digests(checkpoint))
+    return checkpoint
+
+
+def test_two_sealed_checkpoints_are_kept_and_the_newest_by_number_is_taken(tmp_path):
+    for step in (2, 9, 10):
+        seal(tmp_path, step, weights=str(step))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]
+    assert find_checkpoint(tmp_path).name == "checkpoint-10"
+
+
+@pytest.mark.parametrize("damage", ["missing", "added", "seal"])
+def test_what_the_seal_does_not_cover_is_not_loaded(tmp_path, damage, caplog):
+    seal(tmp_path, 2, weights="2")
+    newest = seal(tmp_path, 4, weights="4", other="4")
+    if damage == "missing":
+        (newest / "other").unlink()
+    elif damage == "added":
+        (newest / "evil.pt").write_text("x")
+    else:
+        (newest / "sealed.json").write_text("{")
+    with caplog.at_level(logging.WARNING):
+        assert find_checkpoint(tmp_path).name == "checkpoint-2"
+    assert "checkpoint-4" in caplog.text
+    assert not newest.exists()
+
+
+def test_another_number_of_ranks_is_refused_with_the_ways_out(tmp_path, monkeypatch):
+    checkpoint = seal(tmp_path, 2, weights="2")
+    monkeypatch.setattr(checkpoints, "_world_size", lambda: 4)
+    with pytest.raises(UserError, match=r"written by 1 training ranks, and 4 .*num_training_ranks=1, or delete"):
+        find_checkpoint(tmp_path)
+    assert checkpoint.exists()
+
+
+def test_nothing_to_go_on_from(tmp_path):
+    assert find_checkpoint(tmp_path) is None
+    seal(tmp_path, 2, weights="2")
+    remove_checkpoints(tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,88 @@
+"""The judge: trained, measured on held-out pairs, loadable as people load it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from rlhf.chat import render_conversation
+from rlhf.config import RewardModelConfig
+from rlhf.training.reward_model import Fp32Linear, ensure_pad, split
+from tests.stage_runner import make_job, run_ranks
+from tests.tiny import random_pairs, tiny_llama, tiny_reward_model, tiny_tokenizer, write_pairs
+
+
+def preference(number):
+    question = {"role": "user", "content": f"say {number}"}
+    answers = ({"role": "assistant", "content": text} for text in (f"A {number}", f"b {number}"))
+    chosen, rejected = ([question, answer] for answer in answers)
+    return {"chosen": chosen, "rejected": rejected}
+
+
+@pytest.mark.parametrize(("num_ranks", "zero_stage"), [(1, 2), (2, 3)])
+def test_learns_to_tell_good_from_bad(tmp_path, num_ranks, zero_stage):
+    model = tiny_llama(tmp_path / "base")
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(preference(i)) + "\n" for i in range(70)))
+    on_policy = random_pairs(10)
+    for number, row in enumerate(on_policy):
+        row |= {"chosen": f"A. {number}", "rejected": f"b. {number}"}
+    inputs = {
+        "model": model,
+        "data": tmp_path / "data.jsonl",
+        "on_policy": write_pairs(tmp_path / "on_policy", on_policy),
+    }
+    section = RewardModelConfig(
+        learning_rate=5e-3,
+        batch_size=8,
+        micro_batch_size=4,
+        gradient_checkpointing=False,
+        held_out_share=0.2,
+        num_epochs=2,
+    )
+    job = make_job("reward_model", section, inputs, tmp_path / "out", compute={"zero_stage": zero_stage})
+    outcome = run_ranks(job, num_ranks)
+    assert (outcome.counts["rows"], outcome.counts["pairs"], outcome.counts["held_out"]) == (80, 64, 16)
+    assert outcome.metrics["held_out_accuracy"] > 0.9
+    assert outcome.metrics["last_loss"] < 0.4
+
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+    folder = tmp_path / "out" / "model"
+    judge = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert judge.config.num_labels == 1
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.pad_token_id == judge.config.pad_token_id != tokenizer.eos_token_id
+    pipe = pipeline("text-classification", model=judge, tokenizer=tokenizer, function_to_apply="none", batch_size=2)
+    texts = [tokenizer.decode(render_conversation(tokenizer, talk)[1:]) for talk in preference(3).values()]
+    good, bad = (result["score"] for result in pipe(texts))
+    assert good > bad
+
+
+def test_pad_equal_to_end_of_turn_is_replaced(tmp_path):
+    import copy
+
+    from rlhf.training.models import load_model
+
+    model = load_model(tiny_reward_model(tmp_path / "m"), torch.float32, reward_model=True)
+    tokenizer = copy.deepcopy(tiny_tokenizer())
+    tokenizer.pad_token = tokenizer.eos_token
+    ensure_pad(tokenizer, model)
+    assert model.config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
+
+
+def test_held_out_pairs_are_a_seeded_sample():
+    train, held_out = split(100, 0.1, seed=1)
+    assert len(held_out) == 10
+    assert sorted(train + held_out) == list(range(100))
+    assert split(100, 0.1, seed=1)[1] == held_out != split(100, 0.1, seed=2)[1]
+    assert split(3, 0.1, seed=1) == ([0, 1, 2], [])
+
+
+def test_bf16_head_scores_in_fp32():
+    head = torch.nn.Linear(16, 1, bias=False).bfloat16()
+    head.__class__ = Fp32Linear
+    hidden = torch.randn(3, 16).bfloat16()
+    assert head(hidden).dtype == torch.float32
+    assert torch.equal(head(hidden), hidden.float() @ head.weight.float().T)
