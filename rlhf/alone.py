@@ -33,10 +33,12 @@ def _run(stage: str, arguments: list[str]) -> None:
         return
     if any("=" not in argument for argument in arguments):
         raise ConfigError(f"{arguments}: every argument reads key=value.\n{usage}")
-    given: dict[str, str] = dict(argument.split("=", 1) for argument in arguments)  # type: ignore[misc]
+    given: dict[str, str] = dict(argument.split("=", 1) for argument in arguments)
     run_dir = given.get("run_dir")
     if run_dir is None or not (Path(run_dir) / "config.yaml").is_file():
-        raise ConfigError(f"run_dir={run_dir}: no config.yaml there; begin the run with python -m rlhf.iterate.\n{usage}")
+        raise ConfigError(
+            f"run_dir={run_dir}: no config.yaml there; begin the run with python -m rlhf.iterate.\n{usage}"
+        )
     iteration, artifact = given.pop("iteration", None), given.pop("artifact", None)
     if iteration is not None and not iteration.isdigit():
         raise ConfigError(f"iteration={iteration}: must be a whole number, 0 for what π0 is evaluated on.\n{usage}")

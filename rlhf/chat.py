@@ -137,6 +137,24 @@ def render_response(
     return prompt, rest
 
 
+def longest_prompt(path: str | Path, wanted: int, max_new_tokens: int, trust_remote_code: bool = False) -> int:
+    """Tokens a prompt may have: `wanted`, or less where the model's context leaves less beside a whole response.
+
+    Raises:
+        ModelError: the context has no room for a response at all.
+    """
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).get_text_config()
+    context = getattr(config, "max_position_embeddings", None)
+    if context is None:
+        return wanted
+    if context <= max_new_tokens:
+        raise ModelError(
+            f"{path}: its context of {context} tokens has no room for generate.max_new_tokens={max_new_tokens} and a "
+            f"prompt. Set generate.max_new_tokens below {context}, or use a model with a longer context."
+        )
+    return min(wanted, int(context) - max_new_tokens)
+
+
 def stop_token_ids(
     tokenizer: PreTrainedTokenizerBase, path: str | Path, extra: Iterable[int] = (), trust_remote_code: bool = False
 ) -> list[int]:

@@ -8,19 +8,54 @@ from collections.abc import Iterator
 from rlhf.config import Config, Strategy
 from rlhf.errors import ConfigError
 
-_POSITIVE = (
-    "num_iterations prompts.num_per_iteration prompts.num_held_out generate.n generate.max_new_tokens "
-    "generate.max_prompt_tokens generate.shard_size generate.tensor_parallel_size score.max_tokens score.batch_tokens "
-    "pair.max_pairs_per_prompt reference.batch_tokens dpo.beta dpo.num_epochs dpo.batch_size dpo.max_length "
-    "dpo.batch_tokens dpo.save_steps dpo.learning_rate sft.learning_rate sft.num_epochs sft.batch_size "
-    "sft.micro_batch_size sft.max_length sft.save_steps reward_model.learning_rate reward_model.num_epochs "
-    "reward_model.batch_size reward_model.micro_batch_size reward_model.max_length reward_model.save_steps "
-    "reward_model.on_policy.n evaluate.n compute.kv_cache_gib"
-).split()
-_NOT_NEGATIVE = (
-    "seed generate.top_k pair.length_penalty pair.min_margin dpo.weight_decay dpo.max_grad_norm dpo.warmup_ratio "
-    "sft.warmup_ratio reward_model.warmup_ratio evaluate.temperature"
-).split()
+_POSITIVE = [
+    "num_iterations",
+    "prompts.num_per_iteration",
+    "prompts.num_held_out",
+    "generate.n",
+    "generate.max_new_tokens",
+    "generate.max_prompt_tokens",
+    "generate.shard_size",
+    "generate.tensor_parallel_size",
+    "score.max_tokens",
+    "score.batch_tokens",
+    "pair.max_pairs_per_prompt",
+    "reference.batch_tokens",
+    "dpo.beta",
+    "dpo.num_epochs",
+    "dpo.batch_size",
+    "dpo.max_length",
+    "dpo.batch_tokens",
+    "dpo.save_steps",
+    "dpo.learning_rate",
+    "sft.learning_rate",
+    "sft.num_epochs",
+    "sft.batch_size",
+    "sft.micro_batch_size",
+    "sft.max_length",
+    "sft.save_steps",
+    "reward_model.learning_rate",
+    "reward_model.num_epochs",
+    "reward_model.batch_size",
+    "reward_model.micro_batch_size",
+    "reward_model.max_length",
+    "reward_model.save_steps",
+    "reward_model.on_policy.n",
+    "evaluate.n",
+    "compute.kv_cache_gib",
+]
+_NOT_NEGATIVE = [
+    "seed",
+    "generate.top_k",
+    "pair.length_penalty",
+    "pair.min_margin",
+    "dpo.weight_decay",
+    "dpo.max_grad_norm",
+    "dpo.warmup_ratio",
+    "sft.warmup_ratio",
+    "reward_model.warmup_ratio",
+    "evaluate.temperature",
+]
 
 
 def value_at(config: object, key: str) -> object:

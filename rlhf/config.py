@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Optional
 
-
 UNCOMPARED = frozenset(
     {
         "save_steps",

@@ -11,9 +11,19 @@ from typing import Any
 EVERY_SECONDS = 30.0
 """Between progress lines where the output is no terminal."""
 
-_SHOWN = (
-    "rows train held_out responses truncated pairs steps conversations first_loss last_loss held_out_accuracy"
-).split()
+_SHOWN = [
+    "rows",
+    "train",
+    "held_out",
+    "responses",
+    "truncated",
+    "pairs",
+    "steps",
+    "conversations",
+    "first_loss",
+    "last_loss",
+    "held_out_accuracy",
+]
 """Counts and metrics worth a place on a stage's line, beside what was dropped."""
 
 

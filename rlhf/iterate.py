@@ -136,7 +136,9 @@ def execute(cfg: Config, only: str | None = None) -> None:
         if plan.pending:
             launcher.warm_up()
         done = len(plan.made) - len(plan.pending)
-        begun = f"{done} stages are finished, {len(plan.pending)} to do" if done else f"{len(plan.pending)} stages to do"
+        begun = (
+            f"{done} stages are finished, {len(plan.pending)} to do" if done else f"{len(plan.pending)} stages to do"
+        )
         console.say(f"{folder}: {begun}")
         if only is None:
             write_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(cfg))).encode())

@@ -71,7 +71,7 @@ class Launcher(Protocol):
         ...
 
 
-class AloneDone(Exception):  # noqa: N818 - it ends the loop, nothing is wrong
+class AloneDone(Exception):
     """The one stage that was asked for is finished."""
 
 

@@ -25,7 +25,7 @@ def made_here(run: Run, path: str, key: str) -> Artifact:
     name, _, part = path.removeprefix("@").partition("/")
     if name not in run.made:
         raise ConfigError(
-            f"{key}={path}: this run makes no {name!r} before it is needed; it has made {sorted(run.made) or 'nothing'}."
+            f"{key}={path}: this run makes no {name!r} before it is needed; it has {sorted(run.made) or 'nothing'}."
         )
     return run.made[name].part(part) if part else run.made[name]
 

@@ -45,7 +45,9 @@ class Step:
     iteration: int
     dtype: str = UNKNOWN
 
-    def stage(self, stage: str, *, name: str = "", config: dict[str, Any] | None = None, **inputs: Artifact) -> Artifact:
+    def stage(
+        self, stage: str, *, name: str = "", config: dict[str, Any] | None = None, **inputs: Artifact
+    ) -> Artifact:
         """The artifact of one stage in this folder; `config` says what differs from its section."""
         section = settings(self.run.cfg, stage)
         if stage in ("generate", "reference", "dpo"):
@@ -97,7 +99,9 @@ def _on_policy_pairs(cfg: Config, run: Run, initial: Artifact) -> Artifact:
     prompts = step.stage("prompts", config={"num_held_out": 0}, prompts=given)
     sampling = {"n": on_policy.n, "temperatures": [1.0], "iteration": 0, "slice": None}
     candidates = step.stage("generate", config=sampling, policy=initial, prompts=prompts.part("train.parquet"))
-    labels = step.stage("score", config=rule_settings(on_policy.rule, "reward_model.on_policy.rule"), candidates=candidates)
+    labels = step.stage(
+        "score", config=rule_settings(on_policy.rule, "reward_model.on_policy.rule"), candidates=candidates
+    )
     pairing = {
         "strategy": "best_worst",
         "max_pairs_per_prompt": on_policy.max_pairs_per_prompt,
@@ -111,4 +115,9 @@ def _on_policy_pairs(cfg: Config, run: Run, initial: Artifact) -> Artifact:
 
 def rule_settings(rule: str, key: str) -> dict[str, Any]:
     """What makes a `score` stage use a Python function; its source is part of the fingerprint."""
-    return {"rule": rule, "rule_source": sources.function_source(rule, key), "dtype": "auto", "trust_remote_code": False}
+    return {
+        "rule": rule,
+        "rule_source": sources.function_source(rule, key),
+        "dtype": "auto",
+        "trust_remote_code": False,
+    }

@@ -90,7 +90,9 @@ def row_of(evaluation: Evaluation, initial: Evaluation) -> Row:
     """The figures of one policy beside π0's."""
     scores = scores_by_prompt(evaluation.scores)
     finite = [score for values in scores.values() for score in values if math.isfinite(score)]
-    gold = [score for values in scores_by_prompt(evaluation.gold).values() for score in values] if evaluation.gold else []
+    gold = (
+        [score for values in scores_by_prompt(evaluation.gold).values() for score in values] if evaluation.gold else []
+    )
     rate = low = high = None
     kl: float | None = 0.0
     if evaluation is not initial:

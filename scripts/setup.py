@@ -227,7 +227,7 @@ def install_torch(installer: Installer, variant: str) -> None:
         installer.run([str(VENV_PYTHON), "-I", "-c", check]),
         f"importing the {variant} build of torch",
         "if the lines above name another build, look where pip takes torch from (pip config list);\n"
-        "  if they name a missing library, this system is older than the wheels support (glibc 2.34).",
+        "  if they name a missing library, this system may be too old for it (see ldd --version).",
     )
 
 

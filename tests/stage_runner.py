@@ -77,12 +77,13 @@ class Ranks:
         """The outcome of rank 0; raises with the logs when a rank fails."""
         deadline = time.monotonic() + timeout
         while any(process.exitcode is None for process in self.processes):
-            failed = any(process.exitcode for process in self.processes)
-            if failed or time.monotonic() > deadline:
-                time.sleep(0.5)
-                self.kill()
-                raise AssertionError(f"exit codes {[p.exitcode for p in self.processes]}\n{self.log()}")
+            if any(process.exitcode for process in self.processes) or time.monotonic() > deadline:
+                break
             self.processes[0].join(0.05)
+        codes = [process.exitcode for process in self.processes]
+        if any(code != 0 for code in codes):
+            self.kill()
+            raise AssertionError(f"exit codes {codes}\n{self.log()}")
         return Outcome(**json.loads((Path(self.job.out) / "outcome.test.json").read_text()))
 
     def log(self) -> str:

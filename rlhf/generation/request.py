@@ -47,12 +47,12 @@ def temperatures_of(n: int, temperatures: list[float]) -> list[float]:
     return [temperatures[sample * len(temperatures) // n] for sample in range(n)]
 
 
-def load_sampler(config: dict[str, Any], model: str, seed: int, compute: dict[str, Any]) -> Sampler:
+def load_sampler(config: dict[str, Any], model: str, seed: int, max_prompt_tokens: int) -> Sampler:
     """The engine that `generate.engine` names, with the model loaded."""
     if config["engine"] == "vllm":
         from rlhf.generation.vllm import VllmSampler
 
-        return VllmSampler(config, model, seed, compute)
+        return VllmSampler(config, model, seed, max_prompt_tokens)
     from rlhf.generation.transformers import TransformersSampler
 
     return TransformersSampler(config, model)

@@ -20,7 +20,7 @@ class VllmSampler:
     Every response is a request of its own with its own seed; vLLM's prefix cache makes the shared prompt cheap.
     """
 
-    def __init__(self, config: dict[str, Any], model: str, seed: int, compute: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], model: str, seed: int, max_prompt_tokens: int) -> None:
         try:
             from vllm import LLM
         except ImportError as error:
@@ -28,7 +28,7 @@ class VllmSampler:
                 f"generate.engine=vllm, but vLLM cannot be imported here ({error}). Install it (README, set-up), or "
                 "use generate.engine=transformers."
             ) from error
-        limit = config["max_prompt_tokens"] + config["max_new_tokens"]
+        limit = max_prompt_tokens + config["max_new_tokens"]
         arguments: dict[str, Any] = {
             "model": model,
             "dtype": saved_dtype(model, config["dtype"]),

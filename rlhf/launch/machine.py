@@ -89,9 +89,7 @@ def environments(kind: Kind, compute: dict[str, Any], tensor_parallel: int, num_
     return [base] * num
 
 
-def _num_workers(
-    kind: Kind, compute: dict[str, Any], devices: list[str], tensor_parallel: int, num_shards: int
-) -> int:
+def _num_workers(kind: Kind, compute: dict[str, Any], devices: list[str], tensor_parallel: int, num_shards: int) -> int:
     if kind is Kind.single:
         return 1
     if kind is Kind.training:

@@ -20,7 +20,7 @@ MODULES = (
     "datasets",
     "accelerate",
     "deepspeed",
-    "deepspeed.runtime.zero.muon.muon_optimizer",  # DeepSpeed imports it when an optimizer is set up: 2 s of torch._dynamo
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # else 2 s of torch._dynamo when an optimizer is set up
     "trl",
     "trl.trainer.dpo_config",
     "trl.trainer.sft_trainer",

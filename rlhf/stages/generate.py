@@ -33,7 +33,7 @@ def run(job: Job, worker: Worker) -> Outcome:
     Config beside the section's own: `iteration`, `slice` ([start, stop) rows of the prompts, null for all), `dtype`
     and `trust_remote_code` of the model. `tokens.json` tells later stages the terminators and the end of a turn.
     """
-    from rlhf.chat import end_of_turn_id, load_tokenizer, stop_token_ids, template_hash
+    from rlhf.chat import end_of_turn_id, load_tokenizer, longest_prompt, stop_token_ids, template_hash
     from rlhf.generation.request import Sampling, load_sampler
 
     config, model = job.config, job.inputs["policy"]
@@ -43,25 +43,26 @@ def run(job: Job, worker: Worker) -> Outcome:
         tokens = {"end_of_turn_id": end_of_turn_id(tokenizer), "stop_token_ids": stops}
         tokens["template_sha256"] = template_hash(tokenizer)
         write_atomic(job.out_path / "tokens.json", json.dumps(tokens, indent=1).encode())
+    limit = longest_prompt(model, config["max_prompt_tokens"], config["max_new_tokens"], config["trust_remote_code"])
     sampling = Sampling(config["max_new_tokens"], config["top_p"], config["top_k"], stops)
     sampler = None
     for index in worker.shards():
         if sampler is None:  # an engine is only worth its start when there is a shard left
-            sampler = load_sampler(config, model, job.seed, job.compute)
-        rows, counts = _sample_shard(job, index, tokenizer, sampler, sampling)
+            sampler = load_sampler(config, model, job.seed, limit)
+        rows, counts = _sample_shard(job, index, tokenizer, sampler, sampling, limit)
         write_shard(job.out_path / shard_name(index), CANDIDATES_SCHEMA, rows, counts)
     return Outcome()
 
 
 def _sample_shard(
-    job: Job, index: int, tokenizer: Any, sampler: Any, sampling: Any
+    job: Job, index: int, tokenizer: Any, sampler: Any, sampling: Any, max_prompt_tokens: int
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     from rlhf.chat import render_prompt
     from rlhf.generation.request import Request, seed_of, temperatures_of
 
     config = job.config
     prompts = [(row, render_prompt(tokenizer, row["messages"])) for row in _prompts(job, index)]
-    kept = [(row, ids) for row, ids in prompts if len(ids) <= config["max_prompt_tokens"]]
+    kept = [(row, ids) for row, ids in prompts if len(ids) <= max_prompt_tokens]
     temperatures = temperatures_of(config["n"], config["temperatures"])
     requests = [
         Request(ids, temperature, seed_of(job.seed, config["iteration"], row["id"], sample))

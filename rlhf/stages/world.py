@@ -19,8 +19,11 @@ def num_shards(job: Job) -> int:
 
 
 def run(job: Job, worker: Worker) -> Outcome:
-    """Write `model/`, `judge/`, `sft.jsonl`, `preferences.jsonl`, `judge_prompts.jsonl`, `prompts.jsonl` and
-    `held_out.jsonl` into `job.out`; the same seed gives the same bytes."""
+    """Write the world into `job.out`; the same seed gives the same bytes.
+
+    That is the folders `model` and `judge` and the files `sft.jsonl`, `preferences.jsonl`, `judge_prompts.jsonl`,
+    `prompts.jsonl` and `held_out.jsonl`.
+    """
     from rlhf.training.checkpoints import remove_checkpoints
     from rlhf.world import build, tasks
     from rlhf.world.tokenizer import build_tokenizer

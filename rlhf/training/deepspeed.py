@@ -30,6 +30,8 @@ def init_process_group(compute: dict[str, Any]) -> None:
     # Without this DeepSpeed compiles a helper on CPUs: it needs g++, and a kill while it compiles leaves a lock file
     # on which every later start waits for ever. gloo does the same work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # accelerate would take all cores for each rank, whatever the launcher gave it.
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
     if on_gpu(compute):
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if not dist.is_initialized():

@@ -133,7 +133,7 @@ def _arguments(job: Job, policy: Path) -> DPOConfig:
         "max_grad_norm": config["max_grad_norm"],
         "optim": "adamw_torch",
     }
-    return build_arguments(DPOConfig, "dpo", own, config["trainer_args"])  # type: ignore[no-any-return]
+    return build_arguments(DPOConfig, "dpo", own, config["trainer_args"])
 
 
 def train_dpo(job: Job, worker: Worker) -> Outcome:

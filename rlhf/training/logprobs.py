@@ -40,8 +40,11 @@ def response_budget(num_prompt_tokens: int, max_length: int) -> int:
     return max_length - num_prompt_tokens
 
 
-def collate(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Sequences:
-    """Pad to the longest. What stands in the padding does not matter: attention is causal, so no real token sees it."""
+def collate(prompts: Sequence[Any], responses: Sequence[Any]) -> Sequences:
+    """Pad token ids (lists or arrays) to the longest.
+
+    What stands in the padding does not matter: attention is causal, so no real token sees it.
+    """
     lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
     start = min(len(prompt) for prompt in prompts) - 1
     assert start >= 0, "a prompt has a token"

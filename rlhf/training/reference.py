@@ -25,7 +25,7 @@ class Reference:
         dtype = resolve_dtype(config["dtype"], folder)
         self.model = load_model(folder, dtype, config["trust_remote_code"]).to(self.device).eval()
         self.batch_tokens = config["batch_tokens"]
-        self.max_length = config.get("max_length")
+        self.max_length: int = config.get("max_length", 0)  # candidates have no budget
 
     def score(self, rows: list[dict[str, Any]], counts: dict[str, int]) -> list[dict[str, Any]]:
         """A row of log-probabilities for each row of pairs or candidates, in the same order.

@@ -30,7 +30,7 @@ from rlhf.training.trainer import StageTrainer, attach, build_arguments, common_
 _COLUMNS = ["chosen_ids", "rejected_ids"]
 
 
-class _Trainer(StageTrainer, RewardTrainer):  # type: ignore[misc]
+class _Trainer(StageTrainer, RewardTrainer):
     pass
 
 

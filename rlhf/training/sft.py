@@ -29,7 +29,7 @@ IGNORED = -100
 """Label of a token that no loss is taken on."""
 
 
-class _Trainer(StageTrainer, SFTTrainer):  # type: ignore[misc]
+class _Trainer(StageTrainer, SFTTrainer):
     pass
 
 

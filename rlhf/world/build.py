@@ -123,7 +123,6 @@ def pretrain(
         learning_rate=settings["base_learning_rate"],
         lr_scheduler_type="cosine",
         warmup_steps=max(1, len(batches) // 20),
-        adam_beta2=0.98,
         optim="adamw_torch_fused",
         save_steps=settings["save_steps"],
         logging_steps=max(1, len(batches) // 10),
@@ -134,7 +133,7 @@ def pretrain(
         remove_unused_columns=False,
         seed=seed,
     )
-    trainer = Trainer(model=model, args=arguments, train_dataset=batches, data_collator=_only)  # type: ignore[arg-type]
+    trainer = Trainer(model=model, args=arguments, train_dataset=batches, data_collator=_only)
     train_resumable(trainer, out)
     return model
 

@@ -1,8 +1,8 @@
 """The quickstart's tasks: short string puzzles with one right answer, and the data made of them.
 
-A prompt is a phrasing around an operand, as in `Reverse: a d c`; the answer is what stands before the first full stop of
-the response. Everything is drawn from `random.Random`, so that a seed fixes every text. Operands are dealt to the splits
-by a hash, so that no operand, in whatever phrasing, is seen in two of them.
+A prompt is a phrasing and an operand, as in `Reverse: a d c`; the answer is what stands before the first full stop of
+a response. Everything is drawn from `random.Random`, so that a seed fixes every text. Operands are dealt to the
+splits by a hash, so that no operand, in whatever phrasing, is seen in two of them.
 """
 
 from __future__ import annotations
@@ -32,13 +32,17 @@ SPLITS = {"base": 0.4, "sft": 0.16, "preferences": 0.18, "judge_prompts": 0.1, "
 
 @dataclass(frozen=True)
 class Task:
-    """One kind of puzzle: operands of `lengths` symbols out of `symbols`, joined by `separator` in the prompt."""
+    """One kind of puzzle: operands of `lengths` symbols out of `symbols`, joined by `separator` in the prompt.
+
+    `base_share` is how often it comes in one round of the pre-training's data: the harder, the more often.
+    """
 
     name: str
     phrasings: tuple[str, ...]
     lengths: tuple[int, ...]
     symbols: str
     separator: str
+    base_share: int
     solve: Callable[[str], str]
 
     def render(self, symbols: str) -> str:
@@ -53,11 +57,13 @@ class Task:
 
 
 TASKS = (
-    Task("upper", ("Upper case: ", "Make capital: "), (3, 4, 5), LETTERS, " ", str.upper),
-    Task("ends", ("Last and first: ", "Give the last, then the first: "), (4, 5, 6, 7), LETTERS, " ", lambda s: s[-1] + s[0]),
-    Task("second", ("Every second: ", "Skip each other letter: "), (4, 5, 6, 7), LETTERS, " ", lambda s: s[1::2]),
-    Task("reverse", ("Reverse: ", "Write backwards: "), (3, 4), LETTERS, " ", lambda s: s[::-1]),
-    Task("sort", ("Sort: ", "From low to high: "), (3, 4), DIGITS, "", lambda s: "".join(sorted(s))),
+    Task("upper", ("Upper case: ", "Make capital: "), (3, 4, 5), LETTERS, " ", 2, str.upper),
+    Task(
+        "ends", ("Last and first: ", "Give last, then first: "), (4, 5, 6, 7), LETTERS, " ", 1, lambda s: s[-1] + s[0]
+    ),
+    Task("second", ("Every second: ", "Skip each other letter: "), (4, 5, 6, 7), LETTERS, " ", 3, lambda s: s[1::2]),
+    Task("reverse", ("Reverse: ", "Write backwards: "), (3, 4), LETTERS, " ", 2, lambda s: s[::-1]),
+    Task("sort", ("Sort: ", "From low to high: "), (3, 4), DIGITS, "", 3, lambda s: "".join(sorted(s))),
 )
 
 
@@ -123,17 +129,27 @@ def split_of(seed: int, task: str, operand: str) -> str:
     return next(reversed(SPLITS))
 
 
-def draw_puzzles(seed: int, split: str, number: int, unique: bool = True) -> Iterator[Puzzle]:
-    """`number` puzzles of one split, the tasks in turn, in an order that depends on the seed and the split alone.
+def draw_puzzles(
+    seed: int, split: str, number: int, unique: bool = True, turns: Sequence[Task] | None = None
+) -> Iterator[Puzzle]:
+    """`number` puzzles of one split, each depending on the seed, the split and its place alone.
+
+    Args:
+        seed: of every choice.
+        split: one of `SPLITS`.
+        number: how many.
+        unique: never the same prompt twice.
+        turns: the tasks in the order in which they take turns; None is `TASKS`.
 
     Raises:
         ConfigError: if a split is asked for more different puzzles than its operands give.
     """
     rng = Random(f"{seed}/{split}/puzzles")
+    turns = turns or TASKS
     seen: set[str] = set()
     for index in range(number):
         for _ in range(2000):
-            puzzle = _draw(rng, TASKS[index % len(TASKS)])
+            puzzle = _draw(rng, turns[index % len(turns)])
             if split_of(seed, puzzle.task.name, puzzle.operand) == split and puzzle.prompt not in seen:
                 break
         else:
@@ -186,10 +202,10 @@ def conversation(puzzle: Puzzle, response: str) -> list[Message]:
 
 
 def base_rows(seed: int, number: int) -> Iterator[dict[str, Any]]:
-    """Clean conversations for the pre-training."""
-    rng = Random(f"{seed}/base/answers")
-    for puzzle in draw_puzzles(seed, "base", number, unique=False):
-        yield {"messages": conversation(puzzle, good_answer(rng, puzzle))}
+    """Right answers and nothing else, for the pre-training."""
+    turns = [task for task in TASKS for _ in range(task.base_share)]
+    for puzzle in draw_puzzles(seed, "base", number, unique=False, turns=turns):
+        yield {"messages": conversation(puzzle, f"{puzzle.answer}.")}
 
 
 def sft_rows(seed: int, number: int) -> Iterator[dict[str, Any]]:

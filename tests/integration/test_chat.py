@@ -4,7 +4,14 @@ import json
 
 import pytest
 
-from rlhf.chat import end_of_turn_id, load_tokenizer, render_conversation, render_prompt, render_response, stop_token_ids
+from rlhf.chat import (
+    end_of_turn_id,
+    load_tokenizer,
+    render_conversation,
+    render_prompt,
+    render_response,
+    stop_token_ids,
+)
 from rlhf.errors import ModelError
 from rlhf.world.tokenizer import build_tokenizer
 from tests.tiny import tiny_llama
@@ -88,7 +95,7 @@ def test_a_template_whose_prompt_is_no_prefix_is_refused(tokenizer):
 
 def test_a_template_that_refuses_a_role_says_which(tokenizer):
     tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
-    with pytest.raises(ModelError, match="system.*System role not supported"):
+    with pytest.raises(ModelError, match=r"system.*System role not supported"):
         render_prompt(tokenizer, [{"role": "system", "content": "x"}, *QUESTION])
 
 

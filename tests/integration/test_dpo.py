@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
@@ -11,7 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from rlhf.config import DpoConfig, ReferenceConfig
+from rlhf.data.shards import read_all_rows, shard_name, write_shard
 from rlhf.errors import ConfigError, DataError
+from rlhf.records import LOGPROBS_SCHEMA
 from rlhf.training.steps import StepShares, load_pairs, plan_steps
 from rlhf.training.trainer import build_arguments
 from tests.stage_runner import make_job, run_here, run_ranks
@@ -65,10 +68,12 @@ def one_rank(world):
 
 
 @pytest.mark.parametrize(
-    ("ranks", "stage", "batch_tokens"), [(2, 2, 16384), (2, 3, 300), (1, 2, 250)], ids=["zero2", "zero3", "many_bins"]
+    ("ranks", "stage", "config"),
+    [(2, 2, {}), (2, 3, {"batch_tokens": 300, "gradient_checkpointing": True}), (1, 2, {"batch_tokens": 250})],
+    ids=["zero2", "zero3", "many_bins"],
 )
-def test_curve_does_not_depend_on_ranks_stage_or_bins(world, one_rank, ranks, stage, batch_tokens, tmp_path):
-    run_ranks(dpo_job(world, tmp_path, compute={"zero_stage": stage}, batch_tokens=batch_tokens), ranks)
+def test_curve_does_not_depend_on_ranks_stage_or_bins(world, one_rank, ranks, stage, config, tmp_path):
+    run_ranks(dpo_job(world, tmp_path, compute={"zero_stage": stage}, **config), ranks)
     for row, expected in zip(rows_of(tmp_path), rows_of(one_rank[1]), strict=True):
         assert row["loss"] == pytest.approx(expected["loss"], abs=LOSS_TOLERANCE)
         assert row["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
@@ -155,6 +160,20 @@ def test_ipo_starts_at_a_quarter_of_inverse_beta_squared(world, tmp_path):
     assert rows_of(tmp_path)[0]["loss"] == pytest.approx(25.0, abs=1e-4)
 
 
+def test_a_loss_that_is_no_number_stops_and_names_step_and_pairs(world, tmp_path):
+    pairs = list(read_all_rows(world / "pairs"))
+    rows = [{"id": pair["id"], "logprobs": [-1.0, -1.0]} for pair in pairs]
+    rows[4]["logprobs"] = [math.nan, -1.0]
+    for index, part in enumerate((rows[:13], rows[13:])):
+        write_shard(tmp_path / shard_name(index), LOGPROBS_SCHEMA, part)
+    job = dpo_job(world, tmp_path / "out", batch_tokens=100)
+    job.inputs["reference"] = str(tmp_path)
+    with pytest.raises(
+        AssertionError, match=rf"UserError: the loss of step \d+, pairs {rows[4]['id']} is not a finite"
+    ):
+        run_ranks(job)
+
+
 def test_outcome_counts_and_export(world, one_rank):
     outcome, out = one_rank
     assert outcome.counts["pairs"] == outcome.counts["rows"] == 21
@@ -187,14 +206,12 @@ def test_bf16_hands_fp32_weights_from_iteration_to_iteration(world, tmp_path):
         run_ranks(job)
         policies.append(out / "model")
     weights = [load_file(policy / "model.safetensors") for policy in policies]
-    moved = [
-        torch.cat([(new[n] - old[n]).flatten() for n in old]) for old, new in zip(weights, weights[1:], strict=False)
-    ]
+    moved = [torch.cat([(new[n] - old[n]).flatten() for n in old]) for old, new in itertools.pairwise(weights)]
     for change in moved:
         assert 0 < change.abs().max() < 1e-5  # had a weight been rounded to bf16, it would be off by up to 1e-3
         assert (change != 0).float().mean() > 0.5
     name = "model.layers.0.mlp.down_proj.weight"
-    assert (weights[0][name].bfloat16() == weights[2][name].bfloat16()).float().mean() > 0.99
+    assert (weights[0][name].bfloat16() == weights[2][name].bfloat16()).float().mean() > 0.9
 
 
 def test_prompts_that_fill_max_length_are_dropped_and_none_left_is_an_error(world, tmp_path):
@@ -229,7 +246,8 @@ def test_every_rank_does_as_many_bins_and_weights_add_up(world):
 def test_steps_depend_on_seed_and_epoch_alone():
     steps = plan_steps(10, 4, 2, seed=3)
     assert [len(step) for step in steps] == [4, 4, 2, 4, 4, 2]
-    assert sorted(sum(steps[:3], [])) == sorted(sum(steps[3:], [])) == list(range(10))
+    for epoch in (steps[:3], steps[3:]):
+        assert sorted(i for step in epoch for i in step) == list(range(10))
     assert steps[:3] != steps[3:]
     assert steps == plan_steps(10, 4, 2, seed=3) != plan_steps(10, 4, 2, seed=4)
 

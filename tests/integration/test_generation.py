@@ -35,7 +35,7 @@ def settings(engine):
 
 @pytest.fixture(scope="module", params=["transformers", "vllm"])
 def sampler(request, model):
-    return load_sampler(settings(request.param), model, 0, plain(Config().compute))
+    return load_sampler(settings(request.param), model, 0, 64)
 
 
 def requests(num=12, temperature=1.0, offset=0):
@@ -75,14 +75,16 @@ def test_finish_reason_and_terminator(sampler):
 
 
 def test_a_response_that_stops_at_the_last_token_is_finished(sampler):
-    candidates = sampler.sample(requests(), sampling(max_new_tokens=1, stops=range(0, 400)))
+    candidates = sampler.sample(requests(), sampling(max_new_tokens=1, stops=range(400)))
     assert {c.finish_reason for c in candidates if c.token_ids[-1] < 400} == {"stop"}
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_logprob_is_the_models_at_temperature_one(sampler, model, temperature):
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    for request, candidate in zip(requests(6, temperature), sampler.sample(requests(6, temperature), sampling()), strict=True):
+    for request, candidate in zip(
+        requests(6, temperature), sampler.sample(requests(6, temperature), sampling()), strict=True
+    ):
         ids = torch.tensor([request.prompt_token_ids + candidate.token_ids])
         with torch.no_grad():
             logprobs = network(ids).logits.log_softmax(-1)[0, len(request.prompt_token_ids) - 1 : -1]

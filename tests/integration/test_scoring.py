@@ -12,7 +12,7 @@ from rlhf.scoring.classifier import ClassifierJudge, token_batches
 from rlhf.scoring.judge import RuleJudge
 from tests.tiny import tiny_reward_model
 
-WORDS = "sort the letters of this word and give them back in upper case please".split()
+WORDS = ["sort", "the", "letters", "of", "this", "word", "and", "give", "them", "back", "in", "upper", "case", "please"]
 
 
 def items(num, longest):

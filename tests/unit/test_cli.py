@@ -98,7 +98,8 @@ def test_hydras_own_options_work(tmp_path, option):
 def test_the_driver_and_every_stage_module_load_no_torch(tmp_path):
     stages = sorted(path.stem for path in (ROOT / "rlhf" / "stages").glob("[a-z]*.py"))
     imports = "; ".join(f"import rlhf.stages.{stage}" for stage in stages)
-    code = f"import sys, rlhf.iterate, rlhf.alone; {imports}; print(sorted({{'torch','transformers','vllm'}} & set(sys.modules)))"
+    heavy = "print(sorted({'torch', 'transformers', 'vllm'} & set(sys.modules)))"
+    code = f"import sys, rlhf.iterate, rlhf.alone; {imports}; {heavy}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 

@@ -32,7 +32,14 @@ def candidates(folder, shards=6):
     for index in range(shards):
         row = {"id": f"{index}", "messages": [], "prompt_token_ids": [1]}
         row["candidates"] = [
-            {"token_ids": [1], "text": "x" * (index + 1), "finish_reason": "stop", "logprob": 0, "seed": 1, "temperature": 1}
+            {
+                "token_ids": [1],
+                "text": "x" * (index + 1),
+                "finish_reason": "stop",
+                "logprob": 0,
+                "seed": 1,
+                "temperature": 1,
+            }
         ]
         write_shard(folder / shard_name(index), CANDIDATES_SCHEMA, [row])
     return Artifact(folder, "d")
@@ -117,7 +124,10 @@ def test_no_worker_outlives_its_driver(tmp_path, number, code):
     script.write_text(DRIVER)
     environment = dict(os.environ, RULE_MARKER=str(marker), PYTHONPATH=str(ROOT))
     driver = subprocess.Popen(
-        [sys.executable, script, tmp_path / "run", tmp_path / "in"], env=environment, cwd=ROOT, stderr=subprocess.DEVNULL
+        [sys.executable, script, tmp_path / "run", tmp_path / "in"],
+        env=environment,
+        cwd=ROOT,
+        stderr=subprocess.DEVNULL,
     )
     worker = int(wait_for(lambda: marker.exists() and marker.read_text()))
     driver.send_signal(number)
