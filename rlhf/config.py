@@ -307,7 +307,7 @@ class WorldConfig:
     """Build it as the run's first stage."""
     num_base_examples: int = 16000
     """Clean conversations the base is pre-trained on."""
-    num_sft_examples: int = 3200
+    num_sft_examples: int = 1600
     """Conversations of which 45 % have a wrong answer."""
     num_preferences: int = 4500
     """Synthetic preference pairs, 5 % of them the wrong way round."""

@@ -74,7 +74,6 @@ def environments(kind: Kind, compute: dict[str, Any], tensor_parallel: int, num_
     if not devices:
         base |= {
             "CUDA_VISIBLE_DEVICES": "",
-            "ACCELERATE_USE_CPU": "true",
             "GLOO_SOCKET_IFNAME": "lo",
             "VLLM_CPU_KVCACHE_SPACE": str(compute["kv_cache_gib"]),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",

@@ -190,4 +190,4 @@ def test_on_a_cpu_there_is_one_worker_unless_told_otherwise(monkeypatch):
     assert len(environments(Kind.inference, compute(), 1, 10)) == 1
     two = environments(Kind.training, compute(num_training_ranks=2, num_threads=3), 1, 0)
     assert [env["OMP_NUM_THREADS"] for env in two] == ["3", "3"]
-    assert {env["ACCELERATE_USE_CPU"] for env in two} == {"true"}
+    assert {env["CUDA_VISIBLE_DEVICES"] for env in two} == {""}
