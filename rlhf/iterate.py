@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -13,7 +12,7 @@ from rlhf.cli import main
 from rlhf.config import Config, Reference
 from rlhf.console import Console
 from rlhf.data.shards import write_atomic
-from rlhf.errors import ConfigError
+from rlhf.errors import ConfigError, RunChanged
 from rlhf.launch.local import LocalLauncher
 from rlhf.launch.lock import hold_run
 from rlhf.run import AloneDone, Artifact, Run, plain
@@ -142,10 +141,17 @@ def execute(cfg: Config, only: str | None = None) -> None:
         console.say(f"{folder}: {begun}")
         if only is None:
             write_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(cfg))).encode())
-        with suppress(AloneDone):
+        try:
             iterate(cfg, Run(folder, cfg, launcher, only=only, console=console))
-            if only is not None:
-                raise ConfigError(f"artifact={only}: this run has no such stage; it has {', '.join(plan.made)}.")
+        except AloneDone:
+            return
+        except RunChanged:
+            again = Run(folder, cfg, planning=True)  # what was redone came out different: name all that was made of it
+            iterate(cfg, again)
+            again.refuse_changes()
+            raise
+        if only is not None:
+            raise ConfigError(f"artifact={only}: this run has no such stage; it has {', '.join(plan.made)}.")
 
 
 if __name__ == "__main__":
