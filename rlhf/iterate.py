@@ -128,7 +128,8 @@ def execute(cfg: Config, only: str | None = None) -> None:
     folder = Path(cfg.run_dir).expanduser().resolve()
     with hold_run(folder, print) as token:
         console = Console(folder)
-        launcher = LocalLauncher(folder, token, cfg.compute.preload, console.progress)
+        device = cfg.compute.device.value
+        launcher = LocalLauncher(folder, token, cfg.compute.preload, device, console.progress)
         plan = Run(folder, cfg, planning=True)
         iterate(cfg, plan)
         plan.refuse_changes()

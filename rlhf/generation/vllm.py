@@ -11,7 +11,7 @@ from rlhf.generation.request import Request, Sampling
 from rlhf.models import saved_dtype
 from rlhf.records import Candidate
 
-_CPU_MAX_SEQS = 256
+_CPU_MAX_SEQS = 512
 
 
 class VllmSampler:

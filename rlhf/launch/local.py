@@ -17,7 +17,7 @@ from typing import Any
 from rlhf.errors import USER_ERRORS, WorkerFailed
 from rlhf.job import Job, Kind, Outcome
 from rlhf.launch import worker as inside
-from rlhf.launch.machine import QUIET, environments
+from rlhf.launch.machine import environments, starting_environment
 
 GRACE_SECONDS = 3.0
 """Between asking a worker to end and ending it."""
@@ -42,12 +42,13 @@ class LocalLauncher:
     run_folder: Path
     token: str
     preload: bool = True
+    device: str = "auto"
     on_progress: Callable[[float, float, str], None] = lambda done, total, note: None
     _context: Any = field(default=None, repr=False)
 
     def warm_up(self) -> None:
         """Begin the heavy imports in the background."""
-        os.environ.update(QUIET)
+        os.environ.update(starting_environment(self.device))
         if self._context is None:
             self._context = multiprocessing.get_context("forkserver" if self.preload else "spawn")
             if self.preload:

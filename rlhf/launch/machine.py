@@ -11,7 +11,7 @@ from typing import Any
 from rlhf.errors import ConfigError
 from rlhf.job import Kind
 
-QUIET = {
+_QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "DO_NOT_TRACK": "1",
     "VLLM_NO_USAGE_STATS": "1",
@@ -25,7 +25,19 @@ QUIET = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait cost 8 times the time on a busy machine
 }
-"""No telemetry; and what must be set before the heavy imports."""
+
+
+_ON_A_CPU = {
+    "CUDA_VISIBLE_DEVICES": "",
+    "TORCH_COMPILE_DISABLE": "1",  # needs a compiler, and seconds at every start
+    "GLOO_SOCKET_IFNAME": "lo",
+}
+
+
+def starting_environment(device: str) -> dict[str, str]:
+    """What must be set before the heavy imports: no telemetry, patient threads, and on a CPU no compiling."""
+    on_cpu = device == "cpu" or not visible_gpus()
+    return _QUIET | (_ON_A_CPU if on_cpu else {})
 
 
 def visible_gpus() -> list[str]:
@@ -72,9 +84,7 @@ def environments(kind: Kind, compute: dict[str, Any], tensor_parallel: int, num_
     threads = compute["num_threads"] or max(1, num_cores() // num)
     base = {"OMP_NUM_THREADS": str(threads), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     if not devices:
-        base |= {
-            "CUDA_VISIBLE_DEVICES": "",
-            "GLOO_SOCKET_IFNAME": "lo",
+        base |= _ON_A_CPU | {
             "VLLM_CPU_KVCACHE_SPACE": str(compute["kv_cache_gib"]),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         }

@@ -7,6 +7,7 @@ cannot be imported is left for the stage that needs it to complain about.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import os
 
@@ -30,6 +31,17 @@ MODULES = (
     "vllm",
     "vllm.entrypoints.llm",
     "vllm.v1.engine.llm_engine",
+    "vllm.v1.engine.core",
+    "vllm.v1.worker.gpu_worker",
+    "vllm.v1.worker.cpu_worker",
+    "vllm.model_executor.models.llama",
+    "vllm.model_executor.model_loader",
+    "vllm.model_executor.layers.quantization.online.base",
+    "rlhf.generation.vllm",
+    "rlhf.scoring.classifier",
+    "rlhf.training.dpo",
+    "rlhf.training.sft",
+    "rlhf.training.reward_model",
 )
 
 log = os.environ.get("RLHF_PRELOAD_LOG")
@@ -42,3 +54,7 @@ if log:  # what libraries print when imported is no part of the run's output
 for name in MODULES:
     with contextlib.suppress(Exception):
         importlib.import_module(name)
+
+# Some hundred thousand objects that live for ever: kept out of every worker's collections, they also stay shared.
+gc.collect()
+gc.freeze()
