@@ -309,7 +309,7 @@ class WorldConfig:
     """Clean conversations the base is pre-trained on."""
     num_sft_examples: int = 1600
     """Conversations of which 45 % have a wrong answer."""
-    num_preferences: int = 4500
+    num_preferences: int = 3000
     """Synthetic preference pairs, 5 % of them the wrong way round."""
     num_judge_prompts: int = 500
     """Prompts for the judge's on-policy pairs."""
@@ -317,7 +317,7 @@ class WorldConfig:
     """Prompts of all iterations together."""
     num_held_out: int = 256
     """Prompts of the evaluation."""
-    base_steps: int = 500
+    base_steps: int = 450
     """Optimizer steps of pre-training, 32 conversations each."""
     base_learning_rate: float = 3.0e-3
     """Peak."""

@@ -37,7 +37,9 @@ _ON_A_CPU = {
 def starting_environment(device: str) -> dict[str, str]:
     """What must be set before the heavy imports: no telemetry, patient threads, and on a CPU no compiling."""
     on_cpu = device == "cpu" or not visible_gpus()
-    return _QUIET | (_ON_A_CPU if on_cpu else {})
+    # Killed workers leave semaphores, which Python's tracker cleans up and then complains about.
+    warnings = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker:UserWarning"]))
+    return _QUIET | {"PYTHONWARNINGS": warnings} | (_ON_A_CPU if on_cpu else {})
 
 
 def visible_gpus() -> list[str]:

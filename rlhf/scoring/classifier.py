@@ -52,16 +52,17 @@ class ClassifierJudge:
     def score(self, items: list[tuple[list[Message], str]]) -> Scored:
         """Raw logits (see `rlhf.scoring.judge.Judge`)."""
         conversations = [[*messages, {"role": "assistant", "content": text}] for messages, text in items]
-        rendered = [render_conversation(self._tokenizer, conversation) for conversation in conversations]
+        rendered = [tuple(render_conversation(self._tokenizer, conversation)) for conversation in conversations]
         kept = [ids[-self._max_tokens :] for ids in rendered]
-        scores = [0.0] * len(kept)
-        for batch in token_batches([len(ids) for ids in kept], self._batch_tokens):
-            for index, value in zip(batch, self._forward([kept[i] for i in batch]), strict=True):
-                scores[index] = value
-        return Scored(scores, sum(len(ids) > self._max_tokens for ids in rendered))
+        distinct = list(dict.fromkeys(kept))  # samples of one prompt are often the same
+        scores: dict[tuple[int, ...], float] = {}
+        for batch in token_batches([len(ids) for ids in distinct], self._batch_tokens):
+            rows = [distinct[i] for i in batch]
+            scores.update(zip(rows, self._forward(rows), strict=True))
+        return Scored([scores[ids] for ids in kept], sum(len(ids) > self._max_tokens for ids in rendered))
 
     @torch.inference_mode()
-    def _forward(self, rows: Sequence[list[int]]) -> list[float]:
+    def _forward(self, rows: Sequence[tuple[int, ...]]) -> list[float]:
         lengths_B = torch.tensor([len(row) for row in rows])
         ids_BT = torch.zeros(len(rows), int(lengths_B.max()), dtype=torch.long)
         for i, row in enumerate(rows):
