@@ -17,3 +17,9 @@ def run(job: Job, worker: Worker) -> Outcome:
     from rlhf.training.dpo import train_dpo
 
     return train_dpo(job, worker)
+
+
+if __name__ == "__main__":
+    from rlhf.alone import main
+
+    main("dpo")

@@ -35,3 +35,9 @@ def run(job: Job, worker: Worker) -> Outcome:
     config["dtype"] = job.config["dtype"]
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     return Outcome(counts={"weights": sum(1 for _ in target.glob("*.safetensors"))})
+
+
+if __name__ == "__main__":
+    from rlhf.alone import main
+
+    main("export")

@@ -144,3 +144,9 @@ def pair_metrics(folder: Path) -> dict[str, float]:
             for name in ("score", "chars")
         },
     }
+
+
+if __name__ == "__main__":
+    from rlhf.alone import main
+
+    main("pair")

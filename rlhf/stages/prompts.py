@@ -87,3 +87,9 @@ def split_by_file(
             "on. Name another file, or set prompts.held_out_path=null to cut the held-out prompts off prompts.path."
         )
     return train, held_out
+
+
+if __name__ == "__main__":
+    from rlhf.alone import main
+
+    main("prompts")

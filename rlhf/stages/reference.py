@@ -57,3 +57,9 @@ def _score(reference: Reference, rows: Iterator[dict[str, Any]], counts: dict[st
             yield from reference.score(block, counts)
             block = []
     yield from reference.score(block, counts)
+
+
+if __name__ == "__main__":
+    from rlhf.alone import main
+
+    main("reference")

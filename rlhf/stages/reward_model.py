@@ -17,3 +17,9 @@ def run(job: Job, worker: Worker) -> Outcome:
     from rlhf.training.reward_model import train_reward_model
 
     return train_reward_model(job, worker)
+
+
+if __name__ == "__main__":
+    from rlhf.alone import main
+
+    main("reward_model")

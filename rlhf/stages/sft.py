@@ -17,3 +17,9 @@ def run(job: Job, worker: Worker) -> Outcome:
     from rlhf.training.sft import train_sft
 
     return train_sft(job, worker)
+
+
+if __name__ == "__main__":
+    from rlhf.alone import main
+
+    main("sft")

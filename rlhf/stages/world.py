@@ -49,3 +49,9 @@ def _write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     lines = [json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows]
     write_atomic(path, "".join(lines).encode())
     return len(lines)
+
+
+if __name__ == "__main__":
+    from rlhf.alone import main
+
+    main("world")
