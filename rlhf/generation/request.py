@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from rlhf.records import Candidate
 
@@ -45,14 +45,3 @@ def seed_of(seed: int, iteration: int, prompt_id: str, sample: int) -> int:
 def temperatures_of(n: int, temperatures: list[float]) -> list[float]:
     """The temperature of each of n responses, shared out evenly in blocks (paper: n/2 at 1.0, n/2 at 0.7)."""
     return [temperatures[sample * len(temperatures) // n] for sample in range(n)]
-
-
-def load_sampler(config: dict[str, Any], model: str, seed: int, max_prompt_tokens: int) -> Sampler:
-    """The engine that `generate.engine` names, with the model loaded."""
-    if config["engine"] == "vllm":
-        from rlhf.generation.vllm import VllmSampler
-
-        return VllmSampler(config, model, seed, max_prompt_tokens)
-    from rlhf.generation.transformers import TransformersSampler
-
-    return TransformersSampler(config, model)

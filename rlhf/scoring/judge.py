@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from rlhf.records import Message
 
@@ -36,18 +36,3 @@ class RuleJudge:
     def score(self, items: list[tuple[list[Message], str]]) -> Scored:
         """The function's value for each item."""
         return Scored([float(self._function(messages, response)) for messages, response in items])
-
-
-def load_judge(config: dict[str, Any], inputs: dict[str, str]) -> Judge:
-    """The rule that `config["rule"]` names, else the reward model folder `inputs["judge"]`."""
-    if config.get("rule"):
-        return RuleJudge(config["rule"])
-    from rlhf.scoring.classifier import ClassifierJudge
-
-    return ClassifierJudge(
-        inputs["judge"],
-        dtype=config["dtype"],
-        max_tokens=config["max_tokens"],
-        batch_tokens=config["batch_tokens"],
-        trust_remote_code=config["trust_remote_code"],
-    )

@@ -34,7 +34,8 @@ def run(job: Job, worker: Worker) -> Outcome:
     and `trust_remote_code` of the model. `tokens.json` tells later stages the terminators and the end of a turn.
     """
     from rlhf.chat import end_of_turn_id, load_tokenizer, longest_prompt, stop_token_ids, template_hash
-    from rlhf.generation.request import Sampling, load_sampler
+    from rlhf.generation.load import load_sampler
+    from rlhf.generation.request import Sampling
 
     config, model = job.config, job.inputs["policy"]
     tokenizer = load_tokenizer(model, config["trust_remote_code"])

@@ -21,7 +21,7 @@ def run(job: Job, worker: Worker) -> Outcome:
 
     Config beside the section's own: `rule` (module:function or null), `dtype` and `trust_remote_code` of the judge.
     """
-    from rlhf.scoring.judge import load_judge
+    from rlhf.scoring.load import load_judge
 
     judge = None
     for index in worker.shards():

@@ -13,7 +13,8 @@ os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
 os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
 
 from rlhf.config import Config
-from rlhf.generation.request import Request, Sampling, load_sampler, seed_of, temperatures_of
+from rlhf.generation.load import load_sampler
+from rlhf.generation.request import Request, Sampling, seed_of, temperatures_of
 from rlhf.generation.transformers import draw
 from rlhf.run import plain
 from tests.tiny import tiny_llama
