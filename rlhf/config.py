@@ -309,9 +309,9 @@ class WorldConfig:
     """Clean conversations the base is pre-trained on."""
     num_sft_examples: int = 1600
     """Conversations of which 45 % have a wrong answer."""
-    num_preferences: int = 3000
+    num_preferences: int = 2500
     """Synthetic preference pairs, 5 % of them the wrong way round."""
-    num_judge_prompts: int = 500
+    num_judge_prompts: int = 800
     """Prompts for the judge's on-policy pairs."""
     num_prompts: int = 1920
     """Prompts of all iterations together."""
