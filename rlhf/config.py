@@ -317,9 +317,9 @@ class WorldConfig:
     """Prompts of all iterations together."""
     num_held_out: int = 256
     """Prompts of the evaluation."""
-    base_steps: int = 450
-    """Optimizer steps of pre-training, 32 conversations each."""
-    base_learning_rate: float = 3.0e-3
+    base_steps: int = 1000
+    """Optimizer steps of pre-training, 16 conversations each."""
+    base_learning_rate: float = 2.0e-3
     """Peak."""
     save_steps: int = 100
     """Pre-training steps between checkpoints."""

@@ -22,9 +22,9 @@ from transformers import (
 from rlhf.records import Message
 from rlhf.training.checkpoints import train_resumable
 
-BATCH_SIZE = 32
+BATCH_SIZE = 16
 """Conversations of one optimizer step."""
-BUCKET_BATCHES = 8
+BUCKET_BATCHES = 16
 """So many batches are sorted by length together, which saves most of the padding."""
 JUDGE_EXTRA_LAYERS = 2
 IGNORED = -100
