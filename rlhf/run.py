@@ -294,7 +294,10 @@ def commit(
         leftover.unlink()
     (partial / "artifact.json").unlink(missing_ok=True)  # of a commit that was killed before its rename
     names = list_files(partial)
+    umask = os.umask(0)
+    os.umask(umask)
     for name in names:
+        os.chmod(partial / name, 0o666 & ~umask)  # safetensors writes for the owner alone
         with open(partial / name, "rb") as file:
             os.fsync(file.fileno())
     for parent in {(partial / name).parent for name in names}:
