@@ -309,15 +309,15 @@ class WorldConfig:
     """Clean conversations the base is pre-trained on."""
     num_sft_examples: int = 1600
     """Conversations of which 45 % have a wrong answer."""
-    num_preferences: int = 2200
+    num_preferences: int = 2500
     """Synthetic preference pairs, 5 % of them the wrong way round."""
-    num_judge_prompts: int = 640
+    num_judge_prompts: int = 800
     """Prompts for the judge's on-policy pairs."""
     num_prompts: int = 1920
     """Prompts of all iterations together."""
     num_held_out: int = 192
     """Prompts of the evaluation."""
-    base_steps: int = 900
+    base_steps: int = 1000
     """Optimizer steps of pre-training, 16 conversations each."""
     base_learning_rate: float = 2.0e-3
     """Peak."""
