@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -126,7 +127,7 @@ def execute(cfg: Config, only: str | None = None) -> None:
     """Plan, refuse what cannot be, then run what is left to do."""
     assert cfg.run_dir is not None, "set on the command line or from the experiment's name"
     folder = Path(cfg.run_dir).expanduser().resolve()
-    with hold_run(folder, print) as token:
+    with hold_run(folder, partial(print, flush=True)) as token:
         console = Console(folder)
         device = cfg.compute.device.value
         launcher = LocalLauncher(folder, token, cfg.compute.preload, device, console.progress)

@@ -214,7 +214,7 @@ class Run:
         if self.console is not None:
             self.console.begin(name)
         outcome = self.launcher.launch(job, module.KIND, shards)
-        counts = sum_counts(partial) | outcome.counts
+        counts = outcome.counts | sum_counts(partial)
         seconds = time.monotonic() - started
         artifact = commit(partial, final, identity, job, counts, outcome.metrics, seconds)
         if self.console is not None:

@@ -6,10 +6,9 @@ Of pairs (`pairs`: chosen and rejected, as DPO will cut them) or of candidates (
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf.data.shards import read_rows, shard_name, shard_paths, sum_counts, write_shard
+from rlhf.data.shards import read_rows, shard_name, shard_paths, write_shard
 from rlhf.job import Job, Kind, Outcome, Worker
 from rlhf.records import LOGPROBS_SCHEMA
 
@@ -42,7 +41,7 @@ def run(job: Job, worker: Worker) -> Outcome:
         counts = {"rows": 0, "responses": 0, "long_prompts": 0}
         rows = list(_score(reference, read_rows(job.input_path(source) / shard_name(index), _COLUMNS[source]), counts))
         write_shard(job.out_path / shard_name(index), LOGPROBS_SCHEMA, rows, counts)
-    return Outcome(sum_counts(Path(job.out)))
+    return Outcome()
 
 
 def _source(job: Job) -> str:

@@ -26,9 +26,10 @@ def other_process(code, *arguments):
 
 HOLD = """
 import sys
+from functools import partial
 from pathlib import Path
 from rlhf.launch.lock import hold_run
-with hold_run(Path(sys.argv[1]), print) as token:
+with hold_run(Path(sys.argv[1]), partial(print, flush=True)) as token:
     print(token, flush=True)
     sys.stdin.readline()
 """
