@@ -73,5 +73,6 @@ def join_run(folder: Path, token: str) -> IO[str]:
     fcntl.flock(workers, fcntl.LOCK_SH)
     with open(folder / DRIVER_LOCK, encoding="utf-8") as driver:
         if _holder(driver).get("token") != token:
+            workers.close()
             raise WorkerFailed("another driver has taken over the run folder; this worker came too late")
     return workers
