@@ -60,6 +60,8 @@ def main(command: Callable[[Config], None], config_name: str = "iterate") -> NoR
             command(config)
         except BaseException as error:  # Hydra would print the whole command line before it lets one through
             raised.append(error)
+            if composed.get("debug"):
+                traceback.print_exc()
 
     def whole() -> None:
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(task)()
@@ -72,12 +74,9 @@ def main(command: Callable[[Config], None], config_name: str = "iterate") -> NoR
 def guarded(command: Callable[[], Any]) -> NoReturn:
     """Run something to an exit code: errors become messages, signals a clean stop."""
     _raise_on_signals()
-    debug = any(argument.replace(" ", "").lower() == "debug=true" for argument in sys.argv[1:])
     try:
         command()
     except (RlhfError, HydraException, OmegaConfBaseException) as error:
-        if debug:
-            traceback.print_exc()
         _exit(f"error: {_message(error)}", getattr(error, "exit_code", UserError.exit_code))
     sys.exit(0)
 

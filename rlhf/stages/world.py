@@ -33,8 +33,12 @@ def run(job: Job, worker: Worker) -> Outcome:
         "sft": _write_jsonl(out / "sft.jsonl", tasks.sft_rows(seed, config["num_sft_examples"])),
         "preferences": _write_jsonl(out / "preferences.jsonl", tasks.preference_rows(seed, config["num_preferences"])),
     }
-    for split in ("judge_prompts", "prompts", "held_out"):
-        counts[split] = _write_jsonl(out / f"{split}.jsonl", tasks.prompt_rows(seed, split, config[f"num_{split}"]))
+    for split, number in (
+        ("judge_prompts", config["num_judge_prompts"]),
+        ("prompts", config["num_prompts"]),
+        ("held_out", config["num_held_out"]),
+    ):
+        counts[split] = _write_jsonl(out / f"{split}.jsonl", tasks.prompt_rows(seed, split, number))
     tokenizer = build_tokenizer()
     model = build.pretrain(tokenizer, tasks.base_rows(seed, config["num_base_examples"]), config, seed, out)
     build.save_model(model, tokenizer, out / "model")

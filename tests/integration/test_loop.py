@@ -174,16 +174,10 @@ def test_a_killed_run_ends_as_an_undisturbed_one(world, finished, victim):
     for name in ("generate", "score", "pair", "reference", "dpo", "held_out"):
         shutil.rmtree(run / "iteration_001" / name)
     process = loop(run, *world[1], wait=False)
-    partial = (
-        run / "iteration_001" / ".dpo.partial"
-        if victim == "everything"
-        else run / "iteration_001" / ".generate.partial"
-    )
-    wait_for(lambda: partial.exists())
-    time.sleep(1.0)
+    stage = "dpo" if victim == "everything" else "generate"
+    wait_for(lambda: (run / "iteration_001" / f".{stage}.partial").exists() and workers_of(process.pid))
     everyone = [process.pid, *descendants(process.pid)]
-    workers = [pid for pid in everyone[1:] if group_of(pid) == pid]
-    assert workers
+    workers = workers_of(process.pid)
     for pid in {"driver": [process.pid], "worker": workers[:1], "everything": everyone}[victim]:
         os.kill(pid, signal.SIGKILL)
     said, _ = process.communicate(timeout=60)
@@ -232,6 +226,10 @@ def descendants(pid):
     from kill_and_resume import descendants as below
 
     return below(pid)
+
+
+def workers_of(pid):
+    return [each for each in descendants(pid) if group_of(each) == each]
 
 
 def group_of(pid):

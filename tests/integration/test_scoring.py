@@ -87,8 +87,12 @@ def test_a_pad_token_equal_to_the_end_of_turn_does_no_harm(tmp_path):
 
 
 def test_the_score_is_a_raw_logit(judge_path):
-    path_scores = ClassifierJudge(str(judge_path)).score(items(24, 60)).scores
-    assert any(score < 0 for score in path_scores) or any(score > 1 for score in path_scores)
+    judge = ClassifierJudge(str(judge_path))
+    small = judge.score(items(24, 60)).scores
+    with torch.no_grad():
+        judge._head.weight *= -1000
+    large = judge.score(items(24, 60)).scores
+    assert large == pytest.approx([-1000 * score for score in small], rel=1e-3)
 
 
 def test_long_conversations_lose_tokens_on_the_left_and_are_counted(judge_path):
