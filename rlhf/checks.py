@@ -138,7 +138,7 @@ def _training(cfg: Config) -> Iterator[str]:
         yield "reward_model.on_policy: prompts and rule go together; give both or neither."
     if on_policy.prompts is not None and cfg.reward_model.data is None:
         yield "reward_model.on_policy.prompts: needs reward_model.data too; without it no judge is trained."
-    if "@" in cfg.model.path[:1] and not cfg.world.enabled and cfg.model.path.startswith("@world"):
+    if cfg.model.path.startswith("@world") and not cfg.world.enabled:
         yield f"model.path={cfg.model.path}: needs world.enabled=true, or another model."
     ranks = cfg.compute.num_training_ranks
     if ranks is not None and cfg.dpo.batch_size < ranks:
