@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 
 MODES = ("driver", "worker", "everything")
+WORKER_SECONDS = 60.0
+"""How long a kill of a worker waits for one to appear."""
 
 
 def descendants(pid: int) -> list[int]:
@@ -73,6 +75,9 @@ def start(run: Path, arguments: list[str]) -> subprocess.Popen[bytes]:
 
 def kill(driver: subprocess.Popen[bytes], mode: str, rng: random.Random) -> tuple[str, list[int]]:
     """Kill as `mode` says; returns what was really killed and every process that must be gone soon."""
+    deadline = time.monotonic() + WORKER_SECONDS
+    while mode == "worker" and not workers_of(driver.pid) and driver.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)  # between stages, and while the driver starts, there is none
     everyone = [driver.pid, *descendants(driver.pid)]
     workers = workers_of(driver.pid)
     if mode == "worker" and workers:
