@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 
 from rlhf.config import Config, Strategy
@@ -71,7 +72,7 @@ def check_config(cfg: Config) -> None:
     Raises:
         ConfigError: one line per wrong value, with the way out.
     """
-    problems = [*_ranges(cfg), *_sampling(cfg), *_pairs(cfg), *_training(cfg)]
+    problems = [*_ranges(cfg), *_sampling(cfg), *_pairs(cfg), *_judges(cfg), *_training(cfg)]
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -128,6 +129,18 @@ def _pairs(cfg: Config) -> Iterator[str]:
             f"pair.max_pairs_per_prompt={cfg.pair.max_pairs_per_prompt}: only with pair.strategy=best_worst, not "
             f"{cfg.pair.strategy.value}."
         )
+
+    if cfg.pair.data is not None and cfg.num_iterations != 1:
+        yield (
+            f"pair.data={cfg.pair.data} with num_iterations={cfg.num_iterations}: given pairs make one iteration, as "
+            "each would train on the same ones. Set num_iterations=1 (and dpo.num_epochs for more passes)."
+        )
+
+
+def _judges(cfg: Config) -> Iterator[str]:
+    for name in cfg.evaluate.judges:
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+            yield f"evaluate.judges.{name}: the name becomes a folder; use letters, digits, '_', '-' and '.' only."
 
 
 def _training(cfg: Config) -> Iterator[str]:

@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rlhf.checks import check_config
 from rlhf.config import Config
 from rlhf.errors import ConfigError, RlhfError, Stopped, UserError
+from rlhf.sweep import is_sweep, job_name, join_sweep, no_traces, swept_keys
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -50,22 +51,35 @@ def main(command: Callable[[Config], None], config_name: str = "iterate") -> NoR
     """Run a command line tool to its exit code."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through, and we choose the exit code
 
-    raised: list[BaseException] = []
+    raised: dict[str, BaseException] = {}
+    swept: set[str] = set()
 
     def task(composed: DictConfig) -> None:
+        if any(isinstance(error, Stopped) for error in raised.values()):
+            return  # Hydra would go on with the sweep's next job
+        job = job_name(HydraConfig.get().overrides.task, swept) if swept else ""
         try:
             config = to_config(composed)
             if config.run_dir is None:
                 config.run_dir = f"runs/{HydraConfig.get().runtime.choices.get('experiment') or config_name}"
+            if swept:
+                join_sweep(config, config.run_dir, job)
             command(config)
         except BaseException as error:  # Hydra would print the whole command line before it lets one through
-            raised.append(error)
+            raised[job] = error
             if composed.get("debug"):
                 traceback.print_exc()
+            if swept and isinstance(error, RlhfError):
+                print(f"error in {job}: {error}", file=sys.stderr, flush=True)
 
     def whole() -> None:
-        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(task)()
-        for error in raised:
+        if is_sweep(sys.argv):
+            swept.update(swept_keys(sys.argv[1:]) or {"run_dir"})
+        with no_traces():
+            hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(task)()
+        for error in raised.values():
+            if swept and isinstance(error, RlhfError):
+                _exit(f"error: these jobs of the sweep failed: {' '.join(raised)}", error.exit_code)
             raise error
 
     guarded(whole)

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Optional
 
+from omegaconf import MISSING
+
 UNCOMPARED = frozenset(
     {
         "save_steps",
@@ -55,6 +57,13 @@ class Truncated(Enum):
     drop = "drop"
 
 
+class Sampled(Enum):
+    """Which policy an iteration's responses come from."""
+
+    previous = "previous"
+    initial = "initial"
+
+
 class Reference(Enum):
     """Which policy anchors DPO."""
 
@@ -95,12 +104,13 @@ class ModelConfig:
 class PromptsConfig:
     """The prompts of all iterations and of the evaluation."""
 
-    path: str = "RLHFlow/iterative-prompt-v1-iter1-20K"
-    """JSON, JSONL or Parquet file, or `@stage/…`."""
+    path: str = "RLHFlow/iterative-prompt-v1-iter{iteration}-20K"
+    """JSON, JSONL or Parquet file, data set on the Hub (`owner/name[@revision][:[subset/]split]`, split train if not
+    said), or `@stage/…`. With `{iteration}` in it each iteration has a set of its own, else they share this one."""
     held_out_path: Optional[str] = None
-    """File of the prompts to evaluate on; null cuts them off `path` before anything else."""
+    """The prompts to evaluate on, as `path`; null cuts them off `path` (off iteration 1's) before anything else."""
     num_per_iteration: int = 20000
-    """Prompts of one iteration; iterations take disjoint slices."""
+    """Prompts of one iteration, in disjoint slices of one set; of sets per iteration at most so many."""
     num_held_out: int = 256
     """Prompts that no iteration trains on, at most."""
 
@@ -111,6 +121,8 @@ class GenerateConfig:
 
     engine: Engine = Engine.vllm
     """`vllm`, or `transformers` where vLLM is missing."""
+    policy: Sampled = Sampled.previous
+    """`previous` samples from the policy trained last (online), `initial` always from π0 (offline baseline)."""
     n: int = 8
     """Responses per prompt (paper: 8)."""
     temperatures: list[float] = field(default_factory=lambda: [1.0, 0.7])
@@ -161,6 +173,8 @@ class PairConfig:
     """Use only the first so many of the n candidates (at least 2); null uses all."""
     max_pairs_per_prompt: int = 1
     """best_worst only: then the second best with the second worst, and so on."""
+    data: Optional[str] = None
+    """Given preference pairs (as `reward_model.data`) in place of sampled ones: offline DPO, with num_iterations=1."""
 
 
 @dataclass
@@ -214,7 +228,7 @@ class SftConfig:
     """Supervised fine-tuning of `model.path` before anything else."""
 
     data: Optional[str] = None
-    """JSON, JSONL or Parquet file of `messages`, or `@stage/…`; null skips the stage."""
+    """File or Hub data set of `messages`, or `@stage/…`; null skips the stage."""
     learning_rate: float = 2.0e-5
     """Peak (paper: 2e-5)."""
     num_epochs: int = 1
@@ -262,7 +276,8 @@ class RewardModelConfig:
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
     data: Optional[str] = None
-    """Preference file (`chosen` and `rejected` as messages), or `@stage/…`; null takes `path` as it is."""
+    """File or Hub data set of preferences (`chosen` and `rejected` as messages), or `@stage/…`; null takes `path` as it
+    is."""
     on_policy: OnPolicyConfig = field(default_factory=OnPolicyConfig)
     """More training pairs, sampled from π0."""
     learning_rate: float = 2.0e-6
@@ -288,6 +303,20 @@ class RewardModelConfig:
 
 
 @dataclass
+class JudgeConfig:
+    """A reward model that only evaluates."""
+
+    path: str = MISSING
+    """Folder or Hub id of a sequence classifier with one logit."""
+    revision: Optional[str] = None
+    """Branch, tag or commit on the Hub; null is the main branch."""
+    dtype: Dtype = Dtype.auto
+    """Numeric type of the body; the score head is always fp32."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+
+
+@dataclass
 class EvaluateConfig:
     """Held-out evaluation of π0 and every iterate."""
 
@@ -297,6 +326,8 @@ class EvaluateConfig:
     """Sampling temperature."""
     gold: Optional[str] = None
     """`module:function` that maps (messages, response) to 0 or 1: a yardstick that the loop never sees."""
+    judges: dict[str, JudgeConfig] = field(default_factory=dict)
+    """Other judges, by name: the training judge cannot reveal that it is being hacked."""
 
 
 @dataclass
@@ -359,6 +390,8 @@ class Config:
     """Source of every random choice."""
     num_iterations: int = 3
     """Online iterations (paper: 3)."""
+    reuse: list[str] = field(default_factory=list)
+    """Run folders whose finished artifacts are taken when their fingerprint is the same; a sweep adds its siblings."""
     report_to: list[str] = field(default_factory=list)
     """Trackers the Trainer reports to, such as wandb or tensorboard."""
     debug: bool = False

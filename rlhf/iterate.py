@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -10,12 +11,14 @@ from omegaconf import OmegaConf
 
 from rlhf import sources, steps
 from rlhf.cli import main
-from rlhf.config import Config, Reference
+from rlhf.config import Config, Reference, Sampled
 from rlhf.console import Console
 from rlhf.data.shards import write_atomic
 from rlhf.errors import ConfigError, RunChanged
+from rlhf.launch.capacity import check_capacity
 from rlhf.launch.local import LocalLauncher
 from rlhf.launch.lock import hold_run
+from rlhf.prompt_sets import prompt_sets
 from rlhf.run import AloneDone, Artifact, Run, plain
 from rlhf.steps import Step
 from rlhf.summary import KL_ESTIMATOR, Evaluation, best, rows_of, table, write_summary
@@ -29,63 +32,63 @@ def iterate(cfg: Config, run: Run) -> Artifact:
     """
     initial = policy = steps.initial_policy(cfg, run)
     judge = steps.judge(cfg, run, initial)
-    train, held_out = prompt_sets(cfg, run)
+    prompts = prompt_sets(cfg, run)
     dtype = steps.policy_dtype(cfg, initial)
-    evaluations = [evaluate(Step(run, "iteration_000", 0, dtype), initial, initial, judge, held_out)]
+    yardstick = Yardstick(initial, judge, steps.evaluation_judges(cfg, run), prompts.held_out)
+    evaluations = [evaluate(Step(run, "iteration_000", 0, dtype), initial, yardstick)]
     for t in range(1, cfg.num_iterations + 1):
         step = Step(run, f"iteration_{t:03d}", t, dtype)
-        size = cfg.prompts.num_per_iteration
-        sampling = {"iteration": t, "slice": [(t - 1) * size, t * size]}
-        candidates = step.stage("generate", config=sampling, policy=policy, prompts=train)
-        scores = step.stage("score", candidates=candidates, judge=judge)
-        pairs = step.stage("pair", candidates=candidates, scores=scores)
+        candidates = None
+        if cfg.pair.data is None:
+            train, rows = prompts.of(t)
+            sampled = policy if cfg.generate.policy is Sampled.previous else initial
+            candidates = step.stage("generate", config={"iteration": t, "slice": rows}, policy=sampled, prompts=train)
+            scores = step.stage("score", candidates=candidates, judge=judge)
+            pairs = step.stage("pair", candidates=candidates, scores=scores)
+        else:
+            pairs = step.stage("preferences", data=sources.data_file(run, cfg.pair.data, "pair.data"), policy=initial)
         anchor = initial if cfg.dpo.reference is Reference.initial else policy
         logprobs = step.stage("reference", model=anchor, pairs=pairs)
         policy = step.stage("dpo", policy=policy, pairs=pairs, reference=logprobs).part("model")
-        evaluations.append(evaluate(step, policy, initial, judge, held_out, candidates, pairs))
+        evaluations.append(evaluate(step, policy, yardstick, candidates, pairs))
         report(run, evaluations)
     return conclude(run, evaluations, dtype)
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What every policy is held against: π0, the training judge, other judges by name, the held-out prompts."""
+
+    initial: Artifact
+    judge: Artifact
+    others: dict[str, Artifact]
+    held_out: Artifact
 
 
 def evaluate(
     step: Step,
     policy: Artifact,
-    initial: Artifact,
-    judge: Artifact,
-    held_out: Artifact,
+    yardstick: Yardstick,
     generate: Artifact | None = None,
     pair: Artifact | None = None,
 ) -> Evaluation:
     """Sample and score the held-out prompts; π0's log-probs of the samples give the KL."""
     cfg, step = step.run.cfg.evaluate, step.inside("held_out")
     sampling = {"n": cfg.n, "temperatures": [cfg.temperature], "iteration": step.iteration, "slice": None}
-    candidates = step.stage("generate", config=sampling, policy=policy, prompts=held_out)
-    scores = step.stage("score", candidates=candidates, judge=judge)
+    candidates = step.stage("generate", config=sampling, policy=policy, prompts=yardstick.held_out)
+    scores = step.stage("score", candidates=candidates, judge=yardstick.judge)
     gold = reference = None
     if cfg.gold is not None:
         rule = steps.rule_settings(cfg.gold, "evaluate.gold")
         gold = step.stage("score", name="gold", config=rule, candidates=candidates)
+    others = {}
+    for name, other in yardstick.others.items():
+        own = {"dtype": cfg.judges[name].dtype.value, "trust_remote_code": cfg.judges[name].trust_remote_code}
+        others[name] = step.stage("score", name=f"score_{name}", config=own, candidates=candidates, judge=other)
     if step.iteration > 0:
-        reference = step.stage("reference", config={"max_length": None}, model=initial, candidates=candidates)
-    return Evaluation(step.iteration, policy, candidates, scores, gold, reference, generate, pair)
-
-
-def prompt_sets(cfg: Config, run: Run) -> tuple[Artifact, Artifact]:
-    """The training prompts, in the order in which iterations take slices, and the held-out ones."""
-    inputs = {"prompts": sources.data_file(run, cfg.prompts.path, "prompts.path")}
-    if cfg.prompts.held_out_path is not None:
-        inputs["held_out"] = sources.data_file(run, cfg.prompts.held_out_path, "prompts.held_out_path")
-    prompts = run.stage("prompts", "prompts", steps.settings(cfg, "prompts"), inputs)
-    if prompts.digest is not None:
-        there, size = prompts.counts["train"], cfg.prompts.num_per_iteration
-        if cfg.num_iterations * size > there:
-            raise ConfigError(
-                f"{cfg.num_iterations} iterations of prompts.num_per_iteration={size} need "
-                f"{cfg.num_iterations * size} training prompts, but {cfg.prompts.path} gives {there} "
-                f"(counts: {prompts.counts}). Ways out: prompts.num_per_iteration={there // cfg.num_iterations}, "
-                f"num_iterations={there // size}, or more prompts."
-            )
-    return prompts.part("train.parquet"), prompts.part("held_out.parquet")
+        whole = {"max_length": None}
+        reference = step.stage("reference", config=whole, model=yardstick.initial, candidates=candidates)
+    return Evaluation(step.iteration, policy, candidates, scores, gold, reference, generate, pair, others)
 
 
 def report(run: Run, evaluations: list[Evaluation]) -> None:
@@ -127,6 +130,8 @@ def execute(cfg: Config, only: str | None = None) -> None:
     """Plan, refuse what cannot be, then run what is left to do."""
     assert cfg.run_dir is not None, "set on the command line or from the experiment's name"
     folder = Path(cfg.run_dir).expanduser().resolve()
+    if not (folder / "summary.json").is_file():
+        check_capacity(cfg)  # before the Hub is asked for anything
     with hold_run(folder, partial(print, flush=True)) as token:
         console = Console(folder)
         device = cfg.compute.device.value
@@ -135,6 +140,7 @@ def execute(cfg: Config, only: str | None = None) -> None:
         iterate(cfg, plan)
         plan.refuse_changes()
         if plan.pending:
+            check_capacity(cfg)
             launcher.warm_up()
         done = len(plan.made) - len(plan.pending)
         begun = (

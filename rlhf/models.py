@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rlhf.errors import ModelError
 
@@ -22,17 +25,27 @@ def saved_dtype(path: str | Path, wanted: str = "auto") -> str:
     if wanted != "auto":
         return wanted
     sizes: dict[str, int] = {}
-    for file in sorted(Path(path).glob("*.safetensors")):
-        with open(file, "rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(length))
-        for name, tensor in header.items():
-            if name != "__metadata__" and tensor["dtype"] in _DTYPES:
-                begin, end = tensor["data_offsets"]
-                sizes[tensor["dtype"]] = sizes.get(tensor["dtype"], 0) + end - begin
+    for tensor in _tensors(path):
+        if tensor["dtype"] in _DTYPES:
+            begin, end = tensor["data_offsets"]
+            sizes[tensor["dtype"]] = sizes.get(tensor["dtype"], 0) + end - begin
     if not sizes:
         raise ModelError(
             f"{path}: no floating-point weights in *.safetensors, so their dtype is unknown. Set the model's dtype "
             "(float32 or bfloat16), or save the weights as safetensors."
         )
     return _DTYPES[max(sizes, key=lambda name: sizes[name])]
+
+
+def num_parameters(path: str | Path) -> int:
+    """Numbers in the weights of a model folder, from the safetensors headers."""
+    return sum(math.prod(tensor["shape"]) for tensor in _tensors(path))
+
+
+def _tensors(path: str | Path) -> Iterator[dict[str, Any]]:
+    """What the safetensors headers of a folder say of each tensor."""
+    for file in sorted(Path(path).glob("*.safetensors")):
+        with open(file, "rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(length))
+        yield from (tensor for name, tensor in header.items() if name != "__metadata__")

@@ -116,6 +116,7 @@ class Run:
     pending: list[str] = field(default_factory=list)
     refusals: list[tuple[str, list[str]]] = field(default_factory=list)
     stale: list[str] = field(default_factory=list)
+    _others: dict[str, Path] | None = field(default=None, repr=False)
 
     def stage(self, stage: str, name: str, config: dict[str, Any], inputs: dict[str, Artifact]) -> Artifact:
         """The artifact of one stage: taken when it is finished and unchanged, else made.
@@ -126,7 +127,10 @@ class Run:
         """
         final = self.folder / name
         identity = self._identity(stage, config, inputs)
-        if self.planning:
+        found = self._elsewhere(final, identity)
+        if found is not None:
+            artifact = open_artifact(found) if self.planning else self._take(found, name, final)
+        elif self.planning:
             artifact = self._plan(name, final, identity, inputs)
         else:
             artifact = self._finished(name, final, identity) or self._make(stage, name, final, identity, config, inputs)
@@ -139,6 +143,16 @@ class Run:
         compared = {key: value for key, value in config.items() if key not in UNCOMPARED}
         digests = {key: artifact.digest for key, artifact in inputs.items()}
         return {"schema": SCHEMA, "stage": stage, "seed": self.cfg.seed, "config": compared, "inputs": digests}
+
+    def _elsewhere(self, final: Path, identity: dict[str, Any]) -> Path | None:
+        """A stage that a run of `reuse` has finished with the same fingerprint; own work begun goes before it."""
+        if not self.cfg.reuse or final.exists() or _partial(final).exists() or None in identity["inputs"].values():
+            return None
+        if self._others is None:
+            runs = [Path(run).expanduser().resolve() for run in self.cfg.reuse]
+            manifests = [path for run in reversed(runs) for path in sorted(run.glob("**/artifact.json"))]
+            self._others = {_fingerprint_of(path): path.parent for path in manifests}
+        return self._others.get(digest_of(identity))
 
     def _finished(self, name: str, final: Path, identity: dict[str, Any]) -> Artifact | None:
         if not final.exists():
@@ -219,6 +233,11 @@ class Run:
         artifact = commit(partial, final, identity, job, counts, outcome.metrics, seconds)
         if self.console is not None:
             self.console.end(name, seconds, artifact.counts | artifact.metrics)
+        return artifact
+
+    def _take(self, found: Path, name: str, final: Path) -> Artifact:
+        artifact = take(found, final)
+        self.say(f"  = {name:<32}          taken from {found}")
         return artifact
 
     def say(self, text: str) -> None:
@@ -320,6 +339,33 @@ def commit(
     return open_artifact(final)
 
 
-def fingerprint(artifact: Artifact) -> str:
-    """What identifies an artifact's recipe and inputs, 64 hex digits."""
-    return digest_of(artifact.record["identity"])
+def _fingerprint_of(manifest: Path) -> str:
+    """What identifies a finished artifact's recipe and inputs; empty where the manifest cannot be read."""
+    try:
+        return digest_of(json.loads(manifest.read_text())["identity"])
+    except (OSError, ValueError, KeyError):
+        return ""
+
+
+def take(source: Path, final: Path) -> Artifact:
+    """Copy a finished artifact, whole or not at all; on one file system its files are shared, not doubled.
+
+    Raises:
+        RunChanged: the source is damaged.
+    """
+    record = open_artifact(source).record
+    partial = final.with_name(f".{final.name}.taken")
+    shutil.rmtree(partial, ignore_errors=True)
+    for name in [*record["files"], "artifact.json"]:
+        (partial / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source / name, partial / name)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(source / name, partial / name)
+            with open(partial / name, "rb") as file:
+                os.fsync(file.fileno())
+    for parent in {(partial / name).parent for name in [*record["files"], "artifact.json"]}:
+        fsync_dir(parent)
+    os.rename(partial, final)
+    fsync_dir(final.parent)
+    return open_artifact(final)

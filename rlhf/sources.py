@@ -8,12 +8,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from rlhf import hub
 from rlhf.data.shards import write_atomic
 from rlhf.digest import digest_files, digest_of, digest_of_files
 from rlhf.errors import ConfigError, DataError, ModelError
 from rlhf.run import Artifact, Run
-
-_MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py")
 
 
 def made_here(run: Run, path: str, key: str) -> Artifact:
@@ -57,7 +56,7 @@ def _local_model(run: Run, folder: Path, key: str) -> Artifact:
             f"{key}={folder}: no *.safetensors there; other weight formats can run code when loaded and are not read. "
             "Convert with model.save_pretrained(folder)."
         )
-    names = sorted({path.name for pattern in _MODEL_FILES for path in folder.glob(pattern) if path.is_file()})
+    names = sorted({path.name for pattern in hub.MODEL_FILES for path in folder.glob(pattern) if path.is_file()})
     return Artifact(folder, _remembered_digest(run, folder, names))
 
 
@@ -75,44 +74,38 @@ def _remembered_digest(run: Run, folder: Path, names: list[str]) -> str:
 
 
 def _hub_model(repo: str, revision: str | None, key: str) -> Artifact:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=list(_MODEL_FILES)))
-    except GatedRepoError as error:
+    folder = hub.fetch_model(repo, revision, key)
+    if not any(folder.glob("*.safetensors")):
         raise ModelError(
-            f"{key}={repo}: the model is gated. Accept its licence on its Hub page, then log in with "
-            "`hf auth login` or set HF_TOKEN."
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise ModelError(
-            f"{key}={repo}: no such model on the Hub, or it is private. Check the spelling, or log in with "
-            "`hf auth login`; a local folder is given by its path."
-        ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise ModelError(
-            f"{key}={repo}: the Hub cannot be reached and the model is not in the local cache. Download it where there "
-            f"is a network (`hf download {repo}`), or give a local folder. On a machine without GPUs the quickstart "
-            "needs no download: python -m rlhf.iterate experiment=quickstart"
-        ) from error
+            f"{key}={repo}: it has no *.safetensors; other weight formats can run code when loaded and are not read. "
+            "Convert it with model.save_pretrained(folder), or choose a revision that has them."
+        )
     return Artifact(folder, digest_of([repo, folder.name]))
 
 
-def data_file(run: Run, path: str, key: str) -> Artifact:
-    """A file of prompts, conversations or preferences: one this run made, or a local one.
+def data_file(run: Run, path: str, key: str, name: str = "") -> Artifact:
+    """A file of prompts, conversations or preferences: one this run made, a local one, or a data set of the Hub.
+
+    A data set is written to the artifact `data/<name>` (`key` where no name is given) as one Parquet file.
 
     Raises:
-        DataError: there is no such file.
+        DataError: there is no such file or data set.
     """
     if path.startswith("@"):
         return made_here(run, path, key)
     file = Path(path).expanduser().resolve()
-    if not file.is_file():
+    if file.is_file():
+        return Artifact(file, _remembered_digest(run, file.parent, [file.name]))
+    wanted = hub.parse_dataset(path)
+    if wanted is None or file.exists():
         raise DataError(
-            f"{key}={path}: no such file (looked for {file}). Give the path of a .json, .jsonl or .parquet file."
+            f"{key}={path}: no such file (looked for {file}). Give the path of a .json, .jsonl or .parquet file, or a "
+            "data set on the Hub as owner/name[@revision][:[subset/]split]."
         )
-    return Artifact(file, _remembered_digest(run, file.parent, [file.name]))
+    folder = hub.fetch_dataset(wanted.repo, wanted.revision, key)
+    config = {"repo": wanted.repo, "commit": folder.name, "subset": wanted.subset, "split": wanted.split}
+    snapshot = Artifact(folder, digest_of([wanted.repo, folder.name]))
+    return run.stage("dataset", f"data/{name or key}", config, {"snapshot": snapshot}).part("rows.parquet")
 
 
 def function_source(path: str, key: str) -> str:

@@ -12,6 +12,8 @@ from rlhf.run import UNKNOWN, Artifact, Run, plain
 
 _ELSEWHERE = {
     "prompts": ("path", "held_out_path", "num_per_iteration"),
+    "generate": ("policy",),
+    "pair": ("data",),
     "sft": ("data",),
     "reward_model": ("path", "revision", "data", "on_policy"),
 }
@@ -20,10 +22,10 @@ _ELSEWHERE = {
 
 def settings(cfg: Config, stage: str) -> dict[str, Any]:
     """The config section a stage is called with."""
-    section = plain(getattr(cfg, stage))
+    section = plain(getattr(cfg, stage, {}))
     for key in _ELSEWHERE.get(stage, ()):
         del section[key]
-    if stage in ("generate", "reference", "dpo", "sft"):
+    if stage in ("generate", "reference", "dpo", "sft", "preferences"):
         section |= {"dtype": cfg.model.dtype.value, "trust_remote_code": cfg.model.trust_remote_code}
     if stage == "score":
         judge = cfg.reward_model
@@ -88,6 +90,12 @@ def judge(cfg: Config, run: Run, initial: Artifact) -> Artifact:
         inputs["on_policy"] = _on_policy_pairs(cfg, run, initial)
     config = settings(cfg, "reward_model")
     return run.stage("reward_model", "reward_model", config, inputs).part("model")
+
+
+def evaluation_judges(cfg: Config, run: Run) -> dict[str, Artifact]:
+    """The judges that only evaluate, by name."""
+    judges = cfg.evaluate.judges
+    return {name: sources.model(run, j.path, j.revision, f"evaluate.judges.{name}.path") for name, j in judges.items()}
 
 
 def _on_policy_pairs(cfg: Config, run: Run, initial: Artifact) -> Artifact:

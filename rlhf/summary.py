@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -20,7 +20,7 @@ class Evaluation:
     """The artifacts that say how good one policy is, and how its training data came about.
 
     `gold`, `reference` (log-probs of the samples under π0), `generate` and `pair` (of the iteration that trained it)
-    are None where there is nothing.
+    are None where there is nothing; `others` are scores by judges that only evaluate.
     """
 
     iteration: int
@@ -31,6 +31,17 @@ class Evaluation:
     reference: Artifact | None = None
     generate: Artifact | None = None
     pair: Artifact | None = None
+    others: dict[str, Artifact] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge that only evaluates says of a policy; the win rate against π0 is in 0–1, None for π0 itself."""
+
+    mean_score: float
+    win_rate: float | None = None
+    win_rate_low: float | None = None
+    win_rate_high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,7 @@ class Row:
     truncated: float
     pairs: int | None
     dropped: dict[str, int]
+    judges: dict[str, Verdict] = field(default_factory=dict)
 
 
 def scores_by_prompt(scores: Artifact) -> dict[str, list[float]]:
@@ -86,17 +98,21 @@ def kl_to_initial(candidates: Artifact, reference: Artifact) -> float:
     return fmean(differences) if differences else math.nan
 
 
+def verdict(scores: Artifact, initial: Artifact | None) -> Verdict:
+    """Mean score and, unless it is π0's own, the win rate against π0."""
+    ours = scores_by_prompt(scores)
+    finite = [score for values in ours.values() for score in values if math.isfinite(score)]
+    mean = fmean(finite) if finite else math.nan
+    return Verdict(mean, *win_rate(ours, scores_by_prompt(initial))) if initial is not None else Verdict(mean)
+
+
 def row_of(evaluation: Evaluation, initial: Evaluation) -> Row:
     """The figures of one policy beside π0's."""
-    scores = scores_by_prompt(evaluation.scores)
-    finite = [score for values in scores.values() for score in values if math.isfinite(score)]
-    gold = (
-        [score for values in scores_by_prompt(evaluation.gold).values() for score in values] if evaluation.gold else []
-    )
-    rate = low = high = None
+    first = evaluation is initial
+    own = verdict(evaluation.scores, None if first else initial.scores)
+    gold = [s for values in scores_by_prompt(evaluation.gold).values() for s in values] if evaluation.gold else []
     kl: float | None = 0.0
-    if evaluation is not initial:
-        rate, low, high = win_rate(scores, scores_by_prompt(initial.scores))
+    if not first:
         kl = kl_to_initial(evaluation.candidates, evaluation.reference) if evaluation.reference else None
     counts = evaluation.candidates.counts
     dropped: dict[str, int] = {}
@@ -106,16 +122,19 @@ def row_of(evaluation: Evaluation, initial: Evaluation) -> Row:
                 dropped[key.removeprefix("dropped/")] = value
     return Row(
         iteration=evaluation.iteration,
-        mean_score=fmean(finite) if finite else math.nan,
+        mean_score=own.mean_score,
         gold_accuracy=fmean(gold) if gold else None,
-        win_rate=rate,
-        win_rate_low=low,
-        win_rate_high=high,
+        win_rate=own.win_rate,
+        win_rate_low=own.win_rate_low,
+        win_rate_high=own.win_rate_high,
         mean_response_tokens=counts["response_tokens"] / max(1, counts["responses"]),
         kl=kl,
         truncated=counts["truncated"] / max(1, counts["responses"]),
         pairs=evaluation.pair.counts["pairs"] if evaluation.pair else None,
         dropped=dropped,
+        judges={
+            name: verdict(scores, None if first else initial.others[name]) for name, scores in evaluation.others.items()
+        },
     )
 
 
@@ -126,7 +145,9 @@ def rows_of(evaluations: Sequence[Evaluation]) -> list[Row]:
 
 def table(rows: Sequence[Row]) -> str:
     """The figures as text, a line per policy."""
-    heads = ["policy", "score", "gold", "win rate vs π0 (95 %)", "tokens", "KL to π0", "cut", "pairs", "dropped"]
+    others = [column for name in rows[0].judges for column in (name, "win rate")]
+    heads = ["policy", "score", "gold", "win rate vs π0 (95 %)", *others]
+    heads += ["tokens", "KL to π0", "cut", "pairs", "dropped"]
     lines = [heads, *[_cells(row) for row in rows]]
     widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
     text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
@@ -134,21 +155,26 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def _cells(row: Row) -> list[str]:
-    rate = "–"
-    if row.win_rate is not None and row.win_rate_low is not None and row.win_rate_high is not None:
-        rate = f"{row.win_rate:.3f} [{row.win_rate_low:.3f}, {row.win_rate_high:.3f}]"
     dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(row.dropped.items()))
+    others = [cell for other in row.judges.values() for cell in (f"{other.mean_score:+.3f}", _rate(other))]
     return [
         f"π{row.iteration}",
         f"{row.mean_score:+.3f}",
         "–" if row.gold_accuracy is None else f"{row.gold_accuracy:.3f}",
-        rate,
+        _rate(row),
+        *others,
         f"{row.mean_response_tokens:.1f}",
         "–" if row.kl is None else f"{row.kl:.2f}",
         f"{100 * row.truncated:.1f} %",
         "–" if row.pairs is None else str(row.pairs),
         dropped or "–",
     ]
+
+
+def _rate(row: Row | Verdict) -> str:
+    if row.win_rate is None:
+        return "–"
+    return f"{row.win_rate:.3f} [{row.win_rate_low:.3f}, {row.win_rate_high:.3f}]"
 
 
 def best(rows: Sequence[Row]) -> int:
@@ -167,4 +193,6 @@ def write_summary(folder: Path, rows: Sequence[Row], best_iteration: int) -> Non
 
 
 def _json(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _json(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

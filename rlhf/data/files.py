@@ -33,17 +33,10 @@ def read_records(path: Path | str) -> Iterator[Record]:
         inside = sorted(p.name for p in path.iterdir() if p.suffix.lower() in READERS)[:5]
         raise DataError(f"{path} is a folder. Name one file in it ({', '.join(inside) or f'none here is {kinds}'}).")
     if not path.exists():
-        raise DataError(f"{path} does not exist. Check the spelling; relative paths start at {Path.cwd()}.{_hub(path)}")
+        raise DataError(f"{path} does not exist. Check the spelling; relative paths start at {Path.cwd()}.")
     if reader is None:
         raise DataError(f"{path} has the suffix {path.suffix!r}; known are {kinds}. Convert it, or rename it to fit.")
     return _not_empty(path, reader(path))
-
-
-def _hub(path: Path) -> str:
-    """A hint for names that look like data sets on the Hub."""
-    if path.is_absolute() or len(path.parts) != 2 or path.suffix.lower() in READERS:
-        return ""
-    return f" For a data set on the Hub, download it (`hf download --repo-type dataset {path}`) and name its file."
 
 
 def _not_empty(path: Path, records: Iterator[Record]) -> Iterator[Record]:

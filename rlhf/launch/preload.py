@@ -51,6 +51,7 @@ if log:  # what libraries print when imported is no part of the run's output
     os.dup2(descriptor, 2)
     os.close(descriptor)
 
+gc.disable()  # for the imports: it saves a fifth of their time
 for name in MODULES:
     with contextlib.suppress(Exception):
         importlib.import_module(name)
@@ -58,3 +59,4 @@ for name in MODULES:
 # Some hundred thousand objects that live for ever: kept out of every worker's collections, they also stay shared.
 gc.collect()
 gc.freeze()
+gc.enable()

@@ -2,6 +2,9 @@
 
 Inputs: `prompts` (a file) and, if the experiment has one, `held_out` (a file). Output: `train.parquet`, whose slices
 the iterations take in turn, and `held_out.parquet`. Neither depends on the file's order or on `num_iterations`.
+
+Where each iteration has a set of its own, this stage runs for each; the inputs `seen_held_out` and `seen_<T>` are then
+prompts that the set must not have again.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 from rlhf.data.prompts import load_prompts
-from rlhf.data.shards import write_shard
+from rlhf.data.shards import read_rows, write_shard
 from rlhf.errors import ConfigError, DataError
 from rlhf.job import Job, Kind, Outcome, Worker
 from rlhf.records import PROMPT_SCHEMA, Prompt, to_row
@@ -50,6 +53,10 @@ def run(job: Job, worker: Worker) -> Outcome:
                 f"prompts.num_held_out is {num_held_out}, and {path} has {len(prompts)} distinct prompts: none is left "
                 "to train on. Lower it, give more prompts, or name a file of its own in prompts.held_out_path."
             )
+    for name in sorted(key for key in job.inputs if key.startswith("seen_")):
+        train = without_seen(train, job.input_path(name), name, counts)
+    if not train:
+        raise DataError(f"{path}: every prompt is held out or belongs to an earlier iteration: {dict(counts)}.")
     counts.update(train=len(train), held_out=len(held_out))
     dropped = sum(value for key, value in counts.items() if key.startswith("dropped/"))
     assert counts["rows"] == len(train) + len(held_out) + dropped, counts
@@ -61,6 +68,16 @@ def run(job: Job, worker: Worker) -> Outcome:
 def shuffled(prompts: list[Prompt], seed: int) -> list[Prompt]:
     """The prompts in an order that depends on the seed and on each prompt alone: sha256(seed, id)."""
     return sorted(prompts, key=lambda prompt: hashlib.sha256(f"{seed}/{prompt.id}".encode()).digest())
+
+
+def without_seen(prompts: list[Prompt], path: Path, name: str, counts: Counter[str]) -> list[Prompt]:
+    """The prompts that are not in a file that this stage wrote; the others are counted."""
+    seen = {row["id"] for row in read_rows(path, ["id"])}
+    kept = [prompt for prompt in prompts if prompt.id not in seen]
+    if len(kept) < len(prompts):
+        reason = "in_held_out" if name == "seen_held_out" else "in_earlier_iteration"
+        counts[f"dropped/{reason}"] += len(prompts) - len(kept)
+    return kept
 
 
 def split_by_file(

@@ -55,13 +55,13 @@ def base_config(tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
 
 def encode(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]]) -> list[Encoded]:
     """Conversations of one question and one answer as token ids, many at a time."""
-    whole = tokenizer.apply_chat_template([list(c) for c in conversations], tokenize=False)
-    asked = tokenizer.apply_chat_template(
-        [list(c[:-1]) for c in conversations], tokenize=False, add_generation_prompt=True
-    )
-    ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
-    prompts = tokenizer(asked, add_special_tokens=False)["input_ids"]
-    return [(list(row), len(prompt)) for row, prompt in zip(ids, prompts, strict=True)]
+    texts = tokenizer.apply_chat_template([list(c) for c in conversations], tokenize=False)
+    header = tokenizer.convert_tokens_to_ids("<|end_header_id|>")
+    rows = []
+    for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
+        answer = len(ids) - ids[::-1].index(header) + 1  # two line breaks, one token, stand between header and answer
+        rows.append((list(ids), answer))
+    return rows
 
 
 def make_batches(rows: Sequence[Encoded], num_steps: int, pad_id: int, rng: Random) -> list[dict[str, Tensor]]:

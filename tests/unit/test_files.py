@@ -102,11 +102,6 @@ def test_missing_file_is_refused_before_reading(tmp_path: Path) -> None:
         read_records(tmp_path / "a.json")
 
 
-def test_a_name_on_the_hub_gets_a_hint() -> None:
-    with pytest.raises(DataError, match="hf download --repo-type dataset some/prompts"):
-        read_records("some/prompts")
-
-
 def test_folder_is_refused_with_what_is_in_it(tmp_path: Path) -> None:
     write(tmp_path / "b.jsonl", "{}")
     with pytest.raises(DataError, match=r"is a folder.*b\.jsonl"):

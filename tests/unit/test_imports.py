@@ -7,13 +7,16 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "rlhf"
 HEAVY = {"torch", "transformers", "trl", "vllm", "deepspeed", "accelerate", "datasets", "safetensors", "tokenizers"}
-LIGHT = "errors records config job digest run sources steps console summary checks cli iterate alone models strategies"
+LIGHT = (
+    "errors records config job digest run sources hub steps prompt_sets console summary checks cli sweep iterate alone "
+    "models strategies"
+)
 LAYERS = [
     {"errors"},
     {"records", "config", "job", "digest", "models"},
-    {"data", "strategies", "checks"},
+    {"data", "strategies", "checks", "hub", "sweep"},
     {"console", "run"},
-    {"sources", "summary", "steps"},
+    {"sources", "summary", "steps", "prompt_sets"},
     {"launch", "cli"},
     {"iterate"},
     {"alone"},

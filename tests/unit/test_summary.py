@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -106,7 +107,7 @@ def test_rows_and_the_summary_file(tmp_path):
     assert written["best_iteration"] == 1 and "k1" in written["kl_estimator"]
     assert list(written["iterations"][1]) == [
         "iteration", "mean_score", "gold_accuracy", "win_rate", "win_rate_low", "win_rate_high",
-        "mean_response_tokens", "kl", "truncated", "pairs", "dropped",
+        "mean_response_tokens", "kl", "truncated", "pairs", "dropped", "judges",
     ]  # fmt: skip
     assert written["iterations"][0]["win_rate"] is None
 
@@ -127,3 +128,16 @@ def test_the_table_has_a_line_per_policy(tmp_path):
     assert len(lines) == 4
     assert lines[2].startswith("π0") and lines[3].startswith("π1")
     assert "1.000 [0.000, 1.000]" in lines[3] and "all_tied 2, prompt_too_long 1" in lines[3]
+
+
+def test_another_judge_has_columns_of_its_own(tmp_path):
+    zero, one, *_ = evaluations(tmp_path)
+    others = [scores(tmp_path / f"other{i}", {"a": [float(i)], "b": [0.0]}) for i in (0, 1)]
+    both = [replace(e, others={"second": other}) for e, other in zip((zero, one), others, strict=True)]
+    rows = rows_of(both)
+    assert rows[0].judges["second"].mean_score == 0.0 and rows[0].judges["second"].win_rate is None
+    assert rows[1].judges["second"].mean_score == 0.5 and rows[1].judges["second"].win_rate == 0.75
+    assert "second" in table(rows).split("\n")[0] and "+0.500" in table(rows)
+    write_summary(tmp_path, rows, 1)
+    written = json.loads((tmp_path / "summary.json").read_text())["iterations"][1]["judges"]
+    assert written["second"]["win_rate"] == 0.75
