@@ -1,0 +1,50 @@
+"""Stage `dataset`: a split of a data set from the Hub as one Parquet file, so that a run holds what it was made of.
+
+Input: `snapshot`, the folder of the data set's files at one commit.
+"""
+
+from __future__ import annotations
+
+import shutil
+
+from rlhf.errors import DataError
+from rlhf.job import Job, Kind, Outcome, Worker
+
+KIND = Kind.single
+
+
+def num_shards(job: Job) -> int:
+    """Not cut in shards."""
+    return 0
+
+
+def run(job: Job, worker: Worker) -> Outcome:
+    """Write `rows.parquet`; the split's rows as they are, in their order.
+
+    Config: `repo`, `commit`, `subset` (null is the default one), `split`.
+
+    Raises:
+        DataError: there is no such subset or split, or the files cannot be read.
+    """
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
+
+    config, cache = job.config, job.out_path / ".cache"
+    try:
+        rows = load_dataset(
+            job.inputs["snapshot"], name=config["subset"], split=config["split"], cache_dir=str(cache), streaming=False
+        )
+    except (ValueError, OSError, DatasetGenerationError) as error:
+        raise DataError(
+            f"{config['repo']} at {config['commit'][:12]}: subset {config['subset']}, split {config['split']} cannot "
+            f"be read: {error}. Name another one as owner/name:subset/split, or download the data set and give a file."
+        ) from error
+    rows.to_parquet(str(job.out_path / "rows.parquet"))
+    shutil.rmtree(cache)
+    return Outcome(counts={"rows": len(rows)})
+
+
+if __name__ == "__main__":
+    from rlhf.alone import main
+
+    main("dataset")

@@ -1,0 +1,77 @@
+"""Stage `preferences`: given preference pairs as training pairs of a policy, for offline DPO.
+
+Inputs: `data` (a file of preferences) and `policy` (whose tokenizer and template are used).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from rlhf.data.preferences import Preference, read_preferences
+from rlhf.data.shards import shard_name, write_shard
+from rlhf.errors import DataError
+from rlhf.job import Job, Kind, Outcome, Worker
+from rlhf.records import PAIRS_SCHEMA, prompt_id
+
+KIND = Kind.single
+
+_ROWS_OF_A_SHARD = 4096
+
+
+def num_shards(job: Job) -> int:
+    """The file is read in one go."""
+    return 0
+
+
+def run(job: Job, worker: Worker) -> Outcome:
+    """Write shards of pairs in the file's order, as a stream.
+
+    There are no scores: they are NaN. Counts: `rows` = `pairs` + the sum of `dropped/<reason>`.
+
+    Raises:
+        DataError: the file cannot be used, or no row of it is a pair.
+    """
+    from rlhf.chat import load_tokenizer
+
+    tokenizer = load_tokenizer(job.inputs["policy"], job.config["trust_remote_code"])
+    counts = Counter[str]()
+    path = job.input_path("data")
+    rows = (_row(tokenizer, preference) for preference in read_preferences(path, counts))
+    for index, block in enumerate(_blocks(rows)):
+        write_shard(job.out_path / shard_name(index), PAIRS_SCHEMA, block)
+    if not counts["pairs"]:
+        raise DataError(f"{path}: none of {counts['rows']} rows is a preference pair ({dict(counts)}).")
+    return Outcome(counts=dict(counts))
+
+
+def _blocks(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    while block := list(itertools.islice(rows, _ROWS_OF_A_SHARD)):
+        yield block
+
+
+def _row(tokenizer: Any, preference: Preference) -> dict[str, Any]:
+    from rlhf.chat import render_response
+
+    messages, chosen, rejected = preference
+    row: dict[str, Any] = {"id": prompt_id(messages), "messages": messages}
+    for rank, (side, text) in enumerate((("chosen", chosen), ("rejected", rejected))):
+        row["prompt_token_ids"], row[f"{side}_token_ids"] = render_response(tokenizer, messages, text)
+        row |= {
+            side: text,
+            f"{side}_score": math.nan,
+            f"{side}_penalised": math.nan,
+            f"{side}_rank": rank,
+            f"{side}_chars": len(text),
+            f"{side}_truncated": False,
+        }
+    return row
+
+
+if __name__ == "__main__":
+    from rlhf.alone import main
+
+    main("preferences")

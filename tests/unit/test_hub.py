@@ -1,0 +1,107 @@
+"""Models and data sets of the Hub, from a local cache laid out as the real one; nothing here needs a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+
+from rlhf import hub, sources
+from rlhf.config import Config
+from rlhf.errors import DataError, ModelError
+from rlhf.run import Run
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+def put(cache: Path, kind: str, repo: str, files: list[str]) -> Path:
+    """Lay out a snapshot as a download would."""
+    folder = cache / f"{kind}s--{repo.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(COMMIT)
+    for name in files:
+        (folder / "snapshots" / COMMIT / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "snapshots" / COMMIT / name).write_text("{}")
+    return folder / "snapshots" / COMMIT
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("a/b", hub.DatasetName("a/b", None, None, "train")),
+        ("a/b:test", hub.DatasetName("a/b", None, None, "test")),
+        ("openai/gsm8k:main/test", hub.DatasetName("openai/gsm8k", None, "main", "test")),
+        ("a/b-1.0_x@refs/pr/3:s", hub.DatasetName("a/b-1.0_x", "refs/pr/3", None, "s")),
+        (
+            "RLHFlow/iterative-prompt-v1-iter1-20K",
+            hub.DatasetName("RLHFlow/iterative-prompt-v1-iter1-20K", None, None, "train"),
+        ),
+        ("data/prompts.jsonl", None),
+        ("./a/b", None),
+        ("/a/b", None),
+        ("a/b/c", None),
+        ("prompts.json", None),
+    ],
+)
+def test_names_of_data_sets(text: str, name: hub.DatasetName | None) -> None:
+    assert hub.parse_dataset(text) == name
+
+
+def test_a_cached_model_is_named_by_its_commit(tmp_path: Path, cache: Path) -> None:
+    snapshot = put(cache, "model", "some/model", ["config.json", "model.safetensors"])
+    model = sources.model(Run(tmp_path / "run", Config()), "some/model", None, "model.path")
+    assert model.path == snapshot and model.digest
+    assert sources.model(Run(tmp_path / "run", Config()), "some/model", "main", "k").digest == model.digest
+
+
+def test_a_hub_model_without_safetensors_is_refused(tmp_path: Path, cache: Path) -> None:
+    put(cache, "model", "some/model", ["config.json"])
+    with pytest.raises(ModelError, match=r"no \*\.safetensors"):
+        sources.model(Run(tmp_path / "run", Config()), "some/model", None, "model.path")
+
+
+def test_what_cannot_be_fetched_says_what_to_do(tmp_path: Path, cache: Path) -> None:
+    run = Run(tmp_path / "run", Config())
+    with pytest.raises(ModelError, match=r"hf download no/model`.*experiment=quickstart"):
+        sources.model(run, "no/model", "v2", "model.path")
+    with pytest.raises(DataError, match="hf download --repo-type dataset no/prompts`"):
+        sources.data_file(run, "no/prompts:test", "prompts.path")
+    with pytest.raises(DataError, match=r"no such file.*owner/name\[@revision\]"):
+        sources.data_file(run, "prompts.jsonl", "prompts.path")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        ("GatedRepoError", "gated.*hf auth login"),
+        ("RepositoryNotFoundError", "no such model"),
+        ("RevisionNotFoundError", "no such revision"),
+    ],
+)
+def test_answers_of_the_hub_become_messages(monkeypatch: pytest.MonkeyPatch, error: str, words: str) -> None:
+    import httpx
+    import huggingface_hub.errors
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        response = httpx.Response(403, request=httpx.Request("GET", "https://hub"))
+        raise getattr(huggingface_hub.errors, error)("no", response=response)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(ModelError, match=words):
+        hub.fetch_model("some/model", "v1", "model.path")
+
+
+def test_a_data_set_becomes_an_artifact_of_the_run(tmp_path: Path, cache: Path) -> None:
+    put(cache, "dataset", "some/prompts", ["data/train.parquet"])
+    plan = Run(tmp_path / "run", Config(), planning=True)
+    file = sources.data_file(plan, "some/prompts", "prompts.path")
+    assert file.path == tmp_path / "run" / "data" / "prompts.path" / "rows.parquet"
+    assert plan.pending == ["data/prompts.path"]
