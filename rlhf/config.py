@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Optional
 
-from omegaconf import MISSING
-
 UNCOMPARED = frozenset(
     {
         "save_steps",
@@ -303,20 +301,6 @@ class RewardModelConfig:
 
 
 @dataclass
-class JudgeConfig:
-    """A reward model that only evaluates."""
-
-    path: str = MISSING
-    """Folder or Hub id of a sequence classifier with one logit."""
-    revision: Optional[str] = None
-    """Branch, tag or commit on the Hub; null is the main branch."""
-    dtype: Dtype = Dtype.auto
-    """Numeric type of the body; the score head is always fp32."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with the model."""
-
-
-@dataclass
 class EvaluateConfig:
     """Held-out evaluation of π0 and every iterate."""
 
@@ -326,8 +310,9 @@ class EvaluateConfig:
     """Sampling temperature."""
     gold: Optional[str] = None
     """`module:function` that maps (messages, response) to 0 or 1: a yardstick that the loop never sees."""
-    judges: dict[str, JudgeConfig] = field(default_factory=dict)
-    """Other judges, by name: the training judge cannot reveal that it is being hacked."""
+    judges: dict[str, str] = field(default_factory=dict)
+    """Other judges, a name and a path as `reward_model.path` each, with `@revision` if wanted: the training judge
+    cannot reveal that it is being hacked."""
 
 
 @dataclass

@@ -83,8 +83,8 @@ def evaluate(
         gold = step.stage("score", name="gold", config=rule, candidates=candidates)
     others = {}
     for name, other in yardstick.others.items():
-        own = {"dtype": cfg.judges[name].dtype.value, "trust_remote_code": cfg.judges[name].trust_remote_code}
-        others[name] = step.stage("score", name=f"score_{name}", config=own, candidates=candidates, judge=other)
+        as_saved = {"dtype": "auto", "trust_remote_code": False}
+        others[name] = step.stage("score", name=f"score_{name}", config=as_saved, candidates=candidates, judge=other)
     if step.iteration > 0:
         whole = {"max_length": None}
         reference = step.stage("reference", config=whole, model=yardstick.initial, candidates=candidates)

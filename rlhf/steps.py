@@ -94,8 +94,11 @@ def judge(cfg: Config, run: Run, initial: Artifact) -> Artifact:
 
 def evaluation_judges(cfg: Config, run: Run) -> dict[str, Artifact]:
     """The judges that only evaluate, by name."""
-    judges = cfg.evaluate.judges
-    return {name: sources.model(run, j.path, j.revision, f"evaluate.judges.{name}.path") for name, j in judges.items()}
+    found = {}
+    for name, path in cfg.evaluate.judges.items():
+        repo, _, revision = (path, "", "") if path.startswith("@") else path.partition("@")
+        found[name] = sources.model(run, repo, revision or None, f"evaluate.judges.{name}")
+    return found
 
 
 def _on_policy_pairs(cfg: Config, run: Run, initial: Artifact) -> Artifact:

@@ -108,9 +108,9 @@ def test_given_pairs_take_the_place_of_samples(tmp_path: Path) -> None:
 
 
 def test_other_judges_score_every_policy(tmp_path: Path, fetched: list[str]) -> None:
-    cfg = composed("experiment=rlhf_workflow", "+evaluate.judges.second.path=some/judge")
+    cfg = composed("experiment=rlhf_workflow", "+evaluate.judges.second=some/judge@v1")
     pending = plan(cfg, tmp_path)
-    assert "evaluate.judges.second.path=some/judge" in fetched
+    assert "evaluate.judges.second=some/judge" in fetched
     assert [p for p in pending if p.endswith("score_second")] == [
         f"iteration_{t:03d}/held_out/score_second" for t in range(4)
     ]
