@@ -23,10 +23,13 @@ def is_sweep(arguments: Sequence[str]) -> bool:
     return any(argument in ("-m", "--multirun") for argument in arguments)
 
 
+def _is_override(argument: str) -> bool:
+    return "=" in argument and not argument.startswith("-")
+
+
 def swept_keys(arguments: Sequence[str]) -> set[str]:
     """The keys that take several values."""
-    given = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
-    parsed = OverridesParser.create().parse_overrides(given)
+    parsed = OverridesParser.create().parse_overrides([a for a in arguments if _is_override(a)])
     return {override.get_key_element() for override in parsed if override.is_sweep_override()}
 
 
@@ -46,11 +49,16 @@ def join_sweep(config: Config, base: str, name: str) -> None:
 
 @contextmanager
 def no_traces() -> Iterator[None]:
-    """Let Hydra write what it writes about a sweep where it is deleted: the run folders hold all that matters."""
+    """Let Hydra write what it writes about a sweep where it is deleted: the run folders hold all that matters.
+
+    Flags go in front of the overrides meanwhile: Hydra refuses a flag among them.
+    """
     with tempfile.TemporaryDirectory() as folder:
         arguments = list(sys.argv)
-        if is_sweep(arguments):
-            sys.argv += [f"hydra.sweep.dir={folder}"]
+        overrides = [argument for argument in arguments[1:] if _is_override(argument)]
+        flags = [argument for argument in arguments[1:] if not _is_override(argument)]
+        sweep_folder = [f"hydra.sweep.dir={folder}"] if is_sweep(flags) else []
+        sys.argv[1:] = [*flags, *overrides, *sweep_folder]
         try:
             yield
         finally:
