@@ -44,14 +44,25 @@ def test_alpaca_prompts_are_instruction_and_input_as_they_stand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "rows"), [("ultrafeedback_train_1000.jsonl", 999), ("ultrafeedback_eval_200.jsonl", 200)]
+    ("name", "rows", "pairs", "dropped"),
+    [
+        ("hh_harmless_base_test.jsonl", 1718, 1711, {"empty": 2, "context_differs": 5}),
+        ("hh_helpful_base_test.json", 1746, 1736, {"empty": 3, "context_differs": 7}),
+        ("webgpt_comparisons_test.json", 898, 653, {"tie": 245}),
+        ("ultrafeedback_train_1000.jsonl", 999, 883, {"tie": 110, "equal": 4, "empty": 2}),
+        ("ultrafeedback_eval_200.jsonl", 200, 175, {"tie": 24, "equal": 1}),
+        ("llamafactory_dpo_en_demo.json", 300, 300, {}),
+        ("qa_feedback_4way.json", 255, 1326, {"tie": 204}),
+        ("alpacaeval_gpt4_judge/text_davinci_001.json", 392, 386, {"tie": 1, "equal": 5}),
+        ("alpacaeval_gpt4_judge/alpaca-7b.json", 392, 387, {"equal": 5}),
+    ],
 )
-def test_every_preference_is_accounted_for(name: str, rows: int) -> None:
+def test_every_preference_is_accounted_for(name: str, rows: int, pairs: int, dropped: dict[str, int]) -> None:
     counts = Counter[str]()
-    pairs = list(read_preferences(DATA / "preferences" / name, counts))
-    assert counts["rows"] == rows == len(pairs) + sum(n for key, n in counts.items() if key.startswith("dropped/"))
-    if rows == 999:
-        assert (counts["dropped/equal"], counts["dropped/empty"]) == (4, 2)
+    found = list(read_preferences(DATA / "preferences" / name, counts))
+    assert (counts["rows"], len(found), counts["pairs"]) == (rows, pairs, pairs)
+    assert {key.removeprefix("dropped/"): n for key, n in counts.items() if key.startswith("dropped/")} == dropped
+    assert counts["comparisons"] == pairs + sum(dropped.values())
 
 
 def test_pairs_of_real_candidates_and_judgements() -> None:

@@ -215,7 +215,82 @@ def test_preferences_of_every_shape(tmp_path: Path) -> None:
     counts = Counter[str]()
     found = list(read_preferences(write(tmp_path / "a.jsonl", shapes), counts))
     assert found == [([user("q")], "good", "bad")] * 5
-    assert counts == {"rows": 5, "pairs": 5}
+    assert counts == {"rows": 5, "comparisons": 5, "pairs": 5}
+
+
+def hh(*texts: str) -> str:
+    return "".join(f"\n\n{'Assistant' if i % 2 else 'Human'}: {text}" for i, text in enumerate(texts))
+
+
+WILD: list[tuple[dict[str, Any], list[tuple[str, str]], list[str]]] = [
+    ({"chosen": hh("a", "b", "q", "good"), "rejected": hh("a", "b", "q", "bad")}, [("good", "bad")], []),
+    ({"chosen": hh("q", "good", "more"), "rejected": hh("q", "bad", "more")}, [], ["ends_on_user"]),
+    ({"chosen": hh("q", "good"), "rejected": hh("q", "")}, [], ["empty"]),
+    ({"chosen": hh("q", "good"), "rejected": hh("p", "bad")}, [], ["context_differs"]),
+    ({"chosen": "Human: q\n\nAssistant: good", "rejected": hh("q", "bad")}, [("good", "bad")], []),
+    ({"text": [hh("q", "bad"), hh("q", "good")], "score": [0.5, 1.5]}, [("good", "bad")], []),
+    ({"text": ["## Human:\nq\n\n## Assistant:\na", hh("q", "b")], "score": [1, 1]}, [], ["tie"]),
+    ({"text": [hh("q", "a"), "nothing"], "score": [1, 2]}, [], ["not_turns"]),
+    ({"text": [hh("q", "a"), hh("q", "b")], "score": [1]}, [], ["not_scored"]),
+    (
+        {"text": [hh("q", "a"), hh("q", "b"), hh("q", "c")], "score": [1, 3, 1]},
+        [("b", "a"), ("b", "c")],
+        ["tie"],
+    ),
+    (
+        {
+            "conversations": [{"from": "human", "value": "q"}],
+            "chosen": {"from": "gpt", "value": "good"},
+            "rejected": {"from": "gpt", "value": "bad"},
+        },
+        [("good", "bad")],
+        [],
+    ),
+    (
+        {
+            "instruction": "q",
+            "completions": [{"response": "b", "overall_score": 2.0}, {"response": "a", "overall_score": 5}],
+        },
+        [("a", "b")],
+        [],
+    ),
+    ({"instruction": "q", "completions": [{"response": "b", "overall_score": 2.0}]}, [], ["not_scored"]),
+    ({"instruction": "q", "output_1": "a", "output_2": "b", "preference": 2}, [("b", "a")], []),
+    ({"instruction": "q", "output_1": "a", "output_2": "b", "preference": 1.0}, [("a", "b")], []),
+    ({"instruction": "q", "output_1": "a", "output_2": "b", "preference": 1.5}, [], ["tie"]),
+    ({"instruction": "q", "output_1": "a", "output_2": "b", "preference": None}, [], ["tie"]),
+    ({"instruction": "q", "output_1": "a", "output_2": "b", "preference": 7}, [], ["unknown_label"]),
+    (
+        {"question": "q", "prediction 1": "a", "prediction 2": "b", "prediction 3": "c", "preference": [1, 0, 2]},
+        [("a", "b"), ("c", "b")],
+        ["tie"],
+    ),
+    ({"question": "q", "prediction 1": "a", "prediction 2": "b", "preference": [1, 2]}, [], ["unknown_label"]),
+    ({"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": 3, "score_rejected": 3}, [], ["tie"]),
+    (
+        {"prompt": "q", "chosen": "a", "rejected": "b", "metadata": {"score_chosen": 3, "score_rejected": 3}},
+        [],
+        ["tie"],
+    ),
+    (
+        {"chosen": answered("q", "a"), "rejected": answered("q", "b"), "chosen_score": -1.0, "rejected_score": -1.0},
+        [("a", "b")],
+        [],
+    ),
+]
+
+
+@pytest.mark.parametrize(("row", "pairs", "dropped"), WILD)
+def test_shapes_found_in_the_wild(
+    tmp_path: Path, row: dict[str, Any], pairs: list[tuple[str, str]], dropped: list[str]
+) -> None:
+    counts = Counter[str]()
+    found = list(read_preferences(write(tmp_path / "a.jsonl", [row]), counts))
+    assert [(chosen, rejected) for _, chosen, rejected in found] == pairs
+    assert all(messages[-1] == user("q") for messages, *_ in found)
+    assert counts == Counter(rows=1, comparisons=len(pairs) + len(dropped), pairs=len(pairs)) + Counter(
+        f"dropped/{reason}" for reason in dropped
+    )
 
 
 def test_preferences_dropped_by_reason(tmp_path: Path) -> None:
@@ -231,6 +306,7 @@ def test_preferences_dropped_by_reason(tmp_path: Path) -> None:
     assert list(read_preferences(write(tmp_path / "a.jsonl", bad), counts)) == []
     assert counts == {
         "rows": 6,
+        "comparisons": 6,
         "dropped/equal": 1,
         "dropped/empty": 1,
         "dropped/context_differs": 1,
@@ -239,7 +315,7 @@ def test_preferences_dropped_by_reason(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("row", [{"chosen": "a"}, {"chosen": "a", "rejected": "b"}, {"text": ["a", "b"]}])
+@pytest.mark.parametrize("row", [{"chosen": "a"}, {"chosen": "a", "rejected": "b"}, {"text": ["a", "b"]}, {}])
 def test_preferences_of_unknown_shape_are_refused(tmp_path: Path, row: dict[str, Any]) -> None:
     with pytest.raises(DataError, match=r"a\.jsonl, row 1: .*known"):
         list(read_preferences(write(tmp_path / "a.jsonl", [row]), Counter()))
