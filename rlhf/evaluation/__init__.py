@@ -1,0 +1,1 @@
+"""Yardsticks: arithmetic over finished artifacts, without torch."""
