@@ -42,10 +42,6 @@ def test_overall_with_and_without_prior_sets() -> None:
     assert overall(four) == pytest.approx(sum(four.values()) / 4)
 
 
-def test_published_fractions_of_fsfairx() -> None:
-    assert 100 * 356 / 358 == pytest.approx(99.44, abs=0.005) and 100 * 297 / 456 == pytest.approx(65.13, abs=0.005)
-
-
 def test_prior_sets_are_averaged_without_weights() -> None:
     found = report(dict(zip(PRIOR_SETS, (70, 80, 60, 90), strict=True)))
     assert found["overall"]["prior_sets"] == 75 and found["overall"]["with_prior_sets"] is None
