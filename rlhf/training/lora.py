@@ -48,13 +48,13 @@ def add_adapter(model: Any, folder: Path, lora: dict[str, Any], seed: int) -> An
         target_modules="all-linear" if targets == ["all-linear"] else targets,
     )
     linear = sorted({name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
+    tied = model.get_output_embeddings() if model.config.get_text_config().tie_word_embeddings else None
     torch.manual_seed(seed)
     try:
         # In the dtype of the model: DeepSpeed keeps the fp32 masters, and ZeRO-3 wants one dtype.
         adapted = peft.get_peft_model(model, settings, autocast_adapter_dtype=False)
     except ValueError as error:
         raise ConfigError(f"dpo.lora.target_modules={targets}: {error}. The linear layers are {linear}.") from error
-    tied = model.get_output_embeddings() if model.config.get_text_config().tie_word_embeddings else None
     there = weight_names(folder)
     for peft_name, layer in adapted.named_modules():
         if isinstance(layer, peft.tuners.lora.LoraLayer):
