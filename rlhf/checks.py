@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterator
 
-from rlhf.config import Config, Strategy
+from rlhf.config import Config, Loss, Strategy
 from rlhf.errors import ConfigError
 
 _POSITIVE = [
@@ -29,6 +29,7 @@ _POSITIVE = [
     "dpo.batch_tokens",
     "dpo.save_steps",
     "dpo.learning_rate",
+    "dpo.lora.alpha",
     "sft.learning_rate",
     "sft.num_epochs",
     "sft.batch_size",
@@ -53,6 +54,8 @@ _NOT_NEGATIVE = [
     "dpo.weight_decay",
     "dpo.max_grad_norm",
     "dpo.warmup_ratio",
+    "dpo.rpo_alpha",
+    "dpo.lora.rank",
     "sft.warmup_ratio",
     "reward_model.warmup_ratio",
     "evaluate.temperature",
@@ -72,7 +75,7 @@ def check_config(cfg: Config) -> None:
     Raises:
         ConfigError: one line per wrong value, with the way out.
     """
-    problems = [*_ranges(cfg), *_sampling(cfg), *_pairs(cfg), *_judges(cfg), *_training(cfg)]
+    problems = [*_ranges(cfg), *_sampling(cfg), *_pairs(cfg), *_judges(cfg), *_dpo(cfg), *_training(cfg)]
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -143,9 +146,31 @@ def _judges(cfg: Config) -> Iterator[str]:
             yield f"evaluate.judges.{name}: the name becomes a folder; use letters, digits, '_', '-' and '.' only."
 
 
-def _training(cfg: Config) -> Iterator[str]:
+def _dpo(cfg: Config) -> Iterator[str]:
     if cfg.dpo.max_length <= 1:
         yield f"dpo.max_length={cfg.dpo.max_length}: must leave room for a prompt and a response."
+    loss, smoothing = cfg.dpo.loss, cfg.dpo.label_smoothing
+    if loss in (Loss.ipo, Loss.hinge) and smoothing:
+        yield (
+            f"dpo.label_smoothing={smoothing}: has no meaning for dpo.loss={loss.value}. Set it to 0, or use dpo.loss="
+            "sigmoid, robust or exo_pair."
+        )
+    if loss is Loss.exo_pair and smoothing == 0:
+        yield (
+            "dpo.label_smoothing=0: dpo.loss=exo_pair needs it above 0, since it takes its logarithm. Set it to 0.001 "
+            "(the paper's), or use another loss."
+        )
+    lora = cfg.dpo.lora
+    if not 0 <= _number(lora.dropout) < 1:
+        yield f"dpo.lora.dropout={lora.dropout}: must lie in [0, 1); 0 is off."
+    if not lora.target_modules or ("all-linear" in lora.target_modules and len(lora.target_modules) > 1):
+        yield (
+            f"dpo.lora.target_modules={lora.target_modules}: name layers, such as [q_proj,v_proj], or [all-linear] "
+            "alone. dpo.lora.rank=0 switches adapters off."
+        )
+
+
+def _training(cfg: Config) -> Iterator[str]:
     on_policy = cfg.reward_model.on_policy
     if (on_policy.prompts is None) != (on_policy.rule is None):
         yield "reward_model.on_policy: prompts and rule go together; give both or neither."

@@ -74,6 +74,9 @@ class Loss(Enum):
 
     sigmoid = "sigmoid"
     ipo = "ipo"
+    robust = "robust"
+    hinge = "hinge"
+    exo_pair = "exo_pair"
 
 
 class Device(Enum):
@@ -184,6 +187,20 @@ class ReferenceConfig:
 
 
 @dataclass
+class LoraConfig:
+    """Low-rank adapters in place of full fine-tuning, merged into the weights after an iteration: docs/training.md."""
+
+    rank: int = 0
+    """Rank r of an adapter B·A; 0 trains all weights. With adapters use a larger dpo.learning_rate: 5e-6 to 1e-4."""
+    alpha: int = 32
+    """A weight becomes W + alpha / rank · B·A."""
+    dropout: float = 0.0
+    """Dropout in front of the adapters, in [0, 1); above 0 the curve depends on ranks and bins."""
+    target_modules: list[str] = field(default_factory=lambda: ["all-linear"])
+    """Names of linear layers that get adapters, such as [q_proj,v_proj]; all-linear is all but the output head."""
+
+
+@dataclass
 class DpoConfig:
     """Direct preference optimisation (paper, Eq. 5)."""
 
@@ -194,9 +211,13 @@ class DpoConfig:
     reference: Reference = Reference.initial
     """`initial` anchors every iteration to π0 (paper), `previous` to the policy the iteration starts from."""
     loss: Loss = Loss.sigmoid
-    """`sigmoid` (DPO) or `ipo`."""
+    """`sigmoid` is DPO (paper); docs/training.md has the formulas and says when to use which."""
     label_smoothing: float = 0.0
-    """Assumed share of flipped labels, in [0, 0.5)."""
+    """Assumed share of flipped labels, in [0, 0.5); 0 for ipo and hinge, above 0 for exo_pair (its paper: 1e-3)."""
+    rpo_alpha: float = 0.0
+    """Weight of the chosen response's negative log-likelihood per token, added to the loss; 0 is off."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Adapters in place of full fine-tuning."""
     num_epochs: int = 2
     """Passes over an iteration's pairs (paper: 2)."""
     batch_size: int = 128

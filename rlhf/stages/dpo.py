@@ -13,7 +13,7 @@ def num_shards(job: Job) -> int:
 
 
 def run(job: Job, worker: Worker) -> Outcome:
-    """Train on every rank; rank 0 writes `model/` and `metrics.jsonl`."""
+    """Train on every rank; rank 0 writes `model/` and `metrics.jsonl`, and with LoRA `adapter/`."""
     from rlhf.training.dpo import train_dpo
 
     return train_dpo(job, worker)

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from trl import DPOConfig
 
-from rlhf.errors import ConfigError
 from rlhf.job import Job, Outcome, Worker
 from rlhf.training.checkpoints import remove_checkpoints, train_resumable
 from rlhf.training.logprobs import response_logprobs
+from rlhf.training.lora import add_adapter, export_adapter
 from rlhf.training.losses import dpo_loss
 from rlhf.training.models import export_model, load_model, resolve_dtype
 from rlhf.training.steps import Bin, StepShares, load_pairs, plan_steps
@@ -47,9 +47,10 @@ class DpoTrainer(StageTrainer):
     `weight` × Σ losses, gradients are summed over bins and ranks, and only the last bin makes DeepSpeed step.
     """
 
-    def __init__(self, *args: Any, steps_per_epoch: int, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, steps_per_epoch: int, rpo_alpha: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.steps_per_epoch = steps_per_epoch
+        self.rpo_alpha = rpo_alpha
         self._step_metrics: dict[str, float] = {}
 
     def get_train_dataloader(self) -> DataLoader[list[Bin]]:
@@ -98,6 +99,7 @@ class DpoTrainer(StageTrainer):
             beta=self.args.beta,
             loss=self.args.loss_type[0],
             label_smoothing=self.args.label_smoothing,
+            rpo_alpha=self.rpo_alpha,
         )
         loss = losses.sum() * a_bin.weight
         if not math.isfinite(loss.item()):
@@ -118,8 +120,6 @@ class DpoTrainer(StageTrainer):
 
 def _arguments(job: Job, policy: Path) -> DPOConfig:
     config = job.config
-    if config["loss"] == "ipo" and config["label_smoothing"]:
-        raise ConfigError("dpo.label_smoothing has no meaning for dpo.loss=ipo: set it to 0, or use loss=sigmoid")
     own = common_arguments(job, policy) | {
         "beta": config["beta"],
         "loss_type": [config["loss"]],
@@ -137,21 +137,31 @@ def _arguments(job: Job, policy: Path) -> DPOConfig:
 
 
 def train_dpo(job: Job, worker: Worker) -> Outcome:
-    """Train `policy` on `pairs` against `reference`; write `model/` and `metrics.jsonl`. Every rank calls this."""
+    """Train `policy` on `pairs` against `reference`; write `model/` and `metrics.jsonl`. Every rank calls this.
+
+    With adapters (`lora`), `model/` is the policy with the adapter merged, and `adapter/` the adapter alone.
+    """
     config, policy = job.config, job.input_path("policy")
+    lora = config["lora"] if config["lora"]["rank"] else None
     pairs, counts = load_pairs(job.input_path("pairs"), job.input_path("reference"), config["max_length"])
     steps = plan_steps(len(pairs), config["batch_size"], config["num_epochs"], job.seed)
     args = _arguments(job, policy)
     model = load_model(policy, resolve_dtype(config["dtype"], policy), config["trust_remote_code"])
+    if lora is not None:
+        model = add_adapter(model, policy, lora, job.seed)
     trainer = DpoTrainer(
         model=model,
         args=args,
         train_dataset=StepShares(pairs, steps, config["batch_tokens"], worker.rank, worker.world_size),
         steps_per_epoch=len(steps) // config["num_epochs"],
+        rpo_alpha=config["rpo_alpha"],
     )
     attach(trainer, policy, worker)
     train_resumable(trainer, job.out_path)
-    export_model(model, policy, job.out_path / "model")
+    if lora is None:
+        export_model(model, policy, job.out_path / "model")
+    else:
+        export_adapter(model, policy, job.out_path)
     rows = step_rows(trainer)
     if worker.rank == 0:
         write_rows(job.out_path, rows)

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from rlhf.data.shards import fsync_dir
 from rlhf.errors import ModelError
+from rlhf.models import saved_dtype
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _COPIED = {".json", ".jinja", ".txt", ".model", ".py"}
 """Suffixes of the small files beside the weights that an exported model keeps as they are."""
 _WRITTEN = {"config.json", "model.safetensors.index.json", "artifact.json"}
@@ -38,6 +38,19 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
+def used_weight_files(folder: Path) -> list[Path]:
+    """The weight files that transformers loads: those in the index, where there is one."""
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return weight_files(folder)
+    return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+
+
+def weight_names(folder: Path) -> set[str]:
+    """The names of all tensors in a model folder."""
+    return {name for path in used_weight_files(folder) for name in _names(path)}
+
+
 def _headers(folder: Path) -> Iterator[tuple[str, str, int]]:
     """Name, dtype and number of elements of every tensor, without reading any."""
     for path in weight_files(folder):
@@ -55,17 +68,11 @@ def num_parameters(folder: Path) -> int:
 
 
 def resolve_dtype(name: str, folder: Path) -> torch.dtype:
-    """The dtype to compute in: `auto` is the one most of the weights are saved in.
+    """The dtype to train in: bfloat16 if that is asked for or, with `auto`, saved; else float32.
 
-    Only float32 and bfloat16 are used; weights saved in anything else (float16) are computed in float32, which holds
-    their values exactly.
+    Float16 is never trained in: float32 holds its values exactly.
     """
-    if name != "auto":
-        return _DTYPES[name]
-    counts: dict[str, int] = {}
-    for _, dtype, count in _headers(folder):
-        counts[dtype] = counts.get(dtype, 0) + count
-    return torch.bfloat16 if max(counts, key=lambda dtype: counts[dtype]) == "BF16" else torch.float32
+    return torch.bfloat16 if saved_dtype(folder, name) == "bfloat16" else torch.float32
 
 
 def load_model(folder: Path, dtype: torch.dtype, trust_remote_code: bool = False, reward_model: bool = False) -> Any:
@@ -116,7 +123,7 @@ def init_master_weights(model: nn.Module, folder: Path) -> None:
     in_fp32 = {name for name, dtype, _ in _headers(folder) if dtype == "F32"}
     opened: dict[Path, Any] = {}
     for name, parameter in model.named_parameters():
-        if parameter.dtype == torch.float32 or not in_fp32:
+        if parameter.dtype == torch.float32 or not in_fp32 or not parameter.requires_grad:
             continue
         if name not in where:
             if _is_new(name):
@@ -132,7 +139,7 @@ def init_master_weights(model: nn.Module, folder: Path) -> None:
 
 
 def _is_new(name: str) -> bool:
-    return name.startswith("score.")
+    return name.startswith("score.") or ".lora_" in name
 
 
 def _names(path: Path) -> list[str]:
@@ -142,16 +149,17 @@ def _names(path: Path) -> list[str]:
         return list(file.keys())
 
 
-def full_state(model: nn.Module) -> dict[str, Tensor] | None:
-    """All weights in fp32 on the CPU, from the fp32 masters where there are any: on rank 0, None on the others.
+def fp32_parameters(parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, Tensor] | None:
+    """Named weights in fp32 on the CPU, from the fp32 masters where there are any: on rank 0, None on the others.
 
-    Every rank calls it; under ZeRO each weight is put together from its shards, one after another.
+    Every rank calls it; under ZeRO each weight is put together from its shards, one after another. They must be
+    weights that are trained: DeepSpeed keeps no masters of others.
     """
     from deepspeed.utils import safe_get_full_fp32_param
 
     rank_zero = not dist.is_initialized() or dist.get_rank() == 0
     state: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters:
         sharded = hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id")  # under ZeRO 2 or 3
         value = safe_get_full_fp32_param(parameter) if sharded else parameter.detach()
         if rank_zero:
@@ -159,7 +167,13 @@ def full_state(model: nn.Module) -> dict[str, Tensor] | None:
             state[name] = (
                 value.detach().to("cpu", torch.float32, copy=True).view(getattr(parameter, "ds_shape", parameter.shape))
             )
-    if not rank_zero:
+    return state if rank_zero else None
+
+
+def full_state(model: nn.Module) -> dict[str, Tensor] | None:
+    """All weights and buffers in fp32 on the CPU: on rank 0, None on the others. Every rank calls it."""
+    state = fp32_parameters(model.named_parameters())
+    if state is None:
         return None
     aliases = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     state |= {name: value.cpu() for name, value in model.state_dict().items() if name not in aliases}
@@ -180,29 +194,41 @@ def export_model(
     """
     state = full_state(model)
     if state is not None:
-        partial = out.with_name(f".{out.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        model.save_pretrained(partial, state_dict=state)
-        for path in sorted(source.iterdir()):
-            if path.is_file() and path.suffix in _COPIED and path.name not in _WRITTEN:
-                shutil.copyfile(path, partial / path.name)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(partial)
-        config = json.loads((source / "config.json").read_text()) if config is None else dict(config)
-        for key in ("torch_dtype", "_name_or_path"):
-            config.pop(key, None)
-        config["dtype"] = "float32"
-        (partial / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        _make_durable(partial)
-        shutil.rmtree(out, ignore_errors=True)
-        os.replace(partial, out)
-        fsync_dir(out.parent)
+        write_model(source, out, lambda folder: model.save_pretrained(folder, state_dict=state), config, tokenizer)
     if dist.is_initialized():
         dist.barrier()
 
 
-def _make_durable(folder: Path) -> None:
+def write_model(
+    source: Path,
+    out: Path,
+    save: Callable[[Path], Any],
+    config: dict[str, Any] | None = None,
+    tokenizer: Any = None,
+) -> None:
+    """Make a model folder, on one rank: what `save` writes into it, and the rest as `export_model` has it."""
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save(partial)
+    for path in sorted(source.iterdir()):
+        if path.is_file() and path.suffix in _COPIED and path.name not in _WRITTEN:
+            shutil.copyfile(path, partial / path.name)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(partial)
+    config = json.loads((source / "config.json").read_text()) if config is None else dict(config)
+    for key in ("torch_dtype", "_name_or_path"):
+        config.pop(key, None)
+    config["dtype"] = "float32"
+    (partial / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    make_durable(partial)
+    shutil.rmtree(out, ignore_errors=True)
+    os.replace(partial, out)
+    fsync_dir(out.parent)
+
+
+def make_durable(folder: Path) -> None:
+    """Write the files of a folder through to the disk."""
     for path in folder.iterdir():
         with open(path, "rb") as file:
             os.fsync(file.fileno())

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from rlhf.config import DpoConfig, ReferenceConfig
+from rlhf.config import DpoConfig, LoraConfig, ReferenceConfig
 from rlhf.errors import UserError
 from rlhf.training import checkpoints
 from rlhf.training.checkpoints import find_checkpoint, remove_checkpoints
@@ -32,16 +32,19 @@ def world(tmp_path_factory):
     return folder
 
 
-def job(world, out, zero_stage):
+FULL, ADAPTER = LoraConfig(), LoraConfig(rank=4, dropout=0.1)
+
+
+def job(world, out, zero_stage, lora=FULL):
     section = DpoConfig(learning_rate=1e-3, batch_size=4, max_length=99, gradient_checkpointing=False, save_steps=2)
+    section.lora = lora
     inputs = {name: world / name for name in ("policy", "pairs", "reference")}
     return make_job("dpo", section, inputs, out, compute={"zero_stage": zero_stage}, batch_tokens=300)
 
 
 def files(out):
-    return {
-        name: (out / name).read_bytes() for name in ("metrics.jsonl", "model/model.safetensors", "model/config.json")
-    }
+    made = [out / "metrics.jsonl", *(path for name in ("model", "adapter") for path in (out / name).glob("*"))]
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in made}
 
 
 def kill_after(ranks, out, seal):
@@ -54,12 +57,19 @@ def kill_after(ranks, out, seal):
     assert not (out / "model").exists()
 
 
-@pytest.mark.parametrize(("num_ranks", "zero_stage"), [(1, 2), (2, 3)])
-def test_sigkill_and_a_damaged_checkpoint_leave_no_trace(world, tmp_path, num_ranks, zero_stage):
-    run_ranks(job(world, tmp_path / "whole", zero_stage), num_ranks)
-    broken = job(world, tmp_path / "broken", zero_stage)
+@pytest.mark.parametrize(
+    ("num_ranks", "zero_stage", "lora"),
+    [(1, 2, FULL), (2, 3, FULL), (2, 2, ADAPTER), (2, 3, ADAPTER)],
+    ids=["full", "full_zero3", "lora", "lora_zero3"],
+)
+def test_sigkill_and_a_damaged_checkpoint_leave_no_trace(world, tmp_path, num_ranks, zero_stage, lora):
+    run_ranks(job(world, tmp_path / "whole", zero_stage, lora), num_ranks)
+    broken = job(world, tmp_path / "broken", zero_stage, lora)
     out = tmp_path / "broken"
     kill_after(start_ranks(broken, num_ranks, SLOW), out, "checkpoint-4/sealed.json")
+    size = sum(path.stat().st_size for path in (out / "checkpoint-2").rglob("*optim_states.pt"))
+    whole = (tmp_path / "whole" / "model" / "model.safetensors").stat().st_size
+    assert size < whole if lora is ADAPTER else size > 3 * whole  # frozen weights have no optimizer states
     (out / "checkpoint-6").mkdir(exist_ok=True)  # as if killed while it was written
     (out / "checkpoint-6" / "sealed.json").unlink(missing_ok=True)
     weights = max((out / "checkpoint-4").rglob("*.pt"), key=lambda path: path.stat().st_size)
@@ -72,6 +82,8 @@ def test_sigkill_and_a_damaged_checkpoint_leave_no_trace(world, tmp_path, num_ra
     assert f"checkpoint-4 is damaged ({weights.relative_to(out / 'checkpoint-4')})" in ranks.log()
     assert "going on from checkpoint-2" in ranks.log()
     assert files(out) == files(tmp_path / "whole")
+    assert {"model/model.safetensors", "model/config.json"} <= files(out).keys()
+    assert ("adapter/adapter_model.safetensors" in files(out)) == (lora is ADAPTER)
     assert [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()] == list(range(1, 9))
     assert not list(out.glob("checkpoint-*"))
 

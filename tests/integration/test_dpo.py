@@ -15,6 +15,7 @@ from rlhf.config import DpoConfig, ReferenceConfig
 from rlhf.data.shards import read_all_rows, shard_name, write_shard
 from rlhf.errors import ConfigError, DataError
 from rlhf.records import LOGPROBS_SCHEMA
+from rlhf.training.models import resolve_dtype
 from rlhf.training.steps import StepShares, load_pairs, plan_steps
 from rlhf.training.trainer import build_arguments
 from tests.stage_runner import make_job, run_here, run_ranks
@@ -160,6 +161,18 @@ def test_ipo_starts_at_a_quarter_of_inverse_beta_squared(world, tmp_path):
     assert rows_of(tmp_path)[0]["loss"] == pytest.approx(25.0, abs=1e-4)
 
 
+def test_the_nll_term_does_not_depend_on_ranks_stage_or_bins(world, one_rank, tmp_path):
+    config = {"num_epochs": 1, "rpo_alpha": 0.5}
+    run_ranks(dpo_job(world, tmp_path / "one", **config))
+    run_ranks(dpo_job(world, tmp_path / "two", compute={"zero_stage": 3}, batch_tokens=150, **config), 2)
+    for row, expected in zip(rows_of(tmp_path / "two"), rows_of(tmp_path / "one"), strict=True):
+        assert row["loss"] == pytest.approx(expected["loss"], abs=5e-6)
+        assert row["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
+    pairs, _ = load_pairs(world / "pairs", world / "reference_policy", MAX_LENGTH)
+    nll = sum(-pairs[i].ref_chosen / len(pairs[i].chosen) for i in plan_steps(len(pairs), 8, 1, seed=1)[0]) / 8
+    assert rows_of(tmp_path / "one")[0]["loss"] == pytest.approx(rows_of(one_rank[1])[0]["loss"] + nll / 2, abs=1e-5)
+
+
 def test_a_loss_that_is_no_number_stops_and_names_step_and_pairs(world, tmp_path):
     pairs = list(read_all_rows(world / "pairs"))
     rows = [{"id": pair["id"], "logprobs": [-1.0, -1.0]} for pair in pairs]
@@ -212,6 +225,16 @@ def test_bf16_hands_fp32_weights_from_iteration_to_iteration(world, tmp_path):
         assert (change != 0).float().mean() > 0.5
     name = "model.layers.0.mlp.down_proj.weight"
     assert (weights[0][name].bfloat16() == weights[2][name].bfloat16()).float().mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("saved", "trained"), [("float32", "float32"), ("bfloat16", "bfloat16"), ("float16", "float32")]
+)
+def test_the_dtype_trained_in_is_the_saved_one_but_never_float16(tmp_path, saved, trained):
+    from safetensors.torch import save_file
+
+    save_file({"weight": torch.ones(3, dtype=getattr(torch, saved))}, tmp_path / "model.safetensors")
+    assert resolve_dtype("auto", tmp_path) == resolve_dtype(saved, tmp_path) == getattr(torch, trained)
 
 
 def test_prompts_that_fill_max_length_are_dropped_and_none_left_is_an_error(world, tmp_path):

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from rlhf.checks import _NOT_NEGATIVE, _POSITIVE, check_config, value_at
 from rlhf.cli import CONFIGS, to_config
-from rlhf.config import Config, Strategy
+from rlhf.config import Config, Loss, Strategy
 from rlhf.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,6 +130,12 @@ def test_what_must_not_be_negative(key):
         (lambda c: setattr(c.generate, "top_p", 1.5), "top_p"),
         (lambda c: setattr(c.generate, "gpu_memory_utilization", 0), "gpu_memory_utilization"),
         (lambda c: setattr(c.dpo, "label_smoothing", 0.5), "label_smoothing"),
+        (lambda c: (setattr(c.dpo, "loss", Loss.hinge), setattr(c.dpo, "label_smoothing", 0.1)), "no meaning.*hinge"),
+        (lambda c: (setattr(c.dpo, "loss", Loss.ipo), setattr(c.dpo, "label_smoothing", 0.1)), "no meaning.*ipo"),
+        (lambda c: setattr(c.dpo, "loss", Loss.exo_pair), "exo_pair needs it above 0.*0.001"),
+        (lambda c: setattr(c.dpo.lora, "dropout", 1.0), "dpo.lora.dropout"),
+        (lambda c: setattr(c.dpo.lora, "target_modules", []), "dpo.lora.target_modules"),
+        (lambda c: setattr(c.dpo.lora, "target_modules", ["all-linear", "q_proj"]), "alone"),
         (lambda c: setattr(c.dpo, "learning_rate", float("nan")), "learning_rate"),
         (lambda c: setattr(c.dpo, "max_length", 1), "max_length"),
         (lambda c: setattr(c.compute, "zero_stage", 1), "zero_stage"),
