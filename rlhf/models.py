@@ -25,7 +25,7 @@ def saved_dtype(path: str | Path, wanted: str = "auto") -> str:
     if wanted != "auto":
         return wanted
     sizes: dict[str, int] = {}
-    for tensor in _tensors(path):
+    for _, tensor in weight_headers(path):
         if tensor["dtype"] in _DTYPES:
             begin, end = tensor["data_offsets"]
             sizes[tensor["dtype"]] = sizes.get(tensor["dtype"], 0) + end - begin
@@ -39,13 +39,13 @@ def saved_dtype(path: str | Path, wanted: str = "auto") -> str:
 
 def num_parameters(path: str | Path) -> int:
     """Numbers in the weights of a model folder, from the safetensors headers."""
-    return sum(math.prod(tensor["shape"]) for tensor in _tensors(path))
+    return sum(math.prod(tensor["shape"]) for _, tensor in weight_headers(path))
 
 
-def _tensors(path: str | Path) -> Iterator[dict[str, Any]]:
-    """What the safetensors headers of a folder say of each tensor."""
+def weight_headers(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What the safetensors headers of a folder say of each tensor, by name, without reading any."""
     for file in sorted(Path(path).glob("*.safetensors")):
         with open(file, "rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
             header = json.loads(stream.read(length))
-        yield from (tensor for name, tensor in header.items() if name != "__metadata__")
+        yield from ((name, tensor) for name, tensor in header.items() if name != "__metadata__")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from rlhf.data.shards import fsync_dir
 from rlhf.errors import ModelError
-from rlhf.models import saved_dtype
+from rlhf.models import saved_dtype, weight_headers
 
 _COPIED = {".json", ".jinja", ".txt", ".model", ".py"}
 """Suffixes of the small files beside the weights that an exported model keeps as they are."""
@@ -49,22 +48,6 @@ def used_weight_files(folder: Path) -> list[Path]:
 def weight_names(folder: Path) -> set[str]:
     """The names of all tensors in a model folder."""
     return {name for path in used_weight_files(folder) for name in _names(path)}
-
-
-def _headers(folder: Path) -> Iterator[tuple[str, str, int]]:
-    """Name, dtype and number of elements of every tensor, without reading any."""
-    for path in weight_files(folder):
-        with open(path, "rb") as file:
-            (size,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(size))
-        for name, entry in header.items():
-            if name != "__metadata__":
-                yield name, entry["dtype"], int(torch.Size(entry["shape"]).numel())
-
-
-def num_parameters(folder: Path) -> int:
-    """Numbers in the weights of a model folder."""
-    return sum(count for _, _, count in _headers(folder))
 
 
 def resolve_dtype(name: str, folder: Path) -> torch.dtype:
@@ -120,7 +103,7 @@ def init_master_weights(model: nn.Module, folder: Path) -> None:
     from safetensors import safe_open
 
     where = {name: path for path in weight_files(folder) for name in _names(path)}
-    in_fp32 = {name for name, dtype, _ in _headers(folder) if dtype == "F32"}
+    in_fp32 = {name for name, tensor in weight_headers(folder) if tensor["dtype"] == "F32"}
     opened: dict[Path, Any] = {}
     for name, parameter in model.named_parameters():
         if parameter.dtype == torch.float32 or not in_fp32 or not parameter.requires_grad:

@@ -15,8 +15,9 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from rlhf.data.shards import write_atomic
 from rlhf.errors import ConfigError, UserError
 from rlhf.job import Job, Worker
+from rlhf.models import num_parameters
 from rlhf.training.deepspeed import deepspeed_config, init_process_group, on_gpu
-from rlhf.training.models import init_master_weights, num_parameters, resolve_dtype
+from rlhf.training.models import init_master_weights, resolve_dtype
 
 
 def common_arguments(job: Job, model: Path) -> dict[str, Any]:
