@@ -71,7 +71,19 @@ def check_config(cfg: Config) -> None:
     Raises:
         ConfigError: one line per wrong value, with the way out.
     """
-    problems = [*_ranges(cfg), *_sampling(cfg), *_pairs(cfg), *_training(cfg)]
+    _refuse([*_ranges(cfg), *_sampling(cfg), *_pairs(cfg), *_training(cfg)])
+
+
+def check_stages(cfg: Config) -> None:
+    """Refuse values that cannot work in single stages, whatever else would make a loop of them.
+
+    Raises:
+        ConfigError: one line per wrong value, with the way out.
+    """
+    _refuse([*_ranges(cfg), *_sampling(cfg)])
+
+
+def _refuse(problems: list[str]) -> None:
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -115,11 +127,11 @@ def _sampling(cfg: Config) -> Iterator[str]:
             f"generate.temperatures={temperatures} with n={n}: at temperature 0 the {n // len(temperatures)} responses "
             "of one prompt are all the same. Use a temperature above 0, or fewer responses."
         )
-    if n < 2:
-        yield f"generate.n={n}: a pair needs two responses. Use 2 or more."
 
 
 def _pairs(cfg: Config) -> Iterator[str]:
+    if cfg.generate.n < 2:
+        yield f"generate.n={cfg.generate.n}: a pair needs two responses. Use 2 or more."
     k = cfg.pair.num_candidates
     if k is not None and not 2 <= k <= cfg.generate.n:
         yield f"pair.num_candidates={k}: must lie in 2..generate.n ({cfg.generate.n}); null uses all."

@@ -7,16 +7,19 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "rlhf"
 HEAVY = {"torch", "transformers", "trl", "vllm", "deepspeed", "accelerate", "datasets", "safetensors", "tokenizers"}
-LIGHT = "errors records config job digest run sources steps console summary checks cli iterate alone models strategies"
+LIGHT = (
+    "errors records config job digest run sources steps console summary checks cli iterate alone models strategies "
+    "tools_config tools generate score pair answer"
+)
 LAYERS = [
     {"errors"},
-    {"records", "config", "job", "digest", "models"},
+    {"records", "config", "job", "digest", "models", "tools_config"},
     {"data", "strategies", "checks"},
     {"console", "run"},
     {"sources", "summary", "steps"},
     {"launch", "cli"},
-    {"iterate"},
-    {"alone"},
+    {"iterate", "tools"},
+    {"alone", "generate", "score", "pair", "answer"},
 ]
 """Each may import those above it and its own."""
 ENGINES = ("generation", "scoring", "training")
