@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from rlhf.config import Config, Strategy
+from rlhf.config import Config, Engine, Strategy
 from rlhf.errors import ConfigError
 
 _POSITIVE = [
@@ -19,6 +19,7 @@ _POSITIVE = [
     "generate.tensor_parallel_size",
     "score.max_tokens",
     "score.batch_tokens",
+    "score.tensor_parallel_size",
     "pair.max_pairs_per_prompt",
     "reference.batch_tokens",
     "dpo.beta",
@@ -105,6 +106,8 @@ def _ranges(cfg: Config) -> Iterator[str]:
         yield f"dpo.label_smoothing={cfg.dpo.label_smoothing}: must lie in [0, 0.5); 0 is off."
     if not 0 <= cfg.reward_model.held_out_share < 1:
         yield f"reward_model.held_out_share={cfg.reward_model.held_out_share}: must lie in [0, 1)."
+    if cfg.score.tensor_parallel_size > 1 and cfg.score.engine is not Engine.vllm:
+        yield f"score.tensor_parallel_size={cfg.score.tensor_parallel_size}: only with score.engine=vllm."
     if cfg.compute.zero_stage not in (2, 3):
         yield f"compute.zero_stage={cfg.compute.zero_stage}: must be 2 or 3."
 
