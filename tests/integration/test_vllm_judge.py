@@ -34,11 +34,11 @@ def judge(path):
     return loaded
 
 
-def items(num, words=40):
-    """Prompts with four responses each, some of them equal, of many lengths."""
+def items(num, words=40, repeated=1):
+    """Prompts with four responses each, of many lengths; the longest prompts fill several blocks of vLLM's cache."""
     made = []
     for i in range(num):
-        messages = [{"role": "user", "content": f"question {i // 4} " + "about this and that " * (i // 4)}]
+        messages = [{"role": "user", "content": f"question {i // 4} " + "about this and that " * (i // 4 * repeated)}]
         if i // 4 % 3 == 2:
             messages = [{"role": "system", "content": "be brief"}, *messages]
         made.append((messages, f"{'yes ' * (1 + (words * i) // num)}{i % 3}"))
@@ -63,11 +63,11 @@ def test_long_conversations_are_cut_on_the_left_alike(judge, path):
 
 
 def test_a_score_depends_neither_on_its_batch_nor_on_what_came_before(judge):
-    pairs = items(32)
+    pairs = items(32, repeated=20)
     together = judge.score(pairs).scores
     alone = [judge.score([pair]).scores[0] for pair in pairs]
     assert together == pytest.approx(alone, abs=1e-5)
-    judge.score(items(60, words=90))
+    judge.score(items(60, words=90, repeated=20))
     assert judge.score(pairs).scores == together  # to the last digit: a resumed stage writes the same bytes
 
 
