@@ -9,14 +9,14 @@ PACKAGE = Path(__file__).resolve().parents[2] / "rlhf"
 HEAVY = {"torch", "transformers", "trl", "vllm", "deepspeed", "accelerate", "datasets", "safetensors", "tokenizers"}
 LIGHT = (
     "errors records config job digest run sources steps console summary checks cli iterate alone models strategies "
-    "tools_config tools generate score pair answer"
+    "card tools_config tools generate score pair answer"
 )
 LAYERS = [
     {"errors"},
     {"records", "config", "job", "digest", "models", "tools_config"},
     {"data", "strategies", "checks"},
     {"console", "run"},
-    {"sources", "summary", "steps"},
+    {"sources", "summary", "steps", "card"},
     {"launch", "cli"},
     {"iterate", "tools"},
     {"alone", "generate", "score", "pair", "answer"},
