@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Optional
 
 from omegaconf import MISSING
@@ -77,6 +78,31 @@ class PairTool(FileTool):
     """Preference pairs."""
     compute: ComputeConfig = field(default_factory=lambda: ComputeConfig(preload=False))  # no engine to wait for
     """Machines."""
+
+
+class Benchmark(Enum):
+    """Whose questions are answered, and in whose format."""
+
+    alpaca_eval = "alpaca_eval"
+    arena_hard = "arena_hard"
+
+
+@dataclass
+class AnswerTool(FileTool):
+    """`python -m rlhf.answer`: a benchmark's questions in, one answer to each out."""
+
+    benchmark: Benchmark = MISSING
+    """`alpaca_eval` (2) or `arena_hard` (v0.1 and v2.0)."""
+    run_dir: Optional[str] = None
+    """Run folder whose best policy answers; in place of `model.path`."""
+    name: Optional[str] = None
+    """What the benchmark calls the model; null is the name of the run or model folder."""
+    model: ModelConfig = field(default_factory=lambda: ModelConfig(path=""))
+    """The model that answers."""
+    generate: GenerateConfig = field(
+        default_factory=lambda: GenerateConfig(n=1, temperatures=[0.0], max_prompt_tokens=6000)
+    )
+    """Sampling: greedy, up to 2048 tokens."""
 
 
 def as_config(tool: FileTool) -> Config:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from rlhf.data.benchmarks import read_questions
 from rlhf.data.prompts import read_prompts
 from rlhf.data.responses import read_responses
 from rlhf.data.shards import shard_name, write_atomic, write_shard
@@ -22,6 +23,7 @@ KIND = Kind.single
 _EXTRA = pa.field("extra", pa.string())
 _FOLDERS = {
     "prompts": {"prompts": PROMPT_SCHEMA},
+    "questions": {"prompts": PROMPT_SCHEMA.append(_EXTRA)},
     "responses": {"candidates": CANDIDATES_SCHEMA.append(_EXTRA)},
     "scored": {"candidates": CANDIDATES_SCHEMA.append(_EXTRA), "scores": SCORES_SCHEMA},
 }
@@ -35,7 +37,8 @@ def num_shards(job: Job) -> int:
 def run(job: Job, worker: Worker) -> Outcome:
     """Write the rows of the input `file` in folders of shards, in the file's order.
 
-    Config: `what` ("prompts", "responses" or "scored") and `shard_size` in rows. Memory holds one shard at a time.
+    Config: `what` ("prompts", "questions", "responses" or "scored") and `shard_size` in rows. Memory holds one shard,
+    and all questions.
 
     Counts: `rows` = rows written + the sum of `dropped/<reason>`.
     """
@@ -59,4 +62,6 @@ def run(job: Job, worker: Worker) -> Outcome:
 def _rows(what: str, path: Path, counts: Counter[str]) -> Iterator[dict[str, Any]]:
     if what == "prompts":
         return map(to_row, read_prompts(path, counts))
+    if what == "questions":
+        return iter(read_questions(path, counts))
     return read_responses(path, counts, scored=what == "scored")

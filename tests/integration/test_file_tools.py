@@ -199,3 +199,19 @@ def test_a_killed_command_ends_as_an_undisturbed_one(folder, candidates):
     assert code == 0 and "1 stages are finished, 1 to do" in said, said
     assert (folder / "killed.jsonl").read_bytes() == candidates[0].read_bytes()
     assert not list(folder.glob(".*.work"))
+
+
+def test_a_runs_best_policy_answers_alpaca_eval_with_vllm(folder):
+    (folder / "myrun").mkdir()
+    (folder / "myrun" / "best").symlink_to("../policy")
+    asked = [{"dataset": "vicuna", "instruction": f"{SEPARATOR} {i}", "output": "", "generator": "x"} for i in "010"]
+    (folder / "alpaca_eval.json").write_text(json.dumps(asked))
+    request = ["run_dir=myrun", "benchmark=alpaca_eval", "input=alpaca_eval.json", "output=answers.json", PLAIN_START]
+    code, said = tool("answer", folder, *request, "generate.max_new_tokens=8")
+    assert code == 0 and "3 rows = 3 kept + 0 dropped; 3 written" in said, said
+    answers = json.loads((folder / "answers.json").read_text())
+    assert [answer["instruction"] for answer in answers] == [question["instruction"] for question in asked]
+    assert {(answer["generator"], answer["dataset"]) for answer in answers} == {("myrun", "vicuna")}
+    assert answers[0]["output"] == answers[2]["output"] != answers[1]["output"]
+    code, said = tool("answer", folder, *request)
+    assert code == 2 and "exists already" in said
