@@ -41,10 +41,10 @@ def write_file(tool: FileTool, make: Make, rows: Rows, as_list: bool = False) ->
         RunChanged: work towards this output was begun with other settings or another input.
     """
     output = Path(tool.output).expanduser().resolve()
-    _check_output(output, ".json" if as_list else ".jsonl")
+    work = output.with_name(f".{output.name}.work")
+    _check_output(output, ".json" if as_list else ".jsonl", work)
     cfg = as_config(tool)
     check_stages(cfg)
-    work = output.with_name(f".{output.name}.work")
     with hold_run(work, partial(print, flush=True), _ELSEWHERE) as token:
         console = Console(work)
         launcher = LocalLauncher(work, token, cfg.compute.preload, cfg.compute.device.value, console.progress)
@@ -62,7 +62,7 @@ def write_file(tool: FileTool, make: Make, rows: Rows, as_list: bool = False) ->
                 shutil.rmtree(work)  # nothing was made, so nothing is left behind
             raise
         written = write_rows(work / output.name, rows(made), as_list)
-        _check_output(output, output.suffix)  # it may have come from elsewhere meanwhile
+        _check_output(output, output.suffix, work)  # it may have come from elsewhere meanwhile
         os.replace(work / output.name, output)
         fsync_dir(output.parent)
         console.say(f"{account(made)}; {written} written to {output}")
@@ -82,11 +82,12 @@ def account(made: Sequence[Artifact]) -> str:
     return f"{rows} rows = {kept} kept + {dropped.total()} dropped{f' ({reasons})' if reasons else ''}"
 
 
-def _check_output(output: Path, suffix: str) -> None:
+def _check_output(output: Path, suffix: str, work: Path) -> None:
     if output.suffix != suffix:
         raise ConfigError(f"output={output}: this tool writes {suffix}; name the file so.")
     if output.exists():
         raise UserError(
             f"output={output}: exists already, and nothing is written over it. If this very command made it, there is "
-            f"nothing left to do. Ways out: name another output, or remove it first: rm {output}"
+            f"nothing left to do{f' but rm -r {work}' if work.exists() else ''}. Ways out: name another output, or "
+            f"remove it first: rm {output}"
         )
