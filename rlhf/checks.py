@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterator
 
-from rlhf.config import Config, Loss, Strategy
+from rlhf.config import Config, Engine, Loss, Strategy
 from rlhf.errors import ConfigError
 
 _POSITIVE = [
@@ -20,6 +20,7 @@ _POSITIVE = [
     "generate.tensor_parallel_size",
     "score.max_tokens",
     "score.batch_tokens",
+    "score.tensor_parallel_size",
     "pair.max_pairs_per_prompt",
     "reference.batch_tokens",
     "dpo.beta",
@@ -75,7 +76,19 @@ def check_config(cfg: Config) -> None:
     Raises:
         ConfigError: one line per wrong value, with the way out.
     """
-    problems = [*_ranges(cfg), *_sampling(cfg), *_pairs(cfg), *_judges(cfg), *_dpo(cfg), *_training(cfg)]
+    _refuse([*_ranges(cfg), *_sampling(cfg), *_pairs(cfg), *_judges(cfg), *_dpo(cfg), *_training(cfg)])
+
+
+def check_stages(cfg: Config) -> None:
+    """Refuse values that cannot work in single stages, whatever else would make a loop of them.
+
+    Raises:
+        ConfigError: one line per wrong value, with the way out.
+    """
+    _refuse([*_ranges(cfg), *_sampling(cfg)])
+
+
+def _refuse(problems: list[str]) -> None:
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -97,6 +110,8 @@ def _ranges(cfg: Config) -> Iterator[str]:
         yield f"dpo.label_smoothing={cfg.dpo.label_smoothing}: must lie in [0, 0.5); 0 is off."
     if not 0 <= cfg.reward_model.held_out_share < 1:
         yield f"reward_model.held_out_share={cfg.reward_model.held_out_share}: must lie in [0, 1)."
+    if cfg.score.tensor_parallel_size > 1 and cfg.score.engine is not Engine.vllm:
+        yield f"score.tensor_parallel_size={cfg.score.tensor_parallel_size}: only with score.engine=vllm."
     if cfg.compute.zero_stage not in (2, 3):
         yield f"compute.zero_stage={cfg.compute.zero_stage}: must be 2 or 3."
 
@@ -119,11 +134,11 @@ def _sampling(cfg: Config) -> Iterator[str]:
             f"generate.temperatures={temperatures} with n={n}: at temperature 0 the {n // len(temperatures)} responses "
             "of one prompt are all the same. Use a temperature above 0, or fewer responses."
         )
-    if n < 2:
-        yield f"generate.n={n}: a pair needs two responses. Use 2 or more."
 
 
 def _pairs(cfg: Config) -> Iterator[str]:
+    if cfg.generate.n < 2:
+        yield f"generate.n={cfg.generate.n}: a pair needs two responses. Use 2 or more."
     k = cfg.pair.num_candidates
     if k is not None and not 2 <= k <= cfg.generate.n:
         yield f"pair.num_candidates={k}: must lie in 2..generate.n ({cfg.generate.n}); null uses all."

@@ -1,4 +1,4 @@
-"""From a command line to a checked `Config`, and from an exception to an exit code.
+"""From a command line to a checked `Config` or another schema, and from an exception to an exit code.
 
 Exit codes: 0 done, 2 the user's input or request is wrong, 130 or 143 stopped by a signal, 1 anything else.
 """
@@ -19,7 +19,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from rlhf.checks import check_config
 from rlhf.config import Config
@@ -31,24 +31,28 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 ConfigStore.instance().store(name="schema", node=Config)
 
 
-def to_config(composed: DictConfig) -> Config:
-    """A composed config as the dataclass tree, checked against the schema.
+def to_config(composed: DictConfig, schema: type[Any] = Config) -> Any:
+    """A composed config as the dataclass tree of a schema, checked against it.
 
     Raises:
         ConfigError: an unknown key (also one added with `+`), a wrong type, a missing or impossible value.
     """
     try:
         plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-        merged = OmegaConf.merge(OmegaConf.structured(Config), plain)
+        merged = OmegaConf.merge(OmegaConf.structured(schema), plain)
         config: Any = OmegaConf.to_object(merged)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key}=… is missing, and has no default. Add it to the command.") from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"config: {error}") from error
-    check_config(config)
+    if isinstance(config, Config):
+        check_config(config)
     return config
 
 
-def main(command: Callable[[Config], None], config_name: str = "iterate") -> NoReturn:
-    """Run a command line tool to its exit code."""
+def main(command: Callable[[Any], None], config_name: str = "iterate", schema: type[Any] = Config) -> NoReturn:
+    """Run a command line tool, whose root config is of the given schema, to its exit code."""
+    ConfigStore.instance().store(name="schema", node=schema)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through, and we choose the exit code
 
     raised: dict[str, BaseException] = {}
@@ -59,9 +63,11 @@ def main(command: Callable[[Config], None], config_name: str = "iterate") -> NoR
             return  # Hydra would go on with the sweep's next job
         job = job_name(HydraConfig.get().overrides.task, swept) if swept else ""
         try:
-            config = to_config(composed)
-            if config.run_dir is None:
+            config = to_config(composed, schema)
+            if isinstance(config, Config) and config.run_dir is None:
                 config.run_dir = f"runs/{HydraConfig.get().runtime.choices.get('experiment') or config_name}"
+            if swept and not isinstance(config, Config):
+                raise ConfigError("sweeps (-m) are for python -m rlhf.iterate; call this tool once per output file.")
             if swept:
                 join_sweep(config, config.run_dir, job)
             command(config)

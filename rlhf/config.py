@@ -32,7 +32,7 @@ class Dtype(Enum):
 
 
 class Engine(Enum):
-    """What samples responses."""
+    """What samples responses, or reads them as a judge."""
 
     vllm = "vllm"
     transformers = "transformers"
@@ -152,10 +152,14 @@ class GenerateConfig:
 class ScoreConfig:
     """Scoring responses with the judge."""
 
+    engine: Engine = Engine.transformers
+    """`transformers`, or `vllm`: the same scores, faster where prompts are long and have many responses."""
     max_tokens: int = 4096
     """Longer conversations lose tokens on the left, and are counted."""
     batch_tokens: int = 16384
     """Padded tokens of one forward pass."""
+    tensor_parallel_size: int = 1
+    """GPUs that share one vLLM engine."""
 
 
 @dataclass

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from rlhf import sources, steps
+from rlhf import card, sources, steps
 from rlhf.cli import main
 from rlhf.config import Config, Reference, Sampled
 from rlhf.console import Console
@@ -101,17 +101,18 @@ def report(run: Run, evaluations: list[Evaluation]) -> None:
 
 
 def conclude(run: Run, evaluations: list[Evaluation], dtype: str) -> Artifact:
-    """Link the best iterate as RUN/best, in the dtype people serve, and say where everything lies."""
+    """Link the best iterate as RUN/best, as people serve and share it, and say where everything lies."""
     if run.planning or run.only is not None:
         return evaluations[0].policy
     rows = rows_of(evaluations)
     write_summary(run.folder, rows, rows[best(rows)].iteration)
     chosen = evaluations[best(rows)]
     model = chosen.policy
-    if dtype != "float32" and chosen.iteration > 0:
-        name = f"iteration_{chosen.iteration:03d}/export"
-        model = run.stage("export", name, {"dtype": dtype}, {"model": model}).part("model")
     inside = model.path.is_relative_to(run.folder)
+    if inside:  # a model from outside keeps its place and its own card
+        facts = card.facts(run.cfg, rows, [evaluation.policy for evaluation in evaluations], chosen.iteration)
+        name = f"iteration_{chosen.iteration:03d}/export"
+        model = run.stage("export", name, {"dtype": dtype, "card": facts}, {"model": model}).part("model")
     target = Path(os.path.relpath(model.path, run.folder)) if inside else model.path
     temporary = run.folder / ".best.tmp"
     temporary.unlink(missing_ok=True)

@@ -112,6 +112,7 @@ class Run:
     console: Console | None = None
     planning: bool = False
     only: str | None = None
+    elsewhere: str = "run_dir=<a new folder>"
     made: dict[str, Artifact] = field(default_factory=dict)
     pending: list[str] = field(default_factory=list)
     refusals: list[tuple[str, list[str]]] = field(default_factory=list)
@@ -160,6 +161,9 @@ class Run:
             return None
         artifact = open_artifact(final)
         changed = differences(artifact.record["identity"], identity)
+        if changed and identity["stage"] == "export":
+            shutil.rmtree(final)  # a view of what is finished: made anew when the figures on its card are
+            return None
         if changed:
             raise RunChanged(self._refusal([(name, changed)], [name]))
         return artifact
@@ -262,7 +266,7 @@ class Run:
         lines += [
             "Ways out:",
             "  put the old values back, and the run goes on;",
-            "  keep this run as it is and start another one: run_dir=<a new folder>;",
+            f"  keep this work as it is and begin anew elsewhere: {self.elsewhere};",
             f"  redo what the change touches, losing it: rm -r {folders}",
         ]
         return "\n".join(lines)

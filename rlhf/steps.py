@@ -129,6 +129,8 @@ def rule_settings(rule: str, key: str) -> dict[str, Any]:
     return {
         "rule": rule,
         "rule_source": sources.function_source(rule, key),
+        "engine": "transformers",  # like the dtype, no concern of a rule
+        "tensor_parallel_size": 1,
         "dtype": "auto",
         "trust_remote_code": False,
     }

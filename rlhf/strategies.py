@@ -106,11 +106,12 @@ STRATEGIES: dict[Strategy, Callable[[Pool, random_numbers.Random], list[IndexPai
 
 
 def make_pairs(
-    prompt: ScoredPrompt, config: PairConfig, terminators: Terminators, seed: int
+    prompt: ScoredPrompt, config: PairConfig, terminators: Terminators | None, seed: int
 ) -> list[PreferencePair] | Drop:
     """The preference pairs of one prompt, or why there is none.
 
-    Random draws depend on the seed and the prompt's id alone, not on what was drawn before.
+    Random draws depend on the seed and the prompt's id alone, not on what was drawn before. Without `terminators` the
+    responses are text alone, and so are the pairs.
 
     Raises:
         DataError: a finished response does not end in one of `terminators.stop_token_ids`.
@@ -178,7 +179,7 @@ def _why_none(pool: Pool) -> Drop:
     return Drop.identical_text if pool.penalised[best] > pool.penalised[worst] else Drop.truncated
 
 
-def training_target(candidate: Candidate, terminators: Terminators) -> list[int]:
+def training_target(candidate: Candidate, terminators: Terminators | None) -> list[int]:
     """Response ids as DPO trains them: the sampled terminator gives way to the template's end of turn.
 
     A truncated response ends as it was cut: the policy must not learn to stop there.
@@ -187,7 +188,7 @@ def training_target(candidate: Candidate, terminators: Terminators) -> list[int]
         DataError: a finished response ends in no terminator.
     """
     ids = candidate.token_ids
-    if candidate.truncated:
+    if candidate.truncated or terminators is None:
         return list(ids)
     if not ids or ids[-1] not in terminators.stop_token_ids:
         raise DataError(
@@ -198,7 +199,7 @@ def training_target(candidate: Candidate, terminators: Terminators) -> list[int]
     return [*ids[:-1], terminators.end_of_turn_id]
 
 
-def _build(prompt: ScoredPrompt, pool: Pool, terminators: Terminators, pair: IndexPair) -> PreferencePair:
+def _build(prompt: ScoredPrompt, pool: Pool, terminators: Terminators | None, pair: IndexPair) -> PreferencePair:
     """The record of one pair; ranks are those among the usable candidates, by penalised score."""
     i, j = pair
     chosen, rejected = prompt.candidates[i], prompt.candidates[j]

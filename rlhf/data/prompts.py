@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -109,20 +109,18 @@ def to_messages(row: Mapping[str, Any]) -> list[Message]:
     return messages
 
 
-def load_prompts(path: Path | str) -> tuple[list[Prompt], Counter[str]]:
-    """All distinct prompts of a file in its order, and what became of every row.
+def read_prompts(path: Path | str, counts: Counter[str]) -> Iterator[Prompt]:
+    """Distinct prompts of a file as a stream, in its order; 64 bits of each are remembered to find duplicates.
 
-    They are all in memory: about 2 KB a prompt, so 2 GB for a million; split larger files.
-
-    Returns:
-        Prompts, and counts with `rows` = number of prompts + the sum of `dropped/<reason>`; `answers_cut` are rows
-        that lost an assistant's last turn.
+    Args:
+        path: JSON, JSONL or Parquet file with rows in one of `SHAPES`.
+        counts: is added to while reading: `rows` = prompts + the sum of `dropped/<reason>`; `answers_cut` are rows
+            that lost an assistant's last turn.
 
     Raises:
-        DataError: the file cannot be read, a row has no known shape, or no prompt is left.
+        DataError: the file cannot be read, a row has no known shape, or no row is a prompt.
     """
-    prompts: dict[str, Prompt] = {}
-    counts = Counter[str]()
+    seen: set[int] = set()
     first_problem = ""
     for number, row in enumerate(read_records(path), start=1):
         counts["rows"] += 1
@@ -136,10 +134,19 @@ def load_prompts(path: Path | str) -> tuple[list[Prompt], Counter[str]]:
             raise DataError(f"{path}, row {number}: {error}") from None
         counts["answers_cut"] += has_answer(row)
         identity = prompt_id(messages)
-        if identity in prompts:
+        if int(identity, 16) in seen:
             counts["dropped/duplicate"] += 1
-        else:
-            prompts[identity] = Prompt(identity, tuple(messages))
-    if not prompts:
+            continue
+        seen.add(int(identity, 16))
+        yield Prompt(identity, tuple(messages))
+    if not seen:
         raise DataError(f"{path}: none of {counts['rows']} rows is a prompt; {first_problem} Mend it or name another.")
-    return list(prompts.values()), counts
+
+
+def load_prompts(path: Path | str) -> tuple[list[Prompt], Counter[str]]:
+    """All distinct prompts of a file in its order, and what became of every row (see `read_prompts`).
+
+    They are all in memory: about 2 KB a prompt, so 2 GB for a million; split larger files.
+    """
+    counts = Counter[str]()
+    return list(read_prompts(path, counts)), counts

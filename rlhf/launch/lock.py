@@ -34,7 +34,7 @@ def _holder(file: IO[str]) -> dict[str, str]:
 
 
 @contextmanager
-def hold_run(folder: Path, say: Callable[[str], None]) -> Iterator[str]:
+def hold_run(folder: Path, say: Callable[[str], None], elsewhere: str = "run_dir=<a new folder>") -> Iterator[str]:
     """Hold a run folder for as long as the context lasts; yields the token that workers must know.
 
     Raises:
@@ -48,7 +48,7 @@ def hold_run(folder: Path, say: Callable[[str], None]) -> Iterator[str]:
             holder = _holder(driver)
             raise RunInUse(
                 f"{folder} is in use by process {holder.get('pid', '?')} on {holder.get('host', '?')}. Wait for it, "
-                "stop it (Ctrl-C or SIGTERM: it can be resumed), or start another run with run_dir=<a new folder>."
+                f"stop it (Ctrl-C or SIGTERM: it can be resumed), or work elsewhere with {elsewhere}."
             ) from None
         token = uuid.uuid4().hex
         driver.truncate(0)

@@ -108,7 +108,7 @@ def _num_workers(kind: Kind, compute: dict[str, Any], devices: list[str], tensor
         return int(compute["num_training_ranks"] or len(devices) or 1)
     if devices and len(devices) < tensor_parallel:
         raise ConfigError(
-            f"generate.tensor_parallel_size={tensor_parallel}, but the run has {len(devices)} GPUs. Lower it, or raise "
+            f"tensor_parallel_size={tensor_parallel}, but the run has {len(devices)} GPUs. Lower it, or raise "
             "compute.num_gpus."
         )
     groups = len(devices) // tensor_parallel if devices else 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from transformers import AutoModelForSequenceClassification
@@ -36,11 +37,7 @@ class ClassifierJudge:
         model = AutoModelForSequenceClassification.from_pretrained(
             path, dtype=saved_dtype(path, dtype), trust_remote_code=trust_remote_code
         )
-        if model.config.num_labels != 1:
-            raise ModelError(
-                f"{path}: the judge has {model.config.num_labels} labels, and a Bradley-Terry reward model has one. "
-                "Use a one-logit sequence classifier."
-            )
+        require_one_logit(path, model.config)
         if not hasattr(model, "score"):
             raise ModelError(
                 f"{path}: {type(model).__name__} has no linear head named `score`. Use a model whose sequence "
@@ -51,15 +48,13 @@ class ClassifierJudge:
 
     def score(self, items: list[tuple[list[Message], str]]) -> Scored:
         """Raw logits (see `rlhf.scoring.judge.Judge`)."""
-        conversations = [[*messages, {"role": "assistant", "content": text}] for messages, text in items]
-        rendered = [tuple(render_conversation(self._tokenizer, conversation)) for conversation in conversations]
-        kept = [ids[-self._max_tokens :] for ids in rendered]
+        kept, num_truncated = read_items(self._tokenizer, items, self._max_tokens)
         distinct = list(dict.fromkeys(kept))  # samples of one prompt are often the same
         scores: dict[tuple[int, ...], float] = {}
         for batch in token_batches([len(ids) for ids in distinct], self._batch_tokens):
             rows = [distinct[i] for i in batch]
             scores.update(zip(rows, self._forward(rows), strict=True))
-        return Scored([scores[ids] for ids in kept], sum(len(ids) > self._max_tokens for ids in rendered))
+        return Scored([scores[ids] for ids in kept], num_truncated)
 
     @torch.inference_mode()
     def _forward(self, rows: Sequence[tuple[int, ...]]) -> list[float]:
@@ -73,6 +68,28 @@ class ClassifierJudge:
         ).last_hidden_state
         last_BD = hidden_BTD[torch.arange(len(rows)), lengths_B - 1]
         return [float(value) for value in self._head(last_BD.float())[:, 0]]
+
+
+def require_one_logit(path: str, config: Any) -> None:
+    """Refuse a classifier of several labels.
+
+    Raises:
+        ModelError: the number of labels, and what to use.
+    """
+    if config.num_labels != 1:
+        raise ModelError(
+            f"{path}: the judge has {config.num_labels} labels, and a Bradley-Terry reward model has one. "
+            "Use a one-logit sequence classifier."
+        )
+
+
+def read_items(
+    tokenizer: Any, items: list[tuple[list[Message], str]], max_tokens: int
+) -> tuple[list[tuple[int, ...]], int]:
+    """Token ids of each conversation, the last `max_tokens` of them, and how many conversations lost some."""
+    conversations = [[*messages, {"role": "assistant", "content": text}] for messages, text in items]
+    rendered = [tuple(render_conversation(tokenizer, conversation)) for conversation in conversations]
+    return [ids[-max_tokens:] for ids in rendered], sum(len(ids) > max_tokens for ids in rendered)
 
 
 def token_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:

@@ -11,12 +11,11 @@ def load_judge(config: dict[str, Any], inputs: dict[str, str]) -> Judge:
     """The rule that `config["rule"]` names, else the reward model folder `inputs["judge"]`."""
     if config.get("rule"):
         return RuleJudge(config["rule"])
+    shared = {key: config[key] for key in ("dtype", "max_tokens", "batch_tokens", "trust_remote_code")}
+    if config["engine"] == "vllm":
+        from rlhf.scoring.vllm import VllmJudge
+
+        return VllmJudge(inputs["judge"], **shared, tensor_parallel_size=config["tensor_parallel_size"])
     from rlhf.scoring.classifier import ClassifierJudge
 
-    return ClassifierJudge(
-        inputs["judge"],
-        dtype=config["dtype"],
-        max_tokens=config["max_tokens"],
-        batch_tokens=config["batch_tokens"],
-        trust_remote_code=config["trust_remote_code"],
-    )
+    return ClassifierJudge(inputs["judge"], **shared)

@@ -1,11 +1,15 @@
-"""Write a policy in the dtype people serve it in."""
+"""Write a policy as people serve it and share it: in its dtype, with a model card."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from pathlib import Path
 
+from rlhf import card
 from rlhf.job import Job, Kind, Outcome, Worker
+from rlhf.models import saved_dtype
 
 KIND = Kind.single
 
@@ -16,25 +20,42 @@ def num_shards(job: Job) -> int:
 
 
 def run(job: Job, worker: Worker) -> Outcome:
-    """Copy `model` to `model/` with its weights cast; config is `{"dtype": "bfloat16"}`."""
-    import torch
-    from safetensors.torch import load_file, save_file
+    """Copy `model` to `model/`; config is `dtype` and the facts of its `card` (`rlhf.card`).
 
+    Weights that have the dtype already are linked, not copied: both names belong to finished artifacts, which nothing
+    changes. The rest is cast.
+    """
     source, target = job.input_path("model"), job.out_path / "model"
-    dtype = getattr(torch, job.config["dtype"])
-    target.mkdir(exist_ok=True)
+    same = saved_dtype(source) == job.config["dtype"]
+    shutil.rmtree(target, ignore_errors=True)  # of a killed attempt: never write through a link
+    target.mkdir()
     for file in sorted(source.iterdir()):
         if file.suffix == ".safetensors":
-            weights = load_file(file)
-            cast = {name: t.to(dtype) if t.is_floating_point() else t for name, t in weights.items()}
-            save_file(cast, target / file.name, metadata={"format": "pt"})
+            (_link if same else _cast)(file, target / file.name, job.config["dtype"])
         elif file.is_file():
             shutil.copyfile(file, target / file.name)
     config = json.loads((target / "config.json").read_text())
     config.pop("torch_dtype", None)
     config["dtype"] = job.config["dtype"]
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (target / "README.md").write_text(card.text(job.config["card"], job.config["dtype"]), encoding="utf-8")
     return Outcome(counts={"weights": sum(1 for _ in target.glob("*.safetensors"))})
+
+
+def _link(file: Path, target: Path, dtype: str) -> None:
+    try:
+        os.link(file, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(file, target)
+
+
+def _cast(file: Path, target: Path, dtype: str) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    wanted = getattr(torch, dtype)
+    cast = {name: t.to(wanted) if t.is_floating_point() else t for name, t in load_file(file).items()}
+    save_file(cast, target, metadata={"format": "pt"})
 
 
 if __name__ == "__main__":

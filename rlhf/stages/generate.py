@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from rlhf.data.shards import num_rows, read_rows, shard_name, write_atomic, write_shard
+from rlhf.data.shards import num_rows, read_rows, shard_name, shard_paths, write_atomic, write_shard
 from rlhf.job import Job, Kind, Outcome, Worker
 from rlhf.records import CANDIDATES_SCHEMA
 
@@ -16,7 +16,9 @@ KIND = Kind.inference
 
 
 def num_shards(job: Job) -> int:
-    """Shards of `shard_size` prompts of this stage's slice."""
+    """Shards of `shard_size` prompts of this stage's slice; as many as the prompts have when they come in shards."""
+    if job.input_path("prompts").is_dir():
+        return len(shard_paths(job.input_path("prompts")))
     start, stop = _slice(job)
     return math.ceil((stop - start) / job.config["shard_size"])
 
@@ -28,7 +30,7 @@ def _slice(job: Job) -> tuple[int, int]:
 
 
 def run(job: Job, worker: Worker) -> Outcome:
-    """Write a candidates shard per shard of prompts; inputs are `policy` and `prompts` (a Parquet file).
+    """Write a candidates shard per shard of prompts; inputs are `policy` and `prompts` (a Parquet file, or shards).
 
     Config beside the section's own: `iteration`, `slice` ([start, stop) rows of the prompts, null for all), `dtype`
     and `trust_remote_code` of the model. `tokens.json` tells later stages the terminators and the end of a turn.
@@ -94,6 +96,8 @@ def _sample_shard(
 
 
 def _prompts(job: Job, index: int) -> list[dict[str, Any]]:
+    if job.input_path("prompts").is_dir():
+        return list(read_rows(job.input_path("prompts") / shard_name(index)))
     start, stop = _slice(job)
     first = start + index * job.config["shard_size"]
     last = min(first + job.config["shard_size"], stop)

@@ -71,12 +71,14 @@ def pair_config(section: dict[str, Any]) -> PairConfig:
     )
 
 
-def read_terminators(candidates: Path) -> Terminators:
-    """What `generate` wrote down about the ends of turns."""
+def read_terminators(candidates: Path) -> Terminators | None:
+    """What `generate` wrote down about the ends of turns; None of responses that are text alone."""
     path = candidates / "tokens.json"
     if not path.is_file():
         raise DataError(f"{path} is missing: `generate` writes it beside its shards. Generate the candidates anew.")
     tokens = json.loads(path.read_text(encoding="utf-8"))
+    if tokens["end_of_turn_id"] is None:
+        return None
     return Terminators(int(tokens["end_of_turn_id"]), frozenset(int(i) for i in tokens["stop_token_ids"]))
 
 

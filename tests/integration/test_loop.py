@@ -124,7 +124,11 @@ def test_the_best_policy_is_a_relative_link_that_loads(finished):
     run, _ = finished
     target = os.readlink(run / "best")
     if json.loads((run / "summary.json").read_text())["best_iteration"] == 1:
-        assert target == "iteration_001/dpo/model"
+        assert target == "iteration_001/export/model"
+        weights = [run / "iteration_001" / stage / "model" / "model.safetensors" for stage in ("dpo", "export")]
+        assert os.path.samefile(*weights)
+        card = (run / "best" / "README.md").read_text()
+        assert "base model | policy (π0)" in card and "π1" in card and str(run.parent) not in card
     moved = copy_of(run, "moved")
     assert AutoModelForCausalLM.from_pretrained(moved / "best").num_parameters() > 0
     assert AutoTokenizer.from_pretrained(moved / "best").chat_template

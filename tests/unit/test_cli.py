@@ -99,7 +99,7 @@ def test_the_driver_and_every_stage_module_load_no_torch(tmp_path):
     stages = sorted(path.stem for path in (ROOT / "rlhf" / "stages").glob("[a-z]*.py"))
     imports = "; ".join(f"import rlhf.stages.{stage}" for stage in stages)
     heavy = "print(sorted({'torch', 'transformers', 'vllm'} & set(sys.modules)))"
-    code = f"import sys, rlhf.iterate, rlhf.alone; {imports}; {heavy}"
+    code = f"import sys, rlhf.iterate, rlhf.alone, rlhf.answer, rlhf.score, rlhf.pair; {imports}; {heavy}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 

@@ -9,17 +9,17 @@ PACKAGE = Path(__file__).resolve().parents[2] / "rlhf"
 HEAVY = {"torch", "transformers", "trl", "vllm", "deepspeed", "accelerate", "datasets", "safetensors", "tokenizers"}
 LIGHT = (
     "errors records config job digest run sources hub steps prompt_sets console summary checks cli sweep iterate alone "
-    "models strategies"
+    "models strategies card tools_config tools generate score pair answer"
 )
 LAYERS = [
     {"errors"},
-    {"records", "config", "job", "digest", "models"},
+    {"records", "config", "job", "digest", "models", "tools_config"},
     {"data", "strategies", "checks", "hub", "sweep"},
     {"console", "run"},
-    {"sources", "summary", "steps", "prompt_sets"},
+    {"sources", "summary", "steps", "prompt_sets", "card"},
     {"launch", "cli"},
-    {"iterate"},
-    {"alone"},
+    {"iterate", "tools"},
+    {"alone", "generate", "score", "pair", "answer"},
 ]
 """Each may import those above it and its own."""
 ENGINES = ("generation", "scoring", "training")

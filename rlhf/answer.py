@@ -1,0 +1,86 @@
+"""Answer a benchmark's questions: `python -m rlhf.answer run_dir=RUN benchmark=alpaca_eval input=… output=….json`.
+
+One greedy answer to each question, in the benchmark's own format (`rlhf.data.benchmarks`, docs/evaluation.md).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rlhf import sources
+from rlhf.card import name_of
+from rlhf.cli import main
+from rlhf.data.benchmarks import alpaca_eval_answer, arena_hard_answer
+from rlhf.data.shards import read_all_rows
+from rlhf.errors import ConfigError, DataError
+from rlhf.generate import reading, sample
+from rlhf.run import Artifact, Run
+from rlhf.tools import write_file
+from rlhf.tools_config import AnswerTool, Benchmark
+
+_ANSWERS = {Benchmark.alpaca_eval: alpaca_eval_answer, Benchmark.arena_hard: arena_hard_answer}
+
+
+def answer(tool: AnswerTool) -> None:
+    """From questions to answers."""
+    name = choose_model(tool)
+    if tool.generate.n != 1:
+        raise ConfigError(f"generate.n={tool.generate.n}: a benchmark takes one answer to a question. Leave it at 1.")
+
+    def make(run: Run) -> list[Artifact]:
+        file = sources.data_file(run, tool.input, "input")
+        return sample(run, run.stage("read", "read", reading(run, "questions"), {"file": file}))
+
+    as_list = tool.benchmark is Benchmark.alpaca_eval
+    write_file(tool, make, partial(lines, benchmark=tool.benchmark, name=name), as_list)
+
+
+def choose_model(tool: AnswerTool) -> str:
+    """Settle which model answers, and what it is called.
+
+    Raises:
+        ConfigError: neither a run nor a model is named, or both, or the run has no best policy yet.
+    """
+    if (tool.run_dir is None) == (not tool.model.path):
+        raise ConfigError(
+            f"run_dir={tool.run_dir} and model.path={tool.model.path or None}: give one of the two, a run folder whose "
+            "best policy answers, or a model."
+        )
+    if tool.run_dir is None:
+        return tool.name or name_of(tool.model.path).split("/")[-1]
+    run = Path(tool.run_dir).expanduser().resolve()
+    if not (run / "best").exists():
+        raise ConfigError(
+            f"run_dir={run}: no best policy there. Finish the run (python -m rlhf.iterate run_dir={run}), or name a "
+            "model folder in model.path."
+        )
+    tool.model.path = str((run / "best").resolve())
+    return tool.name or run.name
+
+
+def lines(made: Sequence[Artifact], benchmark: Benchmark, name: str) -> Iterator[dict[str, Any]]:
+    """An answer to every question, in order.
+
+    Raises:
+        DataError: a question was too long to be answered.
+    """
+    read, candidates = made
+    rows = read_all_rows(candidates.path)
+    answered = next(rows, None)
+    for question in read_all_rows(read.path / "prompts"):
+        if answered is None or answered["id"] != question["id"]:
+            raise DataError(
+                f"No answer to {question['messages'][0]['content']!r:.80}: it is longer than "
+                "generate.max_prompt_tokens, or than what the model's context leaves beside generate.max_new_tokens. "
+                "Raise the one, or lower the other."
+            )
+        yield _ANSWERS[benchmark](json.loads(question["extra"]), answered["candidates"][0], name)
+        answered = next(rows, None)
+
+
+if __name__ == "__main__":
+    main(answer, "tool", AnswerTool)

@@ -1,0 +1,144 @@
+"""Prompts with their responses, and preference pairs, as plain rows for other programs.
+
+A row is `{"prompt": messages, "responses": [text, …]}`, after scoring with `"rewards": [number, …]` in the same order
+(RLHFlow's schema). What else a row holds is carried along; of that, `finish_reasons` is read: a response whose reason
+is neither "stop" nor null was cut at the token limit. Pairs are in TRL's conversational preference format.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rlhf.data.files import read_records
+from rlhf.data.prompts import UnusableRow, to_messages
+from rlhf.digest import digest_of
+from rlhf.errors import DataError
+from rlhf.records import FINISHED, Candidate, prompt_id
+
+_OURS = ("prompt", "responses", "rewards")
+
+
+def read_responses(path: Path | str, counts: Counter[str], scored: bool) -> Iterator[dict[str, Any]]:
+    """Rows of a `candidates` shard, with `scores` if they are asked for, and with `extra`: all other keys, as JSON.
+
+    Rows that repeat an earlier one, responses and rewards included, are dropped; 64 bits of each are remembered.
+
+    Args:
+        path: JSON, JSONL or Parquet file.
+        counts: is added to while reading: `rows` = rows given + the sum of `dropped/<reason>`.
+        scored: whether rows must hold `rewards`.
+
+    Raises:
+        DataError: the file cannot be read, a row lacks a key that all must have, or no row can be used.
+    """
+    seen: set[int] = set()
+    first_problem = ""
+    for number, row in enumerate(read_records(path), start=1):
+        counts["rows"] += 1
+        try:
+            made = to_candidates(row, scored)
+        except UnusableRow as error:
+            counts[f"dropped/{error.reason}"] += 1
+            first_problem = first_problem or f"row {number}: {error}"
+            continue
+        except DataError as error:
+            raise DataError(f"{path}, row {number}: {error}") from None
+        identity = int(digest_of([made["id"], row["responses"], row.get("rewards")])[:16], 16)
+        if identity in seen:
+            counts["dropped/duplicate"] += 1
+            continue
+        seen.add(identity)
+        yield made
+    if not seen:
+        raise DataError(f"{path}: none of {counts['rows']} rows can be used; {first_problem} Mend it or name another.")
+
+
+def to_candidates(row: Mapping[str, Any], scored: bool) -> dict[str, Any]:
+    """One row as a row of a `candidates` shard; token ids, which files do not hold, are empty.
+
+    Raises:
+        DataError: `responses`, or `rewards` where they must be, are missing.
+        UnusableRow: (a DataError) something is wrong in them.
+    """
+    for key, maker in {"responses": "python -m rlhf.generate", "rewards": "python -m rlhf.score"}.items():
+        if key not in row and (scored or key != "rewards"):
+            raise DataError(f"No {key}: the keys are {sorted(row)}. {maker} makes files that have them.")
+    messages, responses = to_messages(row), row["responses"]
+    if not isinstance(responses, list) or not responses:
+        raise UnusableRow("no_responses", f"responses must be a list of text; found {responses!r:.80}.")
+    if not all(isinstance(text, str) for text in responses):
+        raise UnusableRow("response_not_text", "responses must be text, each of them.")
+    reasons = _beside(row, "finish_reasons", responses) if row.get("finish_reasons") is not None else []
+    extra = json.dumps({k: v for k, v in row.items() if k not in _OURS}, ensure_ascii=False, default=str)
+    try:
+        "".join([*responses, extra]).encode()
+    except UnicodeEncodeError:
+        raise UnusableRow("invalid_unicode", "the row holds half a surrogate pair.") from None
+    truncated = [reason not in (None, FINISHED) for reason in reasons] or [False] * len(responses)
+    candidates = [
+        Candidate([], text, "length" if cut else FINISHED, logprob=math.nan, seed=0, temperature=math.nan)
+        for text, cut in zip(responses, truncated, strict=True)
+    ]
+    made: dict[str, Any] = {"id": prompt_id(messages), "messages": messages, "prompt_token_ids": [], "extra": extra}
+    if scored:
+        made["scores"] = [_number(reward) for reward in _beside(row, "rewards", responses)]
+    return made | {"candidates": [vars(candidate) for candidate in candidates]}
+
+
+def _beside(row: Mapping[str, Any], key: str, responses: list[str]) -> list[Any]:
+    """A list that must be as long as the responses."""
+    values = row[key]
+    if not isinstance(values, list) or len(values) != len(responses):
+        raise UnusableRow(f"{key}_do_not_match", f"{key} must be a list of {len(responses)}; found {values!r:.80}.")
+    return values
+
+
+def _number(reward: Any) -> float:
+    if reward is None:
+        return math.nan  # what no number can be written as in JSON
+    if isinstance(reward, bool) or not isinstance(reward, int | float):
+        raise UnusableRow("reward_not_a_number", f"rewards must be numbers or null; found {reward!r:.80}.")
+    return float(reward)
+
+
+def candidates_line(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of a `candidates` shard as others read it."""
+    candidates = row["candidates"]
+    names = {"responses": "text", "finish_reasons": "finish_reason", "temperatures": "temperature", "seeds": "seed"}
+    return {"prompt": row["messages"]} | {name: [c[key] for c in candidates] for name, key in names.items()}
+
+
+def scored_line(row: Mapping[str, Any], scores: list[float]) -> dict[str, Any]:
+    """A row that `read_responses` gave, with its scores as `rewards`; one that is not finite becomes null."""
+    rewards = [score if math.isfinite(score) else None for score in scores]
+    texts = [candidate["text"] for candidate in row["candidates"]]
+    return {"prompt": row["messages"], "responses": texts, "rewards": rewards} | json.loads(row["extra"])
+
+
+def pair_line(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of a `pairs` shard in TRL's conversational preference format, with what it was chosen by."""
+    sides = ("chosen", "rejected")
+    line = {"prompt": row["messages"]} | {side: [{"role": "assistant", "content": row[side]}] for side in sides}
+    line["margin"] = row["chosen_penalised"] - row["rejected_penalised"]
+    kept = ("score", "penalised", "rank", "chars", "truncated")
+    return line | {f"{side}_{name}": row[f"{side}_{name}"] for name in kept for side in sides}
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], as_list: bool = False) -> int:
+    """Write rows as a stream, one a line or as one JSON list, and flush them to disk; returns how many."""
+    number = 0
+    with open(path, "w", encoding="utf-8", newline="\n") as file:
+        for number, row in enumerate(rows, start=1):
+            before = "" if not as_list else "[\n" if number == 1 else ",\n"
+            file.write(before + json.dumps(row, ensure_ascii=False) + ("" if as_list else "\n"))
+        if as_list:
+            file.write("\n]\n" if number else "[]\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return number

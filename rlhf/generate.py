@@ -1,0 +1,51 @@
+"""Sample responses to the prompts of a file: `python -m rlhf.generate model.path=… input=… output=….jsonl`.
+
+Writes a line per distinct prompt: `prompt` (messages), `responses`, and beside them `finish_reasons`, `temperatures`
+and `seeds`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rlhf import sources, steps
+from rlhf.cli import main
+from rlhf.data.responses import candidates_line
+from rlhf.data.shards import read_all_rows
+from rlhf.run import Artifact, Run
+from rlhf.tools import write_file
+from rlhf.tools_config import GenerateTool
+
+
+def generate(tool: GenerateTool) -> None:
+    """From prompts to candidates."""
+
+    def make(run: Run) -> list[Artifact]:
+        file = sources.data_file(run, tool.input, "input")
+        return sample(run, run.stage("read", "read", reading(run), {"file": file}))
+
+    write_file(tool, make, lines)
+
+
+def reading(run: Run, what: str = "prompts") -> dict[str, Any]:
+    """What `read` is told where its shards are sampled from."""
+    return {"what": what, "shard_size": run.cfg.generate.shard_size}
+
+
+def sample(run: Run, read: Artifact) -> list[Artifact]:
+    """The prompts that were read, and the candidates sampled for them."""
+    chosen = run.cfg.model
+    policy = sources.model(run, chosen.path, chosen.revision, "model.path")
+    config = {"iteration": 0, "slice": None, "dtype": steps.policy_dtype(run.cfg, policy)}
+    inputs = {"policy": policy, "prompts": read.part("prompts")}
+    return [read, run.stage("generate", "generate", steps.settings(run.cfg, "generate") | config, inputs)]
+
+
+def lines(made: Sequence[Artifact]) -> Iterator[dict[str, Any]]:
+    """The output's rows."""
+    return map(candidates_line, read_all_rows(made[-1].path))
+
+
+if __name__ == "__main__":
+    main(generate, "tool", GenerateTool)

@@ -1,0 +1,41 @@
+"""Make preference pairs of the scored responses of a file: `python -m rlhf.pair input=….jsonl output=….jsonl`.
+
+Writes a line per pair in TRL's conversational preference format (`prompt`, `chosen` and `rejected` as messages), with
+scores, ranks, lengths and the margin beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rlhf import sources, steps
+from rlhf.cli import main
+from rlhf.data.responses import pair_line
+from rlhf.data.shards import read_all_rows
+from rlhf.run import Artifact, Run
+from rlhf.strategies import check
+from rlhf.tools import ROWS_PER_SHARD, write_file
+from rlhf.tools_config import PairTool
+
+
+def pair(tool: PairTool) -> None:
+    """From scores to pairs."""
+    check(tool.pair)
+
+    def make(run: Run) -> list[Artifact]:
+        file = sources.data_file(run, tool.input, "input")
+        read = run.stage("read", "read", {"what": "scored", "shard_size": ROWS_PER_SHARD}, {"file": file})
+        inputs = {name: read.part(name) for name in ("candidates", "scores")}
+        return [read, run.stage("pair", "pair", steps.settings(run.cfg, "pair"), inputs)]
+
+    write_file(tool, make, lines)
+
+
+def lines(made: Sequence[Artifact]) -> Iterator[dict[str, Any]]:
+    """The output's rows."""
+    return map(pair_line, read_all_rows(made[-1].path))
+
+
+if __name__ == "__main__":
+    main(pair, "tool", PairTool)

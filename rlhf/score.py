@@ -1,0 +1,43 @@
+"""Score the responses of a file: `python -m rlhf.score reward_model.path=… input=….jsonl output=….jsonl`.
+
+Writes each usable line again with `rewards`, the judge's raw scores in the order of `responses`; null where one is
+not finite. Other keys are carried along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rlhf import sources, steps
+from rlhf.cli import main
+from rlhf.data.responses import scored_line
+from rlhf.data.shards import read_all_rows
+from rlhf.run import Artifact, Run
+from rlhf.tools import ROWS_PER_SHARD, write_file
+from rlhf.tools_config import ScoreTool
+
+
+def score(tool: ScoreTool) -> None:
+    """From candidates to scores."""
+
+    def make(run: Run) -> list[Artifact]:
+        chosen = tool.reward_model
+        judge = sources.model(run, chosen.path, chosen.revision, "reward_model.path")
+        file = sources.data_file(run, tool.input, "input")
+        read = run.stage("read", "read", {"what": "responses", "shard_size": ROWS_PER_SHARD}, {"file": file})
+        inputs = {"candidates": read.part("candidates"), "judge": judge}
+        return [read, run.stage("score", "score", steps.settings(run.cfg, "score"), inputs)]
+
+    write_file(tool, make, lines)
+
+
+def lines(made: Sequence[Artifact]) -> Iterator[dict[str, Any]]:
+    """The output's rows."""
+    read, scores = made
+    pairs = zip(read_all_rows(read.path / "candidates"), read_all_rows(scores.path), strict=True)
+    return (scored_line(row, scored["scores"]) for row, scored in pairs)
+
+
+if __name__ == "__main__":
+    main(score, "tool", ScoreTool)

@@ -1,0 +1,67 @@
+"""Stage `read`: rows of a plain file become shards; for the tools that work on files."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from rlhf.data.benchmarks import read_questions
+from rlhf.data.prompts import read_prompts
+from rlhf.data.responses import read_responses
+from rlhf.data.shards import shard_name, write_atomic, write_shard
+from rlhf.job import Job, Kind, Outcome, Worker
+from rlhf.records import CANDIDATES_SCHEMA, PROMPT_SCHEMA, SCORES_SCHEMA, to_row
+
+KIND = Kind.single
+
+_EXTRA = pa.field("extra", pa.string())
+_FOLDERS = {
+    "prompts": {"prompts": PROMPT_SCHEMA},
+    "questions": {"prompts": PROMPT_SCHEMA.append(_EXTRA)},
+    "responses": {"candidates": CANDIDATES_SCHEMA.append(_EXTRA)},
+    "scored": {"candidates": CANDIDATES_SCHEMA.append(_EXTRA), "scores": SCORES_SCHEMA},
+}
+
+
+def num_shards(job: Job) -> int:
+    """Not cut in shards: it is the work of seconds, and which rows are duplicates depends on those before."""
+    return 0
+
+
+def run(job: Job, worker: Worker) -> Outcome:
+    """Write the rows of the input `file` in folders of shards, in the file's order.
+
+    Config: `what` ("prompts", "questions", "responses" or "scored") and `shard_size` in rows. Memory holds one shard,
+    and all questions.
+
+    Counts: `rows` = rows written + the sum of `dropped/<reason>`.
+    """
+    counts = Counter[str]()
+    folders = _FOLDERS[job.config["what"]]
+    for name in folders:
+        (job.out_path / name).mkdir(exist_ok=True)
+    rows = _rows(job.config["what"], job.input_path("file"), counts)
+    for index in itertools.count():
+        block = list(itertools.islice(rows, job.config["shard_size"]))
+        if not block:
+            break
+        for name, schema in folders.items():
+            write_shard(job.out_path / name / shard_name(index), schema, block)
+    if "candidates" in folders:
+        no_ids: dict[str, Any] = {"end_of_turn_id": None, "stop_token_ids": []}
+        write_atomic(job.out_path / "candidates" / "tokens.json", json.dumps(no_ids).encode())
+    return Outcome(counts=dict(counts))
+
+
+def _rows(what: str, path: Path, counts: Counter[str]) -> Iterator[dict[str, Any]]:
+    if what == "prompts":
+        return map(to_row, read_prompts(path, counts))
+    if what == "questions":
+        return iter(read_questions(path, counts))
+    return read_responses(path, counts, scored=what == "scored")

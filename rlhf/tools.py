@@ -1,0 +1,93 @@
+"""Stages of the loop on plain files: from a file to a file, by way of a work folder beside the output.
+
+The work folder is a run folder like any other: finished shards are kept, the same command goes on, and what was begun
+with other settings is refused. The output appears whole or not at all; then the work folder is removed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rlhf.checks import check_stages
+from rlhf.console import Console
+from rlhf.data.responses import write_rows
+from rlhf.data.shards import fsync_dir
+from rlhf.errors import ConfigError, UserError
+from rlhf.launch.local import LocalLauncher
+from rlhf.launch.lock import hold_run
+from rlhf.run import Artifact, Run
+from rlhf.tools_config import FileTool, as_config
+
+ROWS_PER_SHARD = 256
+_ELSEWHERE = "output=<another file>"
+
+Make = Callable[[Run], Sequence[Artifact]]
+"""Asks for the stages of a tool in order, the one that reads the input first."""
+Rows = Callable[[Sequence[Artifact]], Iterator[dict[str, Any]]]
+"""The output's rows, of the finished artifacts."""
+
+
+def write_file(tool: FileTool, make: Make, rows: Rows, as_list: bool = False) -> None:
+    """Run a tool's stages and write its output, JSON lines or one JSON list.
+
+    Raises:
+        UserError: the output exists, or the input or a setting is wrong.
+        RunChanged: work towards this output was begun with other settings or another input.
+    """
+    output = Path(tool.output).expanduser().resolve()
+    work = output.with_name(f".{output.name}.work")
+    _check_output(output, ".json" if as_list else ".jsonl", work)
+    cfg = as_config(tool)
+    check_stages(cfg)
+    with hold_run(work, partial(print, flush=True), _ELSEWHERE) as token:
+        console = Console(work)
+        launcher = LocalLauncher(work, token, cfg.compute.preload, cfg.compute.device.value, console.progress)
+        try:
+            plan = Run(work, cfg, planning=True, elsewhere=_ELSEWHERE)
+            make(plan)
+            plan.refuse_changes()
+            if plan.pending:
+                launcher.warm_up()
+            done = len(plan.made) - len(plan.pending)
+            console.say(f"{output}: {f'{done} stages are finished, ' if done else ''}{len(plan.pending)} to do")
+            made = make(Run(work, cfg, launcher, console=console, elsewhere=_ELSEWHERE))
+        except UserError:
+            if not any(work.rglob("*.parquet")):
+                shutil.rmtree(work)  # nothing was made, so nothing is left behind
+            raise
+        written = write_rows(work / output.name, rows(made), as_list)
+        _check_output(output, output.suffix, work)  # it may have come from elsewhere meanwhile
+        os.replace(work / output.name, output)
+        fsync_dir(output.parent)
+        console.say(f"{account(made)}; {written} written to {output}")
+        shutil.rmtree(work)
+
+
+def account(made: Sequence[Artifact]) -> str:
+    """What became of every row of the input: kept ones, and dropped ones by reason."""
+    dropped = Counter[str]()
+    for artifact in made:
+        for key, number in artifact.counts.items():
+            if key.startswith("dropped/") and number:
+                dropped[key.removeprefix("dropped/")] += number
+    rows = made[0].counts["rows"]
+    reasons = ", ".join(f"{reason} {number}" for reason, number in sorted(dropped.items()))
+    kept = rows - dropped.total()
+    return f"{rows} rows = {kept} kept + {dropped.total()} dropped{f' ({reasons})' if reasons else ''}"
+
+
+def _check_output(output: Path, suffix: str, work: Path) -> None:
+    if output.suffix != suffix:
+        raise ConfigError(f"output={output}: this tool writes {suffix}; name the file so.")
+    if output.exists():
+        raise UserError(
+            f"output={output}: exists already, and nothing is written over it. If this very command made it, there is "
+            f"nothing left to do{f' but rm -r {work}' if work.exists() else ''}. Ways out: name another output, or "
+            f"remove it first: rm {output}"
+        )

@@ -1,0 +1,97 @@
+"""vLLM as the second scoring engine: the same scores as the first."""
+
+import os
+
+import pytest
+import torch
+
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
+os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+
+from rlhf.config import Config
+from rlhf.errors import ModelError
+from rlhf.run import plain
+from rlhf.scoring.classifier import ClassifierJudge
+from rlhf.scoring.load import load_judge
+from rlhf.scoring.vllm import VllmJudge
+from tests.tiny import tiny_llama, tiny_reward_model
+
+SHAPE = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}  # heads of 32, as vLLM wants on CPU
+MAX_TOKENS = 2500
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return str(tiny_reward_model(tmp_path_factory.mktemp("judge"), seed=3, **SHAPE))
+
+
+@pytest.fixture(scope="module")
+def judge(path):
+    config = plain(Config().score) | {"engine": "vllm", "max_tokens": MAX_TOKENS, "rule": None}
+    loaded = load_judge(config | {"dtype": "auto", "trust_remote_code": False}, {"judge": path})
+    assert isinstance(loaded, VllmJudge)
+    return loaded
+
+
+def items(num, words=40, repeated=1):
+    """Prompts with four responses each, of many lengths; the longest prompts fill several blocks of vLLM's cache."""
+    made = []
+    for i in range(num):
+        messages = [{"role": "user", "content": f"question {i // 4} " + "about this and that " * (i // 4 * repeated)}]
+        if i // 4 % 3 == 2:
+            messages = [{"role": "system", "content": "be brief"}, *messages]
+        made.append((messages, f"{'yes ' * (1 + (words * i) // num)}{i % 3}"))
+    return made
+
+
+def test_scores_are_those_of_the_classifier(judge, path):
+    pairs = items(48)
+    scores = judge.score(pairs).scores
+    assert scores == pytest.approx(ClassifierJudge(path).score(pairs).scores, abs=1e-4)
+    assert max(scores) - min(scores) > 1e-2 and min(scores) < 0  # neither all the same nor through a sigmoid
+
+
+def test_long_conversations_are_cut_on_the_left_alike(judge, path):
+    start = [{"role": "user", "content": "q"}]
+    pairs = [(start, "abcdefghij " * length) for length in (1, 240, 250, 2000)]
+    pairs += [([{"role": "user", "content": "another question"}], "abcdefghij " * 2000)]
+    ours, theirs = judge.score(pairs), ClassifierJudge(path, max_tokens=MAX_TOKENS).score(pairs)
+    assert ours.num_truncated == theirs.num_truncated == 2
+    assert ours.scores == pytest.approx(theirs.scores, abs=1e-4)
+    assert ours.scores[-1] == ours.scores[-2]  # what differed was cut away
+
+
+def test_a_score_depends_neither_on_its_batch_nor_on_what_came_before(judge):
+    pairs = items(32, repeated=20)
+    together = judge.score(pairs).scores
+    alone = [judge.score([pair]).scores[0] for pair in pairs]
+    assert together == pytest.approx(alone, abs=1e-5)
+    judge.score(items(60, words=90, repeated=20))
+    assert judge.score(pairs).scores == together  # to the last digit: a resumed stage writes the same bytes
+
+
+def test_the_head_stays_in_fp32_when_the_body_does_not(path):
+    scores = VllmJudge(path, dtype="bfloat16", max_tokens=512).score(items(12)).scores
+    exact = ClassifierJudge(path).score(items(12)).scores
+    assert scores == pytest.approx(exact, abs=0.1)
+    assert any(float(torch.tensor(score).bfloat16()) != score for score in scores)
+
+
+def test_what_cannot_be_served_names_the_other_engine(path, tmp_path):
+    with pytest.raises(ModelError, match=r"score\.max_tokens=9000 .* score\.engine=transformers"):
+        VllmJudge(path, max_tokens=9000)
+    two = tiny_reward_model(tmp_path / "two", **SHAPE)
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(two)
+    config.num_labels = 2
+    config.save_pretrained(two)
+    with pytest.raises(ModelError, match="2 labels"):
+        VllmJudge(str(two))
+    one_label = AutoConfig.from_pretrained(tiny_llama(tmp_path / "policy", **SHAPE))
+    one_label.num_labels = 1
+    one_label.architectures = ["NobodyKnowsForSequenceClassification"]
+    one_label.save_pretrained(tmp_path / "policy")
+    with pytest.raises(ModelError, match=r"score\.engine=transformers"):
+        VllmJudge(str(tmp_path / "policy"))
