@@ -53,6 +53,8 @@ def _shown(section: dict[str, Any]) -> dict[str, Any]:
     for key, value in section.items():
         if key in _NOT_SHOWN or (key == "world" and not value["enabled"]) or (key == "sft" and value["data"] is None):
             continue
+        if key == "reward_model" and value["data"] is None:
+            value = {name: value[name] for name in ("path", "revision", "dtype", "trust_remote_code")}
         if isinstance(value, dict):
             value = _shown(value)
         elif isinstance(value, str) and (key in _PATHS or value.startswith(("/", "~"))):

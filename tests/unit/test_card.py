@@ -4,11 +4,12 @@ import json
 import os
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
 
-from rlhf import card
+from rlhf import card, iterate
 from rlhf.config import Config, Engine
 from rlhf.data.shards import write_atomic
 from rlhf.run import Artifact, Run
@@ -99,3 +100,18 @@ def test_a_killed_export_is_begun_anew(tmp_path, trained):
     write_atomic(partial / "config.json", b"half")
     made = export(Run(tmp_path / "run", Config(), InProcess()), trained, facts())
     assert sorted(path.name for path in made.path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+
+
+def test_the_best_policy_is_exported_and_linked_anew_when_another_is_better(tmp_path, trained, monkeypatch):
+    run, outside = tmp_path / "run", Artifact(tmp_path / "given", "g")
+    evaluations = [SimpleNamespace(iteration=0, policy=outside), SimpleNamespace(iteration=1, policy=trained)]
+    for scores, target in (
+        ((0.0, -1.0), outside.path),  # a model from outside keeps its place and its own card
+        ((0.0, 1.0), Path("iteration_001/export/model")),
+        ((0.0, 2.0), Path("iteration_001/export/model")),
+        ((9.0, 2.0), outside.path),
+    ):
+        monkeypatch.setattr(iterate, "rows_of", lambda _, scores=scores: [row(t, s) for t, s in enumerate(scores)])
+        iterate.conclude(Run(run, config(), InProcess()), evaluations, "float32")
+        assert Path(os.readlink(run / "best")) == target
+    assert "+2.000" in (run / "iteration_001" / "export" / "model" / "README.md").read_text()
