@@ -15,6 +15,7 @@ from rlhf import sources
 from rlhf.card import name_of
 from rlhf.cli import main
 from rlhf.data.benchmarks import alpaca_eval_answer, arena_hard_answer
+from rlhf.data.responses import Form
 from rlhf.data.shards import read_all_rows
 from rlhf.errors import ConfigError, DataError
 from rlhf.generate import reading, sample
@@ -35,8 +36,8 @@ def answer(tool: AnswerTool) -> None:
         file = sources.data_file(run, tool.input, "input")
         return sample(run, run.stage("read", "read", reading(run, "questions"), {"file": file}))
 
-    as_list = tool.benchmark is Benchmark.alpaca_eval
-    write_file(tool, make, partial(lines, benchmark=tool.benchmark, name=name), as_list)
+    form = Form.list if tool.benchmark is Benchmark.alpaca_eval else Form.lines
+    write_file(tool, make, partial(lines, benchmark=tool.benchmark, name=name), form)
 
 
 def choose_model(tool: AnswerTool) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from rlhf.checks import check_stages
 from rlhf.console import Console
-from rlhf.data.responses import write_rows
+from rlhf.data.responses import Form, write_rows
 from rlhf.data.shards import fsync_dir
 from rlhf.errors import ConfigError, UserError
 from rlhf.launch.local import LocalLauncher
@@ -33,8 +33,8 @@ Rows = Callable[[Sequence[Artifact]], Iterator[dict[str, Any]]]
 """The output's rows, of the finished artifacts."""
 
 
-def write_file(tool: FileTool, make: Make, rows: Rows, as_list: bool = False) -> None:
-    """Run a tool's stages and write its output, JSON lines or one JSON list.
+def write_file(tool: FileTool, make: Make, rows: Rows, form: Form = Form.lines) -> None:
+    """Run a tool's stages and write its output.
 
     Raises:
         UserError: the output exists, or the input or a setting is wrong.
@@ -42,7 +42,7 @@ def write_file(tool: FileTool, make: Make, rows: Rows, as_list: bool = False) ->
     """
     output = Path(tool.output).expanduser().resolve()
     work = output.with_name(f".{output.name}.work")
-    _check_output(output, ".json" if as_list else ".jsonl", work)
+    check_output(output, ".jsonl" if form is Form.lines else ".json", work)
     cfg = as_config(tool)
     check_stages(cfg)
     with hold_run(work, partial(print, flush=True), _ELSEWHERE) as token:
@@ -61,8 +61,8 @@ def write_file(tool: FileTool, make: Make, rows: Rows, as_list: bool = False) ->
             if not any(work.rglob("*.parquet")):
                 shutil.rmtree(work)  # nothing was made, so nothing is left behind
             raise
-        written = write_rows(work / output.name, rows(made), as_list)
-        _check_output(output, output.suffix, work)  # it may have come from elsewhere meanwhile
+        written = write_rows(work / output.name, rows(made), form)
+        check_output(output, output.suffix, work)  # it may have come from elsewhere meanwhile
         os.replace(work / output.name, output)
         fsync_dir(output.parent)
         console.say(f"{account(made)}; {written} written to {output}")
@@ -76,18 +76,25 @@ def account(made: Sequence[Artifact]) -> str:
         for key, number in artifact.counts.items():
             if key.startswith("dropped/") and number:
                 dropped[key.removeprefix("dropped/")] += number
-    rows = made[0].counts["rows"]
+    rows = made[0].counts.get("comparisons", made[0].counts["rows"])
     reasons = ", ".join(f"{reason} {number}" for reason, number in sorted(dropped.items()))
     kept = rows - dropped.total()
     return f"{rows} rows = {kept} kept + {dropped.total()} dropped{f' ({reasons})' if reasons else ''}"
 
 
-def _check_output(output: Path, suffix: str, work: Path) -> None:
+def check_output(output: Path, suffix: str, work: Path | None = None) -> None:
+    """Refuse an output of the wrong kind, and one that exists.
+
+    Raises:
+        ConfigError: its suffix is another one.
+        UserError: it exists.
+    """
     if output.suffix != suffix:
         raise ConfigError(f"output={output}: this tool writes {suffix}; name the file so.")
     if output.exists():
+        left = f" but rm -r {work}" if work and work.exists() else ""
         raise UserError(
             f"output={output}: exists already, and nothing is written over it. If this very command made it, there is "
-            f"nothing left to do{f' but rm -r {work}' if work.exists() else ''}. Ways out: name another output, or "
+            f"nothing left to do{left}. Ways out: name another output, or "
             f"remove it first: rm {output}"
         )

@@ -80,6 +80,30 @@ class PairTool(FileTool):
     """Machines."""
 
 
+@dataclass
+class RewardBenchTool(FileTool):
+    """`python -m rlhf.rewardbench`: comparisons in, accuracies and sections out."""
+
+    input: str = "allenai/reward-bench:filtered"
+    """Data set or file with `prompt`, `chosen`, `rejected`, `subset`, or comparisons in any known shape."""
+    subsets: Optional[str] = None
+    """JSON file of accuracies in percent per subset: the arithmetic alone, without a judge."""
+    reward_model: JudgeConfig = field(default_factory=JudgeConfig)
+    """The judge."""
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    """Scoring."""
+
+
+@dataclass
+class BestOfNTool(FileTool):
+    """`python -m rlhf.bestofn`: responses of known quality in, what the judge's choices are worth out."""
+
+    reward_model: JudgeConfig = field(default_factory=lambda: JudgeConfig(path=""))
+    """The judge; without a path the rows' own rewards are judged."""
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    """Scoring."""
+
+
 class Benchmark(Enum):
     """Whose questions are answered, and in whose format."""
 

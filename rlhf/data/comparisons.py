@@ -127,6 +127,23 @@ def _two_outputs(row: Row) -> list[Comparison]:
     return [Comparison((Side(asked, row["output_1"]), Side(asked, row["output_2"])), better)]
 
 
+def _labelled_outputs(row: Row) -> list[Comparison]:
+    asked, label = _asked(row["input"], "input"), row["label"]
+    if label not in (1, 2):
+        raise UnusableRow("unknown_label", f"label is {label!r}; known are 1 and 2.")
+    return [Comparison((Side(asked, row["output_1"]), Side(asked, row["output_2"])), label - 1)]
+
+
+def _code(row: Row) -> list[Comparison]:
+    asked = _asked(row["instruction"], "instruction")
+    return [Comparison((Side(asked, row["canonical_solution"]), Side(asked, row["buggy_solution"])), 0)]
+
+
+def _lists(row: Row) -> list[Comparison]:
+    asked = _asked(row["prompt"])
+    return [Comparison((Side(asked, a), Side(asked, b)), 0) for a in row["chosen"] for b in row["rejected"]]
+
+
 def _labelled_pairs(row: Row) -> list[Comparison]:
     """n answers and a label for each two of them, in the order (1, 2), (1, 3), …: 0 tie, 1 first, 2 second."""
     names = sorted((key for key in row if key.startswith("prediction ")), key=lambda key: int(key.split()[1]))
@@ -147,9 +164,28 @@ class Shape:
     looks: str
     keys: tuple[str, ...]
     read: Callable[[Row], list[Comparison]]
+    texts: tuple[str, ...] = ()
+    """Keys that must hold a list of text, which tells the shape from another one with the same keys."""
+
+    def fits(self, row: Row) -> bool:
+        """Whether a row looks like this."""
+        return (
+            all(key in row for key in self.keys)
+            and row[self.keys[0]] is not None
+            and all(
+                isinstance(row[key], list) and row[key] and all(isinstance(text, str) for text in row[key])
+                for key in self.texts
+            )
+        )
 
 
 SHAPES = (
+    Shape(
+        "prompt, chosen and rejected: lists of text, each of the first better than each of the second",
+        ("prompt", "chosen", "rejected"),
+        _lists,
+        ("chosen", "rejected"),
+    ),
     Shape("conversations, chosen, rejected: turns with from and value", ("conversations", "chosen"), _sharegpt),
     Shape(
         "chosen and rejected: messages, HH-RLHF text, or with prompt (text or messages) answers",
@@ -163,13 +199,19 @@ SHAPES = (
         ("instruction", "output_1", "output_2", "preference"),
         _two_outputs,
     ),
+    Shape("input, output_1, output_2, label: 1 or 2", ("input", "output_1", "output_2", "label"), _labelled_outputs),
+    Shape(
+        "instruction, canonical_solution, buggy_solution",
+        ("instruction", "canonical_solution", "buggy_solution"),
+        _code,
+    ),
     Shape(
         "question, prediction 1 … n, preference: a label for each two",
         ("question", "prediction 1", "prediction 2", "preference"),
         _labelled_pairs,
     ),
 )
-"""The first whose keys a row has is taken."""
+"""The first that fits a row is taken."""
 
 
 def known() -> str:
@@ -185,6 +227,6 @@ def to_comparisons(row: Row) -> list[Comparison]:
         UnusableRow: (a DataError) a known shape with something wrong in it.
     """
     for shape in SHAPES:
-        if all(key in row for key in shape.keys) and row[shape.keys[0]] is not None:
+        if shape.fits(row):
             return shape.read(row)
     raise DataError(f"No preference found: the keys are {sorted(row)}; known shapes are: {known()}.")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rlhf.data.comparisons import Comparison, to_comparisons
-from rlhf.data.files import read_records
+from rlhf.data.files import Record, read_records
 from rlhf.data.prompts import UnusableRow, clean_text
 from rlhf.errors import DataError
 from rlhf.records import Message
@@ -27,6 +27,12 @@ def read_preferences(path: Path | str, counts: Counter[str]) -> Iterator[Prefere
     Raises:
         DataError: the file cannot be read, or a row has no known shape.
     """
+    for _, preference in preferences_with_rows(path, counts):
+        yield preference
+
+
+def preferences_with_rows(path: Path | str, counts: Counter[str]) -> Iterator[tuple[Record, Preference]]:
+    """As `read_preferences`, each with the row it comes from."""
     for number, row in enumerate(read_records(path), start=1):
         counts["rows"] += 1
         try:
@@ -45,7 +51,7 @@ def read_preferences(path: Path | str, counts: Counter[str]) -> Iterator[Prefere
                 counts[f"dropped/{error.reason}"] += 1
                 continue
             counts["pairs"] += 1
-            yield preference
+            yield row, preference
 
 
 def to_preference(comparison: Comparison) -> Preference:

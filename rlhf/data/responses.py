@@ -7,24 +7,31 @@ is neither "stop" nor null was cut at the token limit. Pairs are in TRL's conver
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from rlhf.data.files import read_records
+from rlhf.data.preferences import preferences_with_rows
 from rlhf.data.prompts import UnusableRow, to_messages
 from rlhf.digest import digest_of
 from rlhf.errors import DataError
 from rlhf.records import FINISHED, Candidate, prompt_id
 
-_OURS = ("prompt", "responses", "rewards")
+_MAKERS = {
+    "responses": "python -m rlhf.generate makes files that have them.",
+    "rewards": "python -m rlhf.score makes files that have them.",
+    "qualities": "They must hold a number for each response, from people or a much stronger judge.",
+}
 
 
-def read_responses(path: Path | str, counts: Counter[str], scored: bool) -> Iterator[dict[str, Any]]:
+def read_responses(path: Path | str, counts: Counter[str], numbers: str | None = None) -> Iterator[dict[str, Any]]:
     """Rows of a `candidates` shard, with `scores` if they are asked for, and with `extra`: all other keys, as JSON.
 
     Rows that repeat an earlier one, responses and rewards included, are dropped; 64 bits of each are remembered.
@@ -32,7 +39,7 @@ def read_responses(path: Path | str, counts: Counter[str], scored: bool) -> Iter
     Args:
         path: JSON, JSONL or Parquet file.
         counts: is added to while reading: `rows` = rows given + the sum of `dropped/<reason>`.
-        scored: whether rows must hold `rewards`.
+        numbers: the key under which rows must hold a number for each response, "rewards" or "qualities".
 
     Raises:
         DataError: the file cannot be read, a row lacks a key that all must have, or no row can be used.
@@ -42,7 +49,7 @@ def read_responses(path: Path | str, counts: Counter[str], scored: bool) -> Iter
     for number, row in enumerate(read_records(path), start=1):
         counts["rows"] += 1
         try:
-            made = to_candidates(row, scored)
+            made = to_candidates(row, numbers)
         except UnusableRow as error:
             counts[f"dropped/{error.reason}"] += 1
             first_problem = first_problem or f"row {number}: {error}"
@@ -59,23 +66,24 @@ def read_responses(path: Path | str, counts: Counter[str], scored: bool) -> Iter
         raise DataError(f"{path}: none of {counts['rows']} rows can be used; {first_problem} Mend it or name another.")
 
 
-def to_candidates(row: Mapping[str, Any], scored: bool) -> dict[str, Any]:
+def to_candidates(row: Mapping[str, Any], numbers: str | None = None) -> dict[str, Any]:
     """One row as a row of a `candidates` shard; token ids, which files do not hold, are empty.
 
     Raises:
-        DataError: `responses`, or `rewards` where they must be, are missing.
+        DataError: `responses`, or the numbers that must be there, are missing.
         UnusableRow: (a DataError) something is wrong in them.
     """
-    for key, maker in {"responses": "python -m rlhf.generate", "rewards": "python -m rlhf.score"}.items():
-        if key not in row and (scored or key != "rewards"):
-            raise DataError(f"No {key}: the keys are {sorted(row)}. {maker} makes files that have them.")
+    for key in filter(None, ("responses", numbers)):
+        if key not in row:
+            raise DataError(f"No {key}: the keys are {sorted(row)}. {_MAKERS[key]}")
     messages, responses = to_messages(row), row["responses"]
     if not isinstance(responses, list) or not responses:
         raise UnusableRow("no_responses", f"responses must be a list of text; found {responses!r:.80}.")
     if not all(isinstance(text, str) for text in responses):
         raise UnusableRow("response_not_text", "responses must be text, each of them.")
     reasons = _beside(row, "finish_reasons", responses) if row.get("finish_reasons") is not None else []
-    extra = json.dumps({k: v for k, v in row.items() if k not in _OURS}, ensure_ascii=False, default=str)
+    read = {"prompt", "responses", numbers or "rewards"}
+    extra = json.dumps({k: v for k, v in row.items() if k not in read}, ensure_ascii=False, default=str)
     try:
         "".join([*responses, extra]).encode()
     except UnicodeEncodeError:
@@ -86,9 +94,27 @@ def to_candidates(row: Mapping[str, Any], scored: bool) -> dict[str, Any]:
         for text, cut in zip(responses, truncated, strict=True)
     ]
     made: dict[str, Any] = {"id": prompt_id(messages), "messages": messages, "prompt_token_ids": [], "extra": extra}
-    if scored:
-        made["scores"] = [_number(reward) for reward in _beside(row, "rewards", responses)]
+    if numbers is not None:
+        made["scores"] = [_number(value, numbers) for value in _beside(row, numbers, responses)]
     return made | {"candidates": [vars(candidate) for candidate in candidates]}
+
+
+def read_comparisons(path: Path | str, counts: Counter[str]) -> Iterator[dict[str, Any]]:
+    """Comparisons as rows of a `candidates` shard: two responses, the better one first.
+
+    `extra` holds the row's `id` (else its number, from 0) and `subset` (else the file's name), as JSON.
+
+    Args:
+        path: JSON, JSONL or Parquet file with rows in one of `rlhf.data.comparisons.SHAPES`.
+        counts: is added to while reading, as by `rlhf.data.preferences.read_preferences`.
+    """
+    numbers = itertools.count()
+    for row, preference in preferences_with_rows(path, counts):
+        messages, *answers = preference
+        about = {"id": row.get("id", next(numbers)), "subset": row.get("subset") or Path(path).stem}
+        candidates = [Candidate([], text, FINISHED, logprob=math.nan, seed=0, temperature=math.nan) for text in answers]
+        made: dict[str, Any] = {"id": prompt_id(messages), "messages": messages, "prompt_token_ids": []}
+        yield made | {"extra": json.dumps(about, default=str), "candidates": [vars(c) for c in candidates]}
 
 
 def _beside(row: Mapping[str, Any], key: str, responses: list[str]) -> list[Any]:
@@ -99,12 +125,12 @@ def _beside(row: Mapping[str, Any], key: str, responses: list[str]) -> list[Any]
     return values
 
 
-def _number(reward: Any) -> float:
-    if reward is None:
+def _number(value: Any, key: str) -> float:
+    if value is None:
         return math.nan  # what no number can be written as in JSON
-    if isinstance(reward, bool) or not isinstance(reward, int | float):
-        raise UnusableRow("reward_not_a_number", f"rewards must be numbers or null; found {reward!r:.80}.")
-    return float(reward)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UnusableRow(f"{key}_not_numbers", f"{key} must be numbers or null; found {value!r:.80}.")
+    return float(value)
 
 
 def candidates_line(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,14 +156,24 @@ def pair_line(row: Mapping[str, Any]) -> dict[str, Any]:
     return line | {f"{side}_{name}": row[f"{side}_{name}"] for name in kept for side in sides}
 
 
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], as_list: bool = False) -> int:
-    """Write rows as a stream, one a line or as one JSON list, and flush them to disk; returns how many."""
-    number = 0
+class Form(Enum):
+    """How rows stand in a file."""
+
+    lines = "one JSON object a line"
+    list = "one JSON list"
+    object = "one JSON object, the only row"
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], form: Form = Form.lines) -> int:
+    """Write rows as a stream and flush them to disk; returns how many."""
+    number, many = 0, form is Form.list
     with open(path, "w", encoding="utf-8", newline="\n") as file:
         for number, row in enumerate(rows, start=1):
-            before = "" if not as_list else "[\n" if number == 1 else ",\n"
-            file.write(before + json.dumps(row, ensure_ascii=False) + ("" if as_list else "\n"))
-        if as_list:
+            assert number == 1 or form is not Form.object, "an object is one row"
+            before = "" if not many else "[\n" if number == 1 else ",\n"
+            indent = 1 if form is Form.object else None
+            file.write(before + json.dumps(row, ensure_ascii=False, indent=indent) + ("" if many else "\n"))
+        if many:
             file.write("\n]\n" if number else "[]\n")
         file.flush()
         os.fsync(file.fileno())

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from rlhf.data.benchmarks import read_questions
 from rlhf.data.prompts import read_prompts
-from rlhf.data.responses import read_responses
+from rlhf.data.responses import read_comparisons, read_responses
 from rlhf.data.shards import shard_name, write_atomic, write_shard
 from rlhf.job import Job, Kind, Outcome, Worker
 from rlhf.records import CANDIDATES_SCHEMA, PROMPT_SCHEMA, SCORES_SCHEMA, to_row
@@ -26,6 +26,8 @@ _FOLDERS = {
     "questions": {"prompts": PROMPT_SCHEMA.append(_EXTRA)},
     "responses": {"candidates": CANDIDATES_SCHEMA.append(_EXTRA)},
     "scored": {"candidates": CANDIDATES_SCHEMA.append(_EXTRA), "scores": SCORES_SCHEMA},
+    "qualities": {"candidates": CANDIDATES_SCHEMA.append(_EXTRA), "scores": SCORES_SCHEMA},
+    "comparisons": {"candidates": CANDIDATES_SCHEMA.append(_EXTRA)},
 }
 
 
@@ -37,7 +39,7 @@ def num_shards(job: Job) -> int:
 def run(job: Job, worker: Worker) -> Outcome:
     """Write the rows of the input `file` in folders of shards, in the file's order.
 
-    Config: `what` ("prompts", "questions", "responses" or "scored") and `shard_size` in rows. Memory holds one shard,
+    Config: `what` (a name in `_FOLDERS`) and `shard_size` in rows. Memory holds one shard,
     and all questions.
 
     Counts: `rows` = rows written + the sum of `dropped/<reason>`.
@@ -64,4 +66,6 @@ def _rows(what: str, path: Path, counts: Counter[str]) -> Iterator[dict[str, Any
         return map(to_row, read_prompts(path, counts))
     if what == "questions":
         return iter(read_questions(path, counts))
-    return read_responses(path, counts, scored=what == "scored")
+    if what == "comparisons":
+        return read_comparisons(path, counts)
+    return read_responses(path, counts, {"scored": "rewards", "qualities": "qualities"}.get(what))

@@ -9,17 +9,18 @@ PACKAGE = Path(__file__).resolve().parents[2] / "rlhf"
 HEAVY = {"torch", "transformers", "trl", "vllm", "deepspeed", "accelerate", "datasets", "safetensors", "tokenizers"}
 LIGHT = (
     "errors records config job digest run sources hub steps prompt_sets console summary checks cli sweep iterate alone "
-    "models strategies card tools_config tools generate score pair answer"
+    "models strategies card tools_config tools generate score pair answer evaluation "
+    "rewardbench bestofn"
 )
 LAYERS = [
     {"errors"},
     {"records", "config", "job", "digest", "models", "tools_config"},
     {"data", "strategies", "checks", "hub", "sweep"},
     {"console", "run"},
-    {"sources", "summary", "steps", "prompt_sets", "card"},
+    {"sources", "summary", "steps", "prompt_sets", "card", "evaluation"},
     {"launch", "cli"},
     {"iterate", "tools"},
-    {"alone", "generate", "score", "pair", "answer"},
+    {"alone", "generate", "score", "pair", "answer", "rewardbench", "bestofn"},
 ]
 """Each may import those above it and its own."""
 ENGINES = ("generation", "scoring", "training")

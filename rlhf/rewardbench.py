@@ -1,0 +1,112 @@
+"""RewardBench of a judge: `python -m rlhf.rewardbench reward_model.path=… output=report.json`.
+
+Without `input` the benchmark's own data set is fetched from the Hub. `subsets=FILE.json` does the arithmetic alone,
+from accuracies in percent per subset. The output holds the sections with today's weights (`current`) and with those
+before 2024-09-10 (`legacy`), accuracies per subset, and both scores of every row.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf import sources, steps
+from rlhf.cli import main
+from rlhf.data.responses import Form
+from rlhf.data.shards import read_all_rows, write_atomic
+from rlhf.errors import DataError
+from rlhf.evaluation.rewardbench import PRIOR_SETS, PUBLISHED, SECTIONS, accuracy, report
+from rlhf.run import Artifact, Run
+from rlhf.tools import ROWS_PER_SHARD, check_output, write_file
+from rlhf.tools_config import RewardBenchTool
+
+_KNOWN = {name for section in SECTIONS.values() for name in section} | set(PRIOR_SETS)
+
+
+def rewardbench(tool: RewardBenchTool) -> None:
+    """Score the comparisons, or take given accuracies, and add the sections up."""
+    if tool.subsets is not None:
+        output = Path(tool.output).expanduser().resolve()
+        check_output(output, ".json")
+        found = report(read_accuracies(Path(tool.subsets).expanduser()))
+        write_atomic(output, (json.dumps(found, indent=1) + "\n").encode())
+        print(table(found), flush=True)
+        return
+
+    def make(run: Run) -> list[Artifact]:
+        chosen = tool.reward_model
+        judge = sources.model(run, chosen.path, chosen.revision, "reward_model.path")
+        file = sources.data_file(run, tool.input, "input")
+        read = run.stage("read", "read", {"what": "comparisons", "shard_size": ROWS_PER_SHARD}, {"file": file})
+        inputs = {"candidates": read.part("candidates"), "judge": judge}
+        return [read, run.stage("score", "score", steps.settings(run.cfg, "score"), inputs)]
+
+    write_file(tool, make, result, Form.object)
+    print(table(json.loads(Path(tool.output).expanduser().read_text(encoding="utf-8"))), flush=True)
+
+
+def read_accuracies(path: Path) -> dict[str, Any]:
+    """`{subset: percent}` of a JSON file.
+
+    Raises:
+        DataError: there is no such file, or something else is in it.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"subsets={path}: cannot be read ({error}). It must hold {{subset: percent, …}}.") from error
+    if not isinstance(found, dict) or not found:
+        raise DataError(f"subsets={path}: must hold an object {{subset: percent, …}} with one subset at least.")
+    return found
+
+
+def result(made: Sequence[Artifact]) -> Iterator[dict[str, Any]]:
+    """The one object that is written."""
+    read, scores = made
+    rows = []
+    pairs = zip(read_all_rows(read.path / "candidates", ["id", "extra"]), read_all_rows(scores.path), strict=True)
+    for row, scored in pairs:
+        assert row["id"] == scored["id"], "scores and comparisons are out of step"
+        chosen, rejected = (score if math.isfinite(score) else None for score in scored["scores"])
+        rows.append(json.loads(row["extra"]) | {"chosen": chosen, "rejected": rejected})
+    subsets = {
+        name: _subset([row for row in rows if row["subset"] == name]) for name in sorted({r["subset"] for r in rows})
+    }
+    known = {name: figures["accuracy"] for name, figures in subsets.items() if name in _KNOWN}
+    yield report(known) | {"subsets": subsets, "rows": rows}
+
+
+def _subset(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    scores = [tuple(math.nan if row[side] is None else row[side] for side in ("chosen", "rejected")) for row in rows]
+    pairs = [(chosen, rejected) for chosen, rejected in scores]
+    return {
+        "rows": len(rows),
+        "accuracy": accuracy(pairs),
+        "accuracy_half_credit": accuracy(pairs, half_credit=True),
+        "ties": sum(chosen == rejected for chosen, rejected in pairs),
+        "non_finite": sum(not (math.isfinite(chosen) and math.isfinite(rejected)) for chosen, rejected in pairs),
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """The sections beside published rows, and the subsets, as text."""
+    lines = [f"{'percent':<38}" + "".join(f"{section:>11}" for section in SECTIONS) + f"{'mean':>11}"]
+    rows: dict[str, dict[str, float | None]] = {
+        "this judge (current weights)": found["current"] | {"mean": found["overall"]["current"]},
+        "this judge (legacy weights)": found["legacy"] | {"mean": found["overall"]["legacy"]},
+        **PUBLISHED,
+    }
+    for name, row in rows.items():
+        values = [row.get(column) for column in (*SECTIONS, "mean")]
+        lines.append(f"{name:<38}" + "".join(f"{'–' if value is None else f'{value:.2f}':>11}" for value in values))
+    for name, figures in found.get("subsets", {}).items():
+        ties = f", {figures['ties']} ties" if figures["ties"] else ""
+        lines.append(f"  {name:<28}{figures['accuracy']:8.2f}  of {figures['rows']} rows{ties}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main(rewardbench, "tool", RewardBenchTool)
