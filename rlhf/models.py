@@ -36,3 +36,15 @@ def saved_dtype(path: str | Path, wanted: str = "auto") -> str:
             "(float32 or bfloat16), or save the weights as safetensors."
         )
     return _DTYPES[max(sizes, key=lambda name: sizes[name])]
+
+
+def attention(path: str | Path, trust_remote_code: bool = False) -> str | None:
+    """The attention implementation a model has to be loaded with; None is the library's choice.
+
+    Gemma 2 caps its attention scores, which the default kernel leaves out without a word: its log-probabilities would
+    not be those of the model that vLLM samples from.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).get_text_config()
+    return "eager" if getattr(config, "attn_logit_softcapping", None) else None

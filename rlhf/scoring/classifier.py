@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from rlhf.chat import load_tokenizer, render_conversation
-from rlhf.errors import ModelError
-from rlhf.models import saved_dtype
+from rlhf.errors import ModelError, TemplateRefuses
+from rlhf.models import attention, saved_dtype
 from rlhf.records import Message
 from rlhf.scoring.judge import Scored
 
@@ -34,7 +34,10 @@ class ClassifierJudge:
         self._max_tokens, self._batch_tokens = max_tokens, batch_tokens
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = AutoModelForSequenceClassification.from_pretrained(
-            path, dtype=saved_dtype(path, dtype), trust_remote_code=trust_remote_code
+            path,
+            dtype=saved_dtype(path, dtype),
+            attn_implementation=attention(path, trust_remote_code),
+            trust_remote_code=trust_remote_code,
         )
         if model.config.num_labels != 1:
             raise ModelError(
@@ -50,9 +53,12 @@ class ClassifierJudge:
         self._head = model.score.to(self._device, torch.float32).eval()
 
     def score(self, items: list[tuple[list[Message], str]]) -> Scored:
-        """Raw logits (see `rlhf.scoring.judge.Judge`)."""
-        conversations = [[*messages, {"role": "assistant", "content": text}] for messages, text in items]
-        rendered = [tuple(render_conversation(self._tokenizer, conversation)) for conversation in conversations]
+        """Raw logits (see `rlhf.scoring.judge.Judge`).
+
+        Raises:
+            TemplateRefuses: the judge's chat template does not take a conversation that the policy has answered.
+        """
+        rendered = [tuple(self._render(messages, text)) for messages, text in items]
         kept = [ids[-self._max_tokens :] for ids in rendered]
         distinct = list(dict.fromkeys(kept))  # samples of one prompt are often the same
         scores: dict[tuple[int, ...], float] = {}
@@ -60,6 +66,12 @@ class ClassifierJudge:
             rows = [distinct[i] for i in batch]
             scores.update(zip(rows, self._forward(rows), strict=True))
         return Scored([scores[ids] for ids in kept], sum(len(ids) > self._max_tokens for ids in rendered))
+
+    def _render(self, messages: list[Message], text: str) -> list[int]:
+        try:
+            return render_conversation(self._tokenizer, [*messages, {"role": "assistant", "content": text}])
+        except TemplateRefuses as error:
+            raise TemplateRefuses(f"The judge cannot read what the policy has answered. {error}") from error
 
     @torch.inference_mode()
     def _forward(self, rows: Sequence[tuple[int, ...]]) -> list[float]:
