@@ -115,12 +115,13 @@ FAMILIES = {
         ),
         Family(
             "qwen2", "qwen2", _QWEN2, "<|im_start|>assistant\n", bos=None, eos="<|im_end|>", end_of_turn="<|im_end|>",
-            pad="<|endoftext|>", ends=("<|endoftext|>",), tokens=_CHATML_TOKENS, spare=13, shape={"tie_word_embeddings": True},
+            pad="<|endoftext|>", ends=("<|endoftext|>",), tokens=_CHATML_TOKENS, spare=13,
+            shape={"tie_word_embeddings": True},
         ),
         Family(
             "qwen3", "qwen3", _QWEN3, "<|im_start|>assistant\n", bos=None, eos="<|im_end|>", end_of_turn="<|im_end|>",
-            pad="<|endoftext|>", ends=("<|endoftext|>",), tokens=_CHATML_TOKENS, plain=("<think>", "</think>"), spare=13,
-            shape={"head_dim": 32, "tie_word_embeddings": True},
+            pad="<|endoftext|>", ends=("<|endoftext|>",), tokens=_CHATML_TOKENS, spare=13,
+            plain=("<think>", "</think>"), shape={"head_dim": 32, "tie_word_embeddings": True},
         ),
         Family(
             "mistral", "mistral", _MISTRAL, "[/INST]", bos="<s>", eos="</s>", end_of_turn="</s>", pad=None,
@@ -168,7 +169,7 @@ def build_tokenizer(family: Family) -> Any:
         [AddedToken(t, special=True, normalized=False, rstrip=t in family.rstrip) for t in family.tokens]
     )
     core.add_tokens([AddedToken(t, special=False, normalized=False) for t in family.plain])
-    if family.adds_bos:
+    if family.adds_bos and family.bos is not None:
         bos = (family.bos, core.token_to_id(family.bos))
         core.post_processor = processors.TemplateProcessing(
             single=f"{family.bos} $A", pair=f"{family.bos} $A {family.bos} $B", special_tokens=[bos]

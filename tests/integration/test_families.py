@@ -3,12 +3,17 @@
 import copy
 import gc
 import math
+import os
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
+os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
 
 from rlhf.chat import (
     end_of_turn_id,
