@@ -35,7 +35,7 @@ SETTINGS = {
 
 
 def choose(files: list[Path], count: int, out: Path) -> list[str]:
-    """Write `count` distinct prompts to `out`, the files' first ones in turn, and the held-out ones; returns the ids."""
+    """Write `count` distinct prompts to `out`, the files' first in turn, and the held-out ones; returns the ids."""
     from rlhf.data.prompts import load_prompts
 
     queues = [load_prompts(file)[0] for file in files]

@@ -47,6 +47,8 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, messages: Messages, end: int) -
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     if not turns:
         return None
+    # Outer white space: some templates trim it, in others it would merge with the header's line end.
+    messages = [{**m, "content": m["content"].strip()} if isinstance(m["content"], str) else m for m in messages]
     ids = render_conversation(tokenizer, messages[: turns[-1] + 1])
     labels = [IGNORED] * len(ids)
     stop = len(ids)

@@ -1,9 +1,9 @@
 """Every model family end to end on tiny random models: chat format, sampling, judging, training."""
 
-import copy
 import gc
 import math
 import os
+import shutil
 from functools import cache
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from rlhf.chat import (
     render_response,
     stop_token_ids,
 )
-from rlhf.config import Config
+from rlhf.config import Config, GenerateConfig
 from rlhf.data.shards import read_all_rows, sum_counts, write_shard
 from rlhf.errors import TemplateRefuses
 from rlhf.generation.load import load_sampler
@@ -175,6 +175,7 @@ def test_sft_trains_on_every_answer(family, tokenizer):
     last = "<think>\n\n</think>\n\nC D" if family.name == "qwen3" else "C D"
     assert trained.replace(" ", "") == f"A B{family.end_of_turn}{last}{family.end_of_turn}".replace(" ", "")
     assert row["input_ids"][-1] == end
+    assert tokenize(tokenizer, talk("a b\n", "\n\n A B ", " c d ", "\nC D\n"), end) == row
 
 
 def test_system_turns_are_read_or_refused(family, tokenizer):
@@ -231,8 +232,6 @@ def test_a_score_does_not_depend_on_its_batch_and_is_the_models(judge):
 
 @pytest.mark.parametrize("pad", ["eos", "end_of_turn"])
 def test_a_judges_pad_token_does_not_matter(family, judge, tmp_path, pad):
-    import shutil
-
     path = shutil.copytree(judge, tmp_path / "judge")
     expected = ClassifierJudge(str(path)).score(judged(6)).scores
     tokenizer = load_tokenizer(path)
@@ -329,11 +328,9 @@ def test_capped_attention_scores_are_capped_everywhere(folder):
 def generate_job(folder, out, chats):
     prompts = folder / f"{out.name}.parquet"
     write_shard(prompts, PROMPT_SCHEMA, [{"id": prompt_id(chat), "messages": chat} for chat in chats])
-    section = Config().generate
-    section = copy.replace(section) if hasattr(copy, "replace") else copy.copy(section)
-    section.engine, section.n, section.max_new_tokens, section.shard_size = "transformers", 2, 4, 3
     inputs = {"policy": made(folder, "policy", "gemma2"), "prompts": prompts}
-    return make_job("generate", section, inputs, out, iteration=1, slice=None)
+    small = {"engine": "transformers", "n": 2, "max_new_tokens": 4, "shard_size": 3}
+    return make_job("generate", GenerateConfig(), inputs, out, iteration=1, slice=None, **small)
 
 
 def test_rows_that_the_template_refuses_are_dropped_and_counted(folder, tmp_path):
