@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from rlhf.errors import ModelError
+from rlhf.errors import ModelError, TemplateRefuses
 
 Messages = Sequence[Mapping[str, str]]
+TODAY = date(2024, 7, 26)
+"""What a template that writes the date is told: equal work must give equal bytes on another day too (the fixed date of
+Llama 3.1's template)."""
 
 
 def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -50,11 +54,14 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: Messages, add_generati
             tokenize=True,
             add_generation_prompt=add_generation_prompt,
             return_dict=False,
+            strftime_now=TODAY.strftime,
         )
     except Exception as error:  # Jinja templates raise whatever their author chose
-        raise ModelError(
-            f"the chat template refuses a conversation with roles {[m['role'] for m in messages]}: {error}. "
-            "Remove those turns from the data or use a model whose template takes them."
+        raise TemplateRefuses(
+            f"{tokenizer.name_or_path}: the chat template refuses a conversation with roles "
+            f"{[m['role'] for m in messages]}: {error}. Take such turns out of the data, use a model whose template "
+            "takes them, or change the template in a copy of the model's folder (for instance so that it writes the "
+            "system turn into the first user turn)."
         ) from error
     return _with_one_bos(tokenizer, list(ids))
 
@@ -71,12 +78,20 @@ def _with_one_bos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[in
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
-    """Token ids of a prompt up to where the assistant's answer begins, with one BOS where the model has one."""
+    """Token ids of a prompt up to where the assistant's answer begins, with one BOS where the model has one.
+
+    Raises:
+        TemplateRefuses: the chat template takes no such conversation.
+    """
     return _render(tokenizer, messages, add_generation_prompt=True)
 
 
 def render_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
-    """Token ids of a whole conversation, as a reward model reads it, with one BOS where the model has one."""
+    """Token ids of a whole conversation, as a reward model reads it, with one BOS where the model has one.
+
+    Raises:
+        TemplateRefuses: the chat template takes no such conversation.
+    """
     return _render(tokenizer, messages, add_generation_prompt=False)
 
 
@@ -89,21 +104,25 @@ def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token with which the chat template ends an assistant's turn: what DPO trains a response to end with.
 
+    It is the first special token after the answer. What is the same after two different answers comes after the
+    answer; special tokens before it (a think block) or later (a line end, an eos of the whole text) do not count.
+
     Raises:
         ModelError: the template ends the turn with no special token, and the tokenizer has no eos.
     """
-    question = [{"role": "user", "content": "a"}]
-    prompt = render_prompt(tokenizer, question)
-    whole = render_conversation(tokenizer, [*question, {"role": "assistant", "content": "b"}])
     special = _special_ids(tokenizer)
-    if whole[: len(prompt)] == prompt:
-        after = [index for index in whole[len(prompt) :] if index in special]
-        if after:
-            return after[0]
-    else:
-        after = [index for index in whole if index in special]
-        if after:
-            return after[-1]
+    one, other = (
+        render_conversation(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}])
+        for answer in ("b", "c")
+    )
+    after: list[int] = []
+    for index, same in zip(reversed(one), reversed(other), strict=False):
+        if index != same:
+            break
+        after.insert(0, index)
+    for index in after:
+        if index in special:
+            return index
     if tokenizer.eos_token_id is None:
         raise ModelError(
             f"{tokenizer.name_or_path}: nothing marks the end of an assistant's turn: the template ends it with no "

@@ -5,6 +5,7 @@ RlhfError
 │   ├── ConfigError      a config value, alone or with others
 │   ├── DataError        a file of prompts, preferences or candidates
 │   ├── ModelError       a model, tokenizer or chat template
+│   │   └── TemplateRefuses  a chat template takes no conversation of this form
 │   ├── RunChanged       a finished stage was made with other settings or inputs
 │   └── RunInUse         another driver holds the run folder
 ├── WorkerFailed         exit 1: a stage process died or raised
@@ -40,6 +41,10 @@ class ModelError(UserError):
     """A model, tokenizer or chat template cannot be used."""
 
 
+class TemplateRefuses(ModelError):
+    """A chat template takes no conversation of this form: a system turn, say, or two turns of one role in a row."""
+
+
 class RunChanged(UserError):
     """A stage on disk was made with other settings or inputs than are asked for now."""
 
@@ -61,5 +66,5 @@ class Stopped(RlhfError):
 
 
 USER_ERRORS: dict[str, type[UserError]] = {
-    cls.__name__: cls for cls in (UserError, ConfigError, DataError, ModelError, RunChanged, RunInUse)
+    cls.__name__: cls for cls in (UserError, ConfigError, DataError, ModelError, TemplateRefuses, RunChanged, RunInUse)
 }

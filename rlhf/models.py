@@ -49,3 +49,15 @@ def weight_headers(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
             (length,) = struct.unpack("<Q", stream.read(8))
             header = json.loads(stream.read(length))
         yield from ((name, tensor) for name, tensor in header.items() if name != "__metadata__")
+
+
+def attention(path: str | Path, trust_remote_code: bool = False) -> str | None:
+    """The attention implementation a model has to be loaded with; None is the library's choice.
+
+    Gemma 2 caps its attention scores, which the default kernel leaves out without a word: its log-probabilities would
+    not be those of the model that vLLM samples from.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).get_text_config()
+    return "eager" if getattr(config, "attn_logit_softcapping", None) else None

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from rlhf.chat import load_tokenizer, render_conversation
-from rlhf.errors import ModelError
-from rlhf.models import saved_dtype
+from rlhf.errors import ModelError, TemplateRefuses
+from rlhf.models import attention, saved_dtype
 from rlhf.records import Message
 from rlhf.scoring.judge import Scored
 
@@ -35,7 +35,10 @@ class ClassifierJudge:
         self._max_tokens, self._batch_tokens = max_tokens, batch_tokens
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = AutoModelForSequenceClassification.from_pretrained(
-            path, dtype=saved_dtype(path, dtype), trust_remote_code=trust_remote_code
+            path,
+            dtype=saved_dtype(path, dtype),
+            attn_implementation=attention(path, trust_remote_code),
+            trust_remote_code=trust_remote_code,
         )
         require_one_logit(path, model.config)
         if not hasattr(model, "score"):
@@ -47,7 +50,11 @@ class ClassifierJudge:
         self._head = model.score.to(self._device, torch.float32).eval()
 
     def score(self, items: list[tuple[list[Message], str]]) -> Scored:
-        """Raw logits (see `rlhf.scoring.judge.Judge`)."""
+        """Raw logits (see `rlhf.scoring.judge.Judge`).
+
+        Raises:
+            TemplateRefuses: the judge's chat template does not take a conversation that the policy has answered.
+        """
         kept, num_truncated = read_items(self._tokenizer, items, self._max_tokens)
         distinct = list(dict.fromkeys(kept))  # samples of one prompt are often the same
         scores: dict[tuple[int, ...], float] = {}
@@ -86,9 +93,16 @@ def require_one_logit(path: str, config: Any) -> None:
 def read_items(
     tokenizer: Any, items: list[tuple[list[Message], str]], max_tokens: int
 ) -> tuple[list[tuple[int, ...]], int]:
-    """Token ids of each conversation, the last `max_tokens` of them, and how many conversations lost some."""
+    """Token ids of each conversation, the last `max_tokens` of them, and how many conversations lost some.
+
+    Raises:
+        TemplateRefuses: the chat template does not take a conversation.
+    """
     conversations = [[*messages, {"role": "assistant", "content": text}] for messages, text in items]
-    rendered = [tuple(render_conversation(tokenizer, conversation)) for conversation in conversations]
+    try:
+        rendered = [tuple(render_conversation(tokenizer, conversation)) for conversation in conversations]
+    except TemplateRefuses as error:
+        raise TemplateRefuses(f"The judge cannot read what the policy has answered. {error}") from error
     return [ids[-max_tokens:] for ids in rendered], sum(len(ids) > max_tokens for ids in rendered)
 
 

@@ -8,7 +8,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from rlhf.data.shards import num_rows, read_rows, shard_name, shard_paths, write_atomic, write_shard
+from rlhf.data.shards import num_rows, read_rows, shard_name, shard_paths, sum_counts, write_atomic, write_shard
+from rlhf.errors import TemplateRefuses
 from rlhf.job import Job, Kind, Outcome, Worker
 from rlhf.records import CANDIDATES_SCHEMA
 
@@ -34,6 +35,11 @@ def run(job: Job, worker: Worker) -> Outcome:
 
     Config beside the section's own: `iteration`, `slice` ([start, stop) rows of the prompts, null for all), `dtype`
     and `trust_remote_code` of the model. `tokens.json` tells later stages the terminators and the end of a turn.
+
+    Counts: `prompts` = `prompts_sampled` + the sum of `dropped/<reason>`.
+
+    Raises:
+        TemplateRefuses: the chat template takes none of the prompts.
     """
     from rlhf.chat import end_of_turn_id, load_tokenizer, longest_prompt, stop_token_ids, template_hash
     from rlhf.generation.load import load_sampler
@@ -54,25 +60,24 @@ def run(job: Job, worker: Worker) -> Outcome:
             sampler = load_sampler(config, model, job.seed, limit)
         rows, counts = _sample_shard(job, index, tokenizer, sampler, sampling, limit)
         write_shard(job.out_path / shard_name(index), CANDIDATES_SCHEMA, rows, counts)
+    _refuse_if_nothing_is_left(job, tokenizer)
     return Outcome()
 
 
 def _sample_shard(
     job: Job, index: int, tokenizer: Any, sampler: Any, sampling: Any, max_prompt_tokens: int
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    from rlhf.chat import render_prompt
     from rlhf.generation.request import Request, seed_of, temperatures_of
 
     config = job.config
-    prompts = [(row, render_prompt(tokenizer, row["messages"])) for row in _prompts(job, index)]
-    kept = [(row, ids) for row, ids in prompts if len(ids) <= max_prompt_tokens]
+    kept, counts = _render(_prompts(job, index), tokenizer, max_prompt_tokens)
     temperatures = temperatures_of(config["n"], config["temperatures"])
     requests = [
         Request(ids, temperature, seed_of(job.seed, config["iteration"], row["id"], sample))
         for row, ids in kept
         for sample, temperature in enumerate(temperatures)
     ]
-    candidates = sampler.sample(requests, sampling)
+    candidates = sampler.sample(requests, sampling) if requests else []
     stops = set(sampling.stop_token_ids)
     filled = []
     for candidate in candidates:
@@ -84,15 +89,53 @@ def _sample_shard(
         {"id": row["id"], "messages": row["messages"], "prompt_token_ids": ids, "candidates": filled[i * n : i * n + n]}
         for i, (row, ids) in enumerate(kept)
     ]
-    counts = {
-        "prompts": len(prompts),
-        "prompts_sampled": len(kept),
-        "dropped/prompt_too_long": len(prompts) - len(kept),
+    counts |= {
         "responses": len(candidates),
         "truncated": sum(candidate.truncated for candidate in candidates),
         "response_tokens": sum(len(candidate.token_ids) for candidate in candidates),
     }
     return rows, counts
+
+
+def _render(
+    prompts: list[dict[str, Any]], tokenizer: Any, max_prompt_tokens: int
+) -> tuple[list[tuple[dict[str, Any], list[int]]], dict[str, int]]:
+    """The prompts that can be sampled with their token ids, and what became of all of them."""
+    from rlhf.chat import render_prompt
+
+    kept, refused = [], 0
+    for row in prompts:
+        try:
+            ids = render_prompt(tokenizer, row["messages"])
+        except TemplateRefuses:
+            refused += 1
+            continue
+        if len(ids) <= max_prompt_tokens:
+            kept.append((row, ids))
+    counts = {
+        "prompts": len(prompts),
+        "prompts_sampled": len(kept),
+        "dropped/prompt_too_long": len(prompts) - len(kept) - refused,
+        "dropped/refused_by_template": refused,
+    }
+    return kept, counts
+
+
+def _refuse_if_nothing_is_left(job: Job, tokenizer: Any) -> None:
+    """Raise when the template refused prompts and none was sampled; every worker asks, the last one sees all shards."""
+    from rlhf.chat import render_prompt
+
+    if len(shard_paths(job.out_path)) < num_shards(job):
+        return
+    counts = sum_counts(job.out_path)
+    if counts.get("prompts_sampled") or not counts.get("dropped/refused_by_template"):
+        return
+    dropped = ", ".join(f"{key.removeprefix('dropped/')}: {n}" for key, n in counts.items() if key.startswith("drop"))
+    for row in itertools.chain.from_iterable(_prompts(job, index) for index in range(num_shards(job))):
+        try:
+            render_prompt(tokenizer, row["messages"])
+        except TemplateRefuses as error:
+            raise TemplateRefuses(f"None of {counts['prompts']} prompts can be sampled ({dropped}). {error}") from error
 
 
 def _prompts(job: Job, index: int) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rlhf.data.shards import fsync_dir
 from rlhf.errors import ModelError
-from rlhf.models import saved_dtype, weight_headers
+from rlhf.models import attention, saved_dtype, weight_headers
 
 _COPIED = {".json", ".jinja", ".txt", ".model", ".py"}
 """Suffixes of the small files beside the weights that an exported model keeps as they are."""
@@ -77,7 +77,12 @@ def load_model(folder: Path, dtype: torch.dtype, trust_remote_code: bool = False
             if isinstance(value, float) and ("dropout" in name or "pdrop" in name):
                 setattr(config, name, 0.0)
         model = auto.from_pretrained(
-            folder, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+            folder,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention(folder, trust_remote_code),
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
         )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -15,10 +16,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from trl import RewardConfig, RewardTrainer
 
-from rlhf.chat import load_tokenizer, render_conversation
+from rlhf.chat import end_of_turn_id, load_tokenizer, render_conversation
 from rlhf.data.preferences import read_preferences
 from rlhf.data.shards import read_all_rows
-from rlhf.errors import DataError
+from rlhf.errors import DataError, TemplateRefuses
 from rlhf.job import Job, Outcome, Worker
 from rlhf.records import Message
 from rlhf.training.checkpoints import remove_checkpoints, train_resumable
@@ -28,6 +29,7 @@ from rlhf.training.tokens import TokenRow, token_dataset
 from rlhf.training.trainer import StageTrainer, attach, build_arguments, common_arguments, step_rows, write_rows
 
 _COLUMNS = ["chosen_ids", "rejected_ids"]
+_log = logging.getLogger(__name__)
 
 
 class _Trainer(StageTrainer, RewardTrainer):
@@ -44,12 +46,12 @@ class Fp32Linear(nn.Linear):
 
 
 def ensure_pad(tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
-    """Give tokenizer and model a pad token that no conversation contains.
+    """Give tokenizer and model a pad token that no conversation contains: neither eos nor what ends a turn.
 
     The score is read at the last token that is not padding: with pad = end-of-turn it would be read at an earlier
     turn, and chosen and rejected would score the same.
     """
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id, end_of_turn_id(tokenizer)):
         vocabulary = tokenizer.get_vocab()
         spare = [t for t in ("<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "<pad>") if t in vocabulary]
         tokenizer.add_special_tokens({"pad_token": spare[0] if spare else "<pad>"})
@@ -71,9 +73,16 @@ def _conversations(job: Job, counts: Counter[str]) -> Iterator[tuple[list[Messag
 def _rows(job: Job, tokenizer: PreTrainedTokenizerBase, counts: Counter[str]) -> Iterator[TokenRow]:
     max_length = job.config["max_length"]
     for messages, *answers in _conversations(job, counts):
-        chosen, rejected = (
-            render_conversation(tokenizer, [*messages, {"role": "assistant", "content": answer}]) for answer in answers
-        )
+        try:
+            chosen, rejected = (
+                render_conversation(tokenizer, [*messages, {"role": "assistant", "content": answer}])
+                for answer in answers
+            )
+        except TemplateRefuses as error:
+            counts["dropped/refused_by_template"] += 1
+            if counts["dropped/refused_by_template"] == 1:
+                _log.warning("pairs that the chat template refuses are dropped; the first: %s", error)
+            continue
         if chosen == rejected:
             counts["dropped/identical"] += 1
             continue
@@ -143,7 +152,11 @@ def train_reward_model(job: Job, worker: Worker) -> Outcome:
     dataset = token_dataset(tokens, _COLUMNS, lambda: _rows(job, tokenizer, counts))
     train, held_out = split(len(dataset), config["held_out_share"], job.seed)
     if not train:
-        raise DataError(f"{job.inputs['data']}: no pair to train on: {dict(counts)}")
+        raise DataError(
+            f"{job.inputs['data']}: no pair to train on: {dict(counts)}. Pairs refused by the template have turns that "
+            "the chat template of reward_model.path does not take: use other pairs or another model, or change the "
+            "template in a copy of its folder."
+        )
     trainer = _Trainer(model=model, args=args, train_dataset=dataset.select(train), processing_class=tokenizer)
     attach(trainer, source, worker)
     train_resumable(trainer, job.out_path)

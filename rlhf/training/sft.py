@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ from trl import SFTConfig, SFTTrainer
 
 from rlhf.chat import Messages, end_of_turn_id, load_tokenizer, render_conversation, render_prompt
 from rlhf.data.files import read_records
-from rlhf.errors import ConfigError, DataError, ModelError
+from rlhf.errors import ConfigError, DataError, TemplateRefuses
 from rlhf.job import Job, Outcome, Worker
 from rlhf.training.checkpoints import remove_checkpoints, train_resumable
 from rlhf.training.models import export_model, load_model, resolve_dtype
@@ -25,6 +26,7 @@ from rlhf.training.trainer import (
     write_rows,
 )
 
+_log = logging.getLogger(__name__)
 IGNORED = -100
 """Label of a token that no loss is taken on."""
 
@@ -40,11 +42,13 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, messages: Messages, end: int) -
         `input_ids` and `labels` (−100 where no loss is taken), or None when no turn is the assistant's.
 
     Raises:
-        ModelError: the template renders a turn differently once others follow it.
+        TemplateRefuses: the template takes no such conversation, or renders a turn differently once others follow it.
     """
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     if not turns:
         return None
+    # Outer white space: some templates trim it, in others it would merge with the header's line end.
+    messages = [{**m, "content": m["content"].strip()} if isinstance(m["content"], str) else m for m in messages]
     ids = render_conversation(tokenizer, messages[: turns[-1] + 1])
     labels = [IGNORED] * len(ids)
     stop = len(ids)
@@ -52,7 +56,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, messages: Messages, end: int) -
         prompt = render_prompt(tokenizer, messages[:turn])
         start = len(prompt)
         if ids[:start] != prompt:
-            raise ModelError(
+            raise TemplateRefuses(
                 f"{tokenizer.name_or_path}: the chat template does not render the turns before answer {turn + 1} as it "
                 "renders them alone, so the answer's tokens cannot be told from the rest. Use single-turn data, or a "
                 "template that leaves earlier turns as they are."
@@ -86,7 +90,13 @@ def _rows(job: Job, tokenizer: PreTrainedTokenizerBase, counts: dict[str, int]) 
                 f"{job.inputs['data']}: row {number} has no list `messages` but {sorted(record)}; each row is "
                 '{"messages": [{"role": …, "content": …}, …]}'
             )
-        row = tokenize(tokenizer, messages, end)
+        try:
+            row = tokenize(tokenizer, messages, end)
+        except TemplateRefuses as error:
+            counts["dropped_by_template"] += 1
+            if counts["dropped_by_template"] == 1:
+                _log.warning("conversations that the chat template does not take are dropped; the first: %s", error)
+            continue
         if row is None:
             counts["dropped_no_answer"] += 1
         elif all(label == IGNORED for label in row["labels"][:max_length]):
@@ -112,11 +122,15 @@ def train_sft(job: Job, worker: Worker) -> Outcome:
     }
     args = build_arguments(SFTConfig, "sft", own, config["trainer_args"])
     tokenizer = load_tokenizer(source, config["trust_remote_code"])
-    counts = dict.fromkeys(("rows", "cut", "dropped_no_answer", "dropped_long_prompt"), 0)
+    counts = dict.fromkeys(("rows", "cut", "dropped_no_answer", "dropped_long_prompt", "dropped_by_template"), 0)
     tokens = job.out_path / "tokens.arrow"
     dataset = token_dataset(tokens, ["input_ids", "labels"], lambda: _rows(job, tokenizer, counts))
     if len(dataset) == 0:
-        raise DataError(f"{job.inputs['data']}: no conversation to train on: {counts}")
+        raise DataError(
+            f"{job.inputs['data']}: no conversation to train on: {counts}. dropped_by_template: the model's chat "
+            "template refuses their turns, or writes earlier turns differently once others follow: use single-turn "
+            "data without a system turn, another model, or change the template in a copy of the model's folder."
+        )
     model = load_model(source, resolve_dtype(config["dtype"], source), config["trust_remote_code"])
     trainer = _Trainer(model=model, args=args, train_dataset=dataset, processing_class=tokenizer)
     attach(trainer, source, worker)

@@ -63,6 +63,7 @@ def test_training_learns_and_exports(tmp_path):
         "cut": 0,
         "dropped_no_answer": 1,
         "dropped_long_prompt": 1,
+        "dropped_by_template": 0,
         "conversations": 48,
         "steps": 24,
     }
