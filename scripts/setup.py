@@ -153,6 +153,7 @@ class Installer:
         self.started = time.monotonic()
         # settings that would send the packages elsewhere, or make the interpreter look elsewhere
         dropped = {"PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_NO_BINARY", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}
+        dropped |= {"PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX"}
         self.environment = {name: value for name, value in os.environ.items() if name not in dropped}
         # DeepSpeed compiles nothing at set-up; what it needs later, it builds where there is a compiler
         self.environment.update(DS_BUILD_OPS="0", PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_NO_INPUT="1")
@@ -248,6 +249,8 @@ def build(variant: str, key: str, lock: IO[str]) -> None:
     installer.say("installing torch")
     install_torch(installer, variant)
     installer.need(installer.pip("-e", str(ROOT)), "installing this project", PIP_WAYS_OUT)
+    installer.say("importing everything once: the first run then finds it compiled")
+    installer.run([str(VENV_PYTHON), "-m", "rlhf.launch.preload"])  # what cannot be imported, a run will say better
     cleaner.wait()
     write_state(variant=variant, python=running_version(), key=key)
     installer.say("done")
