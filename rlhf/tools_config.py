@@ -13,6 +13,7 @@ from rlhf.config import (
     Config,
     Dtype,
     GenerateConfig,
+    JudgeKind,
     ModelConfig,
     PairConfig,
     RewardModelConfig,
@@ -38,8 +39,10 @@ class FileTool:
 
 @dataclass
 class JudgeConfig:
-    """A ready reward model with one logit."""
+    """A ready reward model with one logit, or a ready pairwise preference model."""
 
+    kind: JudgeKind = RewardModelConfig.kind
+    """`scalar`, or `pairwise`: a causal LM that answers A or B."""
     path: str = RewardModelConfig.path
     """Folder or Hub id."""
     revision: Optional[str] = None
