@@ -301,7 +301,7 @@ class RewardModelConfig:
     """The judge: a Bradley-Terry reward model with one logit, or a pairwise preference model, ready or trained here."""
 
     kind: JudgeKind = JudgeKind.scalar
-    """`scalar`, or `pairwise`: a causal LM that answers A or B; docs/training.md."""
+    """`scalar`, or `pairwise`: a causal LM that answers A or B; docs/recipe.md."""
     path: str = "sfairXC/FsfairX-LLaMA3-RM-v0.1"
     """Folder, Hub id, or `@stage/…`; with `data`, what the training starts from."""
     revision: Optional[str] = None

@@ -17,6 +17,7 @@ from rlhf.records import CANDIDATES_SCHEMA, prompt_id
 from rlhf.scoring.groups import Group, Tournament
 from rlhf.scoring.pairwise import PairwiseJudge
 from tests.integration.test_judging_tools import run
+from tests.integration.test_loop import loop
 from tests.stage_runner import make_job, run_here, run_ranks
 from tests.tiny import tiny_llama, tiny_reward_model, tiny_tokenizer
 
@@ -214,3 +215,35 @@ def test_rewardbench_with_a_pairwise_judge(tmp_path, model):
     assert found["current"]["Chat"] == pytest.approx(25 * right)
     code, said = run("rlhf.rewardbench", *judge, "score.engine=vllm", "output=p.json", cwd=tmp_path)
     assert code == 2 and "score.engine=transformers only" in said
+
+
+def test_the_loop_trains_a_pairwise_judge_and_holds_iterates_against_the_initial_policy(tmp_path):
+    policy = tiny_llama(tmp_path / "policy", seed=1)
+    asks = [{"prompt": f"Say {i} in words"} for i in range(20)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asks))
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in preferences(40, seed=1)))
+    judge = f"path={policy} kind=pairwise data={tmp_path}/data.jsonl batch_size=8 learning_rate=1e-3"
+    rest = "generate.n=4 generate.engine=transformers generate.max_new_tokens=8 pair.truncated=allow score.opponents=2"
+    size = "prompts.num_per_iteration=12 prompts.num_held_out=6 num_iterations=1 evaluate.n=2 dpo.batch_size=4"
+    code, said = loop(
+        tmp_path / "run",
+        f"model.path={policy}",
+        f"prompts.path={tmp_path / 'prompts.jsonl'}",
+        *(f"reward_model.{word}" for word in judge.split()),
+        *rest.split(),
+        *size.split(),
+    )
+    assert code == 0, said
+    made = {name: json.loads((tmp_path / "run" / name / "artifact.json").read_text()) for name in SCORED}
+    assert made["reward_model"]["metrics"]["held_out_accuracy"] is not None
+    # n = 4 with 2 opponents or more each: a ring of 3, so all 6 pairs in both orders; equal texts need no call
+    assert 0 < made["iteration_001/score"]["counts"]["judge_calls"] <= 12 * 6 * 2
+    assert 0 < made["iteration_001/held_out/score"]["counts"]["judge_calls"] <= 6 * 2 * 2 * 2
+    assert "against" in json.dumps(made["iteration_001/held_out/score"]["identity"]["inputs"])
+    first, last = json.loads((tmp_path / "run" / "summary.json").read_text())["iterations"]
+    assert first["mean_score"] == pytest.approx(0.5)
+    assert last["win_rate"] == pytest.approx(last["mean_score"]) != pytest.approx(0.5, abs=1e-9)
+    assert 0 <= last["win_rate_low"] <= last["win_rate"] <= last["win_rate_high"] <= 1
+
+
+SCORED = ("reward_model", "iteration_001/score", "iteration_001/held_out/score")
