@@ -6,6 +6,7 @@ generation prompt and without BOS, and answers with the single token A or B. Jud
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from rlhf.chat import Messages, render_prompt
@@ -44,3 +45,17 @@ def answer_ids(tokenizer: Any) -> tuple[int, int]:
             "another tokenizer as pairwise judge, or reward_model.kind=scalar."
         )
     return found["A"][0], found["B"][0]
+
+
+def require_causal_lm(path: str | Path, config: Any) -> None:
+    """Refuse a classifier: loaded as a causal LM, its answers would come from random weights.
+
+    Raises:
+        ModelError: what the folder holds, and what to use.
+    """
+    names = config.architectures or []
+    if any("SequenceClassification" in name for name in names):
+        raise ModelError(
+            f"{path}: holds a {', '.join(names)}, and a pairwise judge is a causal LM that answers A or B. Use "
+            "reward_model.kind=scalar for it, or another model."
+        )

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlhf.chat import load_tokenizer
-from rlhf.errors import ModelError
 from rlhf.models import attention, saved_dtype
-from rlhf.pairwise import answer_ids, render_comparison
-from rlhf.scoring.classifier import token_batches
+from rlhf.pairwise import answer_ids, render_comparison, require_causal_lm
+from rlhf.scoring.classifier import right_padded, token_batches
 from rlhf.scoring.groups import Compared, Comparison
 
 
@@ -82,27 +80,9 @@ class PairwiseJudge:
 
     @torch.inference_mode()
     def _forward(self, rows: Sequence[tuple[int, ...]]) -> list[float]:
-        lengths_B = torch.tensor([len(row) for row in rows])
-        ids_BT = torch.zeros(len(rows), int(lengths_B.max()), dtype=torch.long)
-        for i, row in enumerate(rows):
-            ids_BT[i, : len(row)] = torch.tensor(row)
-        mask_BT = (torch.arange(ids_BT.shape[1]) < lengths_B[:, None]).long()
+        ids_BT, mask_BT, lengths_B = right_padded(rows)
         logits_BT2 = self._model(
             input_ids=ids_BT.to(self._device), attention_mask=mask_BT.to(self._device), use_cache=False
         ).logits
         last_B2 = logits_BT2[torch.arange(len(rows)), lengths_B - 1].float()
         return [float(value) for value in last_B2.softmax(-1)[:, 0]]
-
-
-def require_causal_lm(path: str, config: Any) -> None:
-    """Refuse a classifier: loaded as a causal LM, its answers would come from random weights.
-
-    Raises:
-        ModelError: what the folder holds, and what to use.
-    """
-    names = config.architectures or []
-    if any("SequenceClassification" in name for name in names):
-        raise ModelError(
-            f"{path}: holds a {', '.join(names)}, and a pairwise judge is a causal LM that answers A or B. Use "
-            "reward_model.kind=scalar for it, or another model."
-        )

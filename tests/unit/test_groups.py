@@ -2,6 +2,9 @@
 
 import pytest
 
+from rlhf.checks import check_config
+from rlhf.config import Config, Engine, JudgeKind, RewardModelConfig, ScoreConfig
+from rlhf.errors import ConfigError
 from rlhf.scoring.groups import Compared, Group, Tournament, opponents_of, score_groups
 from rlhf.scoring.judge import Scored
 
@@ -83,3 +86,17 @@ def test_a_judge_of_single_responses_has_the_same_interface():
             return Scored([float(len(text)) for _, text in items])
 
     assert score_groups(Length(), [Group(ASK, ["x", "xx"]), Group(ASK, ["xxx"])]) == Scored([1.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "score", "says"),
+    [
+        (JudgeKind.scalar, ScoreConfig(opponents=3), "score.opponents=3"),
+        (JudgeKind.pairwise, ScoreConfig(opponents=1), "score.opponents=1"),
+        (JudgeKind.pairwise, ScoreConfig(engine=Engine.vllm), "score.engine=vllm"),
+    ],
+)
+def test_what_cannot_be_is_refused(kind, score, says):
+    check_config(Config(reward_model=RewardModelConfig(kind=JudgeKind.pairwise), score=ScoreConfig(opponents=3)))
+    with pytest.raises(ConfigError, match=says):
+        check_config(Config(reward_model=RewardModelConfig(kind=kind), score=score))
