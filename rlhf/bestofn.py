@@ -34,7 +34,7 @@ def bestofn(tool: BestOfNTool) -> None:
             return [read]
         judge = sources.model(run, chosen.path, chosen.revision, "reward_model.path")
         inputs = {"candidates": read.part("candidates"), "judge": judge}
-        return [read, run.stage("score", "score", steps.settings(run.cfg, "score"), inputs)]
+        return [read, run.stage("score", "score", steps.settings(run.cfg, "score") | steps.judging(run.cfg), inputs)]
 
     write_file(tool, make, result, Form.object)
     print(table(json.loads(Path(tool.output).expanduser().read_text(encoding="utf-8"))), flush=True)

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterator
 
-from rlhf.config import Config, Engine, Loss, Strategy
+from rlhf.config import Config, Engine, JudgeKind, Loss, Strategy
 from rlhf.errors import ConfigError
 
 _POSITIVE = [
@@ -112,6 +112,17 @@ def _ranges(cfg: Config) -> Iterator[str]:
         yield f"reward_model.held_out_share={cfg.reward_model.held_out_share}: must lie in [0, 1)."
     if cfg.score.tensor_parallel_size > 1 and cfg.score.engine is not Engine.vllm:
         yield f"score.tensor_parallel_size={cfg.score.tensor_parallel_size}: only with score.engine=vllm."
+    pairwise = cfg.reward_model.kind is JudgeKind.pairwise
+    if pairwise and cfg.score.engine is not Engine.transformers:
+        yield (
+            f"score.engine={cfg.score.engine.value}: a pairwise judge (reward_model.kind) runs on score.engine="
+            "transformers only."
+        )
+    if (opponents := cfg.score.opponents) is not None and (not pairwise or opponents < 2):
+        yield (
+            f"score.opponents={opponents}: must be 2 or more, and only with reward_model.kind=pairwise; null is all "
+            "others."
+        )
     if cfg.compute.zero_stage not in (2, 3):
         yield f"compute.zero_stage={cfg.compute.zero_stage}: must be 2 or 3."
 

@@ -39,6 +39,13 @@ class Engine(Enum):
     transformers = "transformers"
 
 
+class JudgeKind(Enum):
+    """What a judge reads: one response, for a number, or two, for which is better."""
+
+    scalar = "scalar"
+    pairwise = "pairwise"
+
+
 class Strategy(Enum):
     """How a pair is made of n scored candidates."""
 
@@ -161,6 +168,9 @@ class ScoreConfig:
     """Padded tokens of one forward pass."""
     tensor_parallel_size: int = 1
     """GPUs that share one vLLM engine."""
+    opponents: Optional[int] = None
+    """Pairwise judges only: responses of the same prompt that each is compared with, at least so many (2 or more);
+    null is all others, n·(n − 1) calls per prompt."""
 
 
 @dataclass
@@ -289,8 +299,10 @@ class OnPolicyConfig:
 
 @dataclass
 class RewardModelConfig:
-    """The judge: a Bradley-Terry reward model with one logit, ready or trained here."""
+    """The judge: a Bradley-Terry reward model with one logit, or a pairwise preference model, ready or trained here."""
 
+    kind: JudgeKind = JudgeKind.scalar
+    """`scalar`, or `pairwise`: a causal LM that answers A or B; docs/recipe.md."""
     path: str = "sfairXC/FsfairX-LLaMA3-RM-v0.1"
     """Folder, Hub id, or `@stage/…`; with `data`, what the training starts from."""
     revision: Optional[str] = None
@@ -305,15 +317,15 @@ class RewardModelConfig:
     on_policy: OnPolicyConfig = field(default_factory=OnPolicyConfig)
     """More training pairs, sampled from π0."""
     learning_rate: float = 2.0e-6
-    """Peak (paper: 2e-6)."""
+    """Peak (paper: 2e-6; pairwise 5e-6)."""
     num_epochs: int = 1
     """Passes over the data (paper: 1)."""
     batch_size: int = 512
-    """Pairs of one optimizer step, over all ranks (paper: 512)."""
+    """Pairs of one optimizer step, over all ranks (paper: 512; pairwise 128)."""
     micro_batch_size: int = 1
     """Pairs of one forward pass on one rank."""
     max_length: int = 4096
-    """Tokens; longer conversations lose tokens on the left, and are counted."""
+    """Tokens (paper, pairwise: 3072); longer conversations lose tokens on the left, and are counted."""
     warmup_ratio: float = 0.03
     """Share of the steps with a rising learning rate (paper: 0.03)."""
     held_out_share: float = 0.05
@@ -323,7 +335,7 @@ class RewardModelConfig:
     save_steps: int = 100
     """Optimizer steps between checkpoints."""
     trainer_args: dict[str, Any] = field(default_factory=dict)
-    """Passed on to `trl.RewardConfig` untouched."""
+    """Passed on to `trl.RewardConfig` (pairwise: `trl.SFTConfig`) untouched."""
 
 
 @dataclass

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
 from rlhf import card, sources, steps
 from rlhf.cli import main
-from rlhf.config import Config, Reference, Sampled
+from rlhf.config import Config, JudgeKind, Reference, Sampled
 from rlhf.console import Console
 from rlhf.data.shards import write_atomic
 from rlhf.errors import ConfigError, RunChanged
@@ -36,6 +37,8 @@ def iterate(cfg: Config, run: Run) -> Artifact:
     dtype = steps.policy_dtype(cfg, initial)
     yardstick = Yardstick(initial, judge, steps.evaluation_judges(cfg, run), prompts.held_out)
     evaluations = [evaluate(Step(run, "iteration_000", 0, dtype), initial, yardstick)]
+    if cfg.reward_model.kind is JudgeKind.pairwise:
+        yardstick = replace(yardstick, against=evaluations[0].candidates)
     for t in range(1, cfg.num_iterations + 1):
         step = Step(run, f"iteration_{t:03d}", t, dtype)
         candidates = None
@@ -43,7 +46,7 @@ def iterate(cfg: Config, run: Run) -> Artifact:
             train, rows = prompts.of(t)
             sampled = policy if cfg.generate.policy is Sampled.previous else initial
             candidates = step.stage("generate", config={"iteration": t, "slice": rows}, policy=sampled, prompts=train)
-            scores = step.stage("score", candidates=candidates, judge=judge)
+            scores = step.stage("score", config=steps.judging(cfg), candidates=candidates, judge=judge)
             pairs = step.stage("pair", candidates=candidates, scores=scores)
         else:
             pairs = step.stage("preferences", data=sources.data_file(run, cfg.pair.data, "pair.data"), policy=initial)
@@ -63,6 +66,8 @@ class Yardstick:
     judge: Artifact
     others: dict[str, Artifact]
     held_out: Artifact
+    against: Artifact | None = None
+    """π0's held-out responses, which a pairwise judge compares every iterate's with."""
 
 
 def evaluate(
@@ -76,7 +81,9 @@ def evaluate(
     cfg, step = step.run.cfg.evaluate, step.inside("held_out")
     sampling = {"n": cfg.n, "temperatures": [cfg.temperature], "iteration": step.iteration, "slice": None}
     candidates = step.stage("generate", config=sampling, policy=policy, prompts=yardstick.held_out)
-    scores = step.stage("score", candidates=candidates, judge=yardstick.judge)
+    against: dict[str, Any] = {"against": yardstick.against} if yardstick.against else {}
+    config = steps.judging(step.run.cfg)
+    scores = step.stage("score", config=config, candidates=candidates, judge=yardstick.judge, **against)
     gold = reference = None
     if cfg.gold is not None:
         rule = steps.rule_settings(cfg.gold, "evaluate.gold")

@@ -42,7 +42,7 @@ def rewardbench(tool: RewardBenchTool) -> None:
         file = sources.data_file(run, tool.input, "input")
         read = run.stage("read", "read", {"what": "comparisons", "shard_size": ROWS_PER_SHARD}, {"file": file})
         inputs = {"candidates": read.part("candidates"), "judge": judge}
-        return [read, run.stage("score", "score", steps.settings(run.cfg, "score"), inputs)]
+        return [read, run.stage("score", "score", steps.settings(run.cfg, "score") | steps.judging(run.cfg), inputs)]
 
     write_file(tool, make, result, Form.object)
     print(table(json.loads(Path(tool.output).expanduser().read_text(encoding="utf-8"))), flush=True)

@@ -27,7 +27,7 @@ def score(tool: ScoreTool) -> None:
         file = sources.data_file(run, tool.input, "input")
         read = run.stage("read", "read", {"what": "responses", "shard_size": ROWS_PER_SHARD}, {"file": file})
         inputs = {"candidates": read.part("candidates"), "judge": judge}
-        return [read, run.stage("score", "score", steps.settings(run.cfg, "score"), inputs)]
+        return [read, run.stage("score", "score", steps.settings(run.cfg, "score") | steps.judging(run.cfg), inputs)]
 
     write_file(tool, make, lines)
 

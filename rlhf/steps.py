@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf import sources
-from rlhf.config import Config
+from rlhf.config import Config, JudgeKind
 from rlhf.models import saved_dtype
 from rlhf.run import UNKNOWN, Artifact, Run, plain
 
@@ -15,7 +15,8 @@ _ELSEWHERE = {
     "generate": ("policy",),
     "pair": ("data",),
     "sft": ("data",),
-    "reward_model": ("path", "revision", "data", "on_policy"),
+    "reward_model": ("path", "revision", "data", "on_policy", "kind"),
+    "score": ("opponents",),
 }
 """Keys of a section that reach its stage as inputs, by content, or that only the loop reads."""
 
@@ -33,6 +34,13 @@ def settings(cfg: Config, stage: str) -> dict[str, Any]:
     if stage == "reference":
         section |= {"max_length": cfg.dpo.max_length}
     return section
+
+
+def judging(cfg: Config) -> dict[str, Any]:
+    """What a stage is told besides `settings` when the judge compares in place of scoring."""
+    if cfg.reward_model.kind is JudgeKind.scalar:
+        return {}
+    return {"kind": cfg.reward_model.kind.value, "opponents": cfg.score.opponents}
 
 
 @dataclass(frozen=True)
@@ -89,6 +97,8 @@ def judge(cfg: Config, run: Run, initial: Artifact) -> Artifact:
     if chosen.on_policy.prompts is not None:
         inputs["on_policy"] = _on_policy_pairs(cfg, run, initial)
     config = settings(cfg, "reward_model")
+    if chosen.kind is JudgeKind.pairwise:
+        config["kind"] = chosen.kind.value
     return run.stage("reward_model", "reward_model", config, inputs).part("model")
 
 

@@ -80,6 +80,11 @@ def win_rate(policy: dict[str, list[float]], initial: dict[str, list[float]]) ->
         if mine and theirs:
             wins = sum((a > b) + 0.5 * (a == b) for a in mine for b in theirs)
             per_prompt.append(wins / (len(mine) * len(theirs)))
+    return mean_and_interval(per_prompt)
+
+
+def mean_and_interval(per_prompt: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of figures in 0–1 and its 95 % interval (mean, low, high); NaN of nothing."""
     if not per_prompt:
         return math.nan, math.nan, math.nan
     rate = fmean(per_prompt)
@@ -99,11 +104,19 @@ def kl_to_initial(candidates: Artifact, reference: Artifact) -> float:
 
 
 def verdict(scores: Artifact, initial: Artifact | None) -> Verdict:
-    """Mean score and, unless it is π0's own, the win rate against π0."""
+    """Mean score and, unless it is π0's own, the win rate against π0.
+
+    A pairwise judge's score is the probability of beating π0's response already, so its mean is the win rate.
+    """
     ours = scores_by_prompt(scores)
     finite = [score for values in ours.values() for score in values if math.isfinite(score)]
     mean = fmean(finite) if finite else math.nan
-    return Verdict(mean, *win_rate(ours, scores_by_prompt(initial))) if initial is not None else Verdict(mean)
+    if initial is None:
+        return Verdict(mean)
+    if "judge_calls" in scores.counts:
+        whole = [fmean(values) for values in ours.values() if all(map(math.isfinite, values))]
+        return Verdict(mean, *mean_and_interval(whole))
+    return Verdict(mean, *win_rate(ours, scores_by_prompt(initial)))
 
 
 def row_of(evaluation: Evaluation, initial: Evaluation) -> Row:

@@ -14,6 +14,7 @@ from rlhf.config import (
     Dtype,
     Engine,
     GenerateConfig,
+    JudgeKind,
     ModelConfig,
     PairConfig,
     RewardModelConfig,
@@ -39,8 +40,10 @@ class FileTool:
 
 @dataclass
 class JudgeConfig:
-    """A ready reward model with one logit."""
+    """A ready reward model with one logit, or a ready pairwise preference model."""
 
+    kind: JudgeKind = RewardModelConfig.kind
+    """`scalar`, or `pairwise`: a causal LM that answers A or B."""
     path: str = RewardModelConfig.path
     """Folder or Hub id."""
     revision: Optional[str] = None

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from rlhf.chat import load_tokenizer, render_conversation
@@ -65,16 +66,21 @@ class ClassifierJudge:
 
     @torch.inference_mode()
     def _forward(self, rows: Sequence[tuple[int, ...]]) -> list[float]:
-        lengths_B = torch.tensor([len(row) for row in rows])
-        ids_BT = torch.zeros(len(rows), int(lengths_B.max()), dtype=torch.long)
-        for i, row in enumerate(rows):
-            ids_BT[i, : len(row)] = torch.tensor(row)
-        mask_BT = (torch.arange(ids_BT.shape[1]) < lengths_B[:, None]).long()
+        ids_BT, mask_BT, lengths_B = right_padded(rows)
         hidden_BTD = self._body(
             input_ids=ids_BT.to(self._device), attention_mask=mask_BT.to(self._device), use_cache=False
         ).last_hidden_state
         last_BD = hidden_BTD[torch.arange(len(rows)), lengths_B - 1]
         return [float(value) for value in self._head(last_BD.float())[:, 0]]
+
+
+def right_padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids and attention mask as (B, T), and lengths as (B,)."""
+    lengths_B = torch.tensor([len(row) for row in rows])
+    ids_BT = torch.zeros(len(rows), int(lengths_B.max()), dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids_BT[i, : len(row)] = torch.tensor(row)
+    return ids_BT, (torch.arange(ids_BT.shape[1]) < lengths_B[:, None]).long(), lengths_B
 
 
 def require_one_logit(path: str, config: Any) -> None:

@@ -12,10 +12,14 @@ from rlhf.records import Message
 
 @dataclass(frozen=True)
 class Scored:
-    """One raw score per conversation, in order, and how many conversations lost tokens on the left."""
+    """One raw score per conversation, in order, and how many inputs lost tokens on the left.
+
+    `num_calls` is how often a pairwise judge's model was asked; None for judges that read each response once.
+    """
 
     scores: list[float]
     num_truncated: int = 0
+    num_calls: int | None = None
 
 
 class Judge(Protocol):

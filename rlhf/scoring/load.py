@@ -5,14 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from rlhf.errors import UserError
+from rlhf.scoring.groups import Tournament
 from rlhf.scoring.judge import Judge, RuleJudge
 
 
-def load_judge(config: dict[str, Any], inputs: dict[str, str]) -> Judge:
+def load_judge(config: dict[str, Any], inputs: dict[str, str]) -> Judge | Tournament:
     """The rule that `config["rule"]` names, else the reward model folder `inputs["judge"]`."""
     if config.get("rule"):
         return RuleJudge(config["rule"])
     shared = {key: config[key] for key in ("dtype", "max_tokens", "batch_tokens", "trust_remote_code")}
+    if config.get("kind") == "pairwise":
+        from rlhf.scoring.pairwise import PairwiseJudge
+
+        return Tournament(PairwiseJudge(inputs["judge"], **shared), config["opponents"])
     if config["engine"] != "transformers":
         from rlhf.scoring.vllm import VllmJudge
 

@@ -14,6 +14,10 @@ def num_shards(job: Job) -> int:
 
 def run(job: Job, worker: Worker) -> Outcome:
     """Train on every rank; rank 0 writes `model/` and `metrics.jsonl`."""
+    if job.config.get("kind") == "pairwise":
+        from rlhf.training.preference_model import train_preference_model
+
+        return train_preference_model(job, worker)
     from rlhf.training.reward_model import train_reward_model
 
     return train_reward_model(job, worker)

@@ -60,7 +60,7 @@ def ensure_pad(tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
-def _conversations(job: Job, counts: Counter[str]) -> Iterator[tuple[list[Message], str, str]]:
+def conversations(job: Job, counts: Counter[str]) -> Iterator[tuple[list[Message], str, str]]:
     """Context, chosen and rejected answer: of the preference file, then of π0's own pairs."""
     yield from read_preferences(job.input_path("data"), counts)
     if "on_policy" in job.inputs:
@@ -72,7 +72,7 @@ def _conversations(job: Job, counts: Counter[str]) -> Iterator[tuple[list[Messag
 
 def _rows(job: Job, tokenizer: PreTrainedTokenizerBase, counts: Counter[str]) -> Iterator[TokenRow]:
     max_length = job.config["max_length"]
-    for messages, *answers in _conversations(job, counts):
+    for messages, *answers in conversations(job, counts):
         try:
             chosen, rejected = (
                 render_conversation(tokenizer, [*messages, {"role": "assistant", "content": answer}])
