@@ -18,9 +18,13 @@ UNCOMPARED = frozenset(
         "gradient_checkpointing",
         "tensor_parallel_size",
         "gpu_memory_utilization",
+        "url",
+        "concurrency",
+        "timeout_seconds",
+        "retry_seconds",
     }
 )
-"""Memory budgets and checkpoint spacing: they change what a stage costs, not what it is; see `rlhf.run`."""
+"""Memory budgets, checkpoint spacing, where a judge is asked: what a stage costs, not what it is; see `rlhf.run`."""
 
 
 class Dtype(Enum):
@@ -160,6 +164,13 @@ class ScoreConfig:
     """Padded tokens of one forward pass."""
     tensor_parallel_size: int = 1
     """GPUs that share one vLLM engine."""
+    concurrency: int = 8
+    """Requests that one worker has on their way to `reward_model.url`, of up to `batch_tokens` each."""
+    timeout_seconds: float = 120.0
+    """Silence of the server after which a request is sent again."""
+    retry_seconds: float = 600.0
+    """How long a request that fails (server down, HTTP 408, 429, 5xx) is sent again; then the stage fails, and resumes
+    by the same command."""
 
 
 @dataclass
@@ -291,7 +302,12 @@ class RewardModelConfig:
     """The judge: a Bradley-Terry reward model with one logit, ready or trained here."""
 
     path: str = "sfairXC/FsfairX-LLaMA3-RM-v0.1"
-    """Folder, Hub id, or `@stage/…`; with `data`, what the training starts from."""
+    """Folder, Hub id, or `@stage/…`; with `data`, what the training starts from; not read with `rule`."""
+    url: Optional[str] = None
+    """Base URL of a server that has the very model of `path` (`vllm serve MODEL --runner pooling --hf-overrides
+    '{"head_dtype": "float32"}'`); conversations are rendered here, by the tokenizer of `path`. null loads `path`."""
+    rule: Optional[str] = None
+    """`module:function` that maps (messages, response) to a number, higher is better, in place of a model."""
     revision: Optional[str] = None
     """Branch, tag or commit on the Hub; null is the main branch."""
     dtype: Dtype = Dtype.auto

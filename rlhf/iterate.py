@@ -43,7 +43,7 @@ def iterate(cfg: Config, run: Run) -> Artifact:
             train, rows = prompts.of(t)
             sampled = policy if cfg.generate.policy is Sampled.previous else initial
             candidates = step.stage("generate", config={"iteration": t, "slice": rows}, policy=sampled, prompts=train)
-            scores = step.stage("score", candidates=candidates, judge=judge)
+            scores = step.stage("score", config=steps.judge_settings(cfg), candidates=candidates, judge=judge)
             pairs = step.stage("pair", candidates=candidates, scores=scores)
         else:
             pairs = step.stage("preferences", data=sources.data_file(run, cfg.pair.data, "pair.data"), policy=initial)
@@ -57,10 +57,10 @@ def iterate(cfg: Config, run: Run) -> Artifact:
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What every policy is held against: π0, the training judge, other judges by name, the held-out prompts."""
+    """What every policy is held against: π0, the training judge (None: a rule), other judges, the held-out prompts."""
 
     initial: Artifact
-    judge: Artifact
+    judge: Artifact | None
     others: dict[str, Artifact]
     held_out: Artifact
 
@@ -76,7 +76,8 @@ def evaluate(
     cfg, step = step.run.cfg.evaluate, step.inside("held_out")
     sampling = {"n": cfg.n, "temperatures": [cfg.temperature], "iteration": step.iteration, "slice": None}
     candidates = step.stage("generate", config=sampling, policy=policy, prompts=yardstick.held_out)
-    scores = step.stage("score", candidates=candidates, judge=yardstick.judge)
+    asked = steps.judge_settings(step.run.cfg)
+    scores = step.stage("score", config=asked, candidates=candidates, judge=yardstick.judge)
     gold = reference = None
     if cfg.gold is not None:
         rule = steps.rule_settings(cfg.gold, "evaluate.gold")
