@@ -49,3 +49,4 @@ if __name__ == "__main__":
         print(line.strip(), flush=True)
     if server is not None:
         kill(server)
+    os._exit(0)

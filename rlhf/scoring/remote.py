@@ -17,7 +17,7 @@ from rlhf.records import Message
 from rlhf.scoring.classifier import read_items, require_one_logit, token_batches
 from rlhf.scoring.judge import Scored
 
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.25, 10.0
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.25, 2.0
 _SHOWN_CHARS = 400
 """How much of a server's answer an error quotes."""
 
@@ -112,7 +112,8 @@ class RemoteJudge:
                 trouble = f"HTTP {answer.status_code}: {answer.text[:_SHOWN_CHARS]}"
             except httpx.RequestError as error:
                 trouble = f"{type(error).__name__}: {error}"
-            print(f"{self._url}{path}: {trouble}; tried again for {self._retry_seconds:g} s", flush=True)
+            if pause == _FIRST_PAUSE_SECONDS:
+                print(f"{self._url}{path}: {trouble}; tried again for {self._retry_seconds:g} s", flush=True)
             if time.monotonic() - begun + pause > self._retry_seconds or self._given_up.wait(pause):
                 raise WorkerFailed(
                     f"{self._url}{path}: still no answer after {time.monotonic() - begun:.0f} s of attempts; the last "
