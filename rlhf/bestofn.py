@@ -29,12 +29,9 @@ def bestofn(tool: BestOfNTool) -> None:
     def make(run: Run) -> list[Artifact]:
         file = sources.data_file(run, tool.input, "input")
         read = run.stage("read", "read", {"what": "qualities", "shard_size": ROWS_PER_SHARD}, {"file": file})
-        chosen = tool.reward_model
-        if not chosen.path:
+        if not (tool.reward_model.path or tool.reward_model.rule):
             return [read]
-        judge = sources.model(run, chosen.path, chosen.revision, "reward_model.path")
-        inputs = {"candidates": read.part("candidates"), "judge": judge}
-        return [read, run.stage("score", "score", steps.settings(run.cfg, "score") | steps.judging(run.cfg), inputs)]
+        return [read, steps.scores_of(run, read.part("candidates"))]
 
     write_file(tool, make, result, Form.object)
     print(table(json.loads(Path(tool.output).expanduser().read_text(encoding="utf-8"))), flush=True)

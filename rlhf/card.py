@@ -31,7 +31,7 @@ def name_of(path: str) -> str:
 
 def facts(cfg: Config, rows: Sequence[Row], policies: Sequence[Artifact], iteration: int) -> dict[str, Any]:
     """What the card of π_iteration says; `policies` are all that were evaluated, π0 first."""
-    base, judge = cfg.model.path, cfg.reward_model.path
+    base, judge = cfg.model.path, cfg.reward_model.rule or cfg.reward_model.path
     return {
         "base": name_of(base),
         "base_model": base if is_hub_id(base) else None,
@@ -54,7 +54,8 @@ def _shown(section: dict[str, Any]) -> dict[str, Any]:
         if key in _NOT_SHOWN or (key == "world" and not value["enabled"]) or (key == "sft" and value["data"] is None):
             continue
         if key == "reward_model" and value["data"] is None:
-            value = {name: value[name] for name in ("path", "revision", "dtype", "trust_remote_code")}
+            ready = ("path", "revision", "dtype", "trust_remote_code") if value["rule"] is None else ("rule",)
+            value = {name: value[name] for name in ready}
         if isinstance(value, dict):
             value = _shown(value)
         elif isinstance(value, str) and (key in _PATHS or value.startswith(("/", "~"))):

@@ -21,6 +21,8 @@ _POSITIVE = [
     "score.max_tokens",
     "score.batch_tokens",
     "score.tensor_parallel_size",
+    "score.concurrency",
+    "score.timeout_seconds",
     "pair.max_pairs_per_prompt",
     "reference.batch_tokens",
     "dpo.beta",
@@ -50,6 +52,7 @@ _POSITIVE = [
 _NOT_NEGATIVE = [
     "seed",
     "generate.top_k",
+    "score.retry_seconds",
     "pair.length_penalty",
     "pair.min_margin",
     "dpo.weight_decay",
@@ -76,7 +79,7 @@ def check_config(cfg: Config) -> None:
     Raises:
         ConfigError: one line per wrong value, with the way out.
     """
-    _refuse([*_ranges(cfg), *_sampling(cfg), *_pairs(cfg), *_judges(cfg), *_dpo(cfg), *_training(cfg)])
+    _refuse([*_ranges(cfg), *_sampling(cfg), *_pairs(cfg), *_judge(cfg), *_judges(cfg), *_dpo(cfg), *_training(cfg)])
 
 
 def check_stages(cfg: Config) -> None:
@@ -85,7 +88,7 @@ def check_stages(cfg: Config) -> None:
     Raises:
         ConfigError: one line per wrong value, with the way out.
     """
-    _refuse([*_ranges(cfg), *_sampling(cfg)])
+    _refuse([*_ranges(cfg), *_sampling(cfg), *_judge(cfg)])
 
 
 def _refuse(problems: list[str]) -> None:
@@ -113,6 +116,11 @@ def _ranges(cfg: Config) -> Iterator[str]:
     if cfg.score.tensor_parallel_size > 1 and cfg.score.engine is not Engine.vllm:
         yield f"score.tensor_parallel_size={cfg.score.tensor_parallel_size}: only with score.engine=vllm."
     pairwise = cfg.reward_model.kind is JudgeKind.pairwise
+    if pairwise and (cfg.reward_model.url is not None or cfg.reward_model.rule is not None):
+        yield (
+            "reward_model.kind=pairwise: such a judge is loaded here; neither reward_model.url nor reward_model.rule goes "
+            "with it. Remove them, or set reward_model.kind=scalar."
+        )
     if pairwise and cfg.score.engine is not Engine.transformers:
         yield (
             f"score.engine={cfg.score.engine.value}: a pairwise judge (reward_model.kind) runs on score.engine="
@@ -164,6 +172,21 @@ def _pairs(cfg: Config) -> Iterator[str]:
             f"pair.data={cfg.pair.data} with num_iterations={cfg.num_iterations}: given pairs make one iteration, as "
             "each would train on the same ones. Set num_iterations=1 (and dpo.num_epochs for more passes)."
         )
+
+
+def _judge(cfg: Config) -> Iterator[str]:
+    judge = cfg.reward_model
+    given = {key: value for key in ("rule", "url", "data") if (value := getattr(judge, key)) is not None}
+    if len(given) > 1:
+        what = ", ".join(f"reward_model.{key}={value}" for key, value in given.items())
+        yield (
+            f"{what}: only one of them. A rule is a Python function, a url is where a ready model is served, data "
+            "trains one here; leave out the others."
+        )
+    if judge.url is not None and not re.fullmatch(r"https?://[^/\s?#]+(/[^\s?#]*)?", judge.url):
+        yield f"reward_model.url={judge.url}: must be the base URL of a server, such as http://127.0.0.1:8000."
+    if judge.url is not None and not judge.path:
+        yield f"reward_model.url={judge.url}: needs reward_model.path too, whose tokenizer and template are used."
 
 
 def _judges(cfg: Config) -> Iterator[str]:

@@ -18,9 +18,13 @@ UNCOMPARED = frozenset(
         "gradient_checkpointing",
         "tensor_parallel_size",
         "gpu_memory_utilization",
+        "url",
+        "concurrency",
+        "timeout_seconds",
+        "retry_seconds",
     }
 )
-"""Memory budgets and checkpoint spacing: they change what a stage costs, not what it is; see `rlhf.run`."""
+"""Memory budgets, checkpoint spacing, where a judge is asked: what a stage costs, not what it is; see `rlhf.run`."""
 
 
 class Dtype(Enum):
@@ -171,6 +175,13 @@ class ScoreConfig:
     opponents: Optional[int] = None
     """Pairwise judges only: responses of the same prompt that each is compared with, at least so many (2 or more);
     null is all others, n·(n − 1) calls per prompt."""
+    concurrency: int = 8
+    """Requests that one worker has on their way to `reward_model.url`, of up to `batch_tokens` each."""
+    timeout_seconds: float = 120.0
+    """Silence of the server after which a request is sent again."""
+    retry_seconds: float = 600.0
+    """How long a request that fails (server down, HTTP 408, 429, 5xx) is sent again; then the stage fails, and resumes
+    by the same command."""
 
 
 @dataclass
@@ -304,7 +315,13 @@ class RewardModelConfig:
     kind: JudgeKind = JudgeKind.scalar
     """`scalar`, or `pairwise`: a causal LM that answers A or B; docs/recipe.md."""
     path: str = "sfairXC/FsfairX-LLaMA3-RM-v0.1"
-    """Folder, Hub id, or `@stage/…`; with `data`, what the training starts from."""
+    """Folder, Hub id, or `@stage/…`; with `data`, what the training starts from; not read with `rule`."""
+    url: Optional[str] = None
+    """Base URL of a server of the very model of `path`; conversations are rendered here, by the tokenizer of `path`.
+    `vllm serve MODEL --runner pooling --dtype float32|bfloat16 --hf-overrides '{"head_dtype": "float32"}'`: vLLM's own
+    choice for fp32 weights is 16 bits. null loads `path`."""
+    rule: Optional[str] = None
+    """`module:function` that maps (messages, response) to a number, higher is better, in place of a model."""
     revision: Optional[str] = None
     """Branch, tag or commit on the Hub; null is the main branch."""
     dtype: Dtype = Dtype.auto

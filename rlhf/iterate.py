@@ -46,7 +46,7 @@ def iterate(cfg: Config, run: Run) -> Artifact:
             train, rows = prompts.of(t)
             sampled = policy if cfg.generate.policy is Sampled.previous else initial
             candidates = step.stage("generate", config={"iteration": t, "slice": rows}, policy=sampled, prompts=train)
-            scores = step.stage("score", config=steps.judging(cfg), candidates=candidates, judge=judge)
+            scores = step.stage("score", config=steps.judge_settings(cfg), candidates=candidates, judge=judge)
             pairs = step.stage("pair", candidates=candidates, scores=scores)
         else:
             pairs = step.stage("preferences", data=sources.data_file(run, cfg.pair.data, "pair.data"), policy=initial)
@@ -60,10 +60,10 @@ def iterate(cfg: Config, run: Run) -> Artifact:
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What every policy is held against: π0, the training judge, other judges by name, the held-out prompts."""
+    """What every policy is held against: π0, the training judge (None: a rule), other judges, the held-out prompts."""
 
     initial: Artifact
-    judge: Artifact
+    judge: Artifact | None
     others: dict[str, Artifact]
     held_out: Artifact
     against: Artifact | None = None
@@ -82,7 +82,7 @@ def evaluate(
     sampling = {"n": cfg.n, "temperatures": [cfg.temperature], "iteration": step.iteration, "slice": None}
     candidates = step.stage("generate", config=sampling, policy=policy, prompts=yardstick.held_out)
     against: dict[str, Any] = {"against": yardstick.against} if yardstick.against else {}
-    config = steps.judging(step.run.cfg)
+    config = steps.judge_settings(step.run.cfg)
     scores = step.stage("score", config=config, candidates=candidates, judge=yardstick.judge, **against)
     gold = reference = None
     if cfg.gold is not None:

@@ -37,12 +37,9 @@ def rewardbench(tool: RewardBenchTool) -> None:
         return
 
     def make(run: Run) -> list[Artifact]:
-        chosen = tool.reward_model
-        judge = sources.model(run, chosen.path, chosen.revision, "reward_model.path")
         file = sources.data_file(run, tool.input, "input")
         read = run.stage("read", "read", {"what": "comparisons", "shard_size": ROWS_PER_SHARD}, {"file": file})
-        inputs = {"candidates": read.part("candidates"), "judge": judge}
-        return [read, run.stage("score", "score", steps.settings(run.cfg, "score") | steps.judging(run.cfg), inputs)]
+        return [read, steps.scores_of(run, read.part("candidates"))]
 
     write_file(tool, make, result, Form.object)
     print(table(json.loads(Path(tool.output).expanduser().read_text(encoding="utf-8"))), flush=True)

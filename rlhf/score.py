@@ -22,12 +22,9 @@ def score(tool: ScoreTool) -> None:
     """From candidates to scores."""
 
     def make(run: Run) -> list[Artifact]:
-        chosen = tool.reward_model
-        judge = sources.model(run, chosen.path, chosen.revision, "reward_model.path")
         file = sources.data_file(run, tool.input, "input")
         read = run.stage("read", "read", {"what": "responses", "shard_size": ROWS_PER_SHARD}, {"file": file})
-        inputs = {"candidates": read.part("candidates"), "judge": judge}
-        return [read, run.stage("score", "score", steps.settings(run.cfg, "score") | steps.judging(run.cfg), inputs)]
+        return [read, steps.scores_of(run, read.part("candidates"))]
 
     write_file(tool, make, lines)
 

@@ -15,7 +15,7 @@ _ELSEWHERE = {
     "generate": ("policy",),
     "pair": ("data",),
     "sft": ("data",),
-    "reward_model": ("path", "revision", "data", "on_policy", "kind"),
+    "reward_model": ("path", "revision", "url", "rule", "data", "on_policy", "kind"),
     "score": ("opponents",),
 }
 """Keys of a section that reach its stage as inputs, by content, or that only the loop reads."""
@@ -30,17 +30,10 @@ def settings(cfg: Config, stage: str) -> dict[str, Any]:
         section |= {"dtype": cfg.model.dtype.value, "trust_remote_code": cfg.model.trust_remote_code}
     if stage == "score":
         judge = cfg.reward_model
-        section |= {"dtype": judge.dtype.value, "trust_remote_code": judge.trust_remote_code, "rule": None}
+        section |= {"dtype": judge.dtype.value, "trust_remote_code": judge.trust_remote_code, "rule": None, "url": None}
     if stage == "reference":
         section |= {"max_length": cfg.dpo.max_length}
     return section
-
-
-def judging(cfg: Config) -> dict[str, Any]:
-    """What a stage is told besides `settings` when the judge compares in place of scoring."""
-    if cfg.reward_model.kind is JudgeKind.scalar:
-        return {}
-    return {"kind": cfg.reward_model.kind.value, "opponents": cfg.score.opponents}
 
 
 @dataclass(frozen=True)
@@ -56,13 +49,14 @@ class Step:
     dtype: str = UNKNOWN
 
     def stage(
-        self, stage: str, *, name: str = "", config: dict[str, Any] | None = None, **inputs: Artifact
+        self, stage: str, *, name: str = "", config: dict[str, Any] | None = None, **inputs: Artifact | None
     ) -> Artifact:
-        """The artifact of one stage in this folder; `config` says what differs from its section."""
+        """The artifact of one stage in this folder; `config` says what differs from its section, None is no input."""
         section = settings(self.run.cfg, stage)
         if stage in ("generate", "reference", "dpo"):
             section["dtype"] = self.dtype
-        return self.run.stage(stage, f"{self.folder}/{name or stage}", section | (config or {}), inputs)
+        given = {key: artifact for key, artifact in inputs.items() if artifact is not None}
+        return self.run.stage(stage, f"{self.folder}/{name or stage}", section | (config or {}), given)
 
     def inside(self, folder: str) -> Step:
         """A step in a folder of this one."""
@@ -87,11 +81,35 @@ def initial_policy(cfg: Config, run: Run) -> Artifact:
     return run.stage("sft", "sft", settings(cfg, "sft"), {"model": model, "data": data}).part("model")
 
 
-def judge(cfg: Config, run: Run, initial: Artifact) -> Artifact:
-    """The reward model as given, or trained on `reward_model.data` and on labelled samples of π0."""
+def ready_judge(run: Run) -> Artifact | None:
+    """The reward model as given; None where a rule judges."""
+    chosen = run.cfg.reward_model
+    if chosen.rule is not None:
+        return None
+    return sources.model(run, chosen.path, chosen.revision, "reward_model.path")
+
+
+def judge_settings(cfg: Config) -> dict[str, Any]:
+    """What makes a `score` stage ask the training judge: a rule, comparisons, or where the reward model is served."""
     chosen = cfg.reward_model
-    model = sources.model(run, chosen.path, chosen.revision, "reward_model.path")
-    if chosen.data is None:
+    if chosen.rule is not None:
+        return rule_settings(chosen.rule, "reward_model.rule")
+    if chosen.kind is JudgeKind.pairwise:
+        return {"kind": chosen.kind.value, "opponents": cfg.score.opponents}
+    return {"url": chosen.url}
+
+
+def scores_of(run: Run, candidates: Artifact) -> Artifact:
+    """The `score` stage of a tool that works on files."""
+    judge = ready_judge(run)
+    inputs = {"candidates": candidates} | ({"judge": judge} if judge else {})
+    return run.stage("score", "score", settings(run.cfg, "score") | judge_settings(run.cfg), inputs)
+
+
+def judge(cfg: Config, run: Run, initial: Artifact) -> Artifact | None:
+    """The training judge: ready, or trained on `reward_model.data` and on labelled samples of π0; None is a rule."""
+    chosen, model = cfg.reward_model, ready_judge(run)
+    if model is None or chosen.data is None:
         return model
     inputs = {"model": model, "data": sources.data_file(run, chosen.data, "reward_model.data")}
     if chosen.on_policy.prompts is not None:

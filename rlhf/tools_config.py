@@ -45,7 +45,11 @@ class JudgeConfig:
     kind: JudgeKind = RewardModelConfig.kind
     """`scalar`, or `pairwise`: a causal LM that answers A or B."""
     path: str = RewardModelConfig.path
-    """Folder or Hub id."""
+    """Folder or Hub id; not read with `rule`."""
+    url: Optional[str] = None
+    """Base URL of a server that has the model of `path`, whose tokenizer is read here; null loads `path`."""
+    rule: Optional[str] = None
+    """`module:function` that maps (messages, response) to a number, in place of a model."""
     revision: Optional[str] = None
     """Branch, tag or commit on the Hub; null is the main branch."""
     dtype: Dtype = Dtype.auto

@@ -33,7 +33,9 @@ def check_capacity(cfg: Config) -> None:
     """
     if cfg.compute.device is not Device.auto or visible_gpus():
         return
-    paths = {"model.path": cfg.model.path, "reward_model.path": cfg.reward_model.path}
+    paths = {"model.path": cfg.model.path}
+    if cfg.reward_model.url is None and cfg.reward_model.rule is None:
+        paths["reward_model.path"] = cfg.reward_model.path
     sizes = {f"{key}={path}": approximate_size(path) for key, path in paths.items() if not path.startswith("@")}
     large = {name: size for name, size in sizes.items() if size is not None and size > LARGEST_ON_A_CPU}
     if large:

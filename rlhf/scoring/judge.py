@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from rlhf.errors import ConfigError, DataError
 from rlhf.records import Message
 
 
@@ -31,12 +32,36 @@ class Judge(Protocol):
 
 
 class RuleJudge:
-    """A Python function `(messages, response) -> number`."""
+    """A Python function `(messages, response) -> number`.
+
+    Raises:
+        ConfigError: the module has no such function.
+    """
 
     def __init__(self, path: str) -> None:
         module, _, name = path.partition(":")
-        self._function: Callable[[list[Message], str], float] = getattr(importlib.import_module(module), name)
+        function: Callable[[list[Message], str], float] | None = getattr(importlib.import_module(module), name, None)
+        if not callable(function):
+            raise ConfigError(
+                f"rule={path}: {module} has no function {name!r}. Name one that takes (messages, response) and gives "
+                "back a number."
+            )
+        self._path, self._function = path, function
 
     def score(self, items: list[tuple[list[Message], str]]) -> Scored:
-        """The function's value for each item."""
-        return Scored([float(self._function(messages, response)) for messages, response in items])
+        """The function's value for each item; what it raises goes through.
+
+        Raises:
+            DataError: a value is no number.
+        """
+        return Scored([self._value(messages, response) for messages, response in items])
+
+    def _value(self, messages: list[Message], response: str) -> float:
+        value = self._function(messages, response)
+        try:
+            return float(value)
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"rule={self._path}: gave back {value!r}, which is no number, for the response {response[:200]!r} to "
+                f"{messages[-1]['content'][:200]!r}. Let it give back a number for every response; NaN leaves one out."
+            ) from error

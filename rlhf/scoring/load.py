@@ -10,9 +10,15 @@ from rlhf.scoring.judge import Judge, RuleJudge
 
 
 def load_judge(config: dict[str, Any], inputs: dict[str, str]) -> Judge | Tournament:
-    """The rule that `config["rule"]` names, else the reward model folder `inputs["judge"]`."""
+    """The rule that `config["rule"]` names, else the reward model `inputs["judge"]`: at `config["url"]`, or loaded."""
     if config.get("rule"):
         return RuleJudge(config["rule"])
+    if config.get("url"):
+        from rlhf.scoring.remote import RemoteJudge
+
+        keys = ("url", "max_tokens", "batch_tokens", "trust_remote_code")
+        patience = ("concurrency", "timeout_seconds", "retry_seconds")
+        return RemoteJudge(inputs["judge"], **{key: config[key] for key in keys + patience})
     shared = {key: config[key] for key in ("dtype", "max_tokens", "batch_tokens", "trust_remote_code")}
     if config.get("kind") == "pairwise":
         from rlhf.scoring.pairwise import PairwiseJudge

@@ -12,6 +12,10 @@ def length(messages, response):
     return float(len(response))
 
 
+def no_number(messages, response):
+    return "good"
+
+
 def process_id(messages, response):
     time.sleep(0.05)
     return float(os.getpid())
