@@ -113,7 +113,7 @@ def _ranges(cfg: Config) -> Iterator[str]:
     if cfg.score.tensor_parallel_size > 1 and cfg.score.engine is not Engine.vllm:
         yield f"score.tensor_parallel_size={cfg.score.tensor_parallel_size}: only with score.engine=vllm."
     pairwise = cfg.reward_model.kind is JudgeKind.pairwise
-    if pairwise and cfg.score.engine is not Engine.transformers:
+    if pairwise and cfg.score.engine is Engine.vllm:
         yield (
             f"score.engine={cfg.score.engine.value}: a pairwise judge (reward_model.kind) runs on score.engine="
             "transformers only."

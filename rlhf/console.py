@@ -23,6 +23,7 @@ _SHOWN = [
     "first_loss",
     "last_loss",
     "held_out_accuracy",
+    "engine",
 ]
 """Counts and metrics worth a place on a stage's line, beside what was dropped."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rlhf.errors import UserError
 from rlhf.scoring.groups import Tournament
 from rlhf.scoring.judge import Judge, RuleJudge
 
@@ -17,10 +18,14 @@ def load_judge(config: dict[str, Any], inputs: dict[str, str]) -> Judge | Tourna
         from rlhf.scoring.pairwise import PairwiseJudge
 
         return Tournament(PairwiseJudge(inputs["judge"], **shared), config["opponents"])
-    if config["engine"] == "vllm":
+    if config["engine"] != "transformers":
         from rlhf.scoring.vllm import VllmJudge
 
-        return VllmJudge(inputs["judge"], **shared, tensor_parallel_size=config["tensor_parallel_size"])
+        try:
+            return VllmJudge(inputs["judge"], **shared, tensor_parallel_size=config["tensor_parallel_size"])
+        except UserError:
+            if config["engine"] == "vllm":
+                raise
     from rlhf.scoring.classifier import ClassifierJudge
 
     return ClassifierJudge(inputs["judge"], **shared)
