@@ -118,10 +118,10 @@ def _ranges(cfg: Config) -> Iterator[str]:
     pairwise = cfg.reward_model.kind is JudgeKind.pairwise
     if pairwise and (cfg.reward_model.url is not None or cfg.reward_model.rule is not None):
         yield (
-            "reward_model.kind=pairwise: such a judge is loaded here; neither reward_model.url nor reward_model.rule goes "
-            "with it. Remove them, or set reward_model.kind=scalar."
+            "reward_model.kind=pairwise: such a judge is loaded here, and neither reward_model.url nor "
+            "reward_model.rule goes with it. Remove them, or set reward_model.kind=scalar."
         )
-    if pairwise and cfg.score.engine is not Engine.transformers:
+    if pairwise and cfg.score.engine is Engine.vllm:
         yield (
             f"score.engine={cfg.score.engine.value}: a pairwise judge (reward_model.kind) runs on score.engine="
             "transformers only."

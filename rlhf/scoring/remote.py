@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from threading import Event
@@ -54,6 +55,7 @@ class RemoteJudge:
         self._given_up = Event()
         limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
         self._client = httpx.Client(timeout=timeout_seconds, limits=limits)
+        weakref.finalize(self, self._client.close)
         self._insist("GET", "/health")  # 404 is fine: not every server has it
 
     def score(self, items: list[tuple[list[Message], str]]) -> Scored:
