@@ -9,7 +9,8 @@ import torch
 
 from rlhf.chat import render_conversation
 from rlhf.config import RewardModelConfig
-from rlhf.training.reward_model import Fp32Linear, ensure_pad, split
+from rlhf.training.reward_model import Fp32Linear, ensure_pad
+from rlhf.training.tokens import split
 from tests.stage_runner import make_job, run_ranks
 from tests.tiny import random_pairs, tiny_llama, tiny_reward_model, tiny_tokenizer, write_pairs
 

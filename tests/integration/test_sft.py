@@ -51,20 +51,32 @@ def test_uneven_batches_are_refused():
 
 def test_training_learns_and_exports(tmp_path):
     model = tiny_llama(tmp_path / "base")
-    rows = [talk(f"say {word}", word) for word in "abcdefgh"] * 6 + [talk("no answer"), talk("say a " * 200, "a")]
+    rows = [talk(f"say {word}", word) for word in "abcdefgh"] * 6 + [
+        talk("no answer"),
+        talk("say a " * 200, "a"),
+        talk("", "a"),
+    ]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
     section = SftConfig(
-        learning_rate=1e-2, batch_size=8, micro_batch_size=4, max_length=64, gradient_checkpointing=False, num_epochs=4
+        learning_rate=1e-2,
+        batch_size=8,
+        micro_batch_size=4,
+        max_length=64,
+        gradient_checkpointing=False,
+        num_epochs=4,
+        packing=False,
+        held_out_share=0.1,
     )
     inputs = {"model": model, "data": tmp_path / "data.jsonl"}
     outcome = run_ranks(make_job("sft", section, inputs, tmp_path / "out"))
     assert outcome.counts == {
-        "rows": 50,
+        "rows": 51,
         "cut": 0,
-        "dropped_no_answer": 1,
-        "dropped_long_prompt": 1,
-        "dropped_by_template": 0,
-        "conversations": 48,
+        "dropped/no_answer": 1,
+        "dropped/long_prompt": 1,
+        "dropped/empty": 1,
+        "conversations": 44,
+        "held_out": 4,
         "steps": 24,
     }
     assert outcome.metrics["last_loss"] < 0.5 * outcome.metrics["first_loss"]
