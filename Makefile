@@ -21,7 +21,7 @@ quickstart: setup
 	.venv/bin/python -m rlhf.iterate experiment=quickstart $(ARGS)
 
 test: setup
-	.venv/bin/python -m pytest tests $(ARGS)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests -n 2 --dist loadfile $(ARGS)
 
 lint: setup
 	.venv/bin/python -m ruff check .

@@ -32,8 +32,9 @@ class Dtype(Enum):
 
 
 class Engine(Enum):
-    """What samples responses, or reads them as a judge."""
+    """What samples or scores; `auto` is vLLM where it can load the model, else transformers, and says so."""
 
+    auto = "auto"
     vllm = "vllm"
     transformers = "transformers"
 

@@ -13,6 +13,7 @@ from rlhf import sources, steps
 from rlhf.cli import main
 from rlhf.data.responses import candidates_line
 from rlhf.data.shards import read_all_rows
+from rlhf.models import context_length
 from rlhf.run import Artifact, Run
 from rlhf.tools import write_file
 from rlhf.tools_config import GenerateTool
@@ -38,6 +39,12 @@ def sample(run: Run, read: Artifact) -> list[Artifact]:
     chosen = run.cfg.model
     policy = sources.model(run, chosen.path, chosen.revision, "model.path")
     config = {"iteration": 0, "slice": None, "dtype": steps.policy_dtype(run.cfg, policy)}
+    context, wanted = context_length(policy.path), run.cfg.generate.max_new_tokens
+    if context is not None and wanted >= context:
+        config["max_new_tokens"] = context // 2
+        run.say(
+            f"  responses have at most {context // 2} tokens: the model's context has {context}, not {wanted} and more"
+        )
     inputs = {"policy": policy, "prompts": read.part("prompts")}
     return [read, run.stage("generate", "generate", steps.settings(run.cfg, "generate") | config, inputs)]
 

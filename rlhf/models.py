@@ -37,6 +37,13 @@ def saved_dtype(path: str | Path, wanted: str = "auto") -> str:
     return _DTYPES[max(sizes, key=lambda name: sizes[name])]
 
 
+def context_length(path: str | Path) -> int | None:
+    """Tokens a model can hold, as its config says; None where it does not."""
+    config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+    found = config.get("text_config", config).get("max_position_embeddings")
+    return int(found) if isinstance(found, int) else None
+
+
 def num_parameters(path: str | Path) -> int:
     """Numbers in the weights of a model folder, from the safetensors headers."""
     return sum(math.prod(tensor["shape"]) for _, tensor in weight_headers(path))

@@ -171,8 +171,8 @@ class Run:
     def _check_partial(self, name: str, partial: Path, identity: dict[str, Any]) -> None:
         started = partial / ".identity.json"
         changed = differences(json.loads(started.read_text()), identity) if started.is_file() else []
-        if changed and _kind(identity["stage"]) is Kind.single:
-            shutil.rmtree(partial)  # the work of seconds, often the very thing whose settings had to change
+        if changed and _is_cheap(identity["stage"], partial):
+            shutil.rmtree(partial)  # often the very thing whose settings had to change
         elif changed:
             where = str(partial.relative_to(self.folder))
             raise RunChanged(self._refusal([(f"{name} (unfinished)", changed)], [where]))
@@ -193,7 +193,7 @@ class Run:
         known["config"] = {k: v for k, v in known["config"].items() if k not in open_keys}
         there["config"] = {k: v for k, v in there["config"].items() if k not in open_keys}
         changed = differences(there, known)
-        if changed and folder != final and _kind(identity["stage"]) is Kind.single:
+        if changed and folder != final and _is_cheap(identity["stage"], folder):
             changed = []
         if changed and not stale_input:
             self.refusals.append((name, changed))
@@ -276,6 +276,12 @@ def _kind(stage: str) -> Kind:
     kind = importlib.import_module(f"rlhf.stages.{stage}").KIND
     assert isinstance(kind, Kind), stage
     return kind
+
+
+def _is_cheap(stage: str, partial: Path) -> bool:
+    """Whether unfinished work is that of seconds, or none at all."""
+    nothing = not any(partial.glob("shard_*")) and not any(partial.glob("checkpoint-*"))
+    return nothing or _kind(stage) is Kind.single
 
 
 def _partial(final: Path) -> Path:

@@ -12,6 +12,7 @@ from rlhf.config import (
     ComputeConfig,
     Config,
     Dtype,
+    Engine,
     GenerateConfig,
     ModelConfig,
     PairConfig,
@@ -56,8 +57,8 @@ class GenerateTool(FileTool):
 
     model: ModelConfig = field(default_factory=ModelConfig)
     """The policy."""
-    generate: GenerateConfig = field(default_factory=GenerateConfig)
-    """Sampling."""
+    generate: GenerateConfig = field(default_factory=lambda: GenerateConfig(engine=Engine.auto))
+    """Sampling; responses of at most half the model's context where `max_new_tokens` does not fit in it."""
 
 
 @dataclass
@@ -124,7 +125,7 @@ class AnswerTool(FileTool):
     model: ModelConfig = field(default_factory=lambda: ModelConfig(path=""))
     """The model that answers."""
     generate: GenerateConfig = field(
-        default_factory=lambda: GenerateConfig(n=1, temperatures=[0.0], max_prompt_tokens=6000)
+        default_factory=lambda: GenerateConfig(engine=Engine.auto, n=1, temperatures=[0.0], max_prompt_tokens=6000)
     )
     """Sampling: greedy, up to 2048 tokens."""
 

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
+from rlhf.errors import UserError
 from rlhf.generation.request import Sampler
 
 
 def load_sampler(config: dict[str, Any], model: str, seed: int, max_prompt_tokens: int) -> Sampler:
-    """The engine that `generate.engine` names, with the model loaded."""
-    if config["engine"] == "vllm":
+    """The engine that `generate.engine` names, with the model loaded.
+
+    Raises:
+        UserError: vLLM is asked for and is missing, or cannot load the model.
+    """
+    note = ""
+    if config["engine"] != "transformers":
         from rlhf.generation.vllm import VllmSampler
 
-        return VllmSampler(config, model, seed, max_prompt_tokens)
+        try:
+            return VllmSampler(config, model, seed, max_prompt_tokens)
+        except UserError as error:
+            if config["engine"] == "vllm":
+                raise
+            note = f"transformers, since vLLM refuses: {error}"
     from rlhf.generation.transformers import TransformersSampler
 
-    return TransformersSampler(config, model)
+    return TransformersSampler(config, model, note)

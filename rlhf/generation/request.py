@@ -29,7 +29,9 @@ class Sampling:
 
 
 class Sampler(Protocol):
-    """A loaded engine."""
+    """A loaded engine; `note` is what a person should know about why it is this one, mostly nothing."""
+
+    note: str
 
     def sample(self, requests: list[Request], sampling: Sampling) -> list[Candidate]:
         """One candidate per request, in order; `token_ids` end with the terminator when one was sampled."""

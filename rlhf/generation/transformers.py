@@ -18,7 +18,8 @@ _BATCH = 64
 class TransformersSampler:
     """A model with a key-value cache, and one random stream per request."""
 
-    def __init__(self, config: dict[str, Any], model: str) -> None:
+    def __init__(self, config: dict[str, Any], model: str, note: str = "") -> None:
+        self.note = note
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = AutoModelForCausalLM.from_pretrained(
             model,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 
 from rlhf.errors import ConfigError, ModelError
 from rlhf.generation.request import Request, Sampling
@@ -28,6 +29,9 @@ class VllmSampler:
                 f"generate.engine=vllm, but vLLM cannot be imported here ({error}). Install it (README, set-up), or "
                 "use generate.engine=transformers."
             ) from error
+        self.note = ""
+        if not torch.cuda.is_available():
+            _check_head_size(model, config["trust_remote_code"])
         limit = max_prompt_tokens + config["max_new_tokens"]
         arguments: dict[str, Any] = {
             "model": model,
@@ -83,6 +87,21 @@ class VllmSampler:
         outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
         assert len(outputs) == len(requests), "vLLM answers every request"
         return [_candidate(output.outputs[0], request) for output, request in zip(outputs, requests, strict=True)]
+
+
+def _check_head_size(model: str, trust_remote_code: bool) -> None:
+    """vLLM on a CPU would find out at the first token."""
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code).get_text_config()
+    heads = getattr(config, "num_attention_heads", None)
+    size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else None)
+    sizes = CPUAttentionBackend.get_supported_head_sizes()
+    if size is not None and size not in sizes:
+        raise ModelError(
+            f"{model}: its attention heads have size {size}, and vLLM on a CPU takes {', '.join(map(str, sizes))}. Use "
+            "generate.engine=transformers, or a GPU."
+        )
 
 
 def _candidate(completion: Any, request: Request) -> Candidate:

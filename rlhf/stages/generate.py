@@ -55,13 +55,15 @@ def run(job: Job, worker: Worker) -> Outcome:
     limit = longest_prompt(model, config["max_prompt_tokens"], config["max_new_tokens"], config["trust_remote_code"])
     sampling = Sampling(config["max_new_tokens"], config["top_p"], config["top_k"], stops)
     sampler = None
+    metrics = {}
     for index in worker.shards():
         if sampler is None:  # an engine is only worth its start when there is a shard left
             sampler = load_sampler(config, model, job.seed, limit)
+            metrics = {"engine": sampler.note} if sampler.note else {}
         rows, counts = _sample_shard(job, index, tokenizer, sampler, sampling, limit)
         write_shard(job.out_path / shard_name(index), CANDIDATES_SCHEMA, rows, counts)
     _refuse_if_nothing_is_left(job, tokenizer)
-    return Outcome()
+    return Outcome(metrics=metrics)
 
 
 def _sample_shard(

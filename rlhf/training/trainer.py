@@ -156,8 +156,12 @@ def sum_over(
 
 
 def step_rows(trainer: Trainer) -> list[dict[str, Any]]:
-    """One row per optimizer step, from the state that checkpoints carry: a resume neither doubles nor loses any."""
-    return [dict(row) for row in trainer.state.log_history if "loss" in row]
+    """One row per optimizer step, from the state that checkpoints carry: a resume neither doubles nor loses any.
+
+    TRL's `num_tokens` counts from the last start of the process, so it is left out.
+    """
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    return [{key: value for key, value in row.items() if key != "num_tokens"} for row in rows]
 
 
 def write_rows(out: Path, rows: list[dict[str, Any]]) -> None:

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from rlhf.config import DpoConfig, LoraConfig, ReferenceConfig
+from rlhf.config import DpoConfig, LoraConfig, ReferenceConfig, RewardModelConfig, SftConfig
 from rlhf.errors import UserError
 from rlhf.training import checkpoints
 from rlhf.training.checkpoints import find_checkpoint, remove_checkpoints
@@ -86,6 +86,36 @@ def test_sigkill_and_a_damaged_checkpoint_leave_no_trace(world, tmp_path, num_ra
     assert ("adapter/adapter_model.safetensors" in files(out)) == (lora is ADAPTER)
     assert [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()] == list(range(1, 9))
     assert not list(out.glob("checkpoint-*"))
+
+
+SLOW_TRL = """
+import time, transformers
+step = transformers.Trainer.training_step
+transformers.Trainer.training_step = lambda *a, **k: (time.sleep(0.3), step(*a, **k))[1]
+"""
+
+
+@pytest.mark.parametrize(("stage", "section"), [("sft", SftConfig), ("reward_model", RewardModelConfig)])
+def test_trls_trainers_leave_no_trace_of_a_kill_either(tmp_path, stage, section):
+    asked = [[{"role": "user", "content": f"say {i}"}] for i in range(16)]
+    answers = [[{"role": "assistant", "content": f"{word} {i}"}] for i in range(16) for word in ("A", "b")]
+    rows = [
+        {"messages": ask + answers[2 * i]}
+        if stage == "sft"
+        else {"chosen": ask + answers[2 * i], "rejected": ask + answers[2 * i + 1]}
+        for i, ask in enumerate(asked)
+    ]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    inputs = {"model": tiny_llama(tmp_path / "base"), "data": tmp_path / "data.jsonl"}
+    packs = {"max_length": 48, "num_epochs": 2, "held_out_share": 0.1} if stage == "sft" else {}
+    settings = section(learning_rate=1e-3, batch_size=2, gradient_checkpointing=False, save_steps=2, **packs)
+    whole, broken = (make_job(stage, settings, inputs, tmp_path / name) for name in ("whole", "broken"))
+    run_ranks(whole)
+    kill_after(start_ranks(broken, 1, SLOW_TRL), tmp_path / "broken", "checkpoint-4/sealed.json")
+    ranks = start_ranks(broken, 1)
+    ranks.wait()
+    assert "going on from checkpoint-" in ranks.log()
+    assert files(tmp_path / "broken") == files(tmp_path / "whole")
 
 
 def seal(out, step, **files_of):

@@ -162,6 +162,10 @@ def test_unfinished_work_of_a_long_stage_with_other_settings_is_refused(tmp_path
     partial.mkdir()
     run = Run(tmp_path, Config(), InProcess())
     (partial / ".identity.json").write_text(json.dumps(run._identity("generate", {"n": 8}, {})))
+    plan = Run(tmp_path, Config(), planning=True)
+    plan.stage("generate", "generate", {"n": 4}, {})
+    assert plan.refusals == [], "nothing was made with the old settings, so nothing would be lost"
+    (partial / "shard_00000.parquet").write_text("x")
     with pytest.raises(RunChanged, match=r"generate \(unfinished\)[\s\S]*config.n: 8 there, 4 now"):
         run.stage("generate", "generate", {"n": 4}, {})
     plan = Run(tmp_path, Config(), planning=True)
