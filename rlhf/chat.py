@@ -22,8 +22,12 @@ TODAY = date(2024, 7, 26)
 Llama 3.1's template)."""
 
 
-def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder, with a chat template.
+def load_tokenizer(
+    path: str | Path, trust_remote_code: bool = False, chat_template: str | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder, with its own chat template or the one given.
+
+    With a template given, the token that ends a turn becomes the eos, so that every server stops there.
 
     Raises:
         ModelError: there is no tokenizer, or it has no chat template.
@@ -34,10 +38,13 @@ def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> PreTrai
         raise ModelError(
             f"{path}: no usable tokenizer ({error}). Save one beside the weights with tokenizer.save_pretrained."
         ) from error
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end_of_turn_id(tokenizer))
     if not tokenizer.chat_template:
         raise ModelError(
-            f"{path}: the tokenizer has no chat template. Set tokenizer.chat_template and save it into the folder, or "
-            "use the chat or instruct version of the model."
+            f"{path}: the tokenizer has no chat template. Set tokenizer.chat_template and save it into the folder, "
+            "give sft.chat_template where the run fine-tunes it, or use the chat or instruct version of the model."
         )
     return tokenizer
 

@@ -113,6 +113,8 @@ def _ranges(cfg: Config) -> Iterator[str]:
         yield f"dpo.label_smoothing={cfg.dpo.label_smoothing}: must lie in [0, 0.5); 0 is off."
     if not 0 <= cfg.reward_model.held_out_share < 1:
         yield f"reward_model.held_out_share={cfg.reward_model.held_out_share}: must lie in [0, 1)."
+    if not 0 <= cfg.sft.held_out_share < 1:
+        yield f"sft.held_out_share={cfg.sft.held_out_share}: must lie in [0, 1)."
     if cfg.score.tensor_parallel_size > 1 and cfg.score.engine is not Engine.vllm:
         yield f"score.tensor_parallel_size={cfg.score.tensor_parallel_size}: only with score.engine=vllm."
     pairwise = cfg.reward_model.kind is JudgeKind.pairwise

@@ -273,17 +273,24 @@ class SftConfig:
     """Supervised fine-tuning of `model.path` before anything else."""
 
     data: Optional[str] = None
-    """File or Hub data set of `messages`, or `@stage/…`; null skips the stage."""
+    """File or Hub data set of conversations (shapes: docs/training.md), or `@stage/…`; null skips the stage."""
+    chat_template: Optional[str] = None
+    """Jinja text of the chat template for a base model, which has none; null takes the model's own."""
     learning_rate: float = 2.0e-5
     """Peak (paper: 2e-5)."""
     num_epochs: int = 1
     """Passes over the data (paper: 1)."""
     batch_size: int = 32
-    """Conversations of one optimizer step, over all ranks (paper: 32)."""
+    """Packs, or without packing conversations, of one optimizer step, over all ranks (paper: 32)."""
     micro_batch_size: int = 1
-    """Conversations of one forward pass on one rank."""
+    """Packs or conversations of one forward pass on one rank."""
     max_length: int = 8192
-    """Tokens; longer conversations are cut at the end and counted (paper: 8192)."""
+    """Tokens of a pack or conversation; longer conversations are cut at the end and counted (paper: 8192)."""
+    packing: bool = True
+    """Join conversations to packs of up to `max_length` tokens, none of which sees another (paper); false for small
+    data, where packs make too few steps."""
+    held_out_share: float = 0.02
+    """Share of the conversations kept out of training to measure the loss; 0 is off."""
     warmup_ratio: float = 0.03
     """Share of the steps with a rising learning rate (paper: 0.03)."""
     gradient_checkpointing: bool = True

@@ -22,7 +22,9 @@ _SHOWN = [
     "conversations",
     "first_loss",
     "last_loss",
+    "packs",
     "held_out_accuracy",
+    "held_out_loss",
     "engine",
 ]
 """Counts and metrics worth a place on a stage's line, beside what was dropped."""

@@ -86,14 +86,20 @@ def clean_turns(value: Any, what: str) -> list[Any]:
     return value
 
 
-def _sharegpt(row: Row) -> list[Comparison]:
-    def message(turn: Any, what: str) -> Message:
-        if not isinstance(turn, Mapping) or turn.get("from") not in _SPEAKERS:
-            raise UnusableRow("unknown_role", f"{what} must have `from` ({', '.join(_SPEAKERS)}) and `value`.")
-        return {"role": _SPEAKERS[turn["from"]], "content": clean_text(turn.get("value"), what)}
+def from_speaker(turn: Any, what: str) -> Message:
+    """A message of a turn with `from` and `value` (ShareGPT).
 
-    context = [message(turn, f"conversations[{i}]") for i, turn in enumerate(row["conversations"])]
-    chosen, rejected = (message(row[name], name)["content"] for name in ("chosen", "rejected"))
+    Raises:
+        UnusableRow: no such turn, an unknown speaker, or no text.
+    """
+    if not isinstance(turn, Mapping) or turn.get("from") not in _SPEAKERS:
+        raise UnusableRow("unknown_role", f"{what} must have `from` ({', '.join(_SPEAKERS)}) and `value`.")
+    return {"role": _SPEAKERS[turn["from"]], "content": clean_text(turn.get("value"), what)}
+
+
+def _sharegpt(row: Row) -> list[Comparison]:
+    context = [from_speaker(turn, f"conversations[{i}]") for i, turn in enumerate(row["conversations"])]
+    chosen, rejected = (from_speaker(row[name], name)["content"] for name in ("chosen", "rejected"))
     return [Comparison((Side(context, chosen), Side(context, rejected)), 0)]
 
 

@@ -19,9 +19,9 @@ from rlhf.job import Job, Outcome, Worker
 from rlhf.pairwise import answer_ids, render_comparison, require_causal_lm
 from rlhf.training.checkpoints import remove_checkpoints, train_resumable
 from rlhf.training.models import export_model, load_model, resolve_dtype
-from rlhf.training.reward_model import conversations, split
+from rlhf.training.reward_model import conversations
 from rlhf.training.sft import IGNORED, gradient_accumulation
-from rlhf.training.tokens import TokenRow, token_dataset
+from rlhf.training.tokens import TokenRow, split, token_dataset
 from rlhf.training.trainer import StageTrainer, attach, build_arguments, common_arguments, step_rows, write_rows
 
 _log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class _Trainer(StageTrainer, SFTTrainer):
 def _rows(job: Job, tokenizer: PreTrainedTokenizerBase, counts: Counter[str]) -> Iterator[TokenRow]:
     """Two rows per pair: the order it is trained in, drawn from the seed, then the other one."""
     rng, answers, max_length = random.Random(f"order {job.seed}"), answer_ids(tokenizer), job.config["max_length"]
-    for messages, chosen, rejected in conversations(job, counts):
+    for _, messages, chosen, rejected in conversations(job, counts):
         if chosen == rejected:
             counts["dropped/identical"] += 1
             continue

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from trl import RewardConfig, RewardTrainer
 
 from rlhf.chat import end_of_turn_id, load_tokenizer, render_conversation
-from rlhf.data.preferences import read_preferences
+from rlhf.data.preferences import preferences_with_rows
 from rlhf.data.shards import read_all_rows
 from rlhf.errors import DataError, TemplateRefuses
 from rlhf.job import Job, Outcome, Worker
@@ -25,10 +23,20 @@ from rlhf.records import Message
 from rlhf.training.checkpoints import remove_checkpoints, train_resumable
 from rlhf.training.models import export_model, load_model, resolve_dtype
 from rlhf.training.sft import gradient_accumulation
-from rlhf.training.tokens import TokenRow, token_dataset
-from rlhf.training.trainer import StageTrainer, attach, build_arguments, common_arguments, step_rows, write_rows
+from rlhf.training.tokens import TokenRow, split, token_dataset
+from rlhf.training.trainer import (
+    StageTrainer,
+    attach,
+    build_arguments,
+    common_arguments,
+    step_rows,
+    sum_over,
+    write_rows,
+)
 
 _COLUMNS = ["chosen_ids", "rejected_ids"]
+_MAX_SOURCES = 50
+"""Sources with an accuracy of their own; pairs of further ones count together as `other`."""
 _log = logging.getLogger(__name__)
 
 
@@ -60,19 +68,29 @@ def ensure_pad(tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
-def conversations(job: Job, counts: Counter[str]) -> Iterator[tuple[list[Message], str, str]]:
-    """Context, chosen and rejected answer: of the preference file, then of π0's own pairs."""
-    yield from read_preferences(job.input_path("data"), counts)
+def source_of(row: Mapping[str, Any]) -> str:
+    """Where a row of a preference file says it comes from, else "data"."""
+    named = (row.get(key) for key in ("source", "dataset", "subset"))
+    return next((name.strip() for name in named if isinstance(name, str) and name.strip()), "data")
+
+
+def conversations(job: Job, counts: Counter[str]) -> Iterator[tuple[str, list[Message], str, str]]:
+    """Source, context, chosen and rejected answer: of the preference file, then of π0's own pairs."""
+    for given, preference in preferences_with_rows(job.input_path("data"), counts):
+        yield source_of(given), *preference
     if "on_policy" in job.inputs:
         for row in read_all_rows(job.input_path("on_policy"), ["messages", "chosen", "rejected"]):
             counts["rows"] += 1
             counts["on_policy"] += 1
-            yield row["messages"], row["chosen"], row["rejected"]
+            yield "on_policy", row["messages"], row["chosen"], row["rejected"]
 
 
-def _rows(job: Job, tokenizer: PreTrainedTokenizerBase, counts: Counter[str]) -> Iterator[TokenRow]:
+def _rows(
+    job: Job, tokenizer: PreTrainedTokenizerBase, counts: Counter[str], sources: dict[str, int]
+) -> Iterator[TokenRow]:
+    """Pairs as token ids; `sources` gets a number for the name of each source."""
     max_length = job.config["max_length"]
-    for messages, *answers in conversations(job, counts):
+    for source, messages, *answers in conversations(job, counts):
         try:
             chosen, rejected = (
                 render_conversation(tokenizer, [*messages, {"role": "assistant", "content": answer}])
@@ -87,34 +105,33 @@ def _rows(job: Job, tokenizer: PreTrainedTokenizerBase, counts: Counter[str]) ->
             counts["dropped/identical"] += 1
             continue
         counts["cut_left"] += max(len(chosen), len(rejected)) > max_length
-        yield {"chosen_ids": chosen[-max_length:], "rejected_ids": rejected[-max_length:]}
+        name = source if source in sources or len(sources) < _MAX_SOURCES else "other"
+        number = sources.setdefault(name, len(sources))
+        yield {"chosen_ids": chosen[-max_length:], "rejected_ids": rejected[-max_length:], "source": [number]}
 
 
-def split(num_pairs: int, share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Indices of training and held-out pairs, both in order; the held-out ones are a seeded sample."""
-    held_out = set(random.Random(f"held out {seed}").sample(range(num_pairs), int(num_pairs * share)))
-    return [i for i in range(num_pairs) if i not in held_out], sorted(held_out)
+def accuracies(trainer: Any, dataset: Any, micro_batch_size: int, sources: list[str]) -> dict[str, float | None]:
+    """Share of pairs whose chosen score is the higher one, over all and by source; a tie is wrong.
 
-
-@torch.no_grad()
-def accuracy(trainer: Any, dataset: Any, micro_batch_size: int) -> float | None:
-    """Share of pairs whose chosen score is the higher one; a tie is wrong. Every rank calls it; None without pairs."""
+    Every rank calls it. None without pairs; nothing by source where there is one source only.
+    """
     if len(dataset) == 0:
-        return None
-    model, device, num_ranks = trainer.model_wrapped, trainer.args.device, trainer.args.world_size
-    model.eval()
-    size = micro_batch_size * num_ranks
-    right = torch.zeros((), dtype=torch.float64, device=device)
-    for start in range(0, len(dataset), size):  # under ZeRO-3 all ranks must go through the model equally often
-        mine = range(start + trainer.args.process_index, min(start + size, len(dataset)), num_ranks)
-        rows = [dataset[i] for i in mine] or [dataset[0]]
+        return {"held_out_accuracy": None}
+    pairs_of = Counter(number for (number,) in dataset["source"])
+
+    def right(model: Any, rows: list[dict[str, Any]]) -> Tensor:
         batch = trainer.data_collator([{name: row[name] for name in _COLUMNS} for row in rows])
-        logits = model(**{name: value.to(device) for name, value in batch.items()}, use_cache=False).logits
-        chosen, rejected = logits.squeeze(-1).float().chunk(2)
-        right += (chosen > rejected).sum() if len(mine) else 0
-    if dist.is_initialized():
-        dist.all_reduce(right)
-    return right.item() / len(dataset)
+        batch = {name: value.to(trainer.args.device) for name, value in batch.items()}
+        chosen_B, rejected_B = model(**batch, use_cache=False).logits.squeeze(-1).float().chunk(2)
+        source_B = torch.tensor([row["source"][0] for row in rows], device=chosen_B.device)
+        return (chosen_B > rejected_B).double() @ F.one_hot(source_B, max(pairs_of) + 1).double()
+
+    found = sum_over(trainer, dataset, micro_batch_size, right)
+    metrics: dict[str, float | None] = {"held_out_accuracy": sum(found) / len(dataset)}
+    if len(sources) > 1:
+        by_source = {name: found[i] / pairs_of[i] for i, name in enumerate(sources) if pairs_of[i]}
+        metrics |= {f"held_out_accuracy/{name}": share for name, share in sorted(by_source.items())}
+    return metrics
 
 
 def _config(source: dict[str, Any], model: Any, vocab_size: int, pad_token_id: int) -> dict[str, Any]:
@@ -148,8 +165,9 @@ def train_reward_model(job: Job, worker: Worker) -> Outcome:
     if isinstance(getattr(model, "score", None), nn.Linear):
         model.score.__class__ = Fp32Linear
     counts: Counter[str] = Counter(rows=0, cut_left=0)
+    sources: dict[str, int] = {}
     tokens = job.out_path / "tokens.arrow"
-    dataset = token_dataset(tokens, _COLUMNS, lambda: _rows(job, tokenizer, counts))
+    dataset = token_dataset(tokens, [*_COLUMNS, "source"], lambda: _rows(job, tokenizer, counts, sources))
     train, held_out = split(len(dataset), config["held_out_share"], job.seed)
     if not train:
         raise DataError(
@@ -157,10 +175,11 @@ def train_reward_model(job: Job, worker: Worker) -> Outcome:
             "the chat template of reward_model.path does not take: use other pairs or another model, or change the "
             "template in a copy of its folder."
         )
-    trainer = _Trainer(model=model, args=args, train_dataset=dataset.select(train), processing_class=tokenizer)
+    pairs = dataset.select(train).select_columns(_COLUMNS)
+    trainer = _Trainer(model=model, args=args, train_dataset=pairs, processing_class=tokenizer)
     attach(trainer, source, worker)
     train_resumable(trainer, job.out_path)
-    metrics = {"held_out_accuracy": accuracy(trainer, dataset.select(held_out), micro)}
+    metrics = accuracies(trainer, dataset.select(held_out), micro, list(sources))
     source_config = json.loads((source / "config.json").read_text())
     vocab_size = model.get_input_embeddings().num_embeddings
     result = _config(source_config, model, vocab_size, int(tokenizer.pad_token_id))

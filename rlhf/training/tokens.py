@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
+from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,29 @@ def token_dataset(path: Path, columns: list[str], make_rows: Callable[[], Iterat
     if dist.is_initialized():
         dist.barrier()
     return Dataset.from_file(str(path))
+
+
+def split(num_rows: int, share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Indices of training and held-out rows, both in order; the held-out ones are a seeded sample."""
+    held_out = set(random.Random(f"held out {seed}").sample(range(num_rows), int(num_rows * share)))
+    return [i for i in range(num_rows) if i not in held_out], sorted(held_out)
+
+
+def pack(lengths: list[int], max_length: int) -> list[list[int]]:
+    """Indices of rows that share a pack of at most `max_length` tokens; a longer row stands alone.
+
+    Best fit, longest first: each row goes where it leaves the least room.
+    """
+    packs: list[list[int]] = []
+    room: list[tuple[int, int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        place = bisect_left(room, (lengths[index], 0))
+        left, number = room.pop(place) if place < len(room) else (max_length, len(packs))
+        if number == len(packs):
+            packs.append([])
+        packs[number].append(index)
+        insort(room, (left - lengths[index], number))
+    return packs
 
 
 def _write(path: Path, columns: list[str], rows: Iterator[TokenRow]) -> None:

@@ -6,10 +6,13 @@ import dataclasses
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rlhf.data.shards import write_atomic
@@ -127,6 +130,29 @@ def attach(trainer: StageTrainer, source: Path, worker: Worker) -> None:
     trainer.source = source
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Watch(worker))
+
+
+@torch.no_grad()
+def sum_over(
+    trainer: Any, dataset: Any, micro_batch_size: int, measure: Callable[[Any, list[dict[str, Any]]], Tensor]
+) -> list[float]:
+    """The sum over a dataset of what `measure(model, rows)` gives for some of its rows. Every rank calls it.
+
+    Under ZeRO-3 all ranks must go through the model equally often: one that has no row left repeats the first one and
+    does not count it.
+    """
+    model, args = trainer.model_wrapped, trainer.args
+    model.eval()
+    size = micro_batch_size * args.world_size
+    parts = []
+    for start in range(0, len(dataset), size):
+        mine = range(start + args.process_index, min(start + size, len(dataset)), args.world_size)
+        found = measure(model, [dataset[i] for i in mine] or [dataset[0]])
+        parts.append(found.double() * bool(len(mine)))
+    total = torch.stack(parts).sum(0)
+    if dist.is_initialized():
+        dist.all_reduce(total)
+    return [float(value) for value in total]
 
 
 def step_rows(trainer: Trainer) -> list[dict[str, Any]]:

@@ -107,7 +107,8 @@ def test_trls_trainers_leave_no_trace_of_a_kill_either(tmp_path, stage, section)
     ]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     inputs = {"model": tiny_llama(tmp_path / "base"), "data": tmp_path / "data.jsonl"}
-    settings = section(learning_rate=1e-3, batch_size=2, gradient_checkpointing=False, save_steps=2)
+    packs = {"max_length": 48, "num_epochs": 2, "held_out_share": 0.1} if stage == "sft" else {}
+    settings = section(learning_rate=1e-3, batch_size=2, gradient_checkpointing=False, save_steps=2, **packs)
     whole, broken = (make_job(stage, settings, inputs, tmp_path / name) for name in ("whole", "broken"))
     run_ranks(whole)
     kill_after(start_ranks(broken, 1, SLOW_TRL), tmp_path / "broken", "checkpoint-4/sealed.json")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
+from datasets import Dataset
 
 from rlhf.chat import render_conversation
 from rlhf.config import RewardModelConfig
-from rlhf.training.reward_model import Fp32Linear, ensure_pad, split
+from rlhf.training.reward_model import Fp32Linear, accuracies, ensure_pad, source_of
+from rlhf.training.tokens import split
 from tests.stage_runner import make_job, run_ranks
 from tests.tiny import random_pairs, tiny_llama, tiny_reward_model, tiny_tokenizer, write_pairs
 
@@ -24,7 +27,8 @@ def preference(number):
 @pytest.mark.parametrize(("num_ranks", "zero_stage"), [(1, 2), (2, 3)])
 def test_learns_to_tell_good_from_bad(tmp_path, num_ranks, zero_stage):
     model = tiny_llama(tmp_path / "base")
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps(preference(i)) + "\n" for i in range(70)))
+    rows = [preference(i) | ({"source": "even"} if i % 2 == 0 else {}) for i in range(70)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     on_policy = random_pairs(10)
     for number, row in enumerate(on_policy):
         row |= {"chosen": f"A. {number}", "rejected": f"b. {number}"}
@@ -45,6 +49,8 @@ def test_learns_to_tell_good_from_bad(tmp_path, num_ranks, zero_stage):
     outcome = run_ranks(job, num_ranks)
     assert (outcome.counts["rows"], outcome.counts["pairs"], outcome.counts["held_out"]) == (80, 64, 16)
     assert outcome.metrics["held_out_accuracy"] > 0.9
+    by_source = {name for name in outcome.metrics if name.startswith("held_out_accuracy/")}
+    assert by_source == {f"held_out_accuracy/{name}" for name in ("data", "even", "on_policy")}
     assert outcome.metrics["last_loss"] < 0.4
 
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
@@ -58,6 +64,33 @@ def test_learns_to_tell_good_from_bad(tmp_path, num_ranks, zero_stage):
     texts = [tokenizer.decode(render_conversation(tokenizer, talk)[1:]) for talk in preference(3).values()]
     good, bad = (result["score"] for result in pipe(texts))
     assert good > bad
+
+
+def test_accuracy_is_told_by_source_and_a_tie_is_wrong():
+    class Model:
+        def eval(self):
+            pass
+
+        def __call__(self, input_ids, use_cache):
+            return SimpleNamespace(logits=input_ids.float())
+
+    def collate(rows):
+        return {"input_ids": torch.tensor([row[side] for side in ("chosen_ids", "rejected_ids") for row in rows])}
+
+    scores = [(2, 1, 0), (1, 2, 0), (3, 1, 2), (1, 1, 2), (2, 1, 2), (5, 4, 0), (1, 2, 0), (2, 1, 0)]
+    dataset = Dataset.from_list([{"chosen_ids": [c], "rejected_ids": [r], "source": [s]} for c, r, s in scores])
+    args = SimpleNamespace(world_size=1, process_index=0, device=torch.device("cpu"))
+    trainer = SimpleNamespace(model_wrapped=Model(), args=args, data_collator=collate)
+    metrics = accuracies(trainer, dataset, 4, ["a", "trained on only", "b", "too"])
+    expected = {"held_out_accuracy": 5 / 8, "held_out_accuracy/a": 3 / 5, "held_out_accuracy/b": 2 / 3}
+    assert metrics == pytest.approx(expected)
+    assert accuracies(trainer, dataset.select([0, 1]), 4, ["a"]) == {"held_out_accuracy": 0.5}
+    assert accuracies(trainer, dataset.select([]), 4, ["a", "b"]) == {"held_out_accuracy": None}
+
+
+def test_a_source_is_named_by_the_row():
+    assert source_of({"source": "", "dataset": " hh ", "subset": "x"}) == "hh"
+    assert source_of({"source": 3, "chosen": []}) == "data"
 
 
 def test_pad_equal_to_end_of_turn_is_replaced(tmp_path):

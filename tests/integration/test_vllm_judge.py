@@ -1,5 +1,6 @@
 """vLLM as the second scoring engine: the same scores as the first."""
 
+import json
 import os
 
 import pytest
@@ -9,13 +10,14 @@ os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
 os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
 
-from rlhf.config import Config
+from rlhf.config import Config, RewardModelConfig
 from rlhf.errors import ModelError
 from rlhf.run import plain
 from rlhf.scoring.classifier import ClassifierJudge
 from rlhf.scoring.load import load_judge
 from rlhf.scoring.vllm import VllmJudge
-from tests.tiny import tiny_llama, tiny_reward_model
+from tests.stage_runner import make_job, run_ranks
+from tests.tiny import tiny_llama, tiny_reward_model, tiny_tokenizer
 
 SHAPE = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}  # heads of 32, as vLLM wants on CPU
 MAX_TOKENS = 2500
@@ -76,6 +78,37 @@ def test_the_head_stays_in_fp32_when_the_body_does_not(path):
     exact = ClassifierJudge(path).score(items(12)).scores
     assert scores == pytest.approx(exact, abs=0.1)
     assert any(float(torch.tensor(score).bfloat16()) != score for score in scores)
+
+
+def test_a_trained_judge_scores_the_same_in_the_pipeline_and_in_both_engines(tmp_path):
+    base = tiny_llama(tmp_path / "base", seed=5, **SHAPE)
+    for name in ("tokenizer.json", "tokenizer_config.json"):  # no spare token for padding: the vocabulary grows
+        text = (base / name).read_text().replace("<|finetune_right_pad_id|>", "<|unused|>")
+        (base / name).write_text(text.replace('"pad_token": "<|unused|>"', '"pad_token": "<|eot_id|>"'))
+    rows = [
+        [[{"role": "user", "content": f"say {i}"}, {"role": "assistant", "content": c}] for c in "ab"] for i in range(8)
+    ]
+    lines = [json.dumps({"chosen": chosen, "rejected": rejected}) + "\n" for chosen, rejected in rows]
+    (tmp_path / "data.jsonl").write_text("".join(lines))
+    section = RewardModelConfig(learning_rate=1e-3, batch_size=4, micro_batch_size=4, gradient_checkpointing=False)
+    inputs = {"model": base, "data": tmp_path / "data.jsonl"}
+    run_ranks(make_job("reward_model", section, inputs, tmp_path / "out"))
+    folder = str(tmp_path / "out" / "model")
+
+    from transformers import pipeline
+
+    pipe = pipeline("text-classification", model=folder, function_to_apply="none", batch_size=1)
+    tokenizer = pipe.tokenizer
+    assert tokenizer.pad_token == "<pad>" and len(tokenizer) == len(tiny_tokenizer()) + 1
+    pairs = items(16)
+    texts = [
+        tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": answer}], tokenize=False)
+        for messages, answer in pairs
+    ]
+    plain = [result["score"] for result in pipe([text.removeprefix(tokenizer.bos_token) for text in texts])]
+    assert len({round(score, 3) for score in plain}) > 8
+    assert ClassifierJudge(folder).score(pairs).scores == pytest.approx(plain, abs=1e-4)
+    assert VllmJudge(folder, max_tokens=512).score(pairs).scores == pytest.approx(plain, abs=1e-4)
 
 
 def test_what_cannot_be_served_names_the_other_engine(path, tmp_path):

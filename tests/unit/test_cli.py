@@ -141,7 +141,8 @@ def test_what_must_not_be_negative(key):
         (lambda c: setattr(c.compute, "zero_stage", 1), "zero_stage"),
         (lambda c: setattr(c.compute, "num_training_ranks", 1000), "num_training_ranks"),
         (lambda c: setattr(c.pair, "num_candidates", 9), "num_candidates"),
-        (lambda c: setattr(c.reward_model, "held_out_share", 1.0), "held_out_share"),
+        (lambda c: setattr(c.reward_model, "held_out_share", 1.0), "reward_model.held_out_share"),
+        (lambda c: setattr(c.sft, "held_out_share", -0.1), "sft.held_out_share"),
         (lambda c: setattr(c.reward_model.on_policy, "rule", "a:b"), "prompts and rule"),
         (lambda c: setattr(c.model, "path", "@world/model"), "world.enabled"),
         (

@@ -16,6 +16,7 @@ from rlhf.config import Config
 from rlhf.iterate import iterate
 from rlhf.run import Run
 from rlhf.steps import settings
+from rlhf.world.tokenizer import CHAT_TEMPLATE
 
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
 
@@ -61,7 +62,12 @@ def test_an_experiment_plans_to_its_end(name: str, tmp_path: Path, fetched: list
         assert fetched == []
     else:
         assert f"reward_model.path={cfg.reward_model.path}" in fetched
-        assert [p for p in pending if p.startswith("data/")] == [f"data/prompts.path.{t}" for t in (1, 2, 3)]
+        trained = ["sft", "reward_model"] if name == "rlhf_workflow_from_base" else []
+        assert [p for p in pending if p in ("sft", "reward_model")] == trained
+        made = [p for p in pending if p.startswith("data/")]
+        assert sorted(made) == sorted(
+            [f"data/{stage}.data" for stage in trained] + [f"data/prompts.path.{t}" for t in (1, 2, 3)]
+        )
         assert cfg.dpo.batch_size == 128
 
 
@@ -88,11 +94,27 @@ def differing(one: Any, other: Any, prefix: str = "") -> set[str]:
         ),
         ("concise", "rlhf_workflow", {"pair.length_penalty"}),
         ("offline_dpo", "rlhf_workflow", {"generate.policy"}),
+        (
+            "rlhf_workflow_from_base",
+            "rlhf_workflow",
+            {
+                "model.path",
+                "sft.data",
+                "sft.chat_template",
+                "reward_model.path",
+                "reward_model.data",
+                "reward_model.trainer_args",
+            },
+        ),
     ],
 )
 def test_an_experiment_changes_what_its_name_says_and_no_more(name: str, base: str | None, keys: set[str]) -> None:
     before = composed(f"experiment={base}") if base else composed()
     assert differing(composed(f"experiment={name}"), before) == keys
+
+
+def test_the_chat_template_of_the_base_model_is_llama_3s() -> None:
+    assert composed("experiment=rlhf_workflow_from_base").sft.chat_template == CHAT_TEMPLATE
 
 
 def test_offline_samples_every_iteration_from_the_initial_policy(tmp_path: Path) -> None:
