@@ -6,7 +6,8 @@ import math
 import re
 from collections.abc import Iterator
 
-from rlhf.config import Config, Engine, JudgeKind, Loss, Strategy
+from rlhf.choices import Engine, JudgeKind, Loss, Strategy
+from rlhf.config import Config
 from rlhf.errors import ConfigError
 
 _POSITIVE = [

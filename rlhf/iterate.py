@@ -11,8 +11,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from rlhf import card, sources, steps
+from rlhf.choices import JudgeKind, Reference, Sampled
 from rlhf.cli import main
-from rlhf.config import Config, JudgeKind, Reference, Sampled
+from rlhf.config import Config
 from rlhf.console import Console
 from rlhf.data.shards import write_atomic
 from rlhf.errors import ConfigError, RunChanged

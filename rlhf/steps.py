@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf import sources
-from rlhf.config import Config, JudgeKind
+from rlhf.choices import JudgeKind
+from rlhf.config import Config
 from rlhf.models import saved_dtype
 from rlhf.run import UNKNOWN, Artifact, Run, plain
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from enum import Enum
 from itertools import takewhile
 
-from rlhf.config import PairConfig, Strategy, Truncated
+from rlhf.choices import Strategy, Truncated
+from rlhf.config import PairConfig
 from rlhf.errors import ConfigError, DataError
 from rlhf.records import Candidate, PreferencePair, ScoredPrompt
 

@@ -8,18 +8,8 @@ from typing import Optional
 
 from omegaconf import MISSING
 
-from rlhf.config import (
-    ComputeConfig,
-    Config,
-    Dtype,
-    Engine,
-    GenerateConfig,
-    JudgeKind,
-    ModelConfig,
-    PairConfig,
-    RewardModelConfig,
-    ScoreConfig,
-)
+from rlhf.choices import Dtype, Engine, JudgeKind
+from rlhf.config import ComputeConfig, Config, GenerateConfig, ModelConfig, PairConfig, RewardModelConfig, ScoreConfig
 
 
 @dataclass

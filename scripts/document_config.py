@@ -14,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "rlhf" / "config.py"
 TARGET = ROOT / "docs" / "configuration.md"
+CHOICES = ROOT / "rlhf" / "choices.py"
 
 
 @dataclass
@@ -72,9 +73,11 @@ def render(source: str) -> str:
     module = ast.parse(source)
     classes = {node.name: node for node in module.body if isinstance(node, ast.ClassDef)}
     enums = {
-        name: [s.targets[0].id for s in node.body if isinstance(s, ast.Assign) and isinstance(s.targets[0], ast.Name)]
-        for name, node in classes.items()
-        if any(ast.unparse(base) == "Enum" for base in node.bases)
+        node.name: [
+            s.targets[0].id for s in node.body if isinstance(s, ast.Assign) and isinstance(s.targets[0], ast.Name)
+        ]
+        for node in ast.parse(CHOICES.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef)
     }
     lines = [
         "# Configuration",
@@ -91,11 +94,11 @@ def render(source: str) -> str:
         lines.extend(["", f"## {prefix or 'Top level'}", "", " ".join((ast.get_docstring(node) or "").split()), ""])
         lines.extend(["| key | type | default | meaning |", "|---|---|---|---|"])
         for field in fields:
-            if field.type not in classes or field.type in enums:
+            if field.type not in classes:
                 cells = (f"`{prefix + '.' if prefix else ''}{field.name}`", yaml_type(field.type, enums))
                 lines.append("| " + " | ".join(escape(c) for c in (*cells, f"`{field.default}`", field.doc)) + " |")
         for field in fields:
-            if field.type in classes and field.type not in enums:
+            if field.type in classes:
                 section(f"{prefix + '.' if prefix else ''}{field.name}", field.type)
 
     section("", "Config")

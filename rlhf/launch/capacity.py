@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from rlhf.config import Config, Device
+from rlhf.choices import Device
+from rlhf.config import Config
 from rlhf.errors import ConfigError
 from rlhf.launch.machine import num_cores, visible_gpus
 from rlhf.models import num_parameters

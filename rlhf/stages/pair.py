@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rlhf.config import PairConfig, Strategy, Truncated
+from rlhf.choices import Strategy, Truncated
+from rlhf.config import PairConfig
 from rlhf.data.shards import num_rows, read_all_rows, read_rows, shard_name, shard_paths, sum_counts, write_shard
 from rlhf.errors import DataError
 from rlhf.job import Job, Kind, Outcome, Worker

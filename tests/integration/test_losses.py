@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rlhf.config import Loss
+from rlhf.choices import Loss
 from rlhf.training.losses import LOSSES, dpo_loss
 
 ARGUMENTS = [

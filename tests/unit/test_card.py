@@ -10,7 +10,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from rlhf import card, iterate
-from rlhf.config import Config, Engine
+from rlhf.choices import Engine
+from rlhf.config import Config
 from rlhf.data.shards import write_atomic
 from rlhf.run import Artifact, Run
 from rlhf.summary import Row

@@ -12,8 +12,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from rlhf.checks import _NOT_NEGATIVE, _POSITIVE, check_config, value_at
+from rlhf.choices import Loss, Strategy
 from rlhf.cli import CONFIGS, to_config
-from rlhf.config import Config, Loss, Strategy
+from rlhf.config import Config
 from rlhf.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]

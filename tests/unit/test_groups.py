@@ -3,7 +3,8 @@
 import pytest
 
 from rlhf.checks import check_config
-from rlhf.config import Config, Engine, JudgeKind, RewardModelConfig, ScoreConfig
+from rlhf.choices import Engine, JudgeKind
+from rlhf.config import Config, RewardModelConfig, ScoreConfig
 from rlhf.errors import ConfigError
 from rlhf.scoring.groups import Compared, Group, Tournament, opponents_of, score_groups
 from rlhf.scoring.judge import Scored

@@ -8,13 +8,13 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "rlhf"
 HEAVY = {"torch", "transformers", "trl", "vllm", "deepspeed", "accelerate", "datasets", "safetensors", "tokenizers"}
 LIGHT = (
-    "errors records config job digest run sources hub steps prompt_sets console summary checks cli sweep iterate alone "
-    "models strategies card tools_config tools generate score pair answer evaluation "
-    "rewardbench bestofn"
+    "errors records choices config job digest run sources hub steps prompt_sets console summary checks "
+    "cli sweep iterate alone models strategies card tools_config tools generate score pair answer "
+    "evaluation rewardbench bestofn"
 )
 LAYERS = [
     {"errors"},
-    {"records", "config", "job", "digest", "models", "tools_config"},
+    {"records", "choices", "config", "job", "digest", "models", "tools_config"},
     {"data", "strategies", "checks", "hub", "sweep"},
     {"console", "run"},
     {"sources", "summary", "steps", "prompt_sets", "card", "evaluation"},

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.config import Config, Device
+from rlhf.choices import Device
+from rlhf.config import Config
 from rlhf.data.shards import read_rows
 from rlhf.errors import ConfigError
 from rlhf.launch import capacity

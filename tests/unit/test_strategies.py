@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rlhf.config import PairConfig, Strategy, Truncated
+from rlhf.choices import Strategy, Truncated
+from rlhf.config import PairConfig
 from rlhf.errors import ConfigError, DataError
 from rlhf.records import Candidate, PreferencePair, ScoredPrompt
 from rlhf.strategies import Drop, Terminators, check, make_pairs, training_target

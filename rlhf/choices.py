@@ -1,0 +1,77 @@
+"""What config keys may be chosen from."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Dtype(Enum):
+    """`auto` is the dtype the weights were saved in."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class Engine(Enum):
+    """What samples or scores; `auto` is vLLM where it can load the model, else transformers, and says so."""
+
+    auto = "auto"
+    vllm = "vllm"
+    transformers = "transformers"
+
+
+class JudgeKind(Enum):
+    """What a judge reads: one response, for a number, or two, for which is better."""
+
+    scalar = "scalar"
+    pairwise = "pairwise"
+
+
+class Strategy(Enum):
+    """How a pair is made of n scored candidates."""
+
+    best_worst = "best_worst"
+    best_random = "best_random"
+    best_second = "best_second"
+    random = "random"
+
+
+class Truncated(Enum):
+    """What becomes of responses cut at the token limit when pairs are made."""
+
+    never_chosen = "never_chosen"
+    allow = "allow"
+    drop = "drop"
+
+
+class Sampled(Enum):
+    """Which policy an iteration's responses come from."""
+
+    previous = "previous"
+    initial = "initial"
+
+
+class Reference(Enum):
+    """Which policy anchors DPO."""
+
+    initial = "initial"
+    previous = "previous"
+
+
+class Loss(Enum):
+    """Preference losses."""
+
+    sigmoid = "sigmoid"
+    ipo = "ipo"
+    robust = "robust"
+    hinge = "hinge"
+    exo_pair = "exo_pair"
+
+
+class Device(Enum):
+    """`auto` takes the GPUs it finds, else the CPU."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
