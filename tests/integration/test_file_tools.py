@@ -136,7 +136,8 @@ def test_a_foreign_file_of_prompts_responses_and_rewards(tmp_path):
     code, said = tool("pair", tmp_path, "input=in.json", "output=out.jsonl")
     assert code == 0, said
     assert "11 rows = 2 kept + 9 dropped (duplicate 1, empty 1, finish_reasons_do_not_match 1, " in said
-    assert "invalid_unicode 1, no_responses 1, non_finite 1, response_not_text 1, rewards_not_numbers 1, " in said
+    assert "invalid_unicode 1, no_responses 1, non_finite 1, response_not_text 1, rewards_do_not_match 1, " in said
+    assert "rewards_not_numbers 1); 2 written" in said
     first, second = read(tmp_path / "out.jsonl")
     assert first["chosen"][0]["content"] == SEPARATOR == second["rejected"][0]["content"]
 

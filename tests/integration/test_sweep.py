@@ -78,7 +78,7 @@ def test_given_pairs_train_without_sampling(world):  # noqa: F811
     names = digests(folder / "given")
     assert "iteration_001/preferences" in names and "iteration_001/generate" not in names
     counts = json.loads((folder / "given" / "iteration_001/preferences/artifact.json").read_text())["counts"]
-    assert counts == {"rows": 9, "pairs": 8, "dropped/equal": 1}
+    assert counts == {"rows": 9, "comparisons": 9, "pairs": 8, "dropped/equal": 1}
     first = json.loads((folder / "given/iteration_001/dpo/metrics.jsonl").read_text().split("\n")[0])
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
 
