@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.data.comparisons import from_speaker
-from rlhf.data.files import read_records
-from rlhf.data.prompts import UnusableRow, clean_messages, clean_text, from_text, to_messages
+from rlhf.data.prompts import UnusableRow, clean_messages, clean_text, from_text, parsed_rows, to_messages
 from rlhf.errors import DataError
 from rlhf.records import Message
 
@@ -78,13 +77,6 @@ def read_conversations(path: Path | str, counts: Counter[str]) -> Iterator[list[
     Raises:
         DataError: the file cannot be read, or a row has no known shape.
     """
-    for number, row in enumerate(read_records(path), start=1):
-        counts["rows"] += 1
-        try:
-            conversation = to_conversation(row)
-        except UnusableRow as error:
-            counts[f"dropped/{error.reason}"] += 1
-            continue
-        except DataError as error:
-            raise DataError(f"{path}, row {number}: {error}") from None
-        yield conversation
+    for _, _, conversation in parsed_rows(path, counts, to_conversation):
+        if not isinstance(conversation, UnusableRow):
+            yield conversation

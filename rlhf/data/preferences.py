@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rlhf.data.comparisons import Comparison, to_comparisons
-from rlhf.data.files import Record, read_records
-from rlhf.data.prompts import UnusableRow, clean_text
-from rlhf.errors import DataError
+from rlhf.data.files import Record
+from rlhf.data.prompts import UnusableRow, clean_text, parsed_rows
 from rlhf.records import Message
 
 Preference = tuple[list[Message], str, str]
@@ -33,16 +32,10 @@ def read_preferences(path: Path | str, counts: Counter[str]) -> Iterator[Prefere
 
 def preferences_with_rows(path: Path | str, counts: Counter[str]) -> Iterator[tuple[Record, Preference]]:
     """As `read_preferences`, each with the row it comes from."""
-    for number, row in enumerate(read_records(path), start=1):
-        counts["rows"] += 1
-        try:
-            comparisons = to_comparisons(row)
-        except UnusableRow as error:
+    for _, row, comparisons in parsed_rows(path, counts, to_comparisons):
+        if isinstance(comparisons, UnusableRow):
             counts["comparisons"] += 1
-            counts[f"dropped/{error.reason}"] += 1
             continue
-        except DataError as error:
-            raise DataError(f"{path}, row {number}: {error}") from None
         for comparison in comparisons:
             counts["comparisons"] += 1
             try:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from rlhf.data.files import read_records
+from rlhf.data.files import Record, read_records
 from rlhf.errors import DataError
 from rlhf.records import Message, Prompt, prompt_id
 
@@ -28,6 +28,35 @@ class UnusableRow(DataError):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+Parsed = TypeVar("Parsed")
+
+
+def parsed_rows(
+    path: Path | str, counts: Counter[str], parse: Callable[[Record], Parsed]
+) -> Iterator[tuple[int, Record, Parsed | UnusableRow]]:
+    """Rows of a file as a stream: number from 1, the row, and what `parse` makes of it or the `UnusableRow` it raises.
+
+    Args:
+        path: JSON, JSONL or Parquet file.
+        counts: is added to while reading: `rows`, and `dropped/<reason>` for each unusable row.
+        parse: reads one row.
+
+    Raises:
+        DataError: the file cannot be read, or a row has no known shape; names the row.
+    """
+    for number, row in enumerate(read_records(path), start=1):
+        counts["rows"] += 1
+        made: Parsed | UnusableRow
+        try:
+            made = parse(row)
+        except UnusableRow as error:
+            counts[f"dropped/{error.reason}"] += 1
+            made = error
+        except DataError as error:
+            raise DataError(f"{path}, row {number}: {error}") from None
+        yield number, row, made
 
 
 def clean_text(text: Any, what: str) -> str:
@@ -122,16 +151,10 @@ def read_prompts(path: Path | str, counts: Counter[str]) -> Iterator[Prompt]:
     """
     seen: set[int] = set()
     first_problem = ""
-    for number, row in enumerate(read_records(path), start=1):
-        counts["rows"] += 1
-        try:
-            messages = to_messages(row)
-        except UnusableRow as error:
-            counts[f"dropped/{error.reason}"] += 1
-            first_problem = first_problem or f"row {number}: {error}"
+    for number, row, messages in parsed_rows(path, counts, to_messages):
+        if isinstance(messages, UnusableRow):
+            first_problem = first_problem or f"row {number}: {messages}"
             continue
-        except DataError as error:
-            raise DataError(f"{path}, row {number}: {error}") from None
         counts["answers_cut"] += has_answer(row)
         identity = prompt_id(messages)
         if int(identity, 16) in seen:

@@ -14,12 +14,12 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rlhf.data.files import read_records
 from rlhf.data.preferences import preferences_with_rows
-from rlhf.data.prompts import UnusableRow, to_messages
+from rlhf.data.prompts import UnusableRow, parsed_rows, to_messages
 from rlhf.digest import digest_of
 from rlhf.errors import DataError
 from rlhf.records import FINISHED, Candidate, prompt_id
@@ -46,16 +46,10 @@ def read_responses(path: Path | str, counts: Counter[str], numbers: str | None =
     """
     seen: set[int] = set()
     first_problem = ""
-    for number, row in enumerate(read_records(path), start=1):
-        counts["rows"] += 1
-        try:
-            made = to_candidates(row, numbers)
-        except UnusableRow as error:
-            counts[f"dropped/{error.reason}"] += 1
-            first_problem = first_problem or f"row {number}: {error}"
+    for number, row, made in parsed_rows(path, counts, partial(to_candidates, numbers=numbers)):
+        if isinstance(made, UnusableRow):
+            first_problem = first_problem or f"row {number}: {made}"
             continue
-        except DataError as error:
-            raise DataError(f"{path}, row {number}: {error}") from None
         identity = int(digest_of([made["id"], row["responses"], row.get("rewards")])[:16], 16)
         if identity in seen:
             counts["dropped/duplicate"] += 1

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from transformers import AutoConfig, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
@@ -22,7 +23,15 @@ from rlhf.training.models import export_model, load_model, resolve_dtype
 from rlhf.training.reward_model import conversations
 from rlhf.training.sft import IGNORED, gradient_accumulation
 from rlhf.training.tokens import TokenRow, split, token_dataset
-from rlhf.training.trainer import StageTrainer, attach, build_arguments, common_arguments, step_rows, write_rows
+from rlhf.training.trainer import (
+    StageTrainer,
+    attach,
+    build_arguments,
+    common_arguments,
+    step_rows,
+    sum_over,
+    write_rows,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -63,22 +72,20 @@ def accuracy(trainer: Any, dataset: Any, answers: tuple[int, int]) -> float | No
     num_pairs = len(dataset) // 2
     if num_pairs == 0:
         return None
-    model, device, num_ranks = trainer.model_wrapped, trainer.args.device, trainer.args.world_size
-    model.eval()
-    right = torch.zeros((), dtype=torch.float64, device=device)
-    for start in range(0, num_pairs, num_ranks):  # under ZeRO-3 all ranks must go through the model equally often
-        mine = start + trainer.args.process_index
-        pair = mine if mine < num_pairs else 0
-        probability = 0.0
-        for row in (dataset[2 * pair], dataset[2 * pair + 1]):
-            prompt = torch.tensor([row["input_ids"][:-1]], device=device)
-            logits = model(input_ids=prompt, use_cache=False, logits_to_keep=1).logits[0, -1]
-            shown = logits[list(answers)].float().softmax(-1)
-            probability += float(shown[answers.index(row["labels"][-1])]) / 2
-        right += (probability > 0.5) if mine < num_pairs else 0
-    if dist.is_initialized():
-        dist.all_reduce(right)
-    return right.item() / num_pairs
+
+    def right(model: Any, pairs: list[int]) -> Tensor:
+        shown = []
+        for pair in pairs:
+            probability = 0.0
+            for row in (dataset[2 * pair], dataset[2 * pair + 1]):
+                prompt = torch.tensor([row["input_ids"][:-1]], device=trainer.args.device)
+                logits = model(input_ids=prompt, use_cache=False, logits_to_keep=1).logits[0, -1]
+                both = logits[list(answers)].float().softmax(-1)
+                probability += float(both[answers.index(row["labels"][-1])]) / 2
+            shown.append(probability > 0.5)
+        return torch.tensor([sum(shown)], dtype=torch.float64, device=trainer.args.device)
+
+    return sum_over(trainer, range(num_pairs), 1, right)[0] / num_pairs
 
 
 def train_preference_model(job: Job, worker: Worker) -> Outcome:

@@ -134,7 +134,7 @@ def attach(trainer: StageTrainer, source: Path, worker: Worker) -> None:
 
 @torch.no_grad()
 def sum_over(
-    trainer: Any, dataset: Any, micro_batch_size: int, measure: Callable[[Any, list[dict[str, Any]]], Tensor]
+    trainer: Any, dataset: Any, micro_batch_size: int, measure: Callable[[Any, list[Any]], Tensor]
 ) -> list[float]:
     """The sum over a dataset of what `measure(model, rows)` gives for some of its rows. Every rank calls it.
 
