@@ -9,7 +9,8 @@ from typing import Optional
 from omegaconf import MISSING
 
 from rlhf.choices import Dtype, Engine, JudgeKind
-from rlhf.config import ComputeConfig, Config, GenerateConfig, ModelConfig, PairConfig, RewardModelConfig, ScoreConfig
+from rlhf.config import ComputeConfig, Config, GenerateConfig, ModelConfig, PairConfig, ScoreConfig
+from rlhf.config_training import RewardModelConfig
 
 
 @dataclass

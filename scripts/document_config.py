@@ -1,4 +1,4 @@
-"""Write docs/configuration.md from rlhf/config.py: `python scripts/document_config.py [--check]`.
+"""Write docs/configuration.md from the schema: `python scripts/document_config.py [--check]`.
 
 Reads the source and imports nothing, so that it runs anywhere and shows defaults as they are written.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCE = ROOT / "rlhf" / "config.py"
+SOURCES = [ROOT / "rlhf" / name for name in ("config.py", "config_training.py")]
 TARGET = ROOT / "docs" / "configuration.md"
 CHOICES = ROOT / "rlhf" / "choices.py"
 
@@ -68,6 +68,11 @@ def yaml_type(annotation: str, enums: dict[str, list[str]]) -> str:
     return names.get(annotation, "mapping" if annotation.startswith("dict") else annotation)
 
 
+def schema() -> str:
+    """The source of all sections."""
+    return "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
+
+
 def render(source: str) -> str:
     """The whole page."""
     module = ast.parse(source)
@@ -112,9 +117,9 @@ def escape(cell: str) -> str:
 
 def main() -> int:
     """Write the page, or with --check say whether it is up to date."""
-    parser = argparse.ArgumentParser(description="Generate docs/configuration.md from rlhf/config.py.")
+    parser = argparse.ArgumentParser(description="Generate docs/configuration.md from the schema.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when the page is out of date")
-    page = render(SOURCE.read_text(encoding="utf-8"))
+    page = render(schema())
     if not parser.parse_args().check:
         TARGET.parent.mkdir(exist_ok=True)
         TARGET.write_text(page, encoding="utf-8")

@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from rlhf.config import DpoConfig, LoraConfig, ReferenceConfig, RewardModelConfig, SftConfig
+from rlhf.config import ReferenceConfig
+from rlhf.config_training import DpoConfig, LoraConfig, RewardModelConfig, SftConfig
 from rlhf.errors import UserError
 from rlhf.training import checkpoints
 from rlhf.training.checkpoints import find_checkpoint, remove_checkpoints

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlhf.config import DpoConfig, ReferenceConfig
+from rlhf.config import ReferenceConfig
+from rlhf.config_training import DpoConfig
 from rlhf.data.shards import read_all_rows, shard_name, write_shard
 from rlhf.errors import ConfigError, DataError
 from rlhf.records import LOGPROBS_SCHEMA

@@ -13,7 +13,8 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from rlhf.config import DpoConfig, LoraConfig, ReferenceConfig
+from rlhf.config import ReferenceConfig
+from rlhf.config_training import DpoConfig, LoraConfig
 from rlhf.errors import ConfigError
 from rlhf.training.lora import add_adapter, export_adapter
 from rlhf.training.models import load_model

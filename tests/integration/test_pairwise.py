@@ -9,7 +9,8 @@ import random
 import pytest
 import torch
 
-from rlhf.config import RewardModelConfig, ScoreConfig
+from rlhf.config import ScoreConfig
+from rlhf.config_training import RewardModelConfig
 from rlhf.data.shards import read_all_rows, shard_name, sum_counts, write_shard
 from rlhf.errors import ModelError
 from rlhf.pairwise import answer_ids, comparison_text, render_comparison

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 
 from rlhf.chat import render_conversation
-from rlhf.config import RewardModelConfig
+from rlhf.config_training import RewardModelConfig
 from rlhf.training.reward_model import Fp32Linear, accuracies, ensure_pad, source_of
 from rlhf.training.tokens import split
 from tests.stage_runner import make_job, run_ranks

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from rlhf.chat import end_of_turn_id, load_tokenizer
-from rlhf.config import SftConfig
+from rlhf.config_training import SftConfig
 from rlhf.errors import ConfigError, ModelError
 from rlhf.training.sft import IGNORED, gradient_accumulation, tokenize
 from rlhf.training.tokens import pack, split

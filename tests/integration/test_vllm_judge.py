@@ -10,7 +10,8 @@ os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
 os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
 
-from rlhf.config import Config, RewardModelConfig
+from rlhf.config import Config
+from rlhf.config_training import RewardModelConfig
 from rlhf.errors import ModelError
 from rlhf.run import plain
 from rlhf.scoring.classifier import ClassifierJudge

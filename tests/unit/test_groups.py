@@ -4,7 +4,8 @@ import pytest
 
 from rlhf.checks import check_config
 from rlhf.choices import Engine, JudgeKind
-from rlhf.config import Config, RewardModelConfig, ScoreConfig
+from rlhf.config import Config, ScoreConfig
+from rlhf.config_training import RewardModelConfig
 from rlhf.errors import ConfigError
 from rlhf.scoring.groups import Compared, Group, Tournament, opponents_of, score_groups
 from rlhf.scoring.judge import Scored

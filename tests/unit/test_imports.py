@@ -8,13 +8,13 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "rlhf"
 HEAVY = {"torch", "transformers", "trl", "vllm", "deepspeed", "accelerate", "datasets", "safetensors", "tokenizers"}
 LIGHT = (
-    "errors records choices config job digest run sources hub steps prompt_sets console summary checks "
+    "errors records choices config job digest run sources hub steps prompt_sets console summary checks config_training "
     "cli sweep iterate alone models strategies card tools_config tools generate score pair answer "
     "evaluation rewardbench bestofn"
 )
 LAYERS = [
     {"errors"},
-    {"records", "choices", "config", "job", "digest", "models", "tools_config"},
+    {"records", "choices", "config", "job", "digest", "models", "tools_config", "config_training"},
     {"data", "strategies", "checks", "hub", "sweep"},
     {"console", "run"},
     {"sources", "summary", "steps", "prompt_sets", "card", "evaluation"},
