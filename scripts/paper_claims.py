@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
-from biased_labels import LENGTH_SHARE, relabelled
-
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the package need not be installed
+from biased_labels import LENGTH_SHARE, relabelled  # noqa: E402
+
 PRIMARY_SEEDS = (1, 2, 3, 4, 5)
 SECONDARY_SEEDS = (1, 2, 3)
 PENALTY = 0.04
