@@ -54,7 +54,7 @@ def iterate(cfg: Config, run: Run) -> Artifact:
         anchor = initial if cfg.dpo.reference is Reference.initial else policy
         logprobs = step.stage("reference", model=anchor, pairs=pairs)
         policy = step.stage("dpo", policy=policy, pairs=pairs, reference=logprobs).part("model")
-        evaluations.append(evaluate(step, policy, yardstick, candidates, pairs))
+        evaluations.append(evaluate(step, policy, yardstick, candidates, pairs, evaluations[-1]))
         report(run, evaluations)
     return conclude(run, evaluations, dtype)
 
@@ -77,14 +77,20 @@ def evaluate(
     yardstick: Yardstick,
     generate: Artifact | None = None,
     pair: Artifact | None = None,
+    earlier: Evaluation | None = None,
 ) -> Evaluation:
-    """Sample and score the held-out prompts; π0's log-probs of the samples give the KL."""
+    """Sample and score the held-out prompts; π0's log-probs of the samples give the KL.
+
+    What the judge has scored in the `earlier` evaluation is not scored again.
+    """
     cfg, step = step.run.cfg.evaluate, step.inside("held_out")
     sampling = {"n": cfg.n, "temperatures": [cfg.temperature], "iteration": step.iteration, "slice": None}
     candidates = step.stage("generate", config=sampling, policy=policy, prompts=yardstick.held_out)
-    against: dict[str, Any] = {"against": yardstick.against} if yardstick.against else {}
+    given: dict[str, Any] = {"against": yardstick.against} if yardstick.against else {}
+    if earlier and yardstick.judge and (not yardstick.against or earlier.iteration > 0):
+        given |= {"known_candidates": earlier.candidates, "known_scores": earlier.scores}
     config = steps.judge_settings(step.run.cfg)
-    scores = step.stage("score", config=config, candidates=candidates, judge=yardstick.judge, **against)
+    scores = step.stage("score", config=config, candidates=candidates, judge=yardstick.judge, **given)
     gold = reference = None
     if cfg.gold is not None:
         rule = steps.rule_settings(cfg.gold, "evaluate.gold")
@@ -92,7 +98,9 @@ def evaluate(
     others = {}
     for name, other in yardstick.others.items():
         as_saved = {"dtype": "auto", "trust_remote_code": False}
-        others[name] = step.stage("score", name=f"score_{name}", config=as_saved, candidates=candidates, judge=other)
+        given = {"known_candidates": earlier.candidates, "known_scores": earlier.others[name]} if earlier else {}
+        inputs = {"candidates": candidates, "judge": other, **given}
+        others[name] = step.stage("score", name=f"score_{name}", config=as_saved, **inputs)
     if step.iteration > 0:
         whole = {"max_length": None}
         reference = step.stage("reference", config=whole, model=yardstick.initial, candidates=candidates)

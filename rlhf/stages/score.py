@@ -21,39 +21,59 @@ def run(job: Job, worker: Worker) -> Outcome:
 
     Config beside the section's own: `rule` (module:function or null), `dtype` and `trust_remote_code` of the judge;
     for a pairwise judge `kind` and `opponents`. With it the input `against` may be the candidates of another policy for
-    the same prompts: scores are then comparable between policies.
+    the same prompts: scores are then comparable between policies. `known_candidates` and `known_scores` are what this
+    judge has scored on the same prompts before (with the same `against`): equal responses are not scored again.
     """
     from rlhf.scoring.groups import Group, score_groups
+    from rlhf.scoring.judge import Scored
     from rlhf.scoring.load import load_judge
 
     judge = None
     for index in worker.shards():
-        judge = judge or load_judge(job.config, job.inputs)
         rows = list(read_rows(job.input_path("candidates") / shard_name(index)))
-        against = _texts(job, index) if "against" in job.inputs else {}
+        against = _texts(job, "against", index) if "against" in job.inputs else {}
+        known = _known(job, index)
+        responses = [[(row["id"], candidate["text"]) for candidate in row["candidates"]] for row in rows]
         groups = [
-            Group(row["messages"], [c["text"] for c in row["candidates"]], against.get(row["id"])) for row in rows
+            Group(row["messages"], new, against.get(row["id"]))
+            for row, keys in zip(rows, responses, strict=True)
+            if (new := [text for prompt, text in keys if (prompt, text) not in known])
         ]
         assert not against or all(group.against for group in groups), "against and candidates are out of step"
-        scored = score_groups(judge, groups)
-        scores = iter(scored.scores)
-        out = [{"id": row["id"], "scores": [next(scores) for _ in row["candidates"]]} for row in rows]
+        scored = Scored([])
+        if groups:
+            judge = judge or load_judge(job.config, job.inputs)
+            scored = score_groups(judge, groups)
+        fresh = iter(scored.scores)
+        scores = [[known[key] if key in known else next(fresh) for key in keys] for keys in responses]
         counts = {
             "prompts": len(rows),
-            "responses": len(scored.scores),
+            "responses": sum(map(len, scores)),
+            "scored_before": sum(map(len, scores)) - len(scored.scores),
             "cut_on_the_left": scored.num_truncated,
-            "non_finite": sum(not math.isfinite(score) for score in scored.scores),
+            "non_finite": sum(not math.isfinite(score) for values in scores for score in values),
         }
-        if scored.num_calls is not None:
-            counts["judge_calls"] = scored.num_calls
+        if job.config.get("kind") == "pairwise":
+            counts["judge_calls"] = scored.num_calls or 0
+        out = [{"id": row["id"], "scores": values} for row, values in zip(rows, scores, strict=True)]
         write_shard(job.out_path / shard_name(index), SCORES_SCHEMA, out, counts)
     return Outcome()
 
 
-def _texts(job: Job, index: int) -> dict[str, list[str]]:
-    """What the other policy answered in the same shard, by prompt id."""
-    rows = read_rows(job.input_path("against") / shard_name(index), ["id", "candidates"])
+def _texts(job: Job, name: str, index: int) -> dict[str, list[str]]:
+    """What another policy answered in the same shard, by prompt id."""
+    rows = read_rows(job.input_path(name) / shard_name(index), ["id", "candidates"])
     return {row["id"]: [candidate["text"] for candidate in row["candidates"]] for row in rows}
+
+
+def _known(job: Job, index: int) -> dict[tuple[str, str], float]:
+    """Finite scores that the judge has given before in the same shard, by prompt id and response."""
+    if "known_scores" not in job.inputs:
+        return {}
+    texts = _texts(job, "known_candidates", index)
+    rows = read_rows(job.input_path("known_scores") / shard_name(index))
+    found = [(row["id"], *both) for row in rows for both in zip(texts[row["id"]], row["scores"], strict=True)]
+    return {(prompt, text): score for prompt, text, score in found if math.isfinite(score)}
 
 
 if __name__ == "__main__":

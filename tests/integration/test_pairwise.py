@@ -160,6 +160,22 @@ def test_the_score_stage_with_and_without_another_policy(tmp_path, model):
     assert counts["judge_calls"] == 2 * (3 * 2 + 3)  # d twice is one text, e with e is a tie
 
 
+def test_what_was_scored_before_is_not_asked_again(tmp_path, model):
+    against = write_candidates(tmp_path / "theirs", [["x", "y y"], ["e", "z"]])
+    before = write_candidates(tmp_path / "before", [["a", "b b", "c"], ["d", "d", "e"]])
+    known, _ = score(tmp_path / "known", model, candidates=before, against=against)
+    earlier = {"known_candidates": before, "known_scores": tmp_path / "known"}
+    now = write_candidates(tmp_path / "now", [["c", "new", "a"], ["e", "d", "d"]])
+    found, counts = score(tmp_path / "again", model, candidates=now, against=against, **earlier)
+    plain, all_counts = score(tmp_path / "plain", model, candidates=now, against=against)
+    assert [found[0][0], found[0][2], *found[1]] == [known[0][2], known[0][0], known[1][2], *known[1][:2]]
+    assert [value for row in found for value in row] == pytest.approx([v for row in plain for v in row], abs=1e-6)
+    assert (counts["scored_before"], counts["judge_calls"], counts["responses"]) == (5, 2 * 2, 6)
+    assert all_counts["scored_before"] == 0 and all_counts["judge_calls"] > 4
+    _, counts = score(tmp_path / "same", model, candidates=before, against=against, **earlier)
+    assert (counts["scored_before"], counts["judge_calls"]) == (6, 0)
+
+
 def preferences(num, seed):
     rng = random.Random(seed)
     for _ in range(num):
