@@ -1,8 +1,9 @@
 """The paper's claims in miniature: every arm of the comparison on the quickstart's world, one seed after another.
 
-    python scripts/paper_claims.py runs=runs/claims output=docs/results.md
+    python scripts/paper_claims.py runs=runs/claims output=docs/results.md jobs=2
 
-Killed, it goes on where it was. `arms=online,offline seeds=7` runs a part and prints the figures without a report.
+`jobs` seeds run side by side, each with one worker and one rank. Killed, it goes on where it was.
+`arms=online,offline seeds=7` runs a part and prints the figures without a report.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -30,6 +32,7 @@ HIGH_RATE = 10
 T_QUANTILE = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
 """97.5 % quantile of Student's t by degrees of freedom."""
 WORLD = ["experiment=quickstart", "world.num_held_out=400", "prompts.num_held_out=400"]
+ALONE = [f"compute.{key}=1" for key in ("num_inference_workers", "num_training_ranks", "num_threads")]
 GREEDY = ["evaluate.temperature=0", "evaluate.n=1"]
 
 
@@ -88,7 +91,7 @@ def run_arm(runs: Path, seed: int, name: str) -> None:
     """Run one arm with one seed; a finished one takes seconds."""
     arm, folder = ARMS[name], runs / f"seed_{seed}"
     reuse = ",".join(str(folder / other) for other in arm.reuse)
-    command = [sys.executable, "-m", "rlhf.iterate", *WORLD, f"seed={seed}", f"run_dir={folder / name}"]
+    command = [sys.executable, "-m", "rlhf.iterate", *WORLD, *ALONE, f"seed={seed}", f"run_dir={folder / name}"]
     command += [f"reuse=[{reuse}]", *arm.overrides(runs, seed)]
     print(f"seed {seed} {name}", flush=True)
     log = folder / f"{name}.out"
@@ -97,7 +100,14 @@ def run_arm(runs: Path, seed: int, name: str) -> None:
     with open(log, "ab") as out:
         code = subprocess.run(command, cwd=ROOT, env=environment, stdout=out, stderr=out).returncode
     if code:
-        sys.exit(f"{' '.join(command)}\nended with exit code {code}; the end of {log}:\n{log.read_text()[-2000:]}")
+        raise SystemExit(
+            f"{' '.join(command)}\nended with exit code {code}; the end of {log}:\n{log.read_text()[-2000:]}"
+        )
+    end = figures(runs, seed, name)[-1]
+    print(
+        f"seed {seed} {name} done: gold {end['gold_accuracy']:.3f}, {end['mean_response_tokens']:.1f} tokens",
+        flush=True,
+    )
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -185,7 +195,7 @@ def report(runs: Path) -> str:
     secondary = ("length_biased", "length_penalty", "high_rate")
     return f"""# The paper's claims in miniature
 
-Written by `python scripts/paper_claims.py runs=runs/claims output=docs/results.md` (about an hour on two cores). Every
+Written by `python scripts/paper_claims.py runs=runs/claims output=docs/results.md jobs=2` (an hour on two cores). Every
 run is the quickstart's: a model of 0.86 million parameters, a judge trained on noisy preferences, 3 iterations, with
 400 held-out prompts whose operands stand in no training data, the base model's included. Gold is exact match, checked
 by a program that the loop never sees. Differences are paired by seed; intervals are Student's t over seeds; gold is in
@@ -223,19 +233,21 @@ given preferences and in those of π0's samples. `length_penalty` has the same j
 def main() -> int:
     """Run the arms, seed by seed, and write the report."""
     given = dict(argument.split("=", 1) for argument in sys.argv[1:] if "=" in argument)
-    unknown = [a for a in sys.argv[1:] if a.split("=", 1)[0] not in ("runs", "output", "arms", "seeds")]
+    unknown = [a for a in sys.argv[1:] if a.split("=", 1)[0] not in ("runs", "output", "arms", "seeds", "jobs")]
     if unknown or "runs" not in given:
         print(f"{__doc__}\nnot understood: {' '.join(unknown) or 'runs=FOLDER is missing'}", file=sys.stderr)
         return 2
     runs = Path(given["runs"]).resolve()
     chosen = given.get("arms", ",".join(ARMS)).split(",")
     seeds = [int(seed) for seed in given.get("seeds", ",".join(map(str, PRIMARY_SEEDS))).split(",")]
-    for seed in seeds:
+
+    def run_seed(seed: int) -> None:
         for arm in chosen:
             if arm in PRIMARY or seed in SECONDARY_SEEDS or "seeds" in given:
                 run_arm(runs, seed, arm)
-                end = figures(runs, seed, arm)[-1]
-                print(json.dumps({key: end[key] for key in end if key != "judges"}), flush=True)
+
+    with ThreadPoolExecutor(int(given.get("jobs", "1"))) as pool:
+        list(pool.map(run_seed, seeds))
     if "arms" not in given and "seeds" not in given and "output" in given:
         Path(given["output"]).write_text(report(runs))
     return 0
