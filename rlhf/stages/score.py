@@ -47,7 +47,8 @@ def run(job: Job, worker: Worker) -> Outcome:
         if scored.num_calls is not None:
             counts["judge_calls"] = scored.num_calls
         write_shard(job.out_path / shard_name(index), SCORES_SCHEMA, out, counts)
-    return Outcome()
+    note = getattr(judge, "note", "")
+    return Outcome(metrics={"engine": note} if note else {})
 
 
 def _texts(job: Job, index: int) -> dict[str, list[str]]:
