@@ -34,7 +34,7 @@ def rewardbench(tool: RewardBenchTool) -> None:
     second = tool.version is Version.v2
     if tool.subsets is not None:
         if second:
-            raise ConfigError(f"subsets={tool.subsets}: is of version=1; the overall of 2 is the plain mean of six.")
+            raise ConfigError(f"subsets={tool.subsets}: adds up version 1. Leave version=2 out, or subsets.")
         output = Path(tool.output).expanduser().resolve()
         check_output(output, ".json")
         found = report(read_accuracies(Path(tool.subsets).expanduser()))
