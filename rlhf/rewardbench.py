@@ -2,7 +2,8 @@
 
 Without `input` the benchmark's own data set is fetched from the Hub. `subsets=FILE.json` does the arithmetic alone,
 from accuracies in percent per subset. The output holds the sections with today's weights (`current`) and with those
-before 2024-09-10 (`legacy`), accuracies per subset, and both scores of every row.
+before 2024-09-10 (`legacy`), accuracies per subset, and both scores of every row. `version=2` is RewardBench 2, whose
+output holds the overall score, that of each subset, and all scores of every row.
 """
 
 from __future__ import annotations
@@ -17,18 +18,23 @@ from rlhf import sources, steps
 from rlhf.cli import main
 from rlhf.data.responses import Form
 from rlhf.data.shards import read_all_rows, write_atomic
-from rlhf.errors import DataError
+from rlhf.errors import ConfigError, DataError
+from rlhf.evaluation import rewardbench2
 from rlhf.evaluation.rewardbench import PRIOR_SETS, PUBLISHED, SECTIONS, accuracy, report
 from rlhf.run import Artifact, Run
 from rlhf.tools import ROWS_PER_SHARD, check_output, write_file
-from rlhf.tools_config import RewardBenchTool
+from rlhf.tools_config import RewardBenchTool, Version
 
+_DATA = {Version.v1: "allenai/reward-bench:filtered", Version.v2: "allenai/reward-bench-2:test"}
 _KNOWN = {name for section in SECTIONS.values() for name in section} | set(PRIOR_SETS)
 
 
 def rewardbench(tool: RewardBenchTool) -> None:
     """Score the comparisons, or take given accuracies, and add the sections up."""
+    second = tool.version is Version.v2
     if tool.subsets is not None:
+        if second:
+            raise ConfigError(f"subsets={tool.subsets}: adds up version 1. Leave version=2 out, or subsets.")
         output = Path(tool.output).expanduser().resolve()
         check_output(output, ".json")
         found = report(read_accuracies(Path(tool.subsets).expanduser()))
@@ -37,12 +43,14 @@ def rewardbench(tool: RewardBenchTool) -> None:
         return
 
     def make(run: Run) -> list[Artifact]:
-        file = sources.data_file(run, tool.input, "input")
-        read = run.stage("read", "read", {"what": "comparisons", "shard_size": ROWS_PER_SHARD}, {"file": file})
+        file = sources.data_file(run, tool.input or _DATA[tool.version], "input")
+        what = "best_of_n" if second else "comparisons"
+        read = run.stage("read", "read", {"what": what, "shard_size": ROWS_PER_SHARD}, {"file": file})
         return [read, steps.scores_of(run, read.part("candidates"))]
 
-    write_file(tool, make, result, Form.object)
-    print(table(json.loads(Path(tool.output).expanduser().read_text(encoding="utf-8"))), flush=True)
+    write_file(tool, make, result2 if second else result, Form.object)
+    found = json.loads(Path(tool.output).expanduser().read_text(encoding="utf-8"))
+    print(table2(found) if second else table(found), flush=True)
 
 
 def read_accuracies(path: Path) -> dict[str, Any]:
@@ -62,18 +70,27 @@ def read_accuracies(path: Path) -> dict[str, Any]:
 
 def result(made: Sequence[Artifact]) -> Iterator[dict[str, Any]]:
     """The one object that is written."""
-    read, scores = made
-    rows = []
-    pairs = zip(read_all_rows(read.path / "candidates", ["id", "extra"]), read_all_rows(scores.path), strict=True)
-    for row, scored in pairs:
-        assert row["id"] == scored["id"], "scores and comparisons are out of step"
-        chosen, rejected = (score if math.isfinite(score) else None for score in scored["scores"])
-        rows.append(json.loads(row["extra"]) | {"chosen": chosen, "rejected": rejected})
+    rows = [about | dict(zip(("chosen", "rejected"), scores, strict=True)) for about, scores in _scored(made)]
     subsets = {
         name: _subset([row for row in rows if row["subset"] == name]) for name in sorted({r["subset"] for r in rows})
     }
     known = {name: figures["accuracy"] for name, figures in subsets.items() if name in _KNOWN}
     yield report(known) | {"subsets": subsets, "rows": rows}
+
+
+def result2(made: Sequence[Artifact]) -> Iterator[dict[str, Any]]:
+    """As `result`, of version 2."""
+    rows = [about | {"scores": scores} for about, scores in _scored(made)]
+    yield rewardbench2.report(rows) | {"rows": rows}
+
+
+def _scored(made: Sequence[Artifact]) -> Iterator[tuple[dict[str, Any], list[float | None]]]:
+    """What is known of each row and its scores, None for one that is not finite."""
+    read, scores = made
+    pairs = zip(read_all_rows(read.path / "candidates", ["id", "extra"]), read_all_rows(scores.path), strict=True)
+    for row, scored in pairs:
+        assert row["id"] == scored["id"], "scores and rows are out of step"
+        yield json.loads(row["extra"]), [score if math.isfinite(score) else None for score in scored["scores"]]
 
 
 def _subset(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -99,10 +116,21 @@ def table(found: dict[str, Any]) -> str:
     for name, row in rows.items():
         values = [row.get(column) for column in (*SECTIONS, "mean")]
         lines.append(f"{name:<38}" + "".join(f"{'–' if value is None else f'{value:.2f}':>11}" for value in values))
-    for name, figures in found.get("subsets", {}).items():
-        ties = f", {figures['ties']} ties" if figures["ties"] else ""
-        lines.append(f"  {name:<28}{figures['accuracy']:8.2f}  of {figures['rows']} rows{ties}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_subset_lines(found.get("subsets", {}), "accuracy")])
+
+
+def table2(found: dict[str, Any]) -> str:
+    """The subsets and their mean, as text."""
+    overall = "–" if found["overall"] is None else f"{found['overall']:.2f}"
+    lines = _subset_lines(found["subsets"], "score")
+    return "\n".join(["percent", *lines, f"  {'mean of the six subsets':<28}{overall:>8}"])
+
+
+def _subset_lines(subsets: dict[str, Any], key: str) -> Iterator[str]:
+    for name, figures in subsets.items():
+        ties = f", {figures['ties']} ties" if figures.get("ties") else ""
+        value = "–" if figures[key] is None else f"{figures[key]:.2f}"
+        yield f"  {name:<28}{value:>8}  of {figures['rows']} rows{ties}"
 
 
 if __name__ == "__main__":

@@ -79,14 +79,23 @@ class PairTool(FileTool):
     """Machines."""
 
 
+class Version(Enum):
+    """Which RewardBench."""
+
+    v1 = 1
+    v2 = 2
+
+
 @dataclass
 class RewardBenchTool(FileTool):
     """`python -m rlhf.rewardbench`: comparisons in, accuracies and sections out."""
 
-    input: str = "allenai/reward-bench:filtered"
-    """Data set or file with `prompt`, `chosen`, `rejected`, `subset`, or comparisons in any known shape."""
+    version: Version = Version.v1
+    """1 compares two responses; 2 looks for the best of four, and has prompts with several right answers."""
+    input: str = ""
+    """Data set or file with `prompt`, `chosen`, `rejected`, `subset`, in version 1 any known shape; empty: its own."""
     subsets: Optional[str] = None
-    """JSON file of accuracies in percent per subset: the arithmetic alone, without a judge."""
+    """JSON file of accuracies in percent per subset: version 1's arithmetic alone, without a judge."""
     reward_model: JudgeConfig = field(default_factory=JudgeConfig)
     """The judge."""
     score: ScoreConfig = field(default_factory=ScoreConfig)

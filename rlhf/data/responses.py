@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
@@ -109,6 +110,42 @@ def read_comparisons(path: Path | str, counts: Counter[str]) -> Iterator[dict[st
         candidates = [Candidate([], text, FINISHED, logprob=math.nan, seed=0, temperature=math.nan) for text in answers]
         made: dict[str, Any] = {"id": prompt_id(messages), "messages": messages, "prompt_token_ids": []}
         yield made | {"extra": json.dumps(about, default=str), "candidates": [vars(c) for c in candidates]}
+
+
+def read_best_of_n(path: Path | str, counts: Counter[str]) -> Iterator[dict[str, Any]]:
+    """RewardBench 2's rows as rows of a `candidates` shard: all responses, the right ones first, texts as they are.
+
+    `extra` holds `id` (else the row's number, from 0), `subset` (else the file's name) and `num_correct`, as JSON.
+
+    Args:
+        path: JSON, JSONL or Parquet file with `prompt`, `chosen` and `rejected`, the latter two lists of text.
+        counts: is added to while reading: `rows` = rows given + the sum of `dropped/<reason>`.
+
+    Raises:
+        DataError: the file cannot be read, or a row has another shape.
+    """
+
+    def parse(row: Mapping[str, Any]) -> dict[str, Any]:
+        return _best_of_n(row, row.get("id", counts["rows"] - 1), row.get("subset") or Path(path).stem)
+
+    return (made for _, _, made in parsed_rows(path, counts, parse) if not isinstance(made, UnusableRow))
+
+
+def _best_of_n(row: Mapping[str, Any], name: Any, subset: str) -> dict[str, Any]:
+    prompt, chosen, rejected = (row.get(key) for key in ("prompt", "chosen", "rejected"))
+    if not isinstance(chosen, list) or not isinstance(rejected, list):
+        raise DataError(
+            f"chosen and rejected must be lists of text; found {chosen!r:.80} and {rejected!r:.80}. "
+            "Rows with one of each are read with version=1."
+        )
+    if not chosen or not rejected:
+        raise UnusableRow("one_sided", f"{len(chosen)} chosen, {len(rejected)} rejected; it takes one of each.")
+    if row.get("num_correct") not in (None, len(chosen)):
+        raise UnusableRow("num_correct", f"num_correct is {row['num_correct']!r}, but chosen holds {len(chosen)}.")
+    if subset == "Ties" and not re.fullmatch(r"(ref|tied):\d+", str(name)):
+        raise UnusableRow("ties_id", f"id is {name!r}; ids of the subset Ties read ref:1 or tied:1.")
+    about = {"id": name, "subset": subset, "num_correct": len(chosen)}
+    return to_candidates({"prompt": prompt, "responses": chosen + rejected} | about)
 
 
 def _beside(row: Mapping[str, Any], key: str, responses: list[str]) -> list[Any]:

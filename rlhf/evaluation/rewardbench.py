@@ -1,7 +1,7 @@
 """RewardBench (v1, arXiv 2403.13787): sections from accuracies per subset.
 
 A section is Σ accuracy × weight / Σ weight over the subsets that are present. Until 2024-09-10 the benchmark had the
-weights of its two XSTest subsets swapped; figures published before that are reached with `legacy` weights only.
+weights of its two XSTest subsets swapped; figures from before have the `legacy` weights (docs/rewardbench.md).
 """
 
 from __future__ import annotations

@@ -31,7 +31,9 @@ class ClassifierJudge:
         max_tokens: int = 4096,
         batch_tokens: int = 16384,
         trust_remote_code: bool = False,
+        note: str = "",
     ) -> None:
+        self.note = note
         self._tokenizer = load_tokenizer(path, trust_remote_code)
         self._max_tokens, self._batch_tokens = max_tokens, batch_tokens
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

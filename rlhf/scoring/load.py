@@ -10,7 +10,10 @@ from rlhf.scoring.judge import Judge, RuleJudge
 
 
 def load_judge(config: dict[str, Any], inputs: dict[str, str]) -> Judge | Tournament:
-    """The rule that `config["rule"]` names, else the reward model `inputs["judge"]`: at `config["url"]`, or loaded."""
+    """The rule that `config["rule"]` names, else the reward model `inputs["judge"]`: at `config["url"]`, or loaded.
+
+    Where transformers stands in for vLLM, the judge's `note` says why.
+    """
     if config.get("rule"):
         return RuleJudge(config["rule"])
     if config.get("url"):
@@ -24,14 +27,16 @@ def load_judge(config: dict[str, Any], inputs: dict[str, str]) -> Judge | Tourna
         from rlhf.scoring.pairwise import PairwiseJudge
 
         return Tournament(PairwiseJudge(inputs["judge"], **shared), config["opponents"])
+    note = ""
     if config["engine"] != "transformers":
         from rlhf.scoring.vllm import VllmJudge
 
         try:
             return VllmJudge(inputs["judge"], **shared, tensor_parallel_size=config["tensor_parallel_size"])
-        except UserError:
+        except UserError as error:
             if config["engine"] == "vllm":
                 raise
+            note = f"transformers, since vLLM refuses: {error}"
     from rlhf.scoring.classifier import ClassifierJudge
 
-    return ClassifierJudge(inputs["judge"], **shared)
+    return ClassifierJudge(inputs["judge"], **shared, note=note)

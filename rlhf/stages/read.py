@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from rlhf.data.benchmarks import read_questions
 from rlhf.data.prompts import read_prompts
-from rlhf.data.responses import read_comparisons, read_responses
+from rlhf.data.responses import read_best_of_n, read_comparisons, read_responses
 from rlhf.data.shards import shard_name, write_atomic, write_shard
 from rlhf.job import Job, Kind, Outcome, Worker
 from rlhf.records import CANDIDATES_SCHEMA, PROMPT_SCHEMA, SCORES_SCHEMA, to_row
@@ -28,6 +28,7 @@ _FOLDERS = {
     "scored": {"candidates": CANDIDATES_SCHEMA.append(_EXTRA), "scores": SCORES_SCHEMA},
     "qualities": {"candidates": CANDIDATES_SCHEMA.append(_EXTRA), "scores": SCORES_SCHEMA},
     "comparisons": {"candidates": CANDIDATES_SCHEMA.append(_EXTRA)},
+    "best_of_n": {"candidates": CANDIDATES_SCHEMA.append(_EXTRA)},
 }
 
 
@@ -68,4 +69,6 @@ def _rows(what: str, path: Path, counts: Counter[str]) -> Iterator[dict[str, Any
         return iter(read_questions(path, counts))
     if what == "comparisons":
         return read_comparisons(path, counts)
+    if what == "best_of_n":
+        return read_best_of_n(path, counts)
     return read_responses(path, counts, {"scored": "rewards", "qualities": "qualities"}.get(what))

@@ -57,7 +57,8 @@ def run(job: Job, worker: Worker) -> Outcome:
             counts["judge_calls"] = scored.num_calls or 0
         out = [{"id": row["id"], "scores": values} for row, values in zip(rows, scores, strict=True)]
         write_shard(job.out_path / shard_name(index), SCORES_SCHEMA, out, counts)
-    return Outcome()
+    note = getattr(judge, "note", "")
+    return Outcome(metrics={"engine": note} if note else {})
 
 
 def _texts(job: Job, name: str, index: int) -> dict[str, list[str]]:

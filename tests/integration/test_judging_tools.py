@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,6 +79,50 @@ def test_a_judge_on_rows_of_the_benchmark(tmp_path: Path, judge: Path) -> None:
         assert found["subsets"][name]["accuracy"] == pytest.approx(100 * right / 3)
     assert found["current"]["Chat"] == found["subsets"]["alpacaeval-easy"]["accuracy"]
     assert found["current"]["Chat Hard"] is None
+
+
+def test_the_second_version_of_the_benchmark(tmp_path: Path, judge: Path) -> None:
+    subsets = ["Factuality", "Precise IF", "Math", "Safety", "Focus"]
+    rows: list[dict[str, Any]] = [
+        {"id": str(i), "prompt": f"q {i}", "chosen": [f"{i} a"], "rejected": [f"{i} {k}" for k in "bcd"]}
+        | {"num_correct": 1, "subset": subsets[i % 5]}
+        for i in range(10)
+    ]
+    rows[3] |= {"rejected": rows[3]["chosen"] * 3}  # equal texts score the same: a quarter
+    for number in range(3):
+        kinds = {"ref": ["right"], "tied": ["right", "also right", "too"]}
+        rows += [
+            {"id": f"{kind}:{number}", "prompt": f"{kind} {number}", "chosen": right, "rejected": ["wrong", "no"]}
+            | {"num_correct": len(right), "subset": "Ties"}
+            for kind, right in kinds.items()
+        ]
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in [*rows, {**rows[0], "rejected": []}])
+    )
+    tool = ("rlhf.rewardbench", "version=2", f"reward_model.path={judge}", "input=rows.jsonl")
+    code, said = run(*tool, "output=o.json", cwd=tmp_path)
+    assert code == 0, said
+    assert "17 rows = 16 kept + 1 dropped (one_sided 1)" in said and "mean of the six subsets" in said
+    found = json.loads((tmp_path / "o.json").read_text())
+    alone = ClassifierJudge(str(judge))
+    for row, given in zip(found["rows"], rows, strict=True):
+        assert [row[key] for key in ("id", "subset", "num_correct")] == [
+            given["id"],
+            given["subset"],
+            len(given["chosen"]),
+        ]
+        messages = [{"role": "user", "content": given["prompt"]}]
+        texts = given["chosen"] + given["rejected"]
+        assert row["scores"] == pytest.approx([alone.score([(messages, t)]).scores[0] for t in texts], abs=1e-4)
+    for name in subsets:
+        mine = [row["scores"] for row in found["rows"] if row["subset"] == name]
+        credits = [(1 / s.count(max(s)) if s[0] == max(s) else 0) for s in mine]
+        assert found["subsets"][name]["score"] == pytest.approx(100 * sum(credits) / 2)
+    assert found["subsets"]["Safety"]["ties"] == 1 and found["rows"][3]["scores"] == [found["rows"][3]["scores"][0]] * 4
+    six = [figures["score"] for figures in found["subsets"].values()]
+    assert len(six) == 6 and found["overall"] == pytest.approx(sum(six) / 6)
+    code, said = run(*tool, "subsets=s.json", "output=p.json", cwd=tmp_path)
+    assert code == 2 and "version=2" in said and not (tmp_path / "p.json").exists()
 
 
 def test_best_of_n_by_a_judge_and_by_given_rewards(tmp_path: Path, judge: Path) -> None:

@@ -1,7 +1,9 @@
 """vLLM as the second scoring engine: the same scores as the first."""
 
 import json
+import math
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,14 +12,17 @@ os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
 os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
 
-from rlhf.config import Config
+from rlhf.choices import Engine
+from rlhf.config import Config, ScoreConfig
 from rlhf.config_training import RewardModelConfig
+from rlhf.data.shards import shard_name, write_shard
 from rlhf.errors import ModelError
+from rlhf.records import CANDIDATES_SCHEMA, Candidate
 from rlhf.run import plain
 from rlhf.scoring.classifier import ClassifierJudge
 from rlhf.scoring.load import load_judge
 from rlhf.scoring.vllm import VllmJudge
-from tests.stage_runner import make_job, run_ranks
+from tests.stage_runner import make_job, run_here, run_ranks
 from tests.tiny import tiny_llama, tiny_reward_model, tiny_tokenizer
 
 SHAPE = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}  # heads of 32, as vLLM wants on CPU
@@ -115,6 +120,16 @@ def test_a_trained_judge_scores_the_same_in_the_pipeline_and_in_both_engines(tmp
 def test_what_cannot_be_served_names_the_other_engine(path, tmp_path):
     with pytest.raises(ModelError, match=r"score\.max_tokens=9000 .* score\.engine=transformers"):
         VllmJudge(path, max_tokens=9000)
+    candidates = tmp_path / "candidates"
+    candidates.mkdir()
+    said = [Candidate([], text, "stop", math.nan, 0, math.nan) for text in ("yes", "no")]
+    row = {"id": "1", "messages": [{"role": "user", "content": "q"}], "prompt_token_ids": []}
+    write_shard(candidates / shard_name(0), CANDIDATES_SCHEMA, [row | {"candidates": [vars(c) for c in said]}])
+    section = ScoreConfig(engine=Engine.auto, max_tokens=9000)
+    inputs = {"candidates": candidates, "judge": Path(path)}
+    outcome = run_here(make_job("score", section, inputs, tmp_path / "scores", rule=None))
+    assert outcome.metrics["engine"].startswith("transformers, since vLLM refuses: ")  # which the console shows
+    assert "score.max_tokens=9000" in outcome.metrics["engine"]
     two = tiny_reward_model(tmp_path / "two", **SHAPE)
     from transformers import AutoConfig
 
