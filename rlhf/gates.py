@@ -20,55 +20,52 @@ from rlhf.errors import UserError
 from rlhf.run import Artifact, Run
 from rlhf.summary import Evaluation, Row, best, rows_of, scores_by_prompt, write_summary
 
-LIMITS = {
-    "grad_norm": "max_grad_growth",
-    "accuracy": "min_accuracy",
-    "truncated": "max_truncated",
-    "same_candidates": "max_same_candidates",
-    "length": "max_length_growth",
-    "kl": "max_kl",
-    "second_judge": "max_fall",
-}
-"""The key that limits each gate; `first_loss` has a tolerance of its own."""
 FEW_STEPS = 10
 """Steps too few to speak of a usual gradient norm, or of an accuracy."""
+_TEXTS = {
+    "first_loss": "the first loss is {value:.4f}, but a policy that is its own reference has {limit:.4f}: the two see "
+    "other weights, tokens or precision. See whether a model's files changed, and try model.dtype=float32",
+    "grad_norm": "the gradient norm of step {step} is {value:.3g} times the median of the steps before it. Look at the "
+    "loss around it; lower dpo.learning_rate or dpo.max_grad_norm",
+    "accuracy": "in the later half of the steps the policy prefers {value:.1%} of the chosen responses, no better than "
+    "chance. Raise dpo.learning_rate if rewards/margins hardly move, else look at the pairs",
+    "truncated": "{value:.1%} of the responses were cut, so the judge reads unfinished answers. Raise "
+    "generate.max_new_tokens, or see what makes them so long",
+    "same_candidates": "{value:.1%} of the prompts have candidates that are alike in text or score and teach nothing. "
+    "Raise generate.temperatures or generate.n, use other prompts, or look at the judge",
+    "length": "π{t}'s responses are {value:.2f} times as long as π0's: the judge may reward length. Read some; set "
+    "pair.length_penalty, or add a judge under evaluate.judges",
+    "kl": "π{t} is {value:.2f} nats per response from π0, where the judge is less and less to be trusted. Raise "
+    "dpo.beta, lower dpo.learning_rate, or take an earlier iterate",
+    "second_judge": "{judge} changes by {change:+.3f} from π{base} to π{t}, a fall of {value:.1f} standard errors, the "
+    "training judge by {rise:+.3f}: it may be exploited. Read what it likes best; take π{base}, or raise dpo.beta",
+}
 
 
 @dataclass(frozen=True)
 class Finding:
     """A gate that iteration `iteration` does not pass; `where` is the file or folder that shows it.
 
-    `threshold` is the limit that `value` is beyond; of `first_loss` the value at equal policies.
+    `threshold` is the value of the key `limit` that `value` is beyond; `first_loss` has none, but an expected value.
     """
 
     iteration: int
     gate: str
     value: float
     threshold: float
+    limit: str | None
     text: str
     where: Path
 
 
 def check_stage(cfg: Config, t: int, made: Artifact) -> Iterator[Finding]:
-    """Hold what a finished `generate`, `pair` or `dpo` of iteration t counted and measured against its gates.
-
-    A gate that cannot be evaluated is silent.
-    """
+    """Hold a finished `generate`, `pair` or `dpo` of iteration t against its gates; what cannot be known is silent."""
     counts, stage = made.counts, made.path.name
     if stage == "generate" and counts.get("responses"):
-        share = counts["truncated"] / counts["responses"]
-        text = (
-            f"{share:.1%} of the responses were cut at generate.max_new_tokens={cfg.generate.max_new_tokens}, so the "
-            "judge reads unfinished answers. Raise it, or see what makes them so long"
-        )
-        yield from _beyond(cfg, t, "truncated", share, text, made.path)
+        yield from _beyond(cfg, t, "truncated", "max_truncated", counts["truncated"] / counts["responses"], made.path)
     if stage == "pair" and counts.get("prompts"):
-        share = (counts.get("dropped/identical_text", 0) + counts.get("dropped/all_tied", 0)) / counts["prompts"]
-        text = (
-            f"{share:.1%} of the prompts have candidates that are alike in text or score and teach nothing. Raise "
-            "generate.temperatures or generate.n, use other prompts, or look at the judge"
-        )
-        yield from _beyond(cfg, t, "same_candidates", share, text, made.path)
+        same = counts.get("dropped/identical_text", 0) + counts.get("dropped/all_tied", 0)
+        yield from _beyond(cfg, t, "same_candidates", "max_same_candidates", same / counts["prompts"], made.path)
     if stage == "dpo":
         path = made.path / "metrics.jsonl"
         steps = [json.loads(line) for line in path.read_text().splitlines()]
@@ -91,18 +88,13 @@ def loss_at_equal_policies(dpo: DpoConfig) -> float:
 def _first_loss(dpo: DpoConfig, t: int, loss: float, dtype: str, path: Path) -> Iterator[Finding]:
     """Before its first update a policy that is its own reference has a known loss, up to rounding.
 
-    Losses grow with β times the error of a log-probability, `ipo`'s with its value. `rpo_alpha` adds a term of unknown
-    size, so nothing is said then.
+    Losses grow with β times the error of a log-probability, `ipo`'s with its value. What `rpo_alpha` adds is unknown.
     """
     expected = loss_at_equal_policies(dpo)
     tolerance = (1e-3 if dtype == "float32" else 0.02) * max(1.0, expected, dpo.beta / 0.1)
     if not dpo.rpo_alpha and not abs(loss - expected) <= tolerance:
-        text = (
-            f"the first loss is {loss:.4f}, but a policy that is its own reference has {expected:.4f} (± "
-            f"{tolerance:.2g}). Reference and training see other weights, tokens or numbers: look whether the files of "
-            "the model changed meanwhile, and try model.dtype=float32"
-        )
-        yield Finding(t, "first_loss", loss, expected, text, path)
+        text = _TEXTS["first_loss"].format(value=loss, limit=expected)
+        yield Finding(t, "first_loss", loss, expected, None, text, path)
 
 
 def _training(cfg: Config, t: int, steps: list[dict[str, Any]], path: Path) -> Iterator[Finding]:
@@ -110,20 +102,12 @@ def _training(cfg: Config, t: int, steps: list[dict[str, Any]], path: Path) -> I
     norms = [step["grad_norm"] for step in steps if "grad_norm" in step]
     usual = [(norms[k] / m, k + 1) for k in range(FEW_STEPS, len(norms)) if (m := median(norms[:k]))]
     growth, number = max(usual, default=(0.0, 0))
-    text = (
-        f"the gradient norm of step {number} is {growth:.3g} times the median of the steps before it. Look at loss and "
-        "grad_norm around it; lower dpo.learning_rate or dpo.max_grad_norm"
-    )
-    yield from _beyond(cfg, t, "grad_norm", growth, text, path)
+    yield from _beyond(cfg, t, "grad_norm", "max_grad_growth", growth, path, step=number)
     later = steps[math.ceil(len(steps) * max(0.5, cfg.dpo.warmup_ratio)) :]
-    if len(steps) < FEW_STEPS or not later:
-        return
-    accuracy = fmean(step["rewards/accuracies"] for step in later)
-    text = (
-        f"over the later half of the steps the policy prefers the chosen response in {accuracy:.1%} of the pairs, no "
-        "better than chance. Raise dpo.learning_rate if rewards/margins hardly move, else look at the pairs' labels"
-    )
-    yield from _beyond(cfg, t, "accuracy", accuracy, text, path)
+    if len(steps) >= FEW_STEPS and later:
+        yield from _beyond(
+            cfg, t, "accuracy", "min_accuracy", fmean(step["rewards/accuracies"] for step in later), path
+        )
 
 
 def check_iteration(cfg: Config, rows: Sequence[Row], evaluations: Sequence[Evaluation]) -> Iterator[Finding]:
@@ -131,30 +115,18 @@ def check_iteration(cfg: Config, rows: Sequence[Row], evaluations: Sequence[Eval
     first, last, made = rows[0], rows[-1], evaluations[-1]
     if len(rows) < 2:
         return
-    t = last.iteration
+    t, where = last.iteration, made.candidates.path
     growth = last.mean_response_tokens / max(first.mean_response_tokens, 1e-9)
-    text = (
-        f"π{t}'s responses have {last.mean_response_tokens:.1f} tokens, {growth:.2f} times π0's: the judge may reward "
-        "length. Read some; set pair.length_penalty, or add a judge under evaluate.judges"
-    )
-    yield from _beyond(cfg, t, "length", growth, text, made.candidates.path)
+    yield from _beyond(cfg, t, "length", "max_length_growth", growth, where)
     if last.kl is not None:
-        text = (
-            f"π{t} is {last.kl:.1f} nats per response from π0, where the judge is less and less to be trusted. Raise "
-            "dpo.beta, lower dpo.learning_rate, or take an earlier iterate"
-        )
-        yield from _beyond(cfg, t, "kl", last.kl, text, made.candidates.path)
+        yield from _beyond(cfg, t, "kl", "max_kl", last.kl, where)
     for base in sorted({len(rows) - 2, 0}, reverse=True):
         rise = last.mean_score - rows[base].mean_score
-        for name, scores in _others(made).items() if rise > 0 else ():
-            change, error = _change(scores, _others(evaluations[base])[name])
-            text = (
-                f"{name} changes by {change:+.3f} (standard error {error:.3f}) from π{base} to π{t}, the training "
-                f"judge by {rise:+.3f}: the policy may be exploiting it. Read the answers it likes best; take "
-                f"π{base}, raise dpo.beta, or use a better judge"
-            )
+        for judge, scores in _others(made).items() if rise > 0 else ():
+            change, error = _change(scores, _others(evaluations[base])[judge])
             fall = -change / error if error else math.inf * (change < 0 or math.nan)
-            yield from _beyond(cfg, t, "second_judge", fall, text, scores.path)
+            figures = {"judge": judge, "change": change, "rise": rise, "base": base}
+            yield from _beyond(cfg, t, "second_judge", "max_fall", fall, scores.path, **figures)
 
 
 def _others(evaluation: Evaluation) -> dict[str, Artifact]:
@@ -165,25 +137,19 @@ def _others(evaluation: Evaluation) -> dict[str, Artifact]:
 
 def _change(now: Artifact, before: Artifact) -> tuple[float, float]:
     """Mean over prompts of how a judge's mean score changes, and its standard error; NaN of fewer than two prompts."""
-    means = [
-        {prompt: fmean(finite) for prompt, values in scores_by_prompt(a).items() if (finite := _finite(values))}
-        for a in (now, before)
-    ]
-    changes = [mean - means[1][prompt] for prompt, mean in means[0].items() if prompt in means[1]]
+    old = scores_by_prompt(before)
+    changes = [sum(new) / len(new) - sum(old[p]) / len(old[p]) for p, new in scores_by_prompt(now).items() if p in old]
+    changes = [change for change in changes if math.isfinite(change)]
     if len(changes) < 2:
         return math.nan, math.nan
     return fmean(changes), stdev(changes) / math.sqrt(len(changes))
 
 
-def _finite(values: Iterable[float]) -> list[float]:
-    return [value for value in values if math.isfinite(value)]
-
-
-def _beyond(cfg: Config, t: int, gate: str, value: float, text: str, where: Path) -> Iterator[Finding]:
-    key = LIMITS[gate]
+def _beyond(cfg: Config, t: int, gate: str, key: str, value: float, where: Path, **figures: Any) -> Iterator[Finding]:
     limit = getattr(cfg.gates, key)
     if value < limit if key.startswith("min_") else value > limit:
-        yield Finding(t, gate, value, limit, f"{text} (gates.{key}={limit:g})", where)
+        text = f"{_TEXTS[gate].format(t=t, value=value, **figures)} (gates.{key}={limit:g})"
+        yield Finding(t, gate, value, limit, key, text, where)
 
 
 @dataclass
@@ -209,21 +175,19 @@ class Gates:
             where = str(finding.where.relative_to(self.run.folder))
             self.found.append(vars(finding) | {"where": where, "action": action.value})
             self.run.say(f"  ! gates.{finding.gate}: {finding.text}. See {where}")
-            stops += [finding] if action is Action.stop else []
+            stops += [_stopped(finding)] if action is Action.stop else []
         if stops:
             rows = rows_of(evaluations)
             write_summary(self.run.folder, rows, rows[best(rows)].iteration, self.found)
-            raise UserError("\n".join(_stopped(self.run.folder, finding) for finding in stops))
+            raise UserError("\n".join(stops))
 
 
-def _stopped(folder: Path, finding: Finding) -> str:
-    gate, limit = finding.gate, LIMITS.get(finding.gate)
-    return "\n".join(
-        [
-            f"gates.{gate}=stop stopped the run in iteration {finding.iteration}: {finding.text}.",
-            f"  look at: {finding.where}",
-            "  ways out: change a setting named above; the same command then says what has to be redone;"
-            + (f" or move gates.{limit}, now {finding.threshold:g}, past {finding.value:.4g};" if limit else ""),
-            f"  or go on all the same with gates.{gate}=warn: {folder} keeps all that is finished.",
-        ]
+def _stopped(finding: Finding) -> str:
+    gate, limit = finding.gate, finding.limit
+    move = f" or move gates.{limit}, now {finding.threshold:g}, past {finding.value:.4g};" if limit else ""
+    return (
+        f"gates.{gate}=stop stopped the run in iteration {finding.iteration}: {finding.text}.\n"
+        f"  look at: {finding.where}\n"
+        f"  ways out: change a setting named above, and the same command says what has to be redone;{move}\n"
+        f"  or go on all the same with gates.{gate}=warn: all that is finished is kept."
     )

@@ -61,7 +61,7 @@ def iterate(cfg: Config, run: Run) -> Artifact:
         policy = trained.part("model")
         evaluations.append(evaluate(step, policy, yardstick, candidates, pairs))
         report(run, evaluations, gates)
-    return conclude(run, evaluations, gates, dtype)
+    return conclude(run, evaluations, dtype)
 
 
 @dataclass(frozen=True)
@@ -114,12 +114,11 @@ def report(run: Run, evaluations: list[Evaluation], gates: Gates) -> None:
     write_summary(run.folder, rows, rows[best(rows)].iteration, gates.found)
 
 
-def conclude(run: Run, evaluations: list[Evaluation], gates: Gates, dtype: str) -> Artifact:
+def conclude(run: Run, evaluations: list[Evaluation], dtype: str) -> Artifact:
     """Link the best iterate as RUN/best, as people serve and share it, and say where everything lies."""
     if run.planning or run.only is not None:
         return evaluations[0].policy
     rows = rows_of(evaluations)
-    write_summary(run.folder, rows, rows[best(rows)].iteration, gates.found)
     chosen = evaluations[best(rows)]
     model = chosen.policy
     inside = model.path.is_relative_to(run.folder)

@@ -114,11 +114,7 @@ class DpoTrainer(StageTrainer):
         return loss, metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the step's metrics under TRL's names; epochs count passes over the pairs.
-
-        Raises:
-            UserError: the step's gradient is no number.
-        """
+        """Add the step's metrics under TRL's names; epochs count passes over the pairs. A gradient must be a number."""
         if "loss" in logs:
             if not math.isfinite(logs.get("grad_norm", 0.0)):
                 raise self._bad_step("grad_norm", self.state.global_step, "")

@@ -13,7 +13,6 @@ from rlhf import card, iterate
 from rlhf.choices import Engine
 from rlhf.config import Config
 from rlhf.data.shards import write_atomic
-from rlhf.gates import Gates
 from rlhf.run import Artifact, Run
 from rlhf.summary import Row
 from tests.unit.test_run import InProcess
@@ -114,7 +113,6 @@ def test_the_best_policy_is_exported_and_linked_anew_when_another_is_better(tmp_
         ((9.0, 2.0), outside.path),
     ):
         monkeypatch.setattr(iterate, "rows_of", lambda _, scores=scores: [row(t, s) for t, s in enumerate(scores)])
-        going = Run(run, config(), InProcess())
-        iterate.conclude(going, evaluations, Gates(going), "float32")
+        iterate.conclude(Run(run, config(), InProcess()), evaluations, "float32")
         assert Path(os.readlink(run / "best")) == target
     assert "+2.000" in (run / "iteration_001" / "export" / "model" / "README.md").read_text()

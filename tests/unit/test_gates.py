@@ -14,7 +14,7 @@ from rlhf.config import Config
 from rlhf.console import Console
 from rlhf.data.shards import shard_name, write_shard
 from rlhf.errors import ConfigError, UserError
-from rlhf.gates import LIMITS, Gates, check_iteration, check_stage, loss_at_equal_policies
+from rlhf.gates import Gates, check_iteration, check_stage, loss_at_equal_policies
 from rlhf.records import SCORES_SCHEMA
 from rlhf.run import Artifact, Run
 from rlhf.summary import Evaluation, Row
@@ -53,7 +53,7 @@ def trained(folder, losses, norms=None, accuracies=None, dtype="float32"):
 def test_counts(tmp_path, stage, counts, gate):
     found = list(check_stage(Config(), 1, counted(tmp_path, stage, **counts)))
     assert gates_of(found) == ([gate] if gate else [])
-    assert all(f.value > f.threshold and f"gates.{LIMITS[f.gate]}=" in f.text for f in found)
+    assert all(f.value > f.threshold and f"gates.{f.limit}=" in f.text for f in found)
 
 
 @pytest.mark.parametrize(
