@@ -15,7 +15,7 @@ from rlhf.config import UNCOMPARED, Config
 from rlhf.run import Artifact, plain
 from rlhf.summary import KL_ESTIMATOR, Row, table
 
-_NOT_SHOWN = UNCOMPARED | {"run_dir", "debug", "report_to", "compute", "reuse"}
+_NOT_SHOWN = UNCOMPARED | {"run_dir", "debug", "report_to", "compute", "reuse", "gates"}
 _PATHS = {"path", "data", "prompts", "held_out_path"}
 
 

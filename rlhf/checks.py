@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from rlhf.choices import Engine, JudgeKind, Loss, Strategy
-from rlhf.config import Config
+from rlhf.config import Config, GatesConfig
 from rlhf.errors import ConfigError
 
 _POSITIVE = [
@@ -64,6 +64,7 @@ _NOT_NEGATIVE = [
     "sft.warmup_ratio",
     "reward_model.warmup_ratio",
     "evaluate.temperature",
+    *[f"gates.{limit}" for limit in vars(GatesConfig()) if limit.startswith(("max_", "min_"))],
 ]
 
 

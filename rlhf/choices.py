@@ -69,6 +69,14 @@ class Loss(Enum):
     exo_pair = "exo_pair"
 
 
+class Action(Enum):
+    """What becomes of a run that does not pass a gate."""
+
+    ignore = "ignore"
+    warn = "warn"
+    stop = "stop"
+
+
 class Device(Enum):
     """`auto` takes the GPUs it finds, else the CPU."""
 

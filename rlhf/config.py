@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from rlhf.choices import Device, Dtype, Engine, Sampled, Strategy, Truncated
+from rlhf.choices import Action, Device, Dtype, Engine, Sampled, Strategy, Truncated
 from rlhf.config_training import DpoConfig, RewardModelConfig, SftConfig
 
 UNCOMPARED = frozenset(
@@ -158,6 +158,45 @@ class EvaluateConfig:
 
 
 @dataclass
+class GatesConfig:
+    """What a run must pass while it goes on, each `warn`, `stop` or `ignore`: docs/gates.md. No part of any artifact,
+    so limits may change at any time.
+    """
+
+    first_loss: Action = Action.stop
+    """The first DPO loss where the policy is the reference: ln 2, or what `dpo.loss` is at equal policies."""
+    grad_norm: Action = Action.warn
+    """A step's gradient norm beside the median of the steps before it, from the 11th step on."""
+    max_grad_growth: float = 100.0
+    """So many times that median."""
+    accuracy: Action = Action.warn
+    """Share of pairs whose chosen response has the higher implicit reward, over the later half of the steps."""
+    min_accuracy: float = 0.5
+    """In [0, 1]; 0.5 is chance."""
+    truncated: Action = Action.warn
+    """Share of an iteration's sampled responses that were cut at the token limit."""
+    max_truncated: float = 0.2
+    """In [0, 1]."""
+    same_candidates: Action = Action.warn
+    """Share of an iteration's prompts whose candidates are alike in text or score, so that they give no pair."""
+    max_same_candidates: float = 0.5
+    """In [0, 1]."""
+    length: Action = Action.warn
+    """Mean tokens of the held-out responses beside π0's."""
+    max_length_growth: float = 1.5
+    """So many times π0's."""
+    kl: Action = Action.warn
+    """KL to π0 on the held-out prompts."""
+    max_kl: float = 50.0
+    """Nats per response."""
+    second_judge: Action = Action.warn
+    """A judge of `evaluate.judges`, or `evaluate.gold`, falls while the training judge rises: since the policy before,
+    or since π0."""
+    max_fall: float = 2.0
+    """So many standard errors, of differences per prompt."""
+
+
+@dataclass
 class WorldConfig:
     """The quickstart's synthetic world: tokenizer, base model, data, built from the seed."""
 
@@ -243,6 +282,8 @@ class Config:
     """Training."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     """Held-out evaluation."""
+    gates: GatesConfig = field(default_factory=GatesConfig)
+    """What the run must pass."""
     world: WorldConfig = field(default_factory=WorldConfig)
     """The quickstart's own world."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)

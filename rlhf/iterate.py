@@ -17,6 +17,7 @@ from rlhf.config import Config
 from rlhf.console import Console
 from rlhf.data.shards import write_atomic
 from rlhf.errors import ConfigError, RunChanged
+from rlhf.gates import Gates, check_iteration, check_stage
 from rlhf.launch.capacity import check_capacity
 from rlhf.launch.local import LocalLauncher
 from rlhf.launch.lock import hold_run
@@ -37,7 +38,7 @@ def iterate(cfg: Config, run: Run) -> Artifact:
     prompts = prompt_sets(cfg, run)
     dtype = steps.policy_dtype(cfg, initial)
     yardstick = Yardstick(initial, judge, steps.evaluation_judges(cfg, run), prompts.held_out)
-    evaluations = [evaluate(Step(run, "iteration_000", 0, dtype), initial, yardstick)]
+    evaluations, gates = [evaluate(Step(run, "iteration_000", 0, dtype), initial, yardstick)], Gates(run)
     if cfg.reward_model.kind is JudgeKind.pairwise:
         yardstick = replace(yardstick, against=evaluations[0].candidates)
     for t in range(1, cfg.num_iterations + 1):
@@ -47,15 +48,19 @@ def iterate(cfg: Config, run: Run) -> Artifact:
             train, rows = prompts.of(t)
             sampled = policy if cfg.generate.policy is Sampled.previous else initial
             candidates = step.stage("generate", config={"iteration": t, "slice": rows}, policy=sampled, prompts=train)
+            gates.heed(check_stage(cfg, t, candidates), evaluations)
             scores = step.stage("score", config=steps.judge_settings(cfg), candidates=candidates, judge=judge)
             pairs = step.stage("pair", candidates=candidates, scores=scores)
+            gates.heed(check_stage(cfg, t, pairs), evaluations)
         else:
             pairs = step.stage("preferences", data=sources.data_file(run, cfg.pair.data, "pair.data"), policy=initial)
         anchor = initial if cfg.dpo.reference is Reference.initial else policy
         logprobs = step.stage("reference", model=anchor, pairs=pairs)
-        policy = step.stage("dpo", policy=policy, pairs=pairs, reference=logprobs).part("model")
+        trained = step.stage("dpo", policy=policy, pairs=pairs, reference=logprobs)
+        gates.heed(check_stage(cfg, t, trained), evaluations)
+        policy = trained.part("model")
         evaluations.append(evaluate(step, policy, yardstick, candidates, pairs, evaluations[-1]))
-        report(run, evaluations)
+        report(run, evaluations, gates)
     return conclude(run, evaluations, dtype)
 
 
@@ -107,13 +112,14 @@ def evaluate(
     return Evaluation(step.iteration, policy, candidates, scores, gold, reference, generate, pair, others)
 
 
-def report(run: Run, evaluations: list[Evaluation]) -> None:
+def report(run: Run, evaluations: list[Evaluation], gates: Gates) -> None:
     """Print and write the figures so far; a view, always made anew, never an input."""
     if run.planning or run.only is not None:
         return
     rows = rows_of(evaluations)
-    write_summary(run.folder, rows, rows[best(rows)].iteration)
     run.say("\n" + table(rows) + "\n")
+    gates.heed(check_iteration(run.cfg, rows, evaluations), evaluations)
+    write_summary(run.folder, rows, rows[best(rows)].iteration, gates.found)
 
 
 def conclude(run: Run, evaluations: list[Evaluation], dtype: str) -> Artifact:
@@ -121,7 +127,6 @@ def conclude(run: Run, evaluations: list[Evaluation], dtype: str) -> Artifact:
     if run.planning or run.only is not None:
         return evaluations[0].policy
     rows = rows_of(evaluations)
-    write_summary(run.folder, rows, rows[best(rows)].iteration)
     chosen = evaluations[best(rows)]
     model = chosen.policy
     inside = model.path.is_relative_to(run.folder)

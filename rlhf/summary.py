@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 from rlhf.data.shards import read_all_rows, write_atomic
 from rlhf.run import Artifact
@@ -195,12 +196,13 @@ def best(rows: Sequence[Row]) -> int:
     return max(range(len(rows)), key=lambda i: (rows[i].mean_score, -i))
 
 
-def write_summary(folder: Path, rows: Sequence[Row], best_iteration: int) -> None:
-    """`summary.json`: the figures for programs."""
+def write_summary(folder: Path, rows: Sequence[Row], best_iteration: int, gates: Sequence[dict[str, Any]] = ()) -> None:
+    """`summary.json`: the figures for programs, and what `rlhf.gates` found."""
     body = {
         "iterations": [{key: _json(value) for key, value in asdict(row).items()} for row in rows],
         "best_iteration": best_iteration,
         "kl_estimator": KL_ESTIMATOR,
+        "gates": [_json(found) for found in gates],
     }
     write_atomic(folder / "summary.json", (json.dumps(body, indent=1, ensure_ascii=False) + "\n").encode())
 

@@ -117,11 +117,11 @@ class Watch(TrainerCallback):
             self.worker.progress(state.global_step, state.max_steps, f"loss {logs['loss']:.4f}")
 
 
-def not_finite(what: str, step: int, where: str) -> UserError:
+def not_finite(what: str, step: int, where: str, saved: str = "") -> UserError:
     """The error for a loss or gradient that is NaN or infinite."""
     return UserError(
         f"the {what} of step {step}{where} is not a finite number, so training stopped. Lower the learning rate, look "
-        "at those rows of the data, or compute in float32."
+        f"at those rows of the data, or compute in float32.{saved}"
     )
 
 

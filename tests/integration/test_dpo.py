@@ -174,6 +174,14 @@ def test_the_nll_term_does_not_depend_on_ranks_stage_or_bins(world, one_rank, tm
     assert rows_of(tmp_path / "one")[0]["loss"] == pytest.approx(rows_of(one_rank[1])[0]["loss"] + nll / 2, abs=1e-5)
 
 
+def failed_steps(folder):
+    return [json.loads(path.read_text()) for path in folder.glob("dpo.bad_step.rank*.json")]
+
+
+def ids_of_step(pairs, number):
+    return [pairs[i]["id"] for i in plan_steps(len(pairs), 8, 2, seed=1)[number - 1]]
+
+
 def test_a_loss_that_is_no_number_stops_and_names_step_and_pairs(world, tmp_path):
     pairs = list(read_all_rows(world / "pairs"))
     rows = [{"id": pair["id"], "logprobs": [-1.0, -1.0]} for pair in pairs]
@@ -185,7 +193,31 @@ def test_a_loss_that_is_no_number_stops_and_names_step_and_pairs(world, tmp_path
     with pytest.raises(
         AssertionError, match=rf"UserError: the loss of step \d+, pairs {rows[4]['id']} is not a finite"
     ):
+        run_ranks(job, 2)
+    (failed,) = failed_steps(tmp_path)
+    assert failed["not_finite"] == "loss" and rows[4]["id"] in failed["pairs"] and len(failed["pairs"]) in (5, 8)
+    assert failed["pairs"] == ids_of_step(pairs, failed["step"])  # those of both ranks
+    job.inputs["reference"] = str(world / "reference_anchor")
+    run_ranks(job)
+    assert failed_steps(tmp_path) == []
+
+
+def test_a_gradient_that_is_no_number_stops_and_saves_the_pairs(world, tmp_path):
+    from safetensors.torch import save_file
+
+    shutil.copytree(world / "policy", tmp_path / "policy")
+    weights = load_file(tmp_path / "policy" / "model.safetensors")
+    weights["model.norm.weight"] *= 1e25  # log-probabilities are finite, the square of their gradient is not
+    save_file(weights, tmp_path / "policy" / "model.safetensors", metadata={"format": "pt"})
+    inputs = {"model": tmp_path / "policy", "pairs": world / "pairs"}
+    run_here(make_job("reference", ReferenceConfig(), inputs, tmp_path / "reference", max_length=MAX_LENGTH))
+    job = dpo_job(world, tmp_path / "out", policy=tmp_path / "policy", save_steps=1)
+    job.inputs["reference"] = str(tmp_path / "reference")
+    with pytest.raises(AssertionError, match=r"the grad_norm of step 1 is not a finite .*dpo\.bad_step\.rank0\.json"):
         run_ranks(job)
+    pairs = list(read_all_rows(world / "pairs"))
+    assert failed_steps(tmp_path) == [{"not_finite": "grad_norm", "step": 1, "pairs": ids_of_step(pairs, 1)}]
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
 
 
 def test_outcome_counts_and_export(world, one_rank):

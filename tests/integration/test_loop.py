@@ -151,6 +151,28 @@ def test_a_changed_setting_is_refused_before_anything_runs(world, finished):
     assert digests(run) == before
 
 
+def test_a_gate_stops_and_the_same_command_goes_on_where_it_only_warns(world, finished):
+    run = copy_of(finished[0], "gated")
+    for name in ("dpo", "held_out"):
+        shutil.rmtree(run / "iteration_001" / name)
+    limit = "gates.max_truncated=0.01"
+    code, said = loop(run, *world[1], limit, "gates.truncated=stop")
+    assert code == 2 and "gates.truncated=stop stopped the run in iteration 1" in said and "Traceback" not in said
+    assert "gates.truncated=warn" in said and not (run / "iteration_001" / "dpo").exists()
+    body = json.loads((run / "summary.json").read_text())
+    assert len(body["iterations"]) == 1 and [found["gate"] for found in body["gates"]] == ["truncated"]
+    code, said = loop(run, *world[1], limit, "gates.truncated=warn")
+    assert code == 0, said
+    assert "! gates.truncated: " in said and "✓ iteration_001/dpo" in said and "✓ iteration_001/generate" not in said
+    (found,) = [each for each in json.loads((run / "summary.json").read_text())["gates"] if each["gate"] == "truncated"]
+    counts = json.loads((run / "iteration_001" / "generate" / "artifact.json").read_text())["counts"]
+    assert found["value"] == counts["truncated"] / counts["responses"] > found["threshold"] == 0.01
+    assert (found["iteration"], found["action"], found["where"]) == (1, "warn", "iteration_001/generate")
+    assert digests(run) == digests(finished[0])
+    code, said = loop(run, *world[1], limit, "gates.truncated=stop")  # also where all is finished
+    assert code == 2 and "0 to do" in said and digests(run) == digests(finished[0])
+
+
 def test_more_iterations_run_only_the_new_ones(world, finished):
     run = copy_of(finished[0], "more")
     before = digests(run)

@@ -57,6 +57,7 @@ def test_a_local_base_is_named_and_no_path_is_told():
 def test_what_only_changes_the_cost_is_not_on_the_card():
     cfg = config()
     cfg.dpo.batch_tokens, cfg.compute.num_threads, cfg.run_dir, cfg.debug = 99, 3, "/elsewhere", True
+    cfg.gates.max_kl = 9.0
     assert facts(cfg) == facts()
     cfg.score.engine = Engine.vllm
     assert facts(cfg) != facts()

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "rlhf"
 HEAVY = {"torch", "transformers", "trl", "vllm", "deepspeed", "accelerate", "datasets", "safetensors", "tokenizers"}
 LIGHT = (
     "errors records choices config job digest run sources hub steps prompt_sets console summary checks config_training "
-    "cli sweep iterate alone models strategies card tools_config tools generate score pair answer "
+    "cli sweep iterate alone models strategies card gates tools_config tools generate score pair answer "
     "evaluation rewardbench bestofn"
 )
 LAYERS = [
@@ -17,7 +17,7 @@ LAYERS = [
     {"records", "choices", "config", "job", "digest", "models", "tools_config", "config_training"},
     {"data", "strategies", "checks", "hub", "sweep"},
     {"console", "run"},
-    {"sources", "summary", "steps", "prompt_sets", "card", "evaluation"},
+    {"sources", "summary", "steps", "prompt_sets", "card", "evaluation", "gates"},
     {"launch", "cli"},
     {"iterate", "tools"},
     {"alone", "generate", "score", "pair", "answer", "rewardbench", "bestofn"},
