@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,11 +33,12 @@ def iterate(cfg: Config, run: Run) -> Artifact:
     artifacts have no digest, and once for real.
     """
     initial = policy = steps.initial_policy(cfg, run)
-    judge = steps.judge(cfg, run, initial)
+    judges = steps.judges(cfg, run, initial)
     prompts = prompt_sets(cfg, run)
     dtype = steps.policy_dtype(cfg, initial)
-    yardstick = Yardstick(initial, judge, steps.evaluation_judges(cfg, run), prompts.held_out)
+    yardstick = Yardstick(initial, judges, steps.evaluation_judges(cfg, run), prompts.held_out)
     evaluations = [evaluate(Step(run, "iteration_000", 0, dtype), initial, yardstick)]
+    yardstick = replace(yardstick, scales=evaluations[0].others)
     if cfg.reward_model.kind is JudgeKind.pairwise:
         yardstick = replace(yardstick, against=evaluations[0].candidates)
     for t in range(1, cfg.num_iterations + 1):
@@ -47,7 +48,7 @@ def iterate(cfg: Config, run: Run) -> Artifact:
             train, rows = prompts.of(t)
             sampled = policy if cfg.generate.policy is Sampled.previous else initial
             candidates = step.stage("generate", config={"iteration": t, "slice": rows}, policy=sampled, prompts=train)
-            scores = step.stage("score", config=steps.judge_settings(cfg), candidates=candidates, judge=judge)
+            scores, _ = steps.scored(step, judges, candidates, yardstick.scales)
             pairs = step.stage("pair", candidates=candidates, scores=scores)
         else:
             pairs = step.stage("preferences", data=sources.data_file(run, cfg.pair.data, "pair.data"), policy=initial)
@@ -61,12 +62,14 @@ def iterate(cfg: Config, run: Run) -> Artifact:
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What every policy is held against: π0, the training judge (None: a rule), other judges, the held-out prompts."""
+    """What every policy is held against: π0, the judges that train, those that only evaluate, the held-out prompts."""
 
     initial: Artifact
-    judge: Artifact | None
-    others: dict[str, Artifact]
+    judges: dict[str, steps.Asked]
+    others: dict[str, steps.Asked]
     held_out: Artifact
+    scales: dict[str, Artifact] = field(default_factory=dict)
+    """Each judge's scores of π0's held-out responses, once they are there."""
     against: Artifact | None = None
     """π0's held-out responses, which a pairwise judge compares every iterate's with."""
 
@@ -83,16 +86,13 @@ def evaluate(
     sampling = {"n": cfg.n, "temperatures": [cfg.temperature], "iteration": step.iteration, "slice": None}
     candidates = step.stage("generate", config=sampling, policy=policy, prompts=yardstick.held_out)
     against: dict[str, Any] = {"against": yardstick.against} if yardstick.against else {}
-    config = steps.judge_settings(step.run.cfg)
-    scores = step.stage("score", config=config, candidates=candidates, judge=yardstick.judge, **against)
+    scores, others = steps.scored(step, yardstick.judges, candidates, yardstick.scales, **against)
     gold = reference = None
     if cfg.gold is not None:
         rule = steps.rule_settings(cfg.gold, "evaluate.gold")
         gold = step.stage("score", name="gold", config=rule, candidates=candidates)
-    others = {}
-    for name, other in yardstick.others.items():
-        as_saved = {"dtype": "auto", "trust_remote_code": False}
-        others[name] = step.stage("score", name=f"score_{name}", config=as_saved, candidates=candidates, judge=other)
+    for name, (config, judge) in yardstick.others.items():
+        others[name] = step.stage("score", name=f"score_{name}", config=config, candidates=candidates, judge=judge)
     if step.iteration > 0:
         whole = {"max_length": None}
         reference = step.stage("reference", config=whole, model=yardstick.initial, candidates=candidates)
