@@ -39,10 +39,11 @@ class GatedJudge(LlamaPreTrainedModel):
         self.post_init()
 
     def forward(self, input_ids, attention_mask=None, **ignored):
-        if self.config.pad_token_id is None and len(input_ids) > 1:
+        pad = self.config.pad_token_id
+        if pad is None and len(input_ids) > 1:
             raise ValueError("no padding, so one row at a time")
         hidden = self.model(input_ids, attention_mask=attention_mask)[0]
-        pads = input_ids == self.config.pad_token_id
+        pads = input_ids == (-1 if pad is None else pad)
         last = (pads.int().argmax(-1) - 1) % input_ids.shape[1]  # of no pad: the last position of the row
         header = input_ids == self.config.header_id
         answer = input_ids.shape[1] - 1 - header.int().flip(-1).argmax(-1)
@@ -174,7 +175,7 @@ def test_the_command_line_runs_it_when_told_and_says_so_once(tmp_path, judge_pat
     command = ("rlhf.score", f"reward_model.path={judge_path}", "input=in.jsonl", "output=out.jsonl")
     code, said = run(*command, cwd=tmp_path)
     assert code == 2 and "trust_remote_code=true" in said and "Traceback" not in said
-    code, said = run(*command, "reward_model.trust_remote_code=true", cwd=tmp_path)
+    code, said = run(*command, "reward_model.trust_remote_code=true", "compute.preload=false", cwd=tmp_path)
     assert code == 0, said
     assert said.count(f"runs the Python code of {judge_path}") == 1 and "modeling_gated.GatedJudge" in said
     found = [json.loads(line)["rewards"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
