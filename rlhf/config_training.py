@@ -153,8 +153,8 @@ class RewardModelConfig:
     weight: float = 1.0
     """Of this judge in the sum; means something with `others` only."""
     others: dict[str, OtherJudge] = field(default_factory=dict)
-    """More judges, by name: what trains and evaluates is then the weighted sum of all normalised scores;
-    docs/recipe.md, Several judges."""
+    """More judges, by name: what trains and evaluates is then the weighted sum of all normalised scores; on the command
+    line `'+reward_model.others={NAME: {path: …, weight: 0.5}}'`; docs/recipe.md, Several judges."""
     data: Optional[str] = None
     """File or Hub data set of preferences (`chosen` and `rejected` as messages), or `@stage/…`; null takes `path` as it
     is."""
