@@ -46,10 +46,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Row:
-    """One evaluated policy; rates, accuracies and `disagreement` (`rlhf.stages.mix`) in 0–1, `kl` in nats per response.
-
-    What there is not is None.
-    """
+    """One evaluated policy; rates and `disagreement` (`rlhf.stages.mix`) in 0–1, `kl` in nats per response, or None."""
 
     iteration: int
     mean_score: float

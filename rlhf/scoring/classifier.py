@@ -71,6 +71,7 @@ class ClassifierJudge:
 
         Raises:
             TemplateRefuses: the judge's chat template does not take a conversation that the policy has answered.
+            ModelError: the model's own code gives back no score.
         """
         kept, num_truncated = read_items(self._tokenizer, items, self._max_tokens)
         distinct = list(dict.fromkeys(kept))  # samples of one prompt are often the same
@@ -95,9 +96,8 @@ class ClassifierJudge:
         score = getattr(output, "logits", None) if score is None else score
         if not isinstance(score, Tensor) or score.numel() != num:
             raise ModelError(
-                f"{self._path}: the judge's own code gives back no number per conversation, neither as `score` nor as "
-                f"`logits` (found {getattr(score, 'shape', score)} for {num}). Choose another judge, or let the code "
-                "in a copy of the folder give it back."
+                f"{self._path}: the judge's own code gives back no number per conversation, as `score` or `logits` "
+                f"(found {getattr(score, 'shape', score)} for {num}). Choose another judge, or mend a copy of the folder."
             )
         return [float(value) for value in score.flatten()]
 

@@ -35,7 +35,7 @@ def finished(tmp_path_factory):
             "dpo.batch_size=4",
         ],
         *["generate.engine=transformers", "generate.n=4", "generate.max_new_tokens=8", "pair.truncated=allow"],
-        *["generate.shard_size=5", "dpo.gradient_checkpointing=false", "dpo.learning_rate=1e-3"],
+        *["generate.shard_size=5", "dpo.batch_size=4", "dpo.gradient_checkpointing=false", "dpo.learning_rate=1e-3"],
     ]
     code, said = loop(folder / "run", *told)
     assert code == 0, said
