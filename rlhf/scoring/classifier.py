@@ -97,7 +97,7 @@ class ClassifierJudge:
         if not isinstance(score, Tensor) or score.numel() != num:
             raise ModelError(
                 f"{self._path}: the judge's own code gives back no number per conversation, as `score` or `logits` "
-                f"(found {getattr(score, 'shape', score)} for {num}). Choose another judge, or mend a copy of the folder."
+                f"(found {getattr(score, 'shape', score)} for {num}). Choose another judge, or mend a copy of it."
             )
         return [float(value) for value in score.flatten()]
 
