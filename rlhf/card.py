@@ -31,12 +31,14 @@ def name_of(path: str) -> str:
 
 def facts(cfg: Config, rows: Sequence[Row], policies: Sequence[Artifact], iteration: int) -> dict[str, Any]:
     """What the card of π_iteration says; `policies` are all that were evaluated, π0 first."""
-    base, judge = cfg.model.path, cfg.reward_model.rule or cfg.reward_model.path
+    base, judge, others = cfg.model.path, cfg.reward_model.rule or cfg.reward_model.path, cfg.reward_model.others
     return {
         "base": name_of(base),
         "base_model": base if is_hub_id(base) else None,
         "sft": cfg.sft.data is not None,
-        "judge": name_of(judge) + (", trained in this run" if cfg.reward_model.data is not None else ""),
+        "judge": name_of(judge)
+        + (", trained in this run" if cfg.reward_model.data is not None else "")
+        + "".join(f" + {name_of(other.rule or other.path or '')}" for other in others.values()),
         "prompts": name_of(cfg.prompts.path),
         "iteration": iteration,
         "num_iterations": len(policies) - 1,
@@ -55,7 +57,7 @@ def _shown(section: dict[str, Any]) -> dict[str, Any]:
             continue
         if key == "reward_model" and value["data"] is None:
             ready = ("path", "revision", "dtype", "trust_remote_code") if value["rule"] is None else ("rule",)
-            value = {name: value[name] for name in ready}
+            value = {name: value[name] for name in (*ready, *(("weight", "others") if value["others"] else ()))}
         if isinstance(value, dict):
             value = _shown(value)
         elif isinstance(value, str) and (key in _PATHS or value.startswith(("/", "~"))):

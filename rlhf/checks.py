@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from rlhf.choices import Engine, JudgeKind, Loss, Strategy
 from rlhf.config import Config, GatesConfig
+from rlhf.config_training import MAIN_JUDGE
 from rlhf.errors import ConfigError
 
 _POSITIVE = [
@@ -194,9 +195,25 @@ def _judge(cfg: Config) -> Iterator[str]:
 
 
 def _judges(cfg: Config) -> Iterator[str]:
-    for name in cfg.evaluate.judges:
+    others, names = cfg.reward_model.others, [MAIN_JUDGE, *cfg.reward_model.others, *cfg.evaluate.judges]
+    for name in names:
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
-            yield f"evaluate.judges.{name}: the name becomes a folder; use letters, digits, '_', '-' and '.' only."
+            yield f"judge {name!r}: the name becomes a folder; use letters, digits, '_', '-' and '.' only."
+        if names.count(name) > 1:
+            yield f"judge {name!r}: two are called so ({MAIN_JUDGE} is reward_model itself). Rename one."
+    weights = {"reward_model": cfg.reward_model.weight}
+    for name, other in others.items():
+        weights[f"reward_model.others.{name}"] = other.weight
+        if (other.path is None) == (other.rule is None):
+            yield f"reward_model.others.{name}: path={other.path}, rule={other.rule}: give one of the two."
+    for key, weight in weights.items():
+        if not math.isfinite(weight) or weight == 0:
+            yield f"{key}.weight={weight}: must be a number other than 0. What only evaluates is in evaluate.judges."
+    if others and cfg.reward_model.kind is JudgeKind.pairwise:
+        yield (
+            "reward_model.others: do not go with reward_model.kind=pairwise, whose scores depend on the other "
+            "responses. Set reward_model.kind=scalar, or let them evaluate only, as evaluate.judges."
+        )
 
 
 def _dpo(cfg: Config) -> Iterator[str]:

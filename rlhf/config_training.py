@@ -7,6 +7,9 @@ from typing import Any, Optional
 
 from rlhf.choices import Dtype, JudgeKind, Loss, Reference
 
+MAIN_JUDGE = "main"
+"""What `reward_model` itself is called beside `reward_model.others`."""
+
 
 @dataclass
 class LoraConfig:
@@ -112,6 +115,22 @@ class OnPolicyConfig:
 
 
 @dataclass
+class OtherJudge:
+    """A judge whose normalised scores are added to the training judge's; either `path` or `rule`."""
+
+    path: Optional[str] = None
+    """Folder, Hub id, or `@stage/…` of a scalar judge."""
+    revision: Optional[str] = None
+    """Branch, tag or commit on the Hub; null is the main branch."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+    rule: Optional[str] = None
+    """`module:function` that maps (messages, response) to a number, in place of a model."""
+    weight: float = 1.0
+    """Its weight in the sum; below 0 its high scores count against a response."""
+
+
+@dataclass
 class RewardModelConfig:
     """The judge: a Bradley-Terry reward model with one logit, or a pairwise preference model, ready or trained here."""
 
@@ -128,9 +147,14 @@ class RewardModelConfig:
     revision: Optional[str] = None
     """Branch, tag or commit on the Hub; null is the main branch."""
     dtype: Dtype = Dtype.auto
-    """Numeric type of the body; the score head is always fp32."""
+    """Numeric type of the body; the score head is fp32, but for models that bring code of their own."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
+    weight: float = 1.0
+    """Of this judge in the sum; means something with `others` only."""
+    others: dict[str, OtherJudge] = field(default_factory=dict)
+    """More judges, by name: what trains and evaluates is then the weighted sum of all normalised scores; on the command
+    line `'+reward_model.others={NAME: {path: …, weight: 0.5}}'`; docs/recipe.md, Several judges."""
     data: Optional[str] = None
     """File or Hub data set of preferences (`chosen` and `rejected` as messages), or `@stage/…`; null takes `path` as it
     is."""

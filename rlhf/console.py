@@ -25,6 +25,7 @@ _SHOWN = [
     "packs",
     "held_out_accuracy",
     "held_out_loss",
+    "disagreement",
     "engine",
 ]
 """Counts and metrics worth a place on a stage's line, beside what was dropped."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from rlhf import card, sources, steps
 from rlhf.choices import JudgeKind, Reference, Sampled
 from rlhf.cli import main
 from rlhf.config import Config
+from rlhf.config_training import MAIN_JUDGE
 from rlhf.console import Console
 from rlhf.data.shards import write_atomic
 from rlhf.errors import ConfigError, RunChanged
@@ -34,11 +35,12 @@ def iterate(cfg: Config, run: Run) -> Artifact:
     artifacts have no digest, and once for real.
     """
     initial = policy = steps.initial_policy(cfg, run)
-    judge = steps.judge(cfg, run, initial)
+    judges = steps.judges(cfg, run, initial)
     prompts = prompt_sets(cfg, run)
     dtype = steps.policy_dtype(cfg, initial)
-    yardstick = Yardstick(initial, judge, steps.evaluation_judges(cfg, run), prompts.held_out)
+    yardstick = Yardstick(initial, judges, steps.evaluation_judges(cfg, run), prompts.held_out)
     evaluations, gates = [evaluate(Step(run, "iteration_000", 0, dtype), initial, yardstick)], Gates(run)
+    yardstick = replace(yardstick, scales=evaluations[0].others)
     if cfg.reward_model.kind is JudgeKind.pairwise:
         yardstick = replace(yardstick, against=evaluations[0].candidates)
     for t in range(1, cfg.num_iterations + 1):
@@ -49,7 +51,7 @@ def iterate(cfg: Config, run: Run) -> Artifact:
             sampled = policy if cfg.generate.policy is Sampled.previous else initial
             candidates = step.stage("generate", config={"iteration": t, "slice": rows}, policy=sampled, prompts=train)
             gates.heed(check_stage(cfg, t, candidates), evaluations)
-            scores = step.stage("score", config=steps.judge_settings(cfg), candidates=candidates, judge=judge)
+            scores, _ = steps.scored(step, judges, candidates, yardstick.scales)
             pairs = step.stage("pair", candidates=candidates, scores=scores)
             gates.heed(check_stage(cfg, t, pairs), evaluations)
         else:
@@ -66,12 +68,14 @@ def iterate(cfg: Config, run: Run) -> Artifact:
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What every policy is held against: π0, the training judge (None: a rule), other judges, the held-out prompts."""
+    """What every policy is held against: π0, the judges that train, those that only evaluate, the held-out prompts."""
 
     initial: Artifact
-    judge: Artifact | None
-    others: dict[str, Artifact]
+    judges: dict[str, steps.Asked]
+    others: dict[str, steps.Asked]
     held_out: Artifact
+    scales: dict[str, Artifact] = field(default_factory=dict)
+    """Each judge's scores of π0's held-out responses, once they are there."""
     against: Artifact | None = None
     """π0's held-out responses, which a pairwise judge compares every iterate's with."""
 
@@ -91,25 +95,29 @@ def evaluate(
     cfg, step = step.run.cfg.evaluate, step.inside("held_out")
     sampling = {"n": cfg.n, "temperatures": [cfg.temperature], "iteration": step.iteration, "slice": None}
     candidates = step.stage("generate", config=sampling, policy=policy, prompts=yardstick.held_out)
-    given: dict[str, Any] = {"against": yardstick.against} if yardstick.against else {}
-    if earlier and yardstick.judge and (not yardstick.against or earlier.iteration > 0):
-        given |= {"known_candidates": earlier.candidates, "known_scores": earlier.scores}
-    config = steps.judge_settings(step.run.cfg)
-    scores = step.stage("score", config=config, candidates=candidates, judge=yardstick.judge, **given)
+    against: dict[str, Any] = {"against": yardstick.against} if yardstick.against else {}
+    known = known_scores(yardstick, earlier)
+    scores, others = steps.scored(step, yardstick.judges, candidates, yardstick.scales, known, **against)
     gold = reference = None
     if cfg.gold is not None:
         rule = steps.rule_settings(cfg.gold, "evaluate.gold")
         gold = step.stage("score", name="gold", config=rule, candidates=candidates)
-    others = {}
-    for name, other in yardstick.others.items():
-        as_saved = {"dtype": "auto", "trust_remote_code": False}
-        given = {"known_candidates": earlier.candidates, "known_scores": earlier.others[name]} if earlier else {}
-        inputs = {"candidates": candidates, "judge": other, **given}
-        others[name] = step.stage("score", name=f"score_{name}", config=as_saved, **inputs)
+    for name, (config, judge) in yardstick.others.items():
+        inputs = {"candidates": candidates, "judge": judge, **known.get(name, {})}
+        others[name] = step.stage("score", name=f"score_{name}", config=config, **inputs)
     if step.iteration > 0:
         whole = {"max_length": None}
         reference = step.stage("reference", config=whole, model=yardstick.initial, candidates=candidates)
     return Evaluation(step.iteration, policy, candidates, scores, gold, reference, generate, pair, others)
+
+
+def known_scores(yardstick: Yardstick, earlier: Evaluation | None) -> dict[str, dict[str, Artifact]]:
+    """What each judge that is a model has said of an earlier policy's responses to the same prompts, by its name."""
+    if earlier is None or (yardstick.against and earlier.iteration == 0):  # π0's were not held against π0's own
+        return {}
+    scores = {MAIN_JUDGE: earlier.scores} | earlier.others
+    models = [name for name, (_, model) in (yardstick.judges | yardstick.others).items() if model is not None]
+    return {name: {"known_candidates": earlier.candidates, "known_scores": scores[name]} for name in models}
 
 
 def report(run: Run, evaluations: list[Evaluation], gates: Gates) -> None:

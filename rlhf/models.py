@@ -37,6 +37,31 @@ def saved_dtype(path: str | Path, wanted: str = "auto") -> str:
     return _DTYPES[max(sizes, key=lambda name: sizes[name])]
 
 
+def own_code(path: str | Path) -> dict[str, str]:
+    """What of a model folder is Python code of its own, which `trust_remote_code` runs: class by auto class."""
+    found: dict[str, str] = {}
+    for file in (Path(path) / name for name in ("config.json", "tokenizer_config.json")):
+        given = json.loads(file.read_text(encoding="utf-8")).get("auto_map") if file.is_file() else None
+        named = given if isinstance(given, dict) else {"AutoTokenizer": given} if given else {}
+        found |= {key: name if isinstance(name, str) else ", ".join(filter(None, name)) for key, name in named.items()}
+    return found
+
+
+def own_classifier(path: str | Path) -> str | None:
+    """The class that comes with a model folder to be its sequence classifier; None where it is one of transformers."""
+    return own_code(path).get("AutoModelForSequenceClassification")
+
+
+def require_trust(path: str | Path, trusted: bool) -> None:
+    """Raise ModelError for a judge with code of its own that may not run: transformers would make up a head."""
+    if (own := own_classifier(path)) and not trusted:
+        raise ModelError(
+            f"{path}: this judge is computed by Python code that comes with it ({own}), and without that it has no "
+            "trained head. Look at the code; then let it run with trust_remote_code=true beside its path in "
+            "reward_model or reward_model.others (evaluate.judges run no code), or choose another judge."
+        )
+
+
 def context_length(path: str | Path) -> int | None:
     """Tokens a model can hold, as its config says; None where it does not."""
     config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))

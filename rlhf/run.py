@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from importlib.metadata import version
@@ -25,6 +26,7 @@ from rlhf.data.shards import fsync_dir, shard_name, sum_counts, write_atomic
 from rlhf.digest import digest_files, digest_of, digest_of_files, list_files
 from rlhf.errors import RunChanged, UserError
 from rlhf.job import Job, Kind, Outcome
+from rlhf.models import own_code
 
 SCHEMA = 1
 UNKNOWN = "unknown until earlier stages have run"
@@ -118,6 +120,7 @@ class Run:
     refusals: list[tuple[str, list[str]]] = field(default_factory=list)
     stale: list[str] = field(default_factory=list)
     _others: dict[str, Path] | None = field(default=None, repr=False)
+    _trusted: set[str] = field(default_factory=set, repr=False)
 
     def stage(self, stage: str, name: str, config: dict[str, Any], inputs: dict[str, Artifact]) -> Artifact:
         """The artifact of one stage: taken when it is finished and unchanged, else made.
@@ -229,6 +232,8 @@ class Run:
         module = importlib.import_module(f"rlhf.stages.{stage}")
         shards = [index for index in range(module.num_shards(job)) if not (partial / shard_name(index)).exists()]
         started = time.monotonic()
+        if config.get("trust_remote_code"):
+            self._say_code(paths.values())
         if self.console is not None:
             self.console.begin(name)
         outcome = self.launcher.launch(job, module.KIND, shards)
@@ -243,6 +248,13 @@ class Run:
         artifact = take(found, final)
         self.say(f"  = {name:<32}          taken from {found}")
         return artifact
+
+    def _say_code(self, paths: Iterable[str]) -> None:
+        """Say, once per model, that Python code which came with it is about to run."""
+        for path in paths:
+            if path not in self._trusted and (code := own_code(path)):
+                self._trusted.add(path)
+                self.say(f"  ! runs the Python code of {path} (trust_remote_code=true): {', '.join(code.values())}")
 
     def say(self, text: str) -> None:
         """Tell the person who watches."""

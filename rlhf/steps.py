@@ -8,7 +8,8 @@ from typing import Any
 from rlhf import sources
 from rlhf.choices import JudgeKind
 from rlhf.config import Config
-from rlhf.models import saved_dtype
+from rlhf.config_training import MAIN_JUDGE
+from rlhf.models import require_trust, saved_dtype
 from rlhf.run import UNKNOWN, Artifact, Run, plain
 
 _ELSEWHERE = {
@@ -16,7 +17,7 @@ _ELSEWHERE = {
     "generate": ("policy",),
     "pair": ("data",),
     "sft": ("data",),
-    "reward_model": ("path", "revision", "url", "rule", "data", "on_policy", "kind"),
+    "reward_model": ("path", "revision", "url", "rule", "data", "on_policy", "kind", "weight", "others"),
     "score": ("opponents",),
 }
 """Keys of a section that reach its stage as inputs, by content, or that only the loop reads."""
@@ -87,7 +88,10 @@ def ready_judge(run: Run) -> Artifact | None:
     chosen = run.cfg.reward_model
     if chosen.rule is not None:
         return None
-    return sources.model(run, chosen.path, chosen.revision, "reward_model.path")
+    model = sources.model(run, chosen.path, chosen.revision, "reward_model.path")
+    if chosen.kind is JudgeKind.scalar:
+        require_trust(model.path, chosen.trust_remote_code)
+    return model
 
 
 def judge_settings(cfg: Config) -> dict[str, Any]:
@@ -107,6 +111,57 @@ def scores_of(run: Run, candidates: Artifact) -> Artifact:
     return run.stage("score", "score", settings(run.cfg, "score") | judge_settings(run.cfg), inputs)
 
 
+Asked = tuple[dict[str, Any], Artifact | None]
+"""What the `score` stage of a judge is told beside its section, and the reward model (None: a rule)."""
+
+
+def _asked(run: Run, path: str, revision: str | None, trusted: bool, key: str) -> Asked:
+    model = sources.model(run, path, revision, key)
+    require_trust(model.path, trusted)
+    return {"dtype": "auto", "trust_remote_code": trusted}, model
+
+
+def judges(cfg: Config, run: Run, initial: Artifact) -> dict[str, Asked]:
+    """The judges whose scores count, by name: the training judge, then those that are summed with it."""
+    found: dict[str, Asked] = {MAIN_JUDGE: (judge_settings(cfg), judge(cfg, run, initial))}
+    for name, other in cfg.reward_model.others.items():
+        key = f"reward_model.others.{name}"
+        if other.path is not None:
+            found[name] = _asked(run, other.path, other.revision, other.trust_remote_code, f"{key}.path")
+        else:
+            found[name] = rule_settings(str(other.rule), f"{key}.rule"), None
+    return found
+
+
+def scored(
+    step: Step,
+    judges: dict[str, Asked],
+    candidates: Artifact,
+    initial: dict[str, Artifact],
+    known: dict[str, dict[str, Artifact]] | None = None,
+    **against: Artifact,
+) -> tuple[Artifact, dict[str, Artifact]]:
+    """The scores that count, and where several judges make them, those of each.
+
+    `initial` holds each judge's scores of π0's held-out responses, which fix its scale; empty where these are they.
+    `known` holds, by judge, the inputs of its stage that say what it has scored before.
+    """
+    apart = {}
+    for name, (config, model) in judges.items():
+        place = "score" if name == MAIN_JUDGE else f"score_{name}"
+        before = (known or {}).get(name, {})
+        apart[name] = step.stage(
+            "score", name=place, config=config, candidates=candidates, judge=model, **before, **against
+        )
+    if len(apart) == 1:
+        return apart[MAIN_JUDGE], {}
+    chosen = step.run.cfg.reward_model
+    weights = {MAIN_JUDGE: chosen.weight} | {name: other.weight for name, other in chosen.others.items()}
+    inputs: dict[str, Any] = {f"scores.{name}": scores for name, scores in apart.items()}
+    inputs |= {f"initial.{name}": (initial or apart)[name] for name in apart}
+    return step.stage("mix", config={"weights": weights}, **inputs), apart
+
+
 def judge(cfg: Config, run: Run, initial: Artifact) -> Artifact | None:
     """The training judge: ready, or trained on `reward_model.data` and on labelled samples of π0; None is a rule."""
     chosen, model = cfg.reward_model, ready_judge(run)
@@ -121,12 +176,12 @@ def judge(cfg: Config, run: Run, initial: Artifact) -> Artifact | None:
     return run.stage("reward_model", "reward_model", config, inputs).part("model")
 
 
-def evaluation_judges(cfg: Config, run: Run) -> dict[str, Artifact]:
+def evaluation_judges(cfg: Config, run: Run) -> dict[str, Asked]:
     """The judges that only evaluate, by name."""
-    found = {}
+    found: dict[str, Asked] = {}
     for name, path in cfg.evaluate.judges.items():
         repo, _, revision = (path, "", "") if path.startswith("@") else path.partition("@")
-        found[name] = sources.model(run, repo, revision or None, f"evaluate.judges.{name}")
+        found[name] = _asked(run, repo, revision or None, False, f"evaluate.judges.{name}")
     return found
 
 

@@ -21,7 +21,7 @@ class Evaluation:
     """The artifacts that say how good one policy is, and how its training data came about.
 
     `gold`, `reference` (log-probs of the samples under π0), `generate` and `pair` (of the iteration that trained it)
-    are None where there is nothing; `others` are scores by judges that only evaluate.
+    are None where there is nothing; `others` are scores by judges that only evaluate, and by each judge of a sum.
     """
 
     iteration: int
@@ -37,7 +37,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge that only evaluates says of a policy; the win rate against π0 is in 0–1, None for π0 itself."""
+    """What one of several judges says of a policy; the win rate against π0 is in 0–1, None for π0 itself."""
 
     mean_score: float
     win_rate: float | None = None
@@ -47,7 +47,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Row:
-    """One evaluated policy; rates and accuracies in 0–1, `kl` in nats per response, None where there is nothing."""
+    """One evaluated policy; rates and `disagreement` (`rlhf.stages.mix`) in 0–1, `kl` in nats per response, or None."""
 
     iteration: int
     mean_score: float
@@ -61,6 +61,7 @@ class Row:
     pairs: int | None
     dropped: dict[str, int]
     judges: dict[str, Verdict] = field(default_factory=dict)
+    disagreement: float | None = None
 
 
 def scores_by_prompt(scores: Artifact) -> dict[str, list[float]]:
@@ -149,6 +150,7 @@ def row_of(evaluation: Evaluation, initial: Evaluation) -> Row:
         judges={
             name: verdict(scores, None if first else initial.others[name]) for name, scores in evaluation.others.items()
         },
+        disagreement=evaluation.scores.metrics.get("disagreement"),
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,8 +104,9 @@ def render(source: str) -> str:
                 cells = (f"`{prefix + '.' if prefix else ''}{field.name}`", yaml_type(field.type, enums))
                 lines.append("| " + " | ".join(escape(c) for c in (*cells, f"`{field.default}`", field.doc)) + " |")
         for field in fields:
-            if field.type in classes:
-                section(f"{prefix + '.' if prefix else ''}{field.name}", field.type)
+            named = re.fullmatch(r"(dict\[str, )?(\w+)\]?", field.type)
+            if named and named[2] in classes:
+                section(f"{prefix + '.' if prefix else ''}{field.name}{'.NAME' if named[1] else ''}", named[2])
 
     section("", "Config")
     return "\n".join(lines) + "\n"

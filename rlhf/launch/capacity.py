@@ -37,6 +37,7 @@ def check_capacity(cfg: Config) -> None:
     paths = {"model.path": cfg.model.path}
     if cfg.reward_model.url is None and cfg.reward_model.rule is None:
         paths["reward_model.path"] = cfg.reward_model.path
+    paths |= {f"reward_model.others.{n}.path": o.path for n, o in cfg.reward_model.others.items() if o.path}
     sizes = {f"{key}={path}": approximate_size(path) for key, path in paths.items() if not path.startswith("@")}
     large = {name: size for name, size in sizes.items() if size is not None and size > LARGEST_ON_A_CPU}
     if large:

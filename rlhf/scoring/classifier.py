@@ -1,4 +1,4 @@
-"""A Bradley-Terry reward model as judge: the raw logit of a one-label sequence classifier."""
+"""A reward model as judge: the raw logit of a one-label sequence classifier, or the score its own code gives."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from rlhf.chat import load_tokenizer, render_conversation
 from rlhf.errors import ModelError, TemplateRefuses
-from rlhf.models import attention, saved_dtype
+from rlhf.models import attention, own_classifier, require_trust, saved_dtype
 from rlhf.records import Message
 from rlhf.scoring.judge import Scored
 
@@ -22,6 +23,9 @@ class ClassifierJudge:
     The last real token is found from lengths, not from a pad id: a model whose pad is its end-of-turn token would
     otherwise be read at the user's turn. Rows are padded on the right, so under causal attention padding is never
     seen and a score does not depend on its batch.
+
+    A model whose class is Python code of its own (ArmoRM: several objectives and a gate) runs as it is, and the field
+    `score` of what it gives back is read. Such code may look for padding anywhere, so its rows are never padded.
     """
 
     def __init__(
@@ -33,16 +37,27 @@ class ClassifierJudge:
         trust_remote_code: bool = False,
         note: str = "",
     ) -> None:
-        self.note = note
-        self._tokenizer = load_tokenizer(path, trust_remote_code)
+        require_trust(path, trust_remote_code)
+        self._tokenizer, self._path, self.note = load_tokenizer(path, trust_remote_code), path, note
         self._max_tokens, self._batch_tokens = max_tokens, batch_tokens
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = AutoModelForSequenceClassification.from_pretrained(
-            path,
-            dtype=saved_dtype(path, dtype),
-            attn_implementation=attention(path, trust_remote_code),
-            trust_remote_code=trust_remote_code,
-        )
+        try:
+            model = AutoModelForSequenceClassification.from_pretrained(
+                path,
+                dtype=saved_dtype(path, dtype),
+                attn_implementation=attention(path, trust_remote_code),
+                trust_remote_code=trust_remote_code,
+            )
+        except (ImportError, AttributeError, TypeError) as error:
+            raise ModelError(
+                f"{path}: cannot be loaded with transformers {transformers.__version__} ({error}). If its own code is "
+                "too old for that, mend it in a copy of the folder and name the copy, or choose another judge."
+            ) from error
+        self._whole = model.to(self._device).eval() if own_classifier(path) else None
+        if self._whole is not None:
+            if getattr(model.config, "pad_token_id", None) is None:
+                self._batch_tokens = 1  # such code often refuses more rows than one
+            return
         require_one_logit(path, model.config)
         if not hasattr(model, "score"):
             raise ModelError(
@@ -57,11 +72,12 @@ class ClassifierJudge:
 
         Raises:
             TemplateRefuses: the judge's chat template does not take a conversation that the policy has answered.
+            ModelError: the model's own code gives back no score.
         """
         kept, num_truncated = read_items(self._tokenizer, items, self._max_tokens)
         distinct = list(dict.fromkeys(kept))  # samples of one prompt are often the same
         scores: dict[tuple[int, ...], float] = {}
-        for batch in token_batches([len(ids) for ids in distinct], self._batch_tokens):
+        for batch in token_batches([len(ids) for ids in distinct], self._batch_tokens, padded=self._whole is None):
             rows = [distinct[i] for i in batch]
             scores.update(zip(rows, self._forward(rows), strict=True))
         return Scored([scores[ids] for ids in kept], num_truncated)
@@ -69,11 +85,22 @@ class ClassifierJudge:
     @torch.inference_mode()
     def _forward(self, rows: Sequence[tuple[int, ...]]) -> list[float]:
         ids_BT, mask_BT, lengths_B = right_padded(rows)
-        hidden_BTD = self._body(
-            input_ids=ids_BT.to(self._device), attention_mask=mask_BT.to(self._device), use_cache=False
-        ).last_hidden_state
+        inputs = {"input_ids": ids_BT.to(self._device), "attention_mask": mask_BT.to(self._device)}
+        if self._whole is not None:
+            return self._own_scores(self._whole(**inputs), len(rows))
+        hidden_BTD = self._body(**inputs, use_cache=False).last_hidden_state
         last_BD = hidden_BTD[torch.arange(len(rows)), lengths_B - 1]
         return [float(value) for value in self._head(last_BD.float())[:, 0]]
+
+    def _own_scores(self, output: Any, num: int) -> list[float]:
+        score = getattr(output, "score", None)
+        score = getattr(output, "logits", None) if score is None else score
+        if not isinstance(score, Tensor) or score.numel() != num:
+            raise ModelError(
+                f"{self._path}: the judge's own code gives back no number per conversation, as `score` or `logits` "
+                f"(found {getattr(score, 'shape', score)} for {num}). Choose another judge, or mend a copy of it."
+            )
+        return [float(value) for value in score.flatten()]
 
 
 def right_padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,15 +113,20 @@ def right_padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]
 
 
 def require_one_logit(path: str, config: Any) -> None:
-    """Refuse a classifier of several labels.
+    """Refuse a classifier of several labels, and one whose score is computed by code of its own.
 
     Raises:
         ModelError: the number of labels, and what to use.
     """
+    if own := own_classifier(path):
+        raise ModelError(
+            f"{path}: the judge's score is computed by Python code that comes with it ({own}), which runs in "
+            "transformers only. Use score.engine=transformers (or auto) and reward_model.url=null."
+        )
     if config.num_labels != 1:
         raise ModelError(
-            f"{path}: the judge has {config.num_labels} labels, and a Bradley-Terry reward model has one. "
-            "Use a one-logit sequence classifier."
+            f"{path}: the judge has {config.num_labels} labels, and which of them is the reward is not known. Use a "
+            "sequence classifier with one logit, or a model whose own code says it (`score`; docs/recipe.md)."
         )
 
 
@@ -114,15 +146,16 @@ def read_items(
     return [ids[-max_tokens:] for ids in rendered], sum(len(ids) > max_tokens for ids in rendered)
 
 
-def token_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+def token_batches(lengths: Sequence[int], batch_tokens: int, padded: bool = True) -> Iterator[list[int]]:
     """Indices in batches of similar length whose padded size is at most `batch_tokens` (one row at least).
 
-    Longest first, so that memory runs out at once or never.
+    Longest first, so that memory runs out at once or never. Where not `padded`, the lengths of a batch are the same.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     batch: list[int] = []
     for index in order:
-        if batch and (len(batch) + 1) * lengths[batch[0]] > batch_tokens:
+        full = batch and (len(batch) + 1) * lengths[batch[0]] > batch_tokens
+        if full or (batch and not padded and lengths[index] != lengths[batch[0]]):
             yield batch
             batch = []
         batch.append(index)

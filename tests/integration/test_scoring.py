@@ -118,7 +118,7 @@ def test_a_judge_with_two_labels_is_refused(tmp_path):
     config = AutoConfig.from_pretrained(path)
     config.num_labels = 2
     AutoModelForSequenceClassification.from_config(config).save_pretrained(path)
-    with pytest.raises(ModelError, match="2 labels"):
+    with pytest.raises(ModelError, match="2 labels, and which of them is the reward is not known"):
         ClassifierJudge(str(path))
 
 

@@ -107,7 +107,7 @@ def test_rows_and_the_summary_file(tmp_path):
     assert written["best_iteration"] == 1 and "k1" in written["kl_estimator"]
     assert list(written["iterations"][1]) == [
         "iteration", "mean_score", "gold_accuracy", "win_rate", "win_rate_low", "win_rate_high",
-        "mean_response_tokens", "kl", "truncated", "pairs", "dropped", "judges",
+        "mean_response_tokens", "kl", "truncated", "pairs", "dropped", "judges", "disagreement",
     ]  # fmt: skip
     assert written["iterations"][0]["win_rate"] is None
 
