@@ -52,6 +52,7 @@ def _biased(runs: Path, seed: int) -> list[str]:
     return [
         f"reward_model.data={data}",
         "reward_model.on_policy.rule=biased_labels:length_biased",
+        "generate.max_new_tokens=48",  # the quickstart's 26 would cut long responses, which are never chosen
     ]
 
 
@@ -215,7 +216,8 @@ prompt as it grows sure. `SFT` is π0. Means over {len(PRIMARY_SEEDS)} seeds:
 ## A judge that likes length, and the penalty
 
 For {100 * LENGTH_SHARE:.0f} % of the prompts the judge's labels go by length alone (`scripts/biased_labels.py`), in the
-given preferences and in those of π0's samples. `length_penalty` has the same judge and `pair.length_penalty={PENALTY}`.
+given preferences and in those of π0's samples; responses may have 48 tokens. `length_penalty` has the same judge and
+`pair.length_penalty={PENALTY}`.
 {len(SECONDARY_SEEDS)} seeds:
 
 {tables[1]}
