@@ -159,10 +159,12 @@ def claims(runs: Path) -> tuple[list[Claim], list[Claim], list[Claim]]:
         ]
     seeds = SECONDARY_SEEDS
     tokens = {arm: last(runs, seeds, arm, "mean_response_tokens") for arm in ("length_biased", "length_penalty")}
+    unbiased = last(runs, seeds, "online", "mean_response_tokens")
     before = last(runs, seeds, "length_biased", "mean_response_tokens", 0)
     right = {arm: last(runs, seeds, arm, "gold_accuracy") for arm in ARMS if arm not in PRIMARY or arm == "online"}
     length = [
         Claim("the biased judge lengthens responses: tokens of π3 − π0", minus(tokens["length_biased"], before), False),
+        Claim("longer than with the unbiased judge: tokens of π3", minus(tokens["length_biased"], unbiased), False),
         Claim("with the penalty they do not grow: π0 − π3", minus(before, tokens["length_penalty"]), False),
         Claim("gold with the penalty − without", minus(right["length_penalty"], right["length_biased"])),
     ]
