@@ -82,6 +82,17 @@ def initial_policy(cfg: Config, run: Run) -> Artifact:
     return run.stage("sft", "sft", settings(cfg, "sft"), {"model": model, "data": data}).part("model")
 
 
+def models_of(cfg: Config) -> dict[str, tuple[str, str | None]]:
+    """Path and revision of the models that a run is given, by config key: policy, judge, judges that only evaluate."""
+    found = {"model.path": (cfg.model.path, cfg.model.revision)}
+    if cfg.reward_model.rule is None:
+        found["reward_model.path"] = (cfg.reward_model.path, cfg.reward_model.revision)
+    for name, path in cfg.evaluate.judges.items():
+        repo, _, revision = (path, "", "") if path.startswith("@") else path.partition("@")
+        found[f"evaluate.judges.{name}"] = (repo, revision or None)
+    return found
+
+
 def ready_judge(run: Run) -> Artifact | None:
     """The reward model as given; None where a rule judges."""
     chosen = run.cfg.reward_model
@@ -123,11 +134,8 @@ def judge(cfg: Config, run: Run, initial: Artifact) -> Artifact | None:
 
 def evaluation_judges(cfg: Config, run: Run) -> dict[str, Artifact]:
     """The judges that only evaluate, by name."""
-    found = {}
-    for name, path in cfg.evaluate.judges.items():
-        repo, _, revision = (path, "", "") if path.startswith("@") else path.partition("@")
-        found[name] = sources.model(run, repo, revision or None, f"evaluate.judges.{name}")
-    return found
+    keys = {name: f"evaluate.judges.{name}" for name in cfg.evaluate.judges}
+    return {name: sources.model(run, *models_of(cfg)[key], key) for name, key in keys.items()}
 
 
 def _on_policy_pairs(cfg: Config, run: Run, initial: Artifact) -> Artifact:

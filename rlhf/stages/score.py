@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 from rlhf.data.shards import read_rows, shard_name, shard_paths, write_shard
 from rlhf.job import Job, Kind, Outcome, Worker
 from rlhf.records import SCORES_SCHEMA
 
 KIND = Kind.inference
+_QUESTION, _GOOD = "What is the capital of France?", "The capital of France is Paris."
+_ABSURD = "Purple bananas the the seven of loudly, therefore no."
 
 
 def num_shards(job: Job) -> int:
@@ -26,9 +30,11 @@ def run(job: Job, worker: Worker) -> Outcome:
     from rlhf.scoring.groups import Group, score_groups
     from rlhf.scoring.load import load_judge
 
-    judge = None
+    judge, warning = None, dict[str, str]()
     for index in worker.shards():
-        judge = judge or load_judge(job.config, job.inputs)
+        if judge is None:
+            judge = load_judge(job.config, job.inputs)
+            warning = _golden_pair(job, judge) if worker.rank == 0 else {}
         rows = list(read_rows(job.input_path("candidates") / shard_name(index)))
         against = _texts(job, index) if "against" in job.inputs else {}
         groups = [
@@ -47,7 +53,21 @@ def run(job: Job, worker: Worker) -> Outcome:
         if scored.num_calls is not None:
             counts["judge_calls"] = scored.num_calls
         write_shard(job.out_path / shard_name(index), SCORES_SCHEMA, out, counts)
-    return Outcome()
+    return Outcome(metrics=warning)
+
+
+def _golden_pair(job: Job, judge: Any) -> dict[str, str]:
+    """A metric `warning` when a judge from outside prefers an absurd answer; asked once, when π0 is scored."""
+    from rlhf.scoring.groups import Group, score_groups
+
+    run = job.out_path.parents[len(Path(job.name).parts) - 1]
+    if not job.name.startswith("iteration_000/") or Path(job.inputs.get("judge", run)).is_relative_to(run):
+        return {}
+    good, absurd = score_groups(judge, [Group([{"role": "user", "content": _QUESTION}], [_GOOD, _ABSURD])]).scores
+    if good > absurd:
+        return {}
+    scores = f"scores {_ABSURD!r} {absurd:.3g} and {_GOOD!r} {good:.3g} as answers to {_QUESTION!r}"
+    return {"warning": f"the judge {job.inputs['judge']} {scores}. Is its template its own, and higher better?"}
 
 
 def _texts(job: Job, index: int) -> dict[str, list[str]]:
