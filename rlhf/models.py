@@ -61,7 +61,7 @@ def weight_headers(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 (length,) = struct.unpack("<Q", stream.read(8))
                 header = json.loads(stream.read(length))
         except (ValueError, struct.error, MemoryError, OverflowError) as error:
-            raise ModelError(f"{file}: no safetensors header; a Git LFS pointer? Fetch the file.") from error
+            raise ModelError(f"{file}: no safetensors header. A Git LFS pointer? Fetch the file.") from error
         yield from ((name, tensor) for name, tensor in header.items() if name != "__metadata__")
 
 

@@ -64,10 +64,8 @@ def _golden_pair(job: Job, judge: Any) -> dict[str, str]:
     if not job.name.startswith("iteration_000/") or Path(job.inputs.get("judge", run)).is_relative_to(run):
         return {}
     good, absurd = score_groups(judge, [Group([{"role": "user", "content": _QUESTION}], [_GOOD, _ABSURD])]).scores
-    if good > absurd:
-        return {}
-    scores = f"scores {_ABSURD!r} {absurd:.3g} and {_GOOD!r} {good:.3g} as answers to {_QUESTION!r}"
-    return {"warning": f"the judge {job.inputs['judge']} {scores}. Is its template its own, and higher better?"}
+    said = f"judge {job.inputs['judge']} scores {_ABSURD!r} {absurd:.3g} and {_GOOD!r} {good:.3g} for {_QUESTION!r}"
+    return {} if good > absurd else {"warning": f"{said}. Is its template its own, and higher better?"}
 
 
 def _texts(job: Job, index: int) -> dict[str, list[str]]:
