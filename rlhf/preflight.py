@@ -101,7 +101,7 @@ def look(cfg: Config, launcher: Launcher) -> list[Finding]:
         job = Job("preflight", "preflight", told, {}, "", cfg.seed, plain(cfg.compute))
         try:
             found += launcher.launch(job, Kind.single, []).metrics["findings"]
-        except WorkerFailed as error:
+        except (UserError, WorkerFailed) as error:
             found.append(Finding(Level.warning, "tokenizers could not be looked at", str(error), "models"))
     found += collect("training", training(cfg, sizes)) + collect("machine", disk(cfg, sizes))
     return found + collect("machine", room(cfg, sizes, folders)) + collect("versions", versions(cfg))

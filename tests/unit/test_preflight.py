@@ -13,13 +13,14 @@ import pytest
 from omegaconf import OmegaConf
 
 from rlhf import preflight
-from rlhf.choices import Engine
+from rlhf.choices import Device, Engine
 from rlhf.cli import to_config
 from rlhf.config import Config
 from rlhf.console import Console
 from rlhf.data.shards import shard_name, write_shard
 from rlhf.errors import ConfigError, WorkerFailed
 from rlhf.job import Job, Outcome
+from rlhf.launch.machine import environments
 from rlhf.preflight import Finding, Level, collect, look, refusal, require, table
 from rlhf.records import CANDIDATES_SCHEMA
 from rlhf.scoring.judge import Scored
@@ -262,7 +263,7 @@ def test_wrong_values_are_all_that_is_looked_at():
     assert {each.subject for each in found} == {"config"} and len(found) == 2
 
 
-def test_a_run_is_refused_for_what_is_wrong_and_told_what_is_odd(tmp_path):
+def test_a_run_is_refused_for_what_is_wrong_and_told_what_is_odd(tmp_path, monkeypatch):
     cfg, lines = quickstart(), []
     cfg.model.path, cfg.run_dir = str(model(tmp_path / "policy")), str(tmp_path / "run")
     odd, wrong = (Finding(level, f"a {level.name}", "why", "policy") for level in (WARNING, ERROR))
@@ -273,6 +274,10 @@ def test_a_run_is_refused_for_what_is_wrong_and_told_what_is_odd(tmp_path):
     require(cfg, Answering(), lines.append)
     assert "could not be looked at" in lines[1] and "the worker died" in lines[1]
     assert not (tmp_path / "run").exists()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    cfg.compute.device = Device.cuda
+    with pytest.raises(ConfigError, match=r"✗ compute\.device=cuda, but no GPU"):
+        require(cfg, SimpleNamespace(launch=lambda job, kind, _: environments(kind, job.compute, 1, 0)), lines.append)
 
 
 def checked(tmp_path, *arguments):
