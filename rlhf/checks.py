@@ -5,52 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
 
 from rlhf.choices import Engine, JudgeKind, Loss, Strategy
 from rlhf.config import Config, GatesConfig
 from rlhf.config_training import MAIN_JUDGE
 from rlhf.errors import ConfigError
 
-_POSITIVE = [
-    "num_iterations",
-    "prompts.num_per_iteration",
-    "prompts.num_held_out",
-    "generate.n",
-    "generate.max_new_tokens",
-    "generate.max_prompt_tokens",
-    "generate.shard_size",
-    "generate.tensor_parallel_size",
-    "score.max_tokens",
-    "score.batch_tokens",
-    "score.tensor_parallel_size",
-    "score.concurrency",
-    "score.timeout_seconds",
-    "pair.max_pairs_per_prompt",
-    "reference.batch_tokens",
-    "dpo.beta",
-    "dpo.num_epochs",
-    "dpo.batch_size",
-    "dpo.max_length",
-    "dpo.batch_tokens",
-    "dpo.save_steps",
-    "dpo.learning_rate",
-    "dpo.lora.alpha",
-    "sft.learning_rate",
-    "sft.num_epochs",
-    "sft.batch_size",
-    "sft.micro_batch_size",
-    "sft.max_length",
-    "sft.save_steps",
-    "reward_model.learning_rate",
-    "reward_model.num_epochs",
-    "reward_model.batch_size",
-    "reward_model.micro_batch_size",
-    "reward_model.max_length",
-    "reward_model.save_steps",
-    "reward_model.on_policy.n",
-    "evaluate.n",
-    "compute.kv_cache_gib",
-]
 _NOT_NEGATIVE = [
     "seed",
     "generate.top_k",
@@ -66,7 +28,23 @@ _NOT_NEGATIVE = [
     "reward_model.warmup_ratio",
     "evaluate.temperature",
     *[f"gates.{limit}" for limit in vars(GatesConfig()) if limit.startswith(("max_", "min_"))],
+    "sft.held_out_share",
+    "reward_model.held_out_share",
+    "dpo.label_smoothing",
+    "dpo.lora.dropout",
 ]
+
+
+def _numeric(section: Any, prefix: str = "") -> Iterator[str]:
+    for each in fields(section):
+        value = getattr(section, each.name)
+        if is_dataclass(value):
+            yield from _numeric(value, f"{prefix}{each.name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield prefix + each.name
+
+
+_POSITIVE = [key for key in _numeric(Config()) if key not in (*_NOT_NEGATIVE, "reward_model.weight")]
 
 
 def value_at(config: object, key: str) -> object:
@@ -82,7 +60,13 @@ def check_config(cfg: Config) -> None:
     Raises:
         ConfigError: one line per wrong value, with the way out.
     """
-    _refuse([*_ranges(cfg), *_sampling(cfg), *_pairs(cfg), *_judge(cfg), *_judges(cfg), *_dpo(cfg), *_training(cfg)])
+    if wrong := problems(cfg):
+        raise ConfigError("\n".join(wrong))
+
+
+def problems(cfg: Config) -> list[str]:
+    """Values that cannot work, one line each, with the way out."""
+    return [*_ranges(cfg), *_sampling(cfg), *_pairs(cfg), *_judge(cfg), *_judges(cfg), *_dpo(cfg), *_training(cfg)]
 
 
 def check_stages(cfg: Config) -> None:
@@ -91,12 +75,8 @@ def check_stages(cfg: Config) -> None:
     Raises:
         ConfigError: one line per wrong value, with the way out.
     """
-    _refuse([*_ranges(cfg), *_sampling(cfg), *_judge(cfg)])
-
-
-def _refuse(problems: list[str]) -> None:
-    if problems:
-        raise ConfigError("\n".join(problems))
+    if wrong := [*_ranges(cfg), *_sampling(cfg), *_judge(cfg)]:
+        raise ConfigError("\n".join(wrong))
 
 
 def _ranges(cfg: Config) -> Iterator[str]:
@@ -108,16 +88,14 @@ def _ranges(cfg: Config) -> Iterator[str]:
         value = value_at(cfg, key)
         if not _number(value) >= 0:
             yield f"{key}={value}: must not be negative."
-    if not 0 < cfg.generate.top_p <= 1:
-        yield f"generate.top_p={cfg.generate.top_p}: must lie in (0, 1]; 1 is off."
-    if not 0 < cfg.generate.gpu_memory_utilization <= 1:
-        yield f"generate.gpu_memory_utilization={cfg.generate.gpu_memory_utilization}: must lie in (0, 1]."
+    for key in ("generate.top_p", "generate.gpu_memory_utilization"):
+        if not 0 < _number(value_at(cfg, key)) <= 1:
+            yield f"{key}={value_at(cfg, key)}: must lie in (0, 1]."
+    for key in ("dpo.lora.dropout", "sft.held_out_share", "reward_model.held_out_share"):
+        if not 0 <= _number(value_at(cfg, key)) < 1:
+            yield f"{key}={value_at(cfg, key)}: must lie in [0, 1); 0 is off."
     if not 0 <= cfg.dpo.label_smoothing < 0.5:
         yield f"dpo.label_smoothing={cfg.dpo.label_smoothing}: must lie in [0, 0.5); 0 is off."
-    if not 0 <= cfg.reward_model.held_out_share < 1:
-        yield f"reward_model.held_out_share={cfg.reward_model.held_out_share}: must lie in [0, 1)."
-    if not 0 <= cfg.sft.held_out_share < 1:
-        yield f"sft.held_out_share={cfg.sft.held_out_share}: must lie in [0, 1)."
     if cfg.score.tensor_parallel_size > 1 and cfg.score.engine is not Engine.vllm:
         yield f"score.tensor_parallel_size={cfg.score.tensor_parallel_size}: only with score.engine=vllm."
     pairwise = cfg.reward_model.kind is JudgeKind.pairwise
@@ -231,8 +209,6 @@ def _dpo(cfg: Config) -> Iterator[str]:
             "(the paper's), or use another loss."
         )
     lora = cfg.dpo.lora
-    if not 0 <= _number(lora.dropout) < 1:
-        yield f"dpo.lora.dropout={lora.dropout}: must lie in [0, 1); 0 is off."
     if not lora.target_modules or ("all-linear" in lora.target_modules and len(lora.target_modules) > 1):
         yield (
             f"dpo.lora.target_modules={lora.target_modules}: name layers, such as [q_proj,v_proj], or [all-linear] "

@@ -61,6 +61,8 @@ class Console:
         dropped = {f"{key.removeprefix('dropped/')} dropped": n for key, n in figures.items() if _dropped(key) and n}
         text = ", ".join(f"{_figure(value)} {key.replace('_', ' ')}" for key, value in (shown | dropped).items())
         self.say(f"  ✓ {name:<32}{seconds:6.1f} s  {text}")
+        if figures.get("warning"):
+            self.say(f"  ⚠ {figures['warning']}")
 
     def progress(self, done: float, total: float, note: str) -> None:
         """Show how far the present stage is."""

@@ -34,22 +34,27 @@ def parse_dataset(text: str) -> DatasetName | None:
     return DatasetName(match["repo"], match["revision"], match["subset"], match["split"] or "train")
 
 
-def fetch_model(repo: str, revision: str | None, key: str) -> Path:
+def fetch_model(repo: str, revision: str | None, key: str, weights: bool = True) -> Path:
     """The folder of a model's files, its name the commit; downloaded unless the local cache has it.
+
+    Without `weights` only the small files are fetched; weights that the cache has are there all the same.
 
     Raises:
         ModelError: gated, missing, or not to be reached.
     """
-    return _snapshot(repo, revision, key, "model", MODEL_FILES, ModelError)
+    files = tuple(pattern for pattern in MODEL_FILES if weights or pattern != "*.safetensors")
+    return _snapshot(repo, revision, key, "model", files, ModelError)
 
 
-def fetch_dataset(repo: str, revision: str | None, key: str) -> Path:
+def fetch_dataset(repo: str, revision: str | None, key: str, rows: bool = True) -> Path:
     """The folder of a data set's files, its name the commit; downloaded unless the local cache has it.
+
+    Without `rows` only its card is fetched.
 
     Raises:
         DataError: gated, missing, or not to be reached.
     """
-    return _snapshot(repo, revision, key, "dataset", DATA_FILES, DataError)
+    return _snapshot(repo, revision, key, "dataset", DATA_FILES if rows else ("README.md",), DataError)
 
 
 def _snapshot(

@@ -22,6 +22,7 @@ from rlhf.gates import Gates, check_iteration, check_stage
 from rlhf.launch.capacity import check_capacity
 from rlhf.launch.local import LocalLauncher
 from rlhf.launch.lock import hold_run
+from rlhf.preflight import require
 from rlhf.prompt_sets import prompt_sets
 from rlhf.run import AloneDone, Artifact, Run, plain
 from rlhf.steps import Step
@@ -170,8 +171,9 @@ def execute(cfg: Config, only: str | None = None) -> None:
         iterate(cfg, plan)
         plan.refuse_changes()
         if plan.pending:
-            check_capacity(cfg)
             launcher.warm_up()
+            if only is None:
+                require(cfg, launcher, console.say)
         done = len(plan.made) - len(plan.pending)
         begun = (
             f"{done} stages are finished, {len(plan.pending)} to do" if done else f"{len(plan.pending)} stages to do"

@@ -3,7 +3,7 @@
 A stage is a module `rlhf.stages.<name>` with
 
     KIND: Kind                            which processes run it
-    def num_shards(job) -> int            0 when the stage is not cut in shards
+    def num_shards(job) -> int            only where the stage is cut in shards
     def run(job, worker) -> Outcome       called in every worker; rank 0's outcome is recorded
 
 It reads finished artifacts (`job.inputs`), writes into `job.out`, and returns what it counted. Importing the module

@@ -75,11 +75,18 @@ def num_parameters(path: str | Path) -> int:
 
 
 def weight_headers(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What the safetensors headers of a folder say of each tensor, by name, without reading any."""
+    """What the safetensors headers of a folder say of each tensor, by name, without reading any.
+
+    Raises:
+        ModelError: a file has no such header.
+    """
     for file in sorted(Path(path).glob("*.safetensors")):
-        with open(file, "rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(length))
+        try:
+            with open(file, "rb") as stream:
+                (length,) = struct.unpack("<Q", stream.read(8))
+                header = json.loads(stream.read(length))
+        except (ValueError, struct.error, MemoryError, OverflowError) as error:
+            raise ModelError(f"{file}: no safetensors header. A Git LFS pointer? Fetch the file.") from error
         yield from ((name, tensor) for name, tensor in header.items() if name != "__metadata__")
 
 

@@ -41,9 +41,9 @@ def prompt_sets(cfg: Config, run: Run) -> PromptSets:
         inputs["held_out"] = sources.data_file(run, cfg.prompts.held_out_path, "prompts.held_out_path")
     first = run.stage("prompts", "prompts", settings(cfg, "prompts"), inputs)
     held_out, sets = first.part("held_out.parquet"), [first.part("train.parquet")]
-    if shared:
-        _check_size(cfg, first)
-    else:
+    if shared and first.digest is not None and (problem := too_few(cfg, first.counts["train"], first.counts)):
+        raise ConfigError(problem)
+    if not shared:
         for t in range(2, cfg.num_iterations + 1):
             seen = {f"seen_{i:03d}": earlier for i, earlier in enumerate(sets, start=1)}
             own = {"prompts": _file(cfg, run, t), "seen_held_out": held_out} | seen
@@ -58,14 +58,14 @@ def _file(cfg: Config, run: Run, iteration: int) -> Artifact:
     return sources.data_file(run, path, "prompts.path", name)
 
 
-def _check_size(cfg: Config, prompts: Artifact) -> None:
-    if prompts.digest is None:
-        return
-    there, size = prompts.counts["train"], cfg.prompts.num_per_iteration
-    if cfg.num_iterations * size > there:
-        raise ConfigError(
-            f"{cfg.num_iterations} iterations of prompts.num_per_iteration={size} need {cfg.num_iterations * size} "
-            f"training prompts, but {cfg.prompts.path} gives {there} (counts: {prompts.counts}). Ways out: "
-            f"prompts.num_per_iteration={there // cfg.num_iterations}, num_iterations={there // size}, more prompts, "
-            "or a set for each iteration (prompts.path with {iteration} in it)."
-        )
+def too_few(cfg: Config, there: int, counts: dict[str, int]) -> str | None:
+    """What to say when one set for all iterations has only so many prompts to train on; None when they are enough."""
+    size = cfg.prompts.num_per_iteration
+    if cfg.num_iterations * size <= there:
+        return None
+    return (
+        f"{cfg.num_iterations} iterations of prompts.num_per_iteration={size} need {cfg.num_iterations * size} "
+        f"training prompts, but {cfg.prompts.path} gives {there} (counts: {counts}). Ways out: "
+        f"prompts.num_per_iteration={there // cfg.num_iterations}, num_iterations={there // size}, more prompts, "
+        "or a set for each iteration (prompts.path with {iteration} in it)."
+    )

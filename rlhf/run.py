@@ -31,7 +31,7 @@ from rlhf.models import own_code
 SCHEMA = 1
 UNKNOWN = "unknown until earlier stages have run"
 """A config value that a plan cannot know yet."""
-_VERSIONS = ("torch", "transformers", "trl", "deepspeed", "accelerate")
+VERSIONS = ("torch", "transformers", "trl", "deepspeed", "accelerate")
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,8 @@ class Run:
         paths = {key: str(artifact.path) for key, artifact in inputs.items()}
         job = Job(stage, name, config, paths, str(partial), self.cfg.seed, compute)
         module = importlib.import_module(f"rlhf.stages.{stage}")
-        shards = [index for index in range(module.num_shards(job)) if not (partial / shard_name(index)).exists()]
+        cut = range(module.num_shards(job) if hasattr(module, "num_shards") else 0)
+        shards = [index for index in cut if not (partial / shard_name(index)).exists()]
         started = time.monotonic()
         if config.get("trust_remote_code"):
             self._say_code(paths.values())
@@ -352,7 +353,7 @@ def commit(
         "seconds": round(seconds, 3),
         "config": job.config,
         "compute": job.compute,
-        "versions": {package: version(package) for package in _VERSIONS},
+        "versions": {package: version(package) for package in VERSIONS},
         "files": files,
     }
     write_atomic(partial / "artifact.json", json.dumps(record, indent=1, ensure_ascii=False).encode())

@@ -37,27 +37,36 @@ def model(run: Run, path: str, revision: str | None, key: str) -> Artifact:
     """
     if path.startswith("@"):
         return made_here(run, path, key)
-    folder = Path(path).expanduser()
-    if folder.exists():
-        return _local_model(run, folder.resolve(), key)
-    if path.startswith(("/", ".", "~")) or path.count("/") != 1:
-        raise ModelError(
-            f"{key}={path}: no such folder, and no Hub id either (those read owner/name). Ways out: give the path of "
-            "a folder with config.json and *.safetensors, or a Hub id."
-        )
-    return _hub_model(path, revision, key)
-
-
-def _local_model(run: Run, folder: Path, key: str) -> Artifact:
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{key}={folder}: no config.json there, so it is no model folder. Point at the folder itself.")
-    if not any(folder.glob("*.safetensors")):
-        raise ModelError(
-            f"{key}={folder}: no *.safetensors there; other weight formats can run code when loaded and are not read. "
-            "Convert with model.save_pretrained(folder)."
-        )
-    names = sorted({path.name for pattern in hub.MODEL_FILES for path in folder.glob(pattern) if path.is_file()})
+    folder = model_folder(path, revision, key)
+    if not Path(path).expanduser().exists():  # of the Hub
+        return Artifact(folder, digest_of([path, folder.name]))
+    names = sorted({file.name for pattern in hub.MODEL_FILES for file in folder.glob(pattern) if file.is_file()})
     return Artifact(folder, _remembered_digest(run, folder, names))
+
+
+def model_folder(path: str, revision: str | None, key: str, weights: bool = True) -> Path:
+    """Where a model of outside lies; from the Hub it comes without its weights when they are not wanted.
+
+    Raises:
+        ModelError: it is not there, or holds no safetensors.
+    """
+    folder = Path(path).expanduser().resolve()
+    local = folder.exists()
+    if local and not (folder / "config.json").is_file():
+        raise ModelError(f"{key}={folder}: no config.json there, so it is no model folder. Point at the folder itself.")
+    if not local:
+        if path.startswith(("/", ".", "~")) or path.count("/") != 1:
+            raise ModelError(
+                f"{key}={path}: no such folder, and no Hub id either (those read owner/name). Ways out: give the path "
+                "of a folder with config.json and *.safetensors, or a Hub id."
+            )
+        folder = hub.fetch_model(path, revision, key, weights)
+    if (local or weights) and not any(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"{key}={path}: it has no *.safetensors; other weight formats can run code when loaded and are not read. "
+            "Convert it with model.save_pretrained(folder), or choose a revision that has them."
+        )
+    return folder
 
 
 def _remembered_digest(run: Run, folder: Path, names: list[str]) -> str:
@@ -73,16 +82,6 @@ def _remembered_digest(run: Run, folder: Path, names: list[str]) -> str:
     return str(known[stamp])
 
 
-def _hub_model(repo: str, revision: str | None, key: str) -> Artifact:
-    folder = hub.fetch_model(repo, revision, key)
-    if not any(folder.glob("*.safetensors")):
-        raise ModelError(
-            f"{key}={repo}: it has no *.safetensors; other weight formats can run code when loaded and are not read. "
-            "Convert it with model.save_pretrained(folder), or choose a revision that has them."
-        )
-    return Artifact(folder, digest_of([repo, folder.name]))
-
-
 def data_file(run: Run, path: str, key: str, name: str = "") -> Artifact:
     """A file of prompts, conversations or preferences: one this run made, a local one, or a data set of the Hub.
 
@@ -93,19 +92,29 @@ def data_file(run: Run, path: str, key: str, name: str = "") -> Artifact:
     """
     if path.startswith("@"):
         return made_here(run, path, key)
-    file = Path(path).expanduser().resolve()
-    if file.is_file():
-        return Artifact(file, _remembered_digest(run, file.parent, [file.name]))
     wanted = hub.parse_dataset(path)
-    if wanted is None or file.exists():
-        raise DataError(
-            f"{key}={path}: no such file (looked for {file}). Give the path of a .json, .jsonl or .parquet file, or a "
-            "data set on the Hub as owner/name[@revision][:[subset/]split]."
-        )
+    if wanted is None or Path(path).expanduser().exists():
+        file = local_file(path, key)
+        return Artifact(file, _remembered_digest(run, file.parent, [file.name]))
     folder = hub.fetch_dataset(wanted.repo, wanted.revision, key)
     config = {"repo": wanted.repo, "commit": folder.name, "subset": wanted.subset, "split": wanted.split}
     snapshot = Artifact(folder, digest_of([wanted.repo, folder.name]))
     return run.stage("dataset", f"data/{name or key}", config, {"snapshot": snapshot}).part("rows.parquet")
+
+
+def local_file(path: str, key: str) -> Path:
+    """A data file of this machine.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    file = Path(path).expanduser().resolve()
+    if not file.is_file():
+        raise DataError(
+            f"{key}={path}: no such file (looked for {file}). Give the path of a .json, .jsonl or .parquet file, or a "
+            "data set on the Hub as owner/name[@revision][:[subset/]split]."
+        )
+    return file
 
 
 def function_source(path: str, key: str) -> str:

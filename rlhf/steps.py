@@ -83,6 +83,20 @@ def initial_policy(cfg: Config, run: Run) -> Artifact:
     return run.stage("sft", "sft", settings(cfg, "sft"), {"model": model, "data": data}).part("model")
 
 
+def models_of(cfg: Config) -> dict[str, tuple[str, str | None]]:
+    """Path and revision of the models that a run is given, by config key: policy, judges, judges that only evaluate."""
+    found = {"model.path": (cfg.model.path, cfg.model.revision)}
+    if cfg.reward_model.rule is None:
+        found["reward_model.path"] = (cfg.reward_model.path, cfg.reward_model.revision)
+    for name, other in cfg.reward_model.others.items():
+        if other.path is not None:
+            found[f"reward_model.others.{name}.path"] = (other.path, other.revision)
+    for name, path in cfg.evaluate.judges.items():
+        repo, _, revision = (path, "", "") if path.startswith("@") else path.partition("@")
+        found[f"evaluate.judges.{name}"] = (repo, revision or None)
+    return found
+
+
 def ready_judge(run: Run) -> Artifact | None:
     """The reward model as given; None where a rule judges."""
     chosen = run.cfg.reward_model
@@ -178,11 +192,8 @@ def judge(cfg: Config, run: Run, initial: Artifact) -> Artifact | None:
 
 def evaluation_judges(cfg: Config, run: Run) -> dict[str, Asked]:
     """The judges that only evaluate, by name."""
-    found: dict[str, Asked] = {}
-    for name, path in cfg.evaluate.judges.items():
-        repo, _, revision = (path, "", "") if path.startswith("@") else path.partition("@")
-        found[name] = _asked(run, repo, revision or None, False, f"evaluate.judges.{name}")
-    return found
+    keys = {name: f"evaluate.judges.{name}" for name in cfg.evaluate.judges}
+    return {name: _asked(run, *models_of(cfg)[key], False, key) for name, key in keys.items()}
 
 
 def _on_policy_pairs(cfg: Config, run: Run, initial: Artifact) -> Artifact:

@@ -146,3 +146,11 @@ def as_config(tool: FileTool) -> Config:
     if judge is not None:
         cfg.reward_model = RewardModelConfig(**vars(judge))
     return cfg
+
+
+@dataclass
+class CheckConfig(Config):
+    """`python -m rlhf.check`: a run's config, and how to show what is found."""
+
+    json: bool = False
+    """Print one JSON document in place of a table."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from rlhf.world.tasks import gold
 
-LENGTH_SHARE = 0.1
+LENGTH_SHARE = 0.27
 """Share of the prompts whose labels go by length alone."""
 
 

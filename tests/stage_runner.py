@@ -62,7 +62,8 @@ def make_job(
 def run_here(job: Job) -> Outcome:
     """Run an inference or single stage in this process."""
     module = importlib.import_module(f"rlhf.stages.{job.stage}")
-    outcome: Outcome = module.run(job, FakeWorker(out=job.out, num_shards=module.num_shards(job)))
+    number = module.num_shards(job) if hasattr(module, "num_shards") else 0
+    outcome: Outcome = module.run(job, FakeWorker(out=job.out, num_shards=number))
     return outcome
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,19 @@ def gpus(compute: dict[str, Any]) -> list[str]:
 def num_cores() -> int:
     """CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def memory(devices: list[str]) -> float | None:
+    """Bytes of the smallest GPU, or without GPUs of RAM that this process may use; None where nothing tells."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
+        if devices:
+            query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+            said = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
+            return min(float(line) for line in said.split()) * 2**20
+        there = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        limit = Path("/sys/fs/cgroup/memory.max")  # of a container, or the word max
+        return min(there, float(limit.read_text().replace("max", "inf")) if limit.is_file() else there)
+    return None
 
 
 def environments(kind: Kind, compute: dict[str, Any], tensor_parallel: int, num_shards: int) -> list[dict[str, str]]:

@@ -13,11 +13,6 @@ from rlhf.job import Job, Kind, Outcome, Worker
 KIND = Kind.single
 
 
-def num_shards(job: Job) -> int:
-    """Not cut in shards."""
-    return 0
-
-
 def run(job: Job, worker: Worker) -> Outcome:
     """Write `rows.parquet`; the split's rows as they are, in their order.
 

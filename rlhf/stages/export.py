@@ -14,11 +14,6 @@ from rlhf.models import saved_dtype
 KIND = Kind.single
 
 
-def num_shards(job: Job) -> int:
-    """Not cut in shards."""
-    return 0
-
-
 def run(job: Job, worker: Worker) -> Outcome:
     """Copy `model` to `model/`; config is `dtype` and the facts of its `card` (`rlhf.card`).
 

@@ -72,7 +72,7 @@ def _sample_shard(
     from rlhf.generation.request import Request, seed_of, temperatures_of
 
     config = job.config
-    kept, counts = _render(_prompts(job, index), tokenizer, max_prompt_tokens)
+    kept, counts = render(_prompts(job, index), tokenizer, max_prompt_tokens)
     temperatures = temperatures_of(config["n"], config["temperatures"])
     requests = [
         Request(ids, temperature, seed_of(job.seed, config["iteration"], row["id"], sample))
@@ -99,7 +99,7 @@ def _sample_shard(
     return rows, counts
 
 
-def _render(
+def render(
     prompts: list[dict[str, Any]], tokenizer: Any, max_prompt_tokens: int
 ) -> tuple[list[tuple[dict[str, Any], list[int]]], dict[str, int]]:
     """The prompts that can be sampled with their token ids, and what became of all of them."""

@@ -22,11 +22,6 @@ KIND = Kind.single
 _ROWS_OF_A_SHARD = 4096
 
 
-def num_shards(job: Job) -> int:
-    """The file is read in one go."""
-    return 0
-
-
 def run(job: Job, worker: Worker) -> Outcome:
     """Write shards of pairs in the file's order, as a stream.
 

@@ -22,11 +22,6 @@ from rlhf.records import PROMPT_SCHEMA, Prompt, to_row
 KIND = Kind.single
 
 
-def num_shards(job: Job) -> int:
-    """Not cut in shards."""
-    return 0
-
-
 def run(job: Job, worker: Worker) -> Outcome:
     """Read, shuffle, split and write the prompts.
 

@@ -32,11 +32,6 @@ _FOLDERS = {
 }
 
 
-def num_shards(job: Job) -> int:
-    """Not cut in shards: it is the work of seconds, and which rows are duplicates depends on those before."""
-    return 0
-
-
 def run(job: Job, worker: Worker) -> Outcome:
     """Write the rows of the input `file` in folders of shards, in the file's order.
 

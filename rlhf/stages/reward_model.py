@@ -7,11 +7,6 @@ from rlhf.job import Job, Kind, Outcome, Worker
 KIND = Kind.training
 
 
-def num_shards(job: Job) -> int:
-    """Training is not cut in shards; it has checkpoints."""
-    return 0
-
-
 def run(job: Job, worker: Worker) -> Outcome:
     """Train on every rank; rank 0 writes `model/` and `metrics.jsonl`."""
     if job.config.get("kind") == "pairwise":

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 from rlhf.data.shards import read_rows, shard_name, shard_paths, write_shard
 from rlhf.job import Job, Kind, Outcome, Worker
 from rlhf.records import SCORES_SCHEMA
 
 KIND = Kind.inference
+_QUESTION, _GOOD = "What is the capital of France?", "The capital of France is Paris."
+_ABSURD = "Purple bananas the the seven of loudly, therefore no."
 
 
 def num_shards(job: Job) -> int:
@@ -28,7 +32,7 @@ def run(job: Job, worker: Worker) -> Outcome:
     from rlhf.scoring.judge import Scored
     from rlhf.scoring.load import load_judge
 
-    judge = None
+    judge, warning = None, dict[str, str]()
     for index in worker.shards():
         rows = list(read_rows(job.input_path("candidates") / shard_name(index)))
         against = _texts(job, "against", index) if "against" in job.inputs else {}
@@ -42,7 +46,9 @@ def run(job: Job, worker: Worker) -> Outcome:
         assert not against or all(group.against for group in groups), "against and candidates are out of step"
         scored = Scored([])
         if groups:
-            judge = judge or load_judge(job.config, job.inputs)
+            if judge is None:
+                judge = load_judge(job.config, job.inputs)
+                warning = _golden_pair(job, judge) if worker.rank == 0 else {}
             scored = score_groups(judge, groups)
         fresh = iter(scored.scores)
         scores = [[known[key] if key in known else next(fresh) for key in keys] for keys in responses]
@@ -58,7 +64,19 @@ def run(job: Job, worker: Worker) -> Outcome:
         out = [{"id": row["id"], "scores": values} for row, values in zip(rows, scores, strict=True)]
         write_shard(job.out_path / shard_name(index), SCORES_SCHEMA, out, counts)
     note = getattr(judge, "note", "")
-    return Outcome(metrics={"engine": note} if note else {})
+    return Outcome(metrics=warning | ({"engine": note} if note else {}))
+
+
+def _golden_pair(job: Job, judge: Any) -> dict[str, str]:
+    """A metric `warning` when a judge from outside prefers an absurd answer; asked once, when π0 is scored."""
+    from rlhf.scoring.groups import Group, score_groups
+
+    run = job.out_path.parents[len(Path(job.name).parts) - 1]
+    if not job.name.startswith("iteration_000/") or Path(job.inputs.get("judge", run)).is_relative_to(run):
+        return {}
+    good, absurd = score_groups(judge, [Group([{"role": "user", "content": _QUESTION}], [_GOOD, _ABSURD])]).scores
+    said = f"judge {job.inputs['judge']} scores {_ABSURD!r} {absurd:.3g} and {_GOOD!r} {good:.3g} for {_QUESTION!r}"
+    return {} if good > absurd else {"warning": f"{said}. Is its template its own, and higher better?"}
 
 
 def _texts(job: Job, name: str, index: int) -> dict[str, list[str]]:

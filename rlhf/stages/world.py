@@ -13,11 +13,6 @@ from rlhf.job import Job, Kind, Outcome, Worker
 KIND = Kind.single
 
 
-def num_shards(job: Job) -> int:
-    """The stage is not cut in shards; the pre-training resumes from its own checkpoints."""
-    return 0
-
-
 def run(job: Job, worker: Worker) -> Outcome:
     """Write the world into `job.out`; the same seed gives the same bytes.
 

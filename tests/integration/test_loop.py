@@ -59,6 +59,7 @@ def world(tmp_path_factory):
         "generate.n=4",
         "generate.max_new_tokens=12",
         "generate.shard_size=5",
+        "score.max_tokens=1000",
         "pair.truncated=allow",
         "dpo.batch_size=4",
         "dpo.save_steps=1",
@@ -88,6 +89,8 @@ def test_the_run_says_what_came_out_and_where_it_lies(finished):
     run, said = finished
     for part in ("✓ iteration_001/dpo", "win rate vs π0", "KL to π0", "π1", "best policy", str(run / "summary.json")):
         assert part in said
+    assert "⚠ score.max_tokens=1000" in said.split("✓")[0], "what is odd is said before the first stage, once"
+    assert said.count("score.max_tokens=1000") == 1
     iterations = json.loads((run / "summary.json").read_text())["iterations"]
     assert [row["iteration"] for row in iterations] == [0, 1]
     assert iterations[0]["win_rate"] is None and iterations[0]["kl"] == 0.0

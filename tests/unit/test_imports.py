@@ -10,7 +10,7 @@ HEAVY = {"torch", "transformers", "trl", "vllm", "deepspeed", "accelerate", "dat
 LIGHT = (
     "errors records choices config job digest run sources hub steps prompt_sets console summary checks config_training "
     "cli sweep iterate alone models strategies card gates tools_config tools generate score pair answer "
-    "evaluation rewardbench bestofn"
+    "evaluation rewardbench bestofn preflight check"
 )
 LAYERS = [
     {"errors"},
@@ -19,7 +19,8 @@ LAYERS = [
     {"console", "run"},
     {"sources", "summary", "steps", "prompt_sets", "card", "evaluation", "gates"},
     {"launch", "cli"},
-    {"iterate", "tools"},
+    {"preflight"},
+    {"iterate", "tools", "check"},
     {"alone", "generate", "score", "pair", "answer", "rewardbench", "bestofn"},
 ]
 """Each may import those above it and its own."""
