@@ -15,6 +15,7 @@ from typing import Any
 
 from rlhf import sources, steps
 from rlhf.cli import main
+from rlhf.data.files import resolved
 from rlhf.data.responses import Form
 from rlhf.data.shards import read_all_rows, write_atomic
 from rlhf.errors import DataError
@@ -29,9 +30,9 @@ _KNOWN = {name for section in SECTIONS.values() for name in section} | set(PRIOR
 def rewardbench(tool: RewardBenchTool) -> None:
     """Score the comparisons, or take given accuracies, and add the sections up."""
     if tool.subsets is not None:
-        output = Path(tool.output).expanduser().resolve()
+        output = resolved(tool.output, "output")
         check_output(output, ".json")
-        found = report(read_accuracies(Path(tool.subsets).expanduser()))
+        found = report(read_accuracies(resolved(tool.subsets, "subsets")))
         write_atomic(output, (json.dumps(found, indent=1) + "\n").encode())
         print(table(found), flush=True)
         return

@@ -9,9 +9,11 @@ import json
 from pathlib import Path
 
 from rlhf import hub
+from rlhf.data.files import resolved
 from rlhf.data.shards import write_atomic
 from rlhf.digest import digest_files, digest_of, digest_of_files
 from rlhf.errors import ConfigError, DataError, ModelError
+from rlhf.models import check_folder
 from rlhf.run import Artifact, Run
 
 
@@ -19,14 +21,20 @@ def made_here(run: Run, path: str, key: str) -> Artifact:
     """The part of this run that `@name/part` names.
 
     Raises:
-        ConfigError: this run makes no such artifact.
+        ConfigError: this run makes no such artifact, or the artifact has no such part.
     """
     name, _, part = path.removeprefix("@").partition("/")
     if name not in run.made:
         raise ConfigError(
             f"{key}={path}: this run makes no {name!r} before it is needed; it has {sorted(run.made) or 'nothing'}."
         )
-    return run.made[name].part(part) if part else run.made[name]
+    made = run.made[name]
+    files = made.record.get("files", [part])
+    if part and (".." in Path(part).parts or not any(f"{file}/".startswith(f"{part}/") for file in files)):
+        raise ConfigError(
+            f"{key}={path}: no part of {name!r}, which has {sorted(files)}; '..' leads out of it. Name one."
+        )
+    return made.part(part) if part else made
 
 
 def model(run: Run, path: str, revision: str | None, key: str) -> Artifact:
@@ -37,9 +45,9 @@ def model(run: Run, path: str, revision: str | None, key: str) -> Artifact:
     """
     if path.startswith("@"):
         return made_here(run, path, key)
-    folder = Path(path).expanduser()
+    folder = resolved(path, key)
     if folder.exists():
-        return _local_model(run, folder.resolve(), key)
+        return _local_model(run, folder, key)
     if path.startswith(("/", ".", "~")) or path.count("/") != 1:
         raise ModelError(
             f"{key}={path}: no such folder, and no Hub id either (those read owner/name). Ways out: give the path of "
@@ -51,11 +59,7 @@ def model(run: Run, path: str, revision: str | None, key: str) -> Artifact:
 def _local_model(run: Run, folder: Path, key: str) -> Artifact:
     if not (folder / "config.json").is_file():
         raise ModelError(f"{key}={folder}: no config.json there, so it is no model folder. Point at the folder itself.")
-    if not any(folder.glob("*.safetensors")):
-        raise ModelError(
-            f"{key}={folder}: no *.safetensors there; other weight formats can run code when loaded and are not read. "
-            "Convert with model.save_pretrained(folder)."
-        )
+    check_folder(folder, key)
     names = sorted({path.name for pattern in hub.MODEL_FILES for path in folder.glob(pattern) if path.is_file()})
     return Artifact(folder, _remembered_digest(run, folder, names))
 
@@ -75,11 +79,7 @@ def _remembered_digest(run: Run, folder: Path, names: list[str]) -> str:
 
 def _hub_model(repo: str, revision: str | None, key: str) -> Artifact:
     folder = hub.fetch_model(repo, revision, key)
-    if not any(folder.glob("*.safetensors")):
-        raise ModelError(
-            f"{key}={repo}: it has no *.safetensors; other weight formats can run code when loaded and are not read. "
-            "Convert it with model.save_pretrained(folder), or choose a revision that has them."
-        )
+    check_folder(folder, key)
     return Artifact(folder, digest_of([repo, folder.name]))
 
 
@@ -93,7 +93,7 @@ def data_file(run: Run, path: str, key: str, name: str = "") -> Artifact:
     """
     if path.startswith("@"):
         return made_here(run, path, key)
-    file = Path(path).expanduser().resolve()
+    file = resolved(path, key)
     if file.is_file():
         return Artifact(file, _remembered_digest(run, file.parent, [file.name]))
     wanted = hub.parse_dataset(path)
@@ -119,9 +119,9 @@ def function_source(path: str, key: str) -> str:
     module, _, function = path.partition(":")
     try:
         spec = find_spec(module) if module and function else None
-    except ModuleNotFoundError:
+    except (ImportError, ValueError):
         spec = None
-    if spec is None or spec.origin is None:
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         raise ConfigError(
             f"{key}={path}: expected module:function of a Python module that can be imported, such as "
             "rlhf.world.tasks:gold. Check the spelling, or put its folder on PYTHONPATH."

@@ -75,11 +75,19 @@ def initial_policy(cfg: Config, run: Run) -> Artifact:
     """π0: the model as given, or fine-tuned on `sft.data`."""
     if cfg.world.enabled:
         run.stage("world", "world", settings(cfg, "world"), {})
-    model = sources.model(run, cfg.model.path, cfg.model.revision, "model.path")
+    model = given_policy(cfg, run)
     if cfg.sft.data is None:
         return model
     data = sources.data_file(run, cfg.sft.data, "sft.data")
     return run.stage("sft", "sft", settings(cfg, "sft"), {"model": model, "data": data}).part("model")
+
+
+def given_policy(cfg: Config, run: Run) -> Artifact:
+    """The model of `model.path`; says so when its code runs."""
+    model = sources.model(run, cfg.model.path, cfg.model.revision, "model.path")
+    if cfg.model.trust_remote_code:
+        run.say(f"model.trust_remote_code=true: Python code in {model.path} runs here, with all your rights")
+    return model
 
 
 def ready_judge(run: Run) -> Artifact | None:

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification
 
 from rlhf.chat import load_tokenizer, render_conversation
 from rlhf.errors import ModelError, TemplateRefuses
-from rlhf.models import attention, saved_dtype
+from rlhf.models import load_config, load_weights, saved_dtype
 from rlhf.records import Message
 from rlhf.scoring.judge import Scored
 
@@ -35,13 +35,8 @@ class ClassifierJudge:
         self._tokenizer = load_tokenizer(path, trust_remote_code)
         self._max_tokens, self._batch_tokens = max_tokens, batch_tokens
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = AutoModelForSequenceClassification.from_pretrained(
-            path,
-            dtype=saved_dtype(path, dtype),
-            attn_implementation=attention(path, trust_remote_code),
-            trust_remote_code=trust_remote_code,
-        )
-        require_one_logit(path, model.config)
+        require_one_logit(path, load_config(path, trust_remote_code))
+        model = load_weights(AutoModelForSequenceClassification, path, saved_dtype(path, dtype), trust_remote_code)
         if not hasattr(model, "score"):
             raise ModelError(
                 f"{path}: {type(model).__name__} has no linear head named `score`. Use a model whose sequence "
