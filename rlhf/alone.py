@@ -40,12 +40,12 @@ def _run(stage: str, arguments: list[str]) -> None:
             f"run_dir={run_dir}: no config.yaml there; begin the run with python -m rlhf.iterate.\n{usage}"
         )
     iteration, artifact = given.pop("iteration", None), given.pop("artifact", None)
-    if iteration is not None and not iteration.isdigit():
+    if iteration is not None and not iteration.isdecimal():
         raise ConfigError(f"iteration={iteration}: must be a whole number, 0 for what π0 is evaluated on.\n{usage}")
     name = artifact or (f"iteration_{int(iteration):03d}/{stage}" if iteration is not None else stage)
     try:
         changes: Any = OmegaConf.from_dotlist([f"{key}={value}" for key, value in given.items()])
         merged: Any = OmegaConf.merge(OmegaConf.load(Path(run_dir) / "config.yaml"), changes)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{arguments}: {error}") from error
     execute(to_config(merged), only=name)

@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from rlhf import sources
 from rlhf.card import name_of
 from rlhf.cli import main
 from rlhf.data.benchmarks import alpaca_eval_answer, arena_hard_answer
+from rlhf.data.files import resolved
 from rlhf.data.responses import Form
 from rlhf.data.shards import read_all_rows
 from rlhf.errors import ConfigError, DataError
@@ -53,7 +53,7 @@ def choose_model(tool: AnswerTool) -> str:
         )
     if tool.run_dir is None:
         return tool.name or name_of(tool.model.path).split("/")[-1]
-    run = Path(tool.run_dir).expanduser().resolve()
+    run = resolved(tool.run_dir, "run_dir")
     if not (run / "best").exists():
         raise ConfigError(
             f"run_dir={run}: no best policy there. Finish the run (python -m rlhf.iterate run_dir={run}), or name a "

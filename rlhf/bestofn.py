@@ -14,7 +14,7 @@ from typing import Any
 
 from rlhf import sources, steps
 from rlhf.cli import main
-from rlhf.data.responses import Form
+from rlhf.data.responses import Form, to_number
 from rlhf.data.shards import read_all_rows
 from rlhf.errors import DataError
 from rlhf.evaluation.bestofn import Judged, best_of_n
@@ -54,6 +54,10 @@ def result(made: Sequence[Artifact]) -> Iterator[dict[str, Any]]:
         left_out += len(values) - len(kept)
         if kept:
             prompts.append(Judged(*(list(column) for column in zip(*kept, strict=True))))
+    if not prompts:
+        raise DataError(
+            f"None of {left_out} responses has a finite score and quality. Look at `qualities` and the judge."
+        )
     yield best_of_n(prompts) | {"responses_left_out": left_out}
 
 
@@ -69,7 +73,7 @@ def own_rewards(row: dict[str, Any]) -> list[float]:
             f"The prompt {row['messages'][-1]['content']!r:.80} has no list `rewards` of {len(row['candidates'])}: "
             "name a judge in reward_model.path, or score the file first with python -m rlhf.score."
         )
-    return [math.nan if reward is None else float(reward) for reward in rewards]
+    return [to_number(reward, "rewards") for reward in rewards]
 
 
 def table(found: dict[str, Any]) -> str:

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import date
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from rlhf.errors import ModelError, TemplateRefuses
+from rlhf.models import load_config, text_config
 
 Messages = Sequence[Mapping[str, str]]
 TODAY = date(2024, 7, 26)
@@ -30,13 +32,14 @@ def load_tokenizer(
     With a template given, the token that ends a turn becomes the eos, so that every server stops there.
 
     Raises:
-        ModelError: there is no tokenizer, or it has no chat template.
+        ModelError: there is no tokenizer, it has no chat template, or the model no embeddings for it.
     """
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the tokenizers library raises nothing more special
         raise ModelError(
-            f"{path}: no usable tokenizer ({error}). Save one beside the weights with tokenizer.save_pretrained."
+            f"{path}: no usable tokenizer ({error}). Save one beside the weights with tokenizer.save_pretrained; one "
+            "with Python code of its own needs trust_remote_code=true."
         ) from error
     if chat_template is not None:
         tokenizer.chat_template = chat_template
@@ -45,6 +48,15 @@ def load_tokenizer(
         raise ModelError(
             f"{path}: the tokenizer has no chat template. Set tokenizer.chat_template and save it into the folder, "
             "give sft.chat_template where the run fine-tunes it, or use the chat or instruct version of the model."
+        )
+    size = text_config(path).get("vocab_size") if (Path(path) / "config.json").is_file() else None
+    last = -1
+    with suppress(TemplateRefuses):
+        last = max(render_prompt(tokenizer, [{"role": "user", "content": "a"}]))
+    if size is not None and last >= size:
+        raise ModelError(
+            f"{path}: the chat template writes token {last}, and the model has {size} embeddings (vocab_size). Take "
+            "the model's own tokenizer, or enlarge them: model.resize_token_embeddings(len(tokenizer)), then train."
         )
     return tokenizer
 
@@ -169,7 +181,7 @@ def longest_prompt(path: str | Path, wanted: int, max_new_tokens: int, trust_rem
     Raises:
         ModelError: the context has no room for a response at all.
     """
-    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).get_text_config()
+    config = load_config(path, trust_remote_code).get_text_config()
     context = getattr(config, "max_position_embeddings", None)
     if context is None:
         return wanted
@@ -189,7 +201,7 @@ def stop_token_ids(
     Raises:
         ModelError: one of `extra` is not in the model's vocabulary.
     """
-    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    config = load_config(path, trust_remote_code)
     vocab_size = config.get_text_config().vocab_size
     unknown = [index for index in extra if not 0 <= index < vocab_size]
     if unknown:

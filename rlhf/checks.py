@@ -47,7 +47,7 @@ def _numeric(section: Any, prefix: str = "") -> Iterator[str]:
 _POSITIVE = [key for key in _numeric(Config()) if key not in (*_NOT_NEGATIVE, "reward_model.weight")]
 
 
-def value_at(config: object, key: str) -> object:
+def value_at(config: object, key: str) -> Any:
     """The value a dotted key names."""
     for name in key.split("."):
         config = getattr(config, name)
@@ -66,7 +66,8 @@ def check_config(cfg: Config) -> None:
 
 def problems(cfg: Config) -> list[str]:
     """Values that cannot work, one line each, with the way out."""
-    return [*_ranges(cfg), *_sampling(cfg), *_pairs(cfg), *_judge(cfg), *_judges(cfg), *_dpo(cfg), *_training(cfg)]
+    groups = (_ranges, _sampling, _pairs, _pairing, _judge, _judges, _dpo, _training)
+    return [problem for group in groups for problem in group(cfg)]
 
 
 def check_stages(cfg: Config) -> None:
@@ -75,7 +76,7 @@ def check_stages(cfg: Config) -> None:
     Raises:
         ConfigError: one line per wrong value, with the way out.
     """
-    if wrong := [*_ranges(cfg), *_sampling(cfg), *_judge(cfg)]:
+    if wrong := [*_ranges(cfg), *_sampling(cfg), *_pairing(cfg), *_judge(cfg)]:
         raise ConfigError("\n".join(wrong))
 
 
@@ -114,6 +115,14 @@ def _ranges(cfg: Config) -> Iterator[str]:
             f"score.opponents={opponents}: must be 2 or more, and only with reward_model.kind=pairwise; null is all "
             "others."
         )
+    for section in ("dpo", "sft", "reward_model"):
+        if (share := value_at(cfg, f"{section}.warmup_ratio")) > 1:
+            yield f"{section}.warmup_ratio={share}: is a share of the steps, at most 1; the paper has 0.03."
+    if cfg.seed >= 2**32:
+        yield f"seed={cfg.seed}: must be at most {2**32 - 1}, numpy's largest."
+    for key, least in (("num_gpus", 0), ("num_inference_workers", 1), ("num_training_ranks", 1), ("num_threads", 1)):
+        if (number := value_at(cfg, f"compute.{key}")) is not None and number < least:
+            yield f"compute.{key}={number}: must be {least} or more; null takes what the machine has."
     if cfg.compute.zero_stage not in (2, 3):
         yield f"compute.zero_stage={cfg.compute.zero_stage}: must be 2 or 3."
 
@@ -123,6 +132,8 @@ def _number(value: object) -> float:
 
 
 def _sampling(cfg: Config) -> Iterator[str]:
+    for key in {"model", "trust_remote_code", "load_format"} & set(cfg.generate.vllm_args):
+        yield f"generate.vllm_args.{key}: not here; only safetensors are read. See model.path, model.trust_remote_code."
     temperatures, n = cfg.generate.temperatures, cfg.generate.n
     if not temperatures or any(not _number(t) >= 0 for t in temperatures):
         yield f"generate.temperatures={temperatures}: needs at least one, none negative; the paper has [1.0,0.7]."
@@ -141,15 +152,8 @@ def _sampling(cfg: Config) -> Iterator[str]:
 def _pairs(cfg: Config) -> Iterator[str]:
     if cfg.generate.n < 2:
         yield f"generate.n={cfg.generate.n}: a pair needs two responses. Use 2 or more."
-    k = cfg.pair.num_candidates
-    if k is not None and not 2 <= k <= cfg.generate.n:
-        yield f"pair.num_candidates={k}: must lie in 2..generate.n ({cfg.generate.n}); null uses all."
-    if cfg.pair.max_pairs_per_prompt > 1 and cfg.pair.strategy is not Strategy.best_worst:
-        yield (
-            f"pair.max_pairs_per_prompt={cfg.pair.max_pairs_per_prompt}: only with pair.strategy=best_worst, not "
-            f"{cfg.pair.strategy.value}."
-        )
-
+    if (k := cfg.pair.num_candidates) is not None and k > cfg.generate.n:
+        yield f"pair.num_candidates={k}: must be at most generate.n={cfg.generate.n}; null uses all."
     if cfg.pair.data is not None and cfg.num_iterations != 1:
         yield (
             f"pair.data={cfg.pair.data} with num_iterations={cfg.num_iterations}: given pairs make one iteration, as "
@@ -157,8 +161,24 @@ def _pairs(cfg: Config) -> Iterator[str]:
         )
 
 
+def _pairing(cfg: Config) -> Iterator[str]:
+    if (k := cfg.pair.num_candidates) is not None and k < 2:
+        yield f"pair.num_candidates={k}: a pair needs two. Use 2 or more; null uses all."
+    if cfg.pair.max_pairs_per_prompt > 1 and cfg.pair.strategy is not Strategy.best_worst:
+        yield (
+            f"pair.max_pairs_per_prompt={cfg.pair.max_pairs_per_prompt}: only with pair.strategy=best_worst, not "
+            f"{cfg.pair.strategy.value}."
+        )
+
+
 def _judge(cfg: Config) -> Iterator[str]:
     judge = cfg.reward_model
+    if judge.url is not None and "@" in judge.url:
+        yield (
+            "reward_model.url=https://***@…: holds a user or a password, which would stand in the run's files. Take it "
+            "out, and put a key in the environment variable RLHF_JUDGE_API_KEY (sent as a bearer token)."
+        )
+        return
     given = {key: value for key in ("rule", "url", "data") if (value := getattr(judge, key)) is not None}
     if len(given) > 1:
         what = ", ".join(f"reward_model.{key}={value}" for key, value in given.items())

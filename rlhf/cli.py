@@ -17,13 +17,14 @@ from typing import Any, NoReturn
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from rlhf.checks import check_config
 from rlhf.config import Config
-from rlhf.errors import ConfigError, RlhfError, Stopped, UserError
+from rlhf.errors import ConfigError, RlhfError, Stopped, UserError, printable
 from rlhf.sweep import is_sweep, job_name, join_sweep, no_traces, swept_keys
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -74,9 +75,9 @@ def main(command: Callable[[Any], None], config_name: str = "iterate", schema: t
         except BaseException as error:  # Hydra would print the whole command line before it lets one through
             raised[job] = error
             if composed.get("debug"):
-                traceback.print_exc()
+                print(printable(traceback.format_exc()), file=sys.stderr)
             if swept and isinstance(error, RlhfError):
-                print(f"error in {job}: {error}", file=sys.stderr, flush=True)
+                print(printable(f"error in {job}: {error}"), file=sys.stderr, flush=True)
 
     def whole() -> None:
         if is_sweep(sys.argv):
@@ -96,19 +97,21 @@ def guarded(command: Callable[[], Any]) -> NoReturn:
     _raise_on_signals()
     try:
         command()
-    except (RlhfError, HydraException, OmegaConfBaseException) as error:
+    except (RlhfError, HydraException, OmegaConfBaseException, YAMLError) as error:
         _exit(f"error: {_message(error)}", getattr(error, "exit_code", UserError.exit_code))
     sys.exit(0)
 
 
 def _message(error: BaseException) -> str:
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: {error}"
     cause = error.__cause__
     return f"{error}\n{cause}" if isinstance(error, HydraException) and cause else str(error)
 
 
 def _exit(message: str, code: int) -> NoReturn:
     sys.stdout.flush()
-    print(message, file=sys.stderr, flush=True)
+    print(printable(message), file=sys.stderr, flush=True)
     sys.exit(code)
 
 

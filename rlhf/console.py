@@ -8,6 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from rlhf.errors import printable
+
 EVERY_SECONDS = 30.0
 """Between progress lines where the output is no terminal."""
 
@@ -43,6 +45,7 @@ class Console:
 
     def say(self, text: str = "") -> None:
         """Print some lines."""
+        text = printable(text)
         print(("\r\x1b[K" if self._terminal else "") + text, flush=True)
         now = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
         for line in text.split("\n"):

@@ -16,6 +16,16 @@ A message says what is wrong, where, the value found, and every way out.
 
 from __future__ import annotations
 
+import re
+
+_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s]+@")
+
+
+def printable(text: str) -> str:
+    """Text as a terminal or a log may have it: control characters escaped but for line ends, no password in a URL."""
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), _CREDENTIALS.sub("***@", text))
+
 
 class RlhfError(Exception):
     """Base of all errors this package raises on purpose."""

@@ -36,8 +36,7 @@ def reading(run: Run, what: str = "prompts") -> dict[str, Any]:
 
 def sample(run: Run, read: Artifact) -> list[Artifact]:
     """The prompts that were read, and the candidates sampled for them."""
-    chosen = run.cfg.model
-    policy = sources.model(run, chosen.path, chosen.revision, "model.path")
+    policy = sources.model(run, run.cfg.model.path, run.cfg.model.revision, "model.path")
     config = {"iteration": 0, "slice": None, "dtype": steps.policy_dtype(run.cfg, policy)}
     context, wanted = context_length(policy.path), run.cfg.generate.max_new_tokens
     if context is not None and wanted >= context:

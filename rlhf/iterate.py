@@ -16,6 +16,7 @@ from rlhf.cli import main
 from rlhf.config import Config
 from rlhf.config_training import MAIN_JUDGE
 from rlhf.console import Console
+from rlhf.data.files import resolved
 from rlhf.data.shards import write_atomic
 from rlhf.errors import ConfigError, RunChanged
 from rlhf.gates import Gates, check_iteration, check_stage
@@ -160,7 +161,7 @@ def conclude(run: Run, evaluations: list[Evaluation], dtype: str) -> Artifact:
 def execute(cfg: Config, only: str | None = None) -> None:
     """Plan, refuse what cannot be, then run what is left to do."""
     assert cfg.run_dir is not None, "set on the command line or from the experiment's name"
-    folder = Path(cfg.run_dir).expanduser().resolve()
+    folder = resolved(cfg.run_dir, "run_dir")
     if not (folder / "summary.json").is_file():
         check_capacity(cfg)  # before the Hub is asked for anything
     with hold_run(folder, partial(print, flush=True)) as token:

@@ -11,6 +11,7 @@ from typing import Any
 
 from rlhf.errors import ModelError
 
+_CODE = "A model with Python code of its own needs trust_remote_code=true in its section, which runs it: read it first."
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
@@ -41,7 +42,7 @@ def own_code(path: str | Path) -> dict[str, str]:
     """What of a model folder is Python code of its own, which `trust_remote_code` runs: class by auto class."""
     found: dict[str, str] = {}
     for file in (Path(path) / name for name in ("config.json", "tokenizer_config.json")):
-        given = json.loads(file.read_text(encoding="utf-8")).get("auto_map") if file.is_file() else None
+        given = _read_object(file).get("auto_map") if file.is_file() else None
         named = given if isinstance(given, dict) else {"AutoTokenizer": given} if given else {}
         found |= {key: name if isinstance(name, str) else ", ".join(filter(None, name)) for key, name in named.items()}
     return found
@@ -64,9 +65,42 @@ def require_trust(path: str | Path, trusted: bool) -> None:
 
 def context_length(path: str | Path) -> int | None:
     """Tokens a model can hold, as its config says; None where it does not."""
-    config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
-    found = config.get("text_config", config).get("max_position_embeddings")
+    found = text_config(path).get("max_position_embeddings")
     return int(found) if isinstance(found, int) else None
+
+
+def text_config(path: str | Path) -> dict[str, Any]:
+    """What config.json says of the language model; ModelError where it cannot be read."""
+    config = _read_object(Path(path) / "config.json")
+    return dict(config.get("text_config") or config)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"{path}: cannot be read ({error}). Save the model anew, or download it again.") from None
+
+
+def check_folder(folder: Path, key: str) -> None:
+    """Raise ModelError for a damaged model folder, pickled weights alone, or an adapter; reads no weights."""
+    text_config(folder)
+    if (folder / "adapter_config.json").exists():
+        raise ModelError(
+            f"{key}={folder}: holds an adapter (adapter_config.json), no whole model. Merge it (merge_and_unload)."
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"{key}={folder}: no *.safetensors there; other weight formats can run code when loaded and are not read. "
+            "Convert to safetensors with model.save_pretrained(folder), or choose a revision that has them."
+        )
+    there = {file.name for file in folder.glob("*.safetensors") if _header(file)}
+    index = folder / "model.safetensors.index.json"
+    parts = _read_object(index).get("weight_map") if index.is_file() else {}
+    if not isinstance(parts, dict):
+        raise ModelError(f"{index}: has no weight_map. Download or save the model anew.")
+    if missing := sorted(set(map(str, parts.values())) - there):
+        raise ModelError(f"{key}={folder}: {', '.join(missing)} of {index.name} is not there. Download it anew.")
 
 
 def num_parameters(path: str | Path) -> int:
@@ -81,13 +115,22 @@ def weight_headers(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
         ModelError: a file has no such header.
     """
     for file in sorted(Path(path).glob("*.safetensors")):
-        try:
-            with open(file, "rb") as stream:
-                (length,) = struct.unpack("<Q", stream.read(8))
-                header = json.loads(stream.read(length))
-        except (ValueError, struct.error, MemoryError, OverflowError) as error:
-            raise ModelError(f"{file}: no safetensors header. A Git LFS pointer? Fetch the file.") from error
-        yield from ((name, tensor) for name, tensor in header.items() if name != "__metadata__")
+        yield from _header(file).items()
+
+
+def _header(file: Path) -> dict[str, dict[str, Any]]:
+    try:
+        with open(file, "rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = dict(json.loads(stream.read(min(length, 10**8))))
+        header.pop("__metadata__", None)
+        wanted = 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+        size = file.stat().st_size
+    except (OSError, ValueError, LookupError, TypeError, struct.error) as error:
+        raise ModelError(f"{file}: no safetensors file that can be read ({error}). Download or save it anew.") from None
+    if size != wanted:
+        raise ModelError(f"{file}: {size} bytes, and its header says {wanted}: it is cut short. Download it anew.")
+    return header
 
 
 def attention(path: str | Path, trust_remote_code: bool = False) -> str | None:
@@ -96,7 +139,31 @@ def attention(path: str | Path, trust_remote_code: bool = False) -> str | None:
     Gemma 2 caps its attention scores, which the default kernel leaves out without a word: its log-probabilities would
     not be those of the model that vLLM samples from.
     """
+    config = load_config(path, trust_remote_code).get_text_config()
+    return "eager" if getattr(config, "attn_logit_softcapping", None) else None
+
+
+def load_config(path: str | Path, trust_remote_code: bool = False, **extra: Any) -> Any:
+    """The config of a model folder, as transformers has it; ModelError where that needs code that may not run."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).get_text_config()
-    return "eager" if getattr(config, "attn_logit_softcapping", None) else None
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **extra)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise ModelError(f"{path}: its config cannot be used ({error}). {_CODE}") from error
+
+
+def load_weights(auto: Any, path: str | Path, dtype: Any, trust_remote_code: bool = False, **extra: Any) -> Any:
+    """A model of one of transformers' auto classes, from safetensors alone; ModelError where it cannot be loaded."""
+    eager = attention(path, trust_remote_code)
+    extra |= {"dtype": dtype, "attn_implementation": eager, "trust_remote_code": trust_remote_code}
+    try:
+        return auto.from_pretrained(path, use_safetensors=True, **extra)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError) as error:
+        import transformers
+
+        what = auto.__name__.removeprefix("AutoModelFor")
+        raise ModelError(
+            f"{path}: cannot be loaded as {what} with transformers {transformers.__version__} ({error}). Check "
+            f"config.json. {_CODE} Code that is too old for this version is mended in a copy of the folder."
+        ) from error

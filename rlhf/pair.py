@@ -14,14 +14,12 @@ from rlhf.cli import main
 from rlhf.data.responses import pair_line
 from rlhf.data.shards import read_all_rows
 from rlhf.run import Artifact, Run
-from rlhf.strategies import check
 from rlhf.tools import ROWS_PER_SHARD, write_file
 from rlhf.tools_config import PairTool
 
 
 def pair(tool: PairTool) -> None:
     """From scores to pairs."""
-    check(tool.pair)
 
     def make(run: Run) -> list[Artifact]:
         file = sources.data_file(run, tool.input, "input")

@@ -16,6 +16,7 @@ from typing import Any
 
 from rlhf import sources, steps
 from rlhf.cli import main
+from rlhf.data.files import resolved
 from rlhf.data.responses import Form
 from rlhf.data.shards import read_all_rows, write_atomic
 from rlhf.errors import ConfigError, DataError
@@ -35,9 +36,9 @@ def rewardbench(tool: RewardBenchTool) -> None:
     if tool.subsets is not None:
         if second:
             raise ConfigError(f"subsets={tool.subsets}: adds up version 1. Leave version=2 out, or subsets.")
-        output = Path(tool.output).expanduser().resolve()
+        output = resolved(tool.output, "output")
         check_output(output, ".json")
-        found = report(read_accuracies(Path(tool.subsets).expanduser()))
+        found = report(read_accuracies(resolved(tool.subsets, "subsets")))
         write_atomic(output, (json.dumps(found, indent=1) + "\n").encode())
         print(table(found), flush=True)
         return

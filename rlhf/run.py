@@ -173,7 +173,7 @@ class Run:
 
     def _check_partial(self, name: str, partial: Path, identity: dict[str, Any]) -> None:
         started = partial / ".identity.json"
-        changed = differences(json.loads(started.read_text()), identity) if started.is_file() else []
+        changed = differences(_read(started), identity) if started.is_file() else []
         if changed and _is_cheap(identity["stage"], partial):
             shutil.rmtree(partial)  # often the very thing whose settings had to change
         elif changed:
@@ -187,8 +187,8 @@ class Run:
         if not record.is_file():
             self.pending.append(name)
             return Artifact(final, None, stale=stale_input)
-        there = json.loads(record.read_text())
-        there = there["identity"] if folder == final else there
+        there = _read_manifest(final)["identity"] if folder == final else _read(record)
+        there = {"config": {}, "inputs": {}} | there
         unknown = {key for key, digest in identity["inputs"].items() if digest is None}
         known = dict(identity, inputs={k: v for k, v in identity["inputs"].items() if k not in unknown})
         there = dict(there, inputs={k: v for k, v in there["inputs"].items() if k not in unknown})
@@ -237,7 +237,12 @@ class Run:
             self._say_code(paths.values())
         if self.console is not None:
             self.console.begin(name)
-        outcome = self.launcher.launch(job, module.KIND, shards)
+        try:
+            outcome = self.launcher.launch(job, module.KIND, shards)
+        except UserError:
+            if _is_cheap(stage, partial):
+                shutil.rmtree(partial)  # nothing half-written stays
+            raise
         counts = outcome.counts | sum_counts(partial)
         seconds = time.monotonic() - started
         artifact = commit(partial, final, identity, job, counts, outcome.metrics, seconds)
@@ -301,16 +306,32 @@ def _partial(final: Path) -> Path:
     return final.with_name(f".{final.name}.partial")
 
 
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise RunChanged(f"{path} cannot be read ({error}). Delete {path.parent} to redo it.") from None
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """What `commit` wrote; file names that lead out of the folder are refused."""
+    record = _read(folder / "artifact.json")
+    files, identity = record.get("files"), record.get("identity")
+    wrong = ["no files, identity or digest"]
+    if isinstance(files, dict) and isinstance(identity, dict):
+        wrong = [name for name in files if Path(name).is_absolute() or ".." in Path(name).parts]
+    if wrong or "digest" not in record:
+        raise RunChanged(f"{folder}/artifact.json is not of this package ({wrong}). Delete {folder} to redo it.")
+    return record
+
+
 def open_artifact(folder: Path) -> Artifact:
     """A finished artifact.
 
     Raises:
         RunChanged: files are missing or of another size than its manifest says.
     """
-    try:
-        record = json.loads((folder / "artifact.json").read_text())
-    except (OSError, ValueError) as error:
-        raise RunChanged(f"{folder}: artifact.json cannot be read ({error}). Delete the folder to redo it.") from error
+    record = _read_manifest(folder)
     for name, entry in record["files"].items():
         path = folder / name
         size = path.stat().st_size if path.is_file() else None
@@ -366,7 +387,7 @@ def _fingerprint_of(manifest: Path) -> str:
     """What identifies a finished artifact's recipe and inputs; empty where the manifest cannot be read."""
     try:
         return digest_of(json.loads(manifest.read_text())["identity"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, LookupError, TypeError):
         return ""
 
 

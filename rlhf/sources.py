@@ -9,9 +9,11 @@ import json
 from pathlib import Path
 
 from rlhf import hub
+from rlhf.data.files import resolved
 from rlhf.data.shards import write_atomic
 from rlhf.digest import digest_files, digest_of, digest_of_files
 from rlhf.errors import ConfigError, DataError, ModelError
+from rlhf.models import check_folder
 from rlhf.run import Artifact, Run
 
 
@@ -19,14 +21,20 @@ def made_here(run: Run, path: str, key: str) -> Artifact:
     """The part of this run that `@name/part` names.
 
     Raises:
-        ConfigError: this run makes no such artifact.
+        ConfigError: this run makes no such artifact, or the artifact has no such part.
     """
     name, _, part = path.removeprefix("@").partition("/")
     if name not in run.made:
         raise ConfigError(
             f"{key}={path}: this run makes no {name!r} before it is needed; it has {sorted(run.made) or 'nothing'}."
         )
-    return run.made[name].part(part) if part else run.made[name]
+    made = run.made[name]
+    files = made.record.get("files", [part])
+    if part and (".." in Path(part).parts or not any(f"{file}/".startswith(f"{part}/") for file in files)):
+        raise ConfigError(
+            f"{key}={path}: no part of {name!r}, which has {sorted(files)}; '..' leads out of it. Name one."
+        )
+    return made.part(part) if part else made
 
 
 def model(run: Run, path: str, revision: str | None, key: str) -> Artifact:
@@ -38,7 +46,7 @@ def model(run: Run, path: str, revision: str | None, key: str) -> Artifact:
     if path.startswith("@"):
         return made_here(run, path, key)
     folder = model_folder(path, revision, key)
-    if not Path(path).expanduser().exists():  # of the Hub
+    if not resolved(path, key).exists():  # of the Hub
         return Artifact(folder, digest_of([path, folder.name]))
     names = sorted({file.name for pattern in hub.MODEL_FILES for file in folder.glob(pattern) if file.is_file()})
     return Artifact(folder, _remembered_digest(run, folder, names))
@@ -50,7 +58,7 @@ def model_folder(path: str, revision: str | None, key: str, weights: bool = True
     Raises:
         ModelError: it is not there, or holds no safetensors.
     """
-    folder = Path(path).expanduser().resolve()
+    folder = resolved(path, key)
     local = folder.exists()
     if local and not (folder / "config.json").is_file():
         raise ModelError(f"{key}={folder}: no config.json there, so it is no model folder. Point at the folder itself.")
@@ -61,11 +69,8 @@ def model_folder(path: str, revision: str | None, key: str, weights: bool = True
                 "of a folder with config.json and *.safetensors, or a Hub id."
             )
         folder = hub.fetch_model(path, revision, key, weights)
-    if (local or weights) and not any(folder.glob("*.safetensors")):
-        raise ModelError(
-            f"{key}={path}: it has no *.safetensors; other weight formats can run code when loaded and are not read. "
-            "Convert it with model.save_pretrained(folder), or choose a revision that has them."
-        )
+    if local or weights:
+        check_folder(folder, key)
     return folder
 
 
@@ -93,7 +98,7 @@ def data_file(run: Run, path: str, key: str, name: str = "") -> Artifact:
     if path.startswith("@"):
         return made_here(run, path, key)
     wanted = hub.parse_dataset(path)
-    if wanted is None or Path(path).expanduser().exists():
+    if wanted is None or resolved(path, key).exists():
         file = local_file(path, key)
         return Artifact(file, _remembered_digest(run, file.parent, [file.name]))
     folder = hub.fetch_dataset(wanted.repo, wanted.revision, key)
@@ -108,7 +113,7 @@ def local_file(path: str, key: str) -> Path:
     Raises:
         DataError: there is no such file.
     """
-    file = Path(path).expanduser().resolve()
+    file = resolved(path, key)
     if not file.is_file():
         raise DataError(
             f"{key}={path}: no such file (looked for {file}). Give the path of a .json, .jsonl or .parquet file, or a "
@@ -128,9 +133,9 @@ def function_source(path: str, key: str) -> str:
     module, _, function = path.partition(":")
     try:
         spec = find_spec(module) if module and function else None
-    except ModuleNotFoundError:
+    except (ImportError, ValueError):
         spec = None
-    if spec is None or spec.origin is None:
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         raise ConfigError(
             f"{key}={path}: expected module:function of a Python module that can be imported, such as "
             "rlhf.world.tasks:gold. Check the spelling, or put its folder on PYTHONPATH."

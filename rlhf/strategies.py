@@ -19,7 +19,7 @@ from itertools import takewhile
 
 from rlhf.choices import Strategy, Truncated
 from rlhf.config import PairConfig
-from rlhf.errors import ConfigError, DataError
+from rlhf.errors import DataError
 from rlhf.records import Candidate, PreferencePair, ScoredPrompt
 
 IndexPair = tuple[int, int]
@@ -224,26 +224,3 @@ def _build(prompt: ScoredPrompt, pool: Pool, terminators: Terminators | None, pa
         chosen_truncated=chosen.truncated,
         rejected_truncated=rejected.truncated,
     )
-
-
-def check(config: PairConfig) -> None:
-    """Refuse settings that cannot make pairs.
-
-    Raises:
-        ConfigError: naming the key, its value and what it may be.
-    """
-    if config.num_candidates is not None and config.num_candidates < 2:
-        raise ConfigError(
-            f"pair.num_candidates is {config.num_candidates}; a pair needs two: give 2 or more, or null for all."
-        )
-    if config.max_pairs_per_prompt < 1:
-        raise ConfigError(f"pair.max_pairs_per_prompt is {config.max_pairs_per_prompt}; it must be 1 or more.")
-    if config.max_pairs_per_prompt > 1 and config.strategy is not Strategy.best_worst:
-        raise ConfigError(
-            f"pair.max_pairs_per_prompt is {config.max_pairs_per_prompt}, but pair.strategy={config.strategy.value} "
-            "makes one pair per prompt: set it to 1, or take pair.strategy=best_worst."
-        )
-    if not (math.isfinite(config.min_margin) and config.min_margin >= 0):
-        raise ConfigError(f"pair.min_margin is {config.min_margin}; it must be a finite number, 0 or more.")
-    if not math.isfinite(config.length_penalty):
-        raise ConfigError(f"pair.length_penalty is {config.length_penalty}; it must be a finite number, 0 for none.")

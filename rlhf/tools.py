@@ -16,6 +16,7 @@ from typing import Any
 
 from rlhf.checks import check_stages
 from rlhf.console import Console
+from rlhf.data.files import resolved
 from rlhf.data.responses import Form, write_rows
 from rlhf.data.shards import fsync_dir
 from rlhf.errors import ConfigError, UserError
@@ -40,7 +41,7 @@ def write_file(tool: FileTool, make: Make, rows: Rows, form: Form = Form.lines) 
         UserError: the output exists, or the input or a setting is wrong.
         RunChanged: work towards this output was begun with other settings or another input.
     """
-    output = Path(tool.output).expanduser().resolve()
+    output = resolved(tool.output, "output")
     work = output.with_name(f".{output.name}.work")
     check_output(output, ".jsonl" if form is Form.lines else ".json", work)
     cfg = as_config(tool)
@@ -57,11 +58,12 @@ def write_file(tool: FileTool, make: Make, rows: Rows, form: Form = Form.lines) 
             done = len(plan.made) - len(plan.pending)
             console.say(f"{output}: {f'{done} stages are finished, ' if done else ''}{len(plan.pending)} to do")
             made = make(Run(work, cfg, launcher, console=console, elsewhere=_ELSEWHERE))
+            written = write_rows(work / output.name, rows(made), form)
         except UserError:
+            (work / output.name).unlink(missing_ok=True)
             if not any(work.rglob("*.parquet")):
                 shutil.rmtree(work)  # nothing was made, so nothing is left behind
             raise
-        written = write_rows(work / output.name, rows(made), form)
         check_output(output, output.suffix, work)  # it may have come from elsewhere meanwhile
         os.replace(work / output.name, output)
         fsync_dir(output.parent)

@@ -13,9 +13,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rlhf.errors import DataError
+from rlhf.errors import ConfigError, DataError
 
 Record = dict[str, Any]
+
+
+def resolved(path: str, key: str) -> Path:
+    """The absolute path a value names, be something there or not; ConfigError for a loop of links, or a long name."""
+    try:
+        found = Path(path).expanduser().resolve()
+        found.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"{key}={path}: leads nowhere ({error}). Give another path, or mend the links.") from None
+    return found
 
 
 def read_records(path: Path | str) -> Iterator[Record]:
@@ -91,7 +101,7 @@ def _read_parquet(path: Path) -> Iterator[Record]:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=256):
                 yield from batch.to_pylist()
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is no Parquet file that can be read ({error}). Copy or download it anew.") from None
 
 

@@ -90,7 +90,7 @@ def to_candidates(row: Mapping[str, Any], numbers: str | None = None) -> dict[st
     ]
     made: dict[str, Any] = {"id": prompt_id(messages), "messages": messages, "prompt_token_ids": [], "extra": extra}
     if numbers is not None:
-        made["scores"] = [_number(value, numbers) for value in _beside(row, numbers, responses)]
+        made["scores"] = [to_number(value, numbers) for value in _beside(row, numbers, responses)]
     return made | {"candidates": [vars(candidate) for candidate in candidates]}
 
 
@@ -110,6 +110,9 @@ def read_comparisons(path: Path | str, counts: Counter[str]) -> Iterator[dict[st
         candidates = [Candidate([], text, FINISHED, logprob=math.nan, seed=0, temperature=math.nan) for text in answers]
         made: dict[str, Any] = {"id": prompt_id(messages), "messages": messages, "prompt_token_ids": []}
         yield made | {"extra": json.dumps(about, default=str), "candidates": [vars(c) for c in candidates]}
+    if not counts["pairs"]:
+        what = f"{path}: none of {counts['rows']} rows is a preference pair ({dict(counts)})."
+        raise DataError(f"{what} Give two different answers, one of them the better, to the same user's turn.")
 
 
 def read_best_of_n(path: Path | str, counts: Counter[str]) -> Iterator[dict[str, Any]]:
@@ -156,12 +159,16 @@ def _beside(row: Mapping[str, Any], key: str, responses: list[str]) -> list[Any]
     return values
 
 
-def _number(value: Any, key: str) -> float:
+def to_number(value: Any, key: str) -> float:
+    """A score as JSON has it; null is NaN. Raises UnusableRow."""
     if value is None:
         return math.nan  # what no number can be written as in JSON
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UnusableRow(f"{key}_not_numbers", f"{key} must be numbers or null; found {value!r:.80}.")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise UnusableRow(f"{key}_not_numbers", f"{key} must be numbers of 64 bits; found {value!r:.80}.") from None
 
 
 def candidates_line(row: Mapping[str, Any]) -> dict[str, Any]:

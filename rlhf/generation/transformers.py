@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlhf.generation.request import Request, Sampling
-from rlhf.models import attention, saved_dtype
+from rlhf.models import load_weights, saved_dtype
 from rlhf.records import Candidate
 
 _BATCH = 64
@@ -21,12 +21,8 @@ class TransformersSampler:
     def __init__(self, config: dict[str, Any], model: str, note: str = "") -> None:
         self.note = note
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = AutoModelForCausalLM.from_pretrained(
-            model,
-            dtype=saved_dtype(model, config["dtype"]),
-            attn_implementation=attention(model, config["trust_remote_code"]),
-            trust_remote_code=config["trust_remote_code"],
-        )
+        dtype = saved_dtype(model, config["dtype"])
+        self._model = load_weights(AutoModelForCausalLM, model, dtype, config["trust_remote_code"])
         self._model.to(self._device).eval()
 
     def sample(self, requests: list[Request], sampling: Sampling) -> list[Candidate]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoConfig
 
 from rlhf.errors import ConfigError, ModelError
 from rlhf.generation.request import Request, Sampling
-from rlhf.models import saved_dtype
+from rlhf.models import load_config, saved_dtype
 from rlhf.records import Candidate
 
 _CPU_MAX_SEQS = 512
@@ -38,6 +37,7 @@ class VllmSampler:
             "dtype": saved_dtype(model, config["dtype"]),
             "seed": seed % 2**31,
             "max_model_len": limit,
+            "load_format": "safetensors",
             "trust_remote_code": config["trust_remote_code"],
             "generation_config": "vllm",  # our sampling parameters, not the model's defaults
             "disable_log_stats": True,
@@ -93,7 +93,7 @@ def _check_head_size(model: str, trust_remote_code: bool) -> None:
     """vLLM on a CPU would find out at the first token."""
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
-    config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code).get_text_config()
+    config = load_config(model, trust_remote_code).get_text_config()
     heads = getattr(config, "num_attention_heads", None)
     size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else None)
     sizes = CPUAttentionBackend.get_supported_head_sizes()

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from rlhf.errors import RunInUse, WorkerFailed
+from rlhf.errors import ConfigError, RunInUse, WorkerFailed
 
 DRIVER_LOCK = ".driver.lock"
 WORKERS_LOCK = ".workers.lock"
@@ -38,10 +38,18 @@ def hold_run(folder: Path, say: Callable[[str], None], elsewhere: str = "run_dir
     """Hold a run folder for as long as the context lasts; yields the token that workers must know.
 
     Raises:
+        ConfigError: the folder cannot be made, or nothing can be written in it.
         RunInUse: another driver holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / DRIVER_LOCK, "a+", encoding="utf-8") as driver:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / DRIVER_LOCK, "a+", encoding="utf-8")  # noqa: SIM115 - closed below
+    except OSError as error:
+        what = f"{folder}: no folder that can be written ({error.strerror})"
+        raise ConfigError(
+            f"{what}. Mind what is in its place and its rights, or work elsewhere: {elsewhere}."
+        ) from None
+    with lock as driver:
         try:
             fcntl.flock(driver, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -6,13 +6,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from rlhf.chat import load_tokenizer, render_conversation
 from rlhf.errors import ModelError, TemplateRefuses
-from rlhf.models import attention, own_classifier, require_trust, saved_dtype
+from rlhf.models import load_config, load_weights, own_classifier, require_trust, saved_dtype
 from rlhf.records import Message
 from rlhf.scoring.judge import Scored
 
@@ -41,24 +40,15 @@ class ClassifierJudge:
         self._tokenizer, self._path, self.note = load_tokenizer(path, trust_remote_code), path, note
         self._max_tokens, self._batch_tokens = max_tokens, batch_tokens
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            model = AutoModelForSequenceClassification.from_pretrained(
-                path,
-                dtype=saved_dtype(path, dtype),
-                attn_implementation=attention(path, trust_remote_code),
-                trust_remote_code=trust_remote_code,
-            )
-        except (ImportError, AttributeError, TypeError) as error:
-            raise ModelError(
-                f"{path}: cannot be loaded with transformers {transformers.__version__} ({error}). If its own code is "
-                "too old for that, mend it in a copy of the folder and name the copy, or choose another judge."
-            ) from error
-        self._whole = model.to(self._device).eval() if own_classifier(path) else None
+        own = own_classifier(path)
+        if own is None:
+            require_one_logit(path, load_config(path, trust_remote_code))
+        model = load_weights(AutoModelForSequenceClassification, path, saved_dtype(path, dtype), trust_remote_code)
+        self._whole = model.to(self._device).eval() if own else None
         if self._whole is not None:
             if getattr(model.config, "pad_token_id", None) is None:
                 self._batch_tokens = 1  # such code often refuses more rows than one
             return
-        require_one_logit(path, model.config)
         if not hasattr(model, "score"):
             raise ModelError(
                 f"{path}: {type(model).__name__} has no linear head named `score`. Use a model whose sequence "

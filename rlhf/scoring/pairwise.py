@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from rlhf.chat import load_tokenizer
-from rlhf.models import attention, saved_dtype
+from rlhf.models import load_config, load_weights, saved_dtype
 from rlhf.pairwise import answer_ids, render_comparison, require_causal_lm
 from rlhf.scoring.classifier import right_padded, token_batches
 from rlhf.scoring.groups import Compared, Comparison
@@ -42,13 +42,8 @@ class PairwiseJudge:
         self._max_tokens, self._batch_tokens = max_tokens, batch_tokens
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         answers = list(answer_ids(self._tokenizer))
-        require_causal_lm(path, AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code))
-        model = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=saved_dtype(path, dtype),
-            attn_implementation=attention(path, trust_remote_code),
-            trust_remote_code=trust_remote_code,
-        )
+        require_causal_lm(path, load_config(path, trust_remote_code))
+        model = load_weights(AutoModelForCausalLM, path, saved_dtype(path, dtype), trust_remote_code)
         old = model.get_output_embeddings()
         head = _TwoTokenHead(old.in_features, 2, bias=old.bias is not None)
         with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import weakref
 from collections.abc import Sequence
@@ -10,10 +11,10 @@ from threading import Event
 from typing import Any
 
 import httpx
-from transformers import AutoConfig
 
 from rlhf.chat import load_tokenizer
-from rlhf.errors import ModelError, WorkerFailed
+from rlhf.errors import ConfigError, ModelError, WorkerFailed, printable
+from rlhf.models import load_config
 from rlhf.records import Message
 from rlhf.scoring.classifier import read_items, require_one_logit, token_batches
 from rlhf.scoring.judge import Scored
@@ -21,6 +22,10 @@ from rlhf.scoring.judge import Scored
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.25, 2.0
 _SHOWN_CHARS = 400
 """How much of a server's answer an error quotes."""
+_LARGEST_ANSWER = 64 * 2**20
+"""Bytes, after decompression; 16384 scores take 2 MB."""
+API_KEY = "RLHF_JUDGE_API_KEY"
+"""The environment variable with the server's key, sent as a bearer token and written nowhere."""
 
 
 class RemoteJudge:
@@ -48,13 +53,17 @@ class RemoteJudge:
         timeout_seconds: float = 120,
         retry_seconds: float = 600,
     ) -> None:
-        require_one_logit(path, AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code))
+        require_one_logit(path, load_config(path, trust_remote_code))
         self._tokenizer = load_tokenizer(path, trust_remote_code)
         self._url, self._max_tokens, self._batch_tokens = url.rstrip("/"), max_tokens, batch_tokens
         self._concurrency, self._timeout_seconds, self._retry_seconds = concurrency, timeout_seconds, retry_seconds
         self._given_up = Event()
         limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
-        self._client = httpx.Client(timeout=timeout_seconds, limits=limits)
+        self._key = os.environ.get(API_KEY, "").strip()
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise ConfigError(f"{API_KEY}: holds characters that no HTTP header takes. Set the variable anew.")
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        self._client = httpx.Client(timeout=timeout_seconds, limits=limits, headers=headers)
         weakref.finalize(self, self._client.close)
         self._insist("GET", "/health")  # 404 is fine: not every server has it
 
@@ -88,10 +97,10 @@ class RemoteJudge:
         answer = self._insist("POST", "/classify", body)
         if answer.status_code != 200:
             raise ModelError(
-                f"{self._url}/classify: HTTP {answer.status_code}: {answer.text[:_SHOWN_CHARS]}\n"
+                f"{self._url}/classify: HTTP {answer.status_code}: {self._quoted(answer)}\n"
                 "reward_model.url must be the base URL (no /v1) of a server started with `vllm serve MODEL --runner "
-                f"pooling`; if it is about length, lower score.max_tokens={self._max_tokens} or raise the server's "
-                "--max-model-len."
+                f"pooling` (a key that it wants stands in {API_KEY}); if it is about length, lower score.max_tokens="
+                f"{self._max_tokens} or raise the server's --max-model-len."
             )
         try:
             found = [each["probs"] for each in sorted(answer.json()["data"], key=lambda each: each["index"])]
@@ -108,11 +117,16 @@ class RemoteJudge:
         begun, pause = time.monotonic(), _FIRST_PAUSE_SECONDS
         while True:
             try:
-                answer = self._client.request(method, self._url + path, json=body)
+                answer = self._request(method, path, body)
                 if answer.status_code < 500 and answer.status_code not in (408, 429):
                     return answer
-                trouble = f"HTTP {answer.status_code}: {answer.text[:_SHOWN_CHARS]}"
+                trouble = f"HTTP {answer.status_code}: {self._quoted(answer)}"
             except httpx.RequestError as error:
+                if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                    raise ModelError(
+                        f"{self._url}: the server's certificate is not to be trusted ({error}). Name the authority "
+                        "that signed it in SSL_CERT_FILE (environment), or give the server another certificate."
+                    ) from error
                 trouble = f"{type(error).__name__}: {error}"
             if pause == _FIRST_PAUSE_SECONDS:
                 print(f"{self._url}{path}: {trouble}; tried again for {self._retry_seconds:g} s", flush=True)
@@ -126,9 +140,27 @@ class RemoteJudge:
                 )
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
+    def _request(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
+        """One answer, of limited size; redirects are not followed."""
+        with self._client.stream(method, self._url + path, json=body) as answer:
+            found = bytearray()
+            for part in answer.iter_bytes():
+                found += part
+                if len(found) > _LARGEST_ANSWER:
+                    raise ModelError(
+                        f"{self._url}{path} answered more than {_LARGEST_ANSWER >> 20} MiB, more than scores need. "
+                        "Look at what runs there, or name another server in reward_model.url."
+                    )
+            return httpx.Response(answer.status_code, content=bytes(found))
+
+    def _quoted(self, answer: httpx.Response) -> str:
+        """The beginning of an answer in one line, as a log may have it."""
+        text = answer.text.replace(self._key or "\0", "***")
+        return printable(" ".join(text.split())[:_SHOWN_CHARS])
+
     def _garbage(self, answer: httpx.Response, what: str) -> ModelError:
         return ModelError(
-            f"{self._url}/classify answered {what}: {answer.text[:_SHOWN_CHARS]}\nServe a reward model with one label "
+            f"{self._url}/classify answered {what}: {self._quoted(answer)}\nServe a reward model with one label "
             "by `vllm serve MODEL --runner pooling`, and give its base URL as reward_model.url."
         )
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoConfig
 
 from rlhf.chat import load_tokenizer
 from rlhf.errors import ConfigError, ModelError
-from rlhf.models import saved_dtype
+from rlhf.models import load_config, saved_dtype
 from rlhf.records import Message
 from rlhf.scoring.classifier import read_items, require_one_logit
 from rlhf.scoring.judge import Scored
@@ -40,7 +39,7 @@ class VllmJudge:
                 "score.engine=transformers."
             ) from error
         self._tokenizer, self._max_tokens = load_tokenizer(path, trust_remote_code), max_tokens
-        require_one_logit(path, AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code))
+        require_one_logit(path, load_config(path, trust_remote_code))
         arguments: dict[str, Any] = {
             "model": path,
             "runner": "pooling",
@@ -49,6 +48,7 @@ class VllmJudge:
             "max_num_batched_tokens": max(batch_tokens, max_tokens),
             "enable_chunked_prefill": False,
             "hf_overrides": {"head_dtype": "float32"},
+            "load_format": "safetensors",
             "trust_remote_code": trust_remote_code,
             "disable_log_stats": True,
         }

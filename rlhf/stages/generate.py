@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.data.shards import num_rows, read_rows, shard_name, shard_paths, sum_counts, write_atomic, write_shard
-from rlhf.errors import TemplateRefuses
+from rlhf.errors import DataError, ModelError, TemplateRefuses
 from rlhf.job import Job, Kind, Outcome, Worker
 from rlhf.records import CANDIDATES_SCHEMA
 
@@ -40,6 +40,8 @@ def run(job: Job, worker: Worker) -> Outcome:
 
     Raises:
         TemplateRefuses: the chat template takes none of the prompts.
+        DataError: all prompts are too long.
+        ModelError: the model's weights give no numbers.
     """
     from rlhf.chat import end_of_turn_id, load_tokenizer, longest_prompt, stop_token_ids, template_hash
     from rlhf.generation.load import load_sampler
@@ -62,7 +64,7 @@ def run(job: Job, worker: Worker) -> Outcome:
             metrics = {"engine": sampler.note} if sampler.note else {}
         rows, counts = _sample_shard(job, index, tokenizer, sampler, sampling, limit)
         write_shard(job.out_path / shard_name(index), CANDIDATES_SCHEMA, rows, counts)
-    _refuse_if_nothing_is_left(job, tokenizer)
+    _refuse_if_nothing_is_left(job, tokenizer, limit)
     return Outcome(metrics=metrics)
 
 
@@ -80,6 +82,9 @@ def _sample_shard(
         for sample, temperature in enumerate(temperatures)
     ]
     candidates = sampler.sample(requests, sampling) if requests else []
+    if any(math.isnan(candidate.logprob) for candidate in candidates):
+        what = f"{job.inputs['policy']}: its probabilities are no numbers (NaN): its weights hold some, or overflow"
+        raise ModelError(f"{what} in {config['dtype']}. Save the model anew, or set model.dtype=float32.")
     stops = set(sampling.stop_token_ids)
     filled = []
     for candidate in candidates:
@@ -123,15 +128,20 @@ def render(
     return kept, counts
 
 
-def _refuse_if_nothing_is_left(job: Job, tokenizer: Any) -> None:
-    """Raise when the template refused prompts and none was sampled; every worker asks, the last one sees all shards."""
+def _refuse_if_nothing_is_left(job: Job, tokenizer: Any, limit: int) -> None:
+    """Raise when there were prompts and none was sampled; every worker asks, the last one sees all shards."""
     from rlhf.chat import render_prompt
 
     if len(shard_paths(job.out_path)) < num_shards(job):
         return
     counts = sum_counts(job.out_path)
-    if counts.get("prompts_sampled") or not counts.get("dropped/refused_by_template"):
+    if counts.get("prompts_sampled") or not counts.get("prompts"):
         return
+    if not counts.get("dropped/refused_by_template"):
+        raise DataError(
+            f"{job.inputs['prompts']}: all {counts['prompts']} prompts have more than {limit} tokens. Raise generate."
+            "max_prompt_tokens, lower generate.max_new_tokens (the context holds both), or give shorter prompts."
+        )
     dropped = ", ".join(f"{key.removeprefix('dropped/')}: {n}" for key, n in counts.items() if key.startswith("drop"))
     for row in itertools.chain.from_iterable(_prompts(job, index) for index in range(num_shards(job))):
         try:

@@ -18,7 +18,7 @@ from rlhf.data.shards import num_rows, read_all_rows, read_rows, shard_name, sha
 from rlhf.errors import DataError
 from rlhf.job import Job, Kind, Outcome, Worker
 from rlhf.records import PAIRS_SCHEMA, ScoredPrompt, scored_prompt, to_row
-from rlhf.strategies import Drop, Terminators, check, fault, make_pairs
+from rlhf.strategies import Drop, Terminators, fault, make_pairs
 
 KIND = Kind.single
 
@@ -35,11 +35,9 @@ def run(job: Job, worker: Worker) -> Outcome:
     candidates with that fault, whether their prompt was dropped or not.
 
     Raises:
-        ConfigError: settings that cannot make pairs.
         DataError: candidates and scores do not match, or no prompt at all gives a pair.
     """
     config = pair_config(job.config)
-    check(config)
     candidates, scores = job.input_path("candidates"), job.input_path("scores")
     terminators = read_terminators(candidates)
     total = num_shards(job)

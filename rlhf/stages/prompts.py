@@ -30,12 +30,10 @@ def run(job: Job, worker: Worker) -> Outcome:
     Counts: `rows` (of both files) = `train` + `held_out` + the sum of `dropped/<reason>`.
 
     Raises:
-        ConfigError: `num_held_out` is negative, or leaves nothing to train on.
+        ConfigError: `num_held_out` leaves nothing to train on.
         DataError: a file cannot be used, or every training prompt is held out.
     """
     num_held_out = int(job.config["num_held_out"])
-    if num_held_out < 0:
-        raise ConfigError(f"prompts.num_held_out is {num_held_out}; it must be 0 or more.")
     path = job.input_path("prompts")
     prompts, counts = load_prompts(path)
     if "held_out" in job.inputs:

@@ -37,7 +37,7 @@ def train_resumable(trainer: Trainer, out: Path) -> None:
     same weights, bit for bit on a CPU in fp32.
 
     Raises:
-        UserError: the checkpoints in `out` were written by another number of ranks.
+        UserError: the checkpoints in `out` were written by another number of ranks, or belong to another user.
     """
     assert Path(trainer.args.output_dir or "").resolve() == out.resolve(), "the Trainer must save where we look"
     assert trainer.args.save_total_limit is None, "old checkpoints are removed here, after the new one is sealed"
@@ -117,7 +117,19 @@ def _clean(out: Path) -> str | None:
                 f"training goes on only with as many ranks as it began with. Either set "
                 f"compute.num_training_ranks={saved}, or delete {out} to begin this training again."
             )
+        elif foreign := _foreign(checkpoint):
+            return (
+                f"{foreign}: a link, or another user's file. Optimizer states can run code when loaded, so only your "
+                f"own are. Make it yours (chown) if you trust it, or delete {out} to begin this training again."
+            )
     return None
+
+
+def _foreign(checkpoint: Path) -> Path | None:
+    """A file that is a link or not this user's; for root, whose files in a container may be anyone's, only a link."""
+    me = os.getuid()
+    paths = [checkpoint, *sorted(checkpoint.rglob("*"))]
+    return next((path for path in paths if path.is_symlink() or (me and path.lstat().st_uid != me)), None)
 
 
 def _read_seal(checkpoint: Path) -> dict[str, Any] | None:

@@ -15,33 +15,18 @@ from torch import Tensor, nn
 
 from rlhf.data.shards import fsync_dir
 from rlhf.errors import ModelError
-from rlhf.models import attention, saved_dtype, weight_headers
+from rlhf.models import load_config, load_weights, saved_dtype, weight_headers
 
 _COPIED = {".json", ".jinja", ".txt", ".model", ".py"}
 """Suffixes of the small files beside the weights that an exported model keeps as they are."""
 _WRITTEN = {"config.json", "model.safetensors.index.json", "artifact.json"}
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder.
-
-    Raises:
-        ModelError: there are none.
-    """
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ModelError(
-            f"{folder}: no safetensors weights. Save the model with save_pretrained (pickled .bin weights are not "
-            "loaded), or check the path."
-        )
-    return files
-
-
 def used_weight_files(folder: Path) -> list[Path]:
     """The weight files that transformers loads: those in the index, where there is one."""
     index = folder / "model.safetensors.index.json"
     if not index.exists():
-        return weight_files(folder)
+        return sorted(folder.glob("*.safetensors"))
     return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
 
 
@@ -66,29 +51,14 @@ def load_model(folder: Path, dtype: torch.dtype, trust_remote_code: bool = False
     Raises:
         ModelError: transformers cannot load it.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    weight_files(folder)
     auto = AutoModelForSequenceClassification if reward_model else AutoModelForCausalLM
-    extra: dict[str, Any] = {"num_labels": 1} if reward_model else {}
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, **extra)
-        for name, value in config.to_dict().items():
-            if isinstance(value, float) and ("dropout" in name or "pdrop" in name):
-                setattr(config, name, 0.0)
-        model = auto.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            attn_implementation=attention(folder, trust_remote_code),
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"{folder}: cannot be loaded as {auto.__name__.removeprefix('AutoModelFor')} ({error}). Check the path and "
-            "config.json; a model with its own Python code needs trust_remote_code=true."
-        ) from error
+    config = load_config(folder, trust_remote_code, **({"num_labels": 1} if reward_model else {}))
+    for name, value in config.to_dict().items():
+        if isinstance(value, float) and ("dropout" in name or "pdrop" in name):
+            setattr(config, name, 0.0)
+    model = load_weights(auto, folder, dtype, trust_remote_code, config=config)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -107,7 +77,7 @@ def init_master_weights(model: nn.Module, folder: Path) -> None:
     from deepspeed.utils import safe_set_full_fp32_param
     from safetensors import safe_open
 
-    where = {name: path for path in weight_files(folder) for name in _names(path)}
+    where = {name: path for path in folder.glob("*.safetensors") for name in _names(path)}
     in_fp32 = {name for name, tensor in weight_headers(folder) if tensor["dtype"] == "F32"}
     opened: dict[Path, Any] = {}
     for name, parameter in model.named_parameters():

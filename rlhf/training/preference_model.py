@@ -11,12 +11,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from rlhf.chat import load_tokenizer
 from rlhf.errors import DataError, TemplateRefuses
 from rlhf.job import Job, Outcome, Worker
+from rlhf.models import load_config
 from rlhf.pairwise import answer_ids, render_comparison, require_causal_lm
 from rlhf.training.checkpoints import remove_checkpoints, train_resumable
 from rlhf.training.models import export_model, load_model, resolve_dtype
@@ -110,7 +111,7 @@ def train_preference_model(job: Job, worker: Worker) -> Outcome:
         "dataset_kwargs": {"skip_prepare_dataset": True},
     }
     args = build_arguments(SFTConfig, "reward_model", own, config["trainer_args"])
-    require_causal_lm(source, AutoConfig.from_pretrained(source, trust_remote_code=config["trust_remote_code"]))
+    require_causal_lm(source, load_config(source, config["trust_remote_code"]))
     tokenizer = load_tokenizer(source, config["trust_remote_code"])
     counts: Counter[str] = Counter(rows=0, cut_left=0, chosen_first=0)
     tokens = job.out_path / "tokens.arrow"

@@ -13,7 +13,7 @@ import pytest
 
 from rlhf.config import PairConfig
 from rlhf.data.shards import num_rows, read_all_rows, read_counts, read_rows, shard_name, write_shard
-from rlhf.errors import ConfigError, DataError
+from rlhf.errors import DataError
 from rlhf.job import Job, Kind
 from rlhf.records import CANDIDATES_SCHEMA, PAIRS_SCHEMA, SCORES_SCHEMA
 from rlhf.stages import pair as stage
@@ -172,9 +172,3 @@ def test_missing_tokens_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "candidates" / "tokens.json").unlink()
     with pytest.raises(DataError, match=r"tokens\.json is missing"):
         stage.run(job(tmp_path), OneWorker([0, 1]))
-
-
-def test_settings_that_make_no_pairs_are_refused(tmp_path: Path) -> None:
-    write_inputs(tmp_path, TWO_SHARDS)
-    with pytest.raises(ConfigError, match="num_candidates is 1"):
-        stage.run(job(tmp_path, num_candidates=1), OneWorker([0, 1]))

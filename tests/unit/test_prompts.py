@@ -195,11 +195,6 @@ def test_nothing_left_to_train_on_is_refused(tmp_path: Path) -> None:
         run(tmp_path, inputs, 3)
 
 
-def test_negative_num_held_out_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="num_held_out is -1"):
-        run(tmp_path, {"prompts": write(tmp_path / "p.jsonl", rows(0, 3))}, -1)
-
-
 def answered(*texts: str) -> list[dict[str, str]]:
     return [{"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(texts)]
 

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rlhf.checks import check_stages
 from rlhf.choices import Strategy, Truncated
-from rlhf.config import PairConfig
+from rlhf.config import Config, PairConfig
 from rlhf.errors import ConfigError, DataError
 from rlhf.records import Candidate, PreferencePair, ScoredPrompt
-from rlhf.strategies import Drop, Terminators, check, make_pairs, training_target
+from rlhf.strategies import Drop, Terminators, make_pairs, training_target
 
 EOT, EOS = 9, 8
 TERMINATORS = Terminators(EOT, frozenset({EOT, EOS}))
@@ -189,11 +190,11 @@ def test_a_finished_response_without_terminator_is_refused() -> None:
 )
 def test_check_refuses(settings_: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="pair\\."):
-        check(PairConfig(**settings_))  # type: ignore[arg-type]
+        check_stages(Config(pair=PairConfig(**settings_)))  # type: ignore[arg-type]
 
 
 def test_check_takes_the_defaults() -> None:
-    check(PairConfig())
+    check_stages(Config())
 
 
 scored_candidates = st.lists(
