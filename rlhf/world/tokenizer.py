@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -42,8 +42,8 @@ def corpus() -> Iterator[str]:
                 yield f"{task.render(operand.upper())}. "
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The world's tokenizer; the same for every seed.
+def build_tokenizer(texts: Iterable[str] | None = None, vocab_size: int = VOCAB_SIZE) -> PreTrainedTokenizerFast:
+    """The world's tokenizer, the same for every seed; with `texts`, one of its make whose merges are learnt from them.
 
     Encoding a text adds a leading BOS, as Llama 3's does; eos is `<|eot_id|>` as in its Instruct models, and pad is a
     token of its own.
@@ -60,11 +60,11 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE - len(SPECIAL_TOKENS),
+        vocab_size=vocab_size - len(SPECIAL_TOKENS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    core.train_from_iterator(corpus(), trainer)
+    core.train_from_iterator(corpus() if texts is None else texts, trainer)
     core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     core.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, core.token_to_id(BOS))]

@@ -2,17 +2,12 @@
 
 import dataclasses
 import json
-import os
-import socket
-import subprocess
-import sys
 import threading
 import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import httpx
 import pytest
 
 from rlhf.config import Config
@@ -21,10 +16,10 @@ from rlhf.errors import ModelError, WorkerFailed
 from rlhf.records import CANDIDATES_SCHEMA
 from rlhf.scoring.classifier import ClassifierJudge
 from rlhf.scoring.remote import RemoteJudge
+from tests.serving import Server
 from tests.stage_runner import make_job, run_here
 from tests.tiny import tiny_reward_model
 
-ROOT = Path(__file__).resolve().parents[2]
 SHAPE = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}  # heads of 32, as vLLM wants on CPU
 MAX_TOKENS = 512
 
@@ -38,53 +33,16 @@ def items(num):
     return made
 
 
-class Server:
-    """vLLM's server in a process of its own, which can be killed and started again."""
-
-    def __init__(self, path, log):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.path, self.url = path, f"http://127.0.0.1:{port}"
-        arguments = ["--model", path, "--host", "127.0.0.1", "--port", str(port), "--runner", "pooling"]
-        arguments += ["--hf-overrides", '{"head_dtype": "float32"}', "--max-model-len", str(MAX_TOKENS)]
-        arguments += ["--dtype", "float32", "--enforce-eager", "--max-num-seqs", "64", "--disable-log-stats"]
-        environment = dict(os.environ, VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND="nobind")
-        environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-        with open(log, "w") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.vllm_server", *arguments],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=file,
-                text=True,
-                cwd=ROOT,
-                env=environment,
-            )
-
-    def tell(self, word):
-        self.process.stdin.write(word + "\n")
-        self.process.stdin.flush()
-        assert self.process.stdout.readline().strip() == word
-
-    def is_up(self):
-        try:
-            return httpx.get(self.url + "/health", timeout=5).status_code == 200
-        except httpx.TransportError:
-            return False
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("server")
-    started = Server(str(folder / "judge"), folder / "log")  # its imports take longest
+    started = Server(str(folder / "judge"), folder / "log", MAX_TOKENS)  # its imports take longest
     try:
         tiny_reward_model(folder / "judge", seed=3, **SHAPE)
         started.tell("start")  # and no waiting: the judge does that
         yield started
     finally:
-        started.process.stdin.close()
-        started.process.wait(60)
+        started.stop()
 
 
 @pytest.fixture(scope="module")
