@@ -64,6 +64,7 @@ _NOT_NEGATIVE = [
     "sft.warmup_ratio",
     "reward_model.warmup_ratio",
     "evaluate.temperature",
+    "compute.hang_seconds",
 ]
 
 

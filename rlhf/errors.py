@@ -6,7 +6,8 @@ RlhfError
 │   ├── DataError        a file of prompts, preferences or candidates
 │   ├── ModelError       a model, tokenizer or chat template
 │   │   └── TemplateRefuses  a chat template takes no conversation of this form
-│   ├── RunChanged       a finished stage was made with other settings or inputs
+│   ├── RunChanged       a finished stage was made with other settings or inputs, or is damaged
+│   ├── StorageError     a disk is full, or a folder cannot be written
 │   └── RunInUse         another driver holds the run folder
 ├── WorkerFailed         exit 1: a stage process died or raised
 └── Stopped              exit 130 or 143: a signal asked us to stop
@@ -15,6 +16,13 @@ A message says what is wrong, where, the value found, and every way out.
 """
 
 from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class RlhfError(Exception):
@@ -46,7 +54,11 @@ class TemplateRefuses(ModelError):
 
 
 class RunChanged(UserError):
-    """A stage on disk was made with other settings or inputs than are asked for now."""
+    """A stage on disk was made with other settings or inputs than are asked for now, or is damaged."""
+
+
+class StorageError(UserError):
+    """A disk is full, or a folder cannot be written."""
 
 
 class RunInUse(UserError):
@@ -65,6 +77,45 @@ class Stopped(RlhfError):
         self.exit_code = 128 + signal_number
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+
+
+def storage_error(error: OSError, path: Path | None = None) -> StorageError | None:
+    """What a person is told of a full disk or a folder that cannot be written; None of any other error."""
+    if error.errno not in (*_FULL, *_FORBIDDEN):
+        return None
+    path = path or Path(os.fsdecode(error.filename or "."))
+    folder = next(parent for parent in (path.absolute().parent, *path.absolute().parents) if parent.is_dir())
+    way_out = (
+        "Make room, or raise the quota or the limit on file sizes (ulimit -f)"
+        if error.errno in _FULL
+        else f"Give this user the right to write in {folder}, remove what is in the way, or choose another folder"
+    )
+    free = shutil.disk_usage(folder).free / 1e9
+    return StorageError(
+        f"{path} cannot be written: {error.strerror} ({free:.1f} GB are free there). {way_out}; then the same command "
+        "goes on from what is finished."
+    )
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say of a write that fails where it failed, and the ways out.
+
+    Raises:
+        StorageError: the disk is full, or the folder cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        known = storage_error(error, path)
+        if known is None:
+            raise
+        raise known from error
+
+
 USER_ERRORS: dict[str, type[UserError]] = {
-    cls.__name__: cls for cls in (UserError, ConfigError, DataError, ModelError, TemplateRefuses, RunChanged, RunInUse)
+    cls.__name__: cls
+    for cls in (UserError, ConfigError, DataError, ModelError, TemplateRefuses, RunChanged, StorageError, RunInUse)
 }

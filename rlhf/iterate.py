@@ -23,7 +23,7 @@ from rlhf.launch.lock import hold_run
 from rlhf.prompt_sets import prompt_sets
 from rlhf.run import AloneDone, Artifact, Run, plain
 from rlhf.steps import Step
-from rlhf.summary import KL_ESTIMATOR, Evaluation, best, rows_of, table, write_summary
+from rlhf.summary import KL_ESTIMATOR, Evaluation, Row, best, rows_of, table, write_summary
 
 
 def iterate(cfg: Config, run: Run) -> Artifact:
@@ -99,12 +99,20 @@ def evaluate(
     return Evaluation(step.iteration, policy, candidates, scores, gold, reference, generate, pair, others)
 
 
+def figures(run: Run, evaluations: list[Evaluation]) -> list[Row]:
+    """The figures of every policy, of files that have their checksums; written to `summary.json`."""
+    for each in evaluations:
+        run.verify(each.candidates, each.scores, each.gold, each.reference, *each.others.values())
+    rows = rows_of(evaluations)
+    write_summary(run.folder, rows, rows[best(rows)].iteration)
+    return rows
+
+
 def report(run: Run, evaluations: list[Evaluation]) -> None:
     """Print and write the figures so far; a view, always made anew, never an input."""
     if run.planning or run.only is not None:
         return
-    rows = rows_of(evaluations)
-    write_summary(run.folder, rows, rows[best(rows)].iteration)
+    rows = figures(run, evaluations)
     run.say("\n" + table(rows) + "\n")
 
 
@@ -112,8 +120,7 @@ def conclude(run: Run, evaluations: list[Evaluation], dtype: str) -> Artifact:
     """Link the best iterate as RUN/best, as people serve and share it, and say where everything lies."""
     if run.planning or run.only is not None:
         return evaluations[0].policy
-    rows = rows_of(evaluations)
-    write_summary(run.folder, rows, rows[best(rows)].iteration)
+    rows = figures(run, evaluations)
     chosen = evaluations[best(rows)]
     model = chosen.policy
     inside = model.path.is_relative_to(run.folder)
@@ -144,7 +151,7 @@ def execute(cfg: Config, only: str | None = None) -> None:
     with hold_run(folder, partial(print, flush=True)) as token:
         console = Console(folder)
         device = cfg.compute.device.value
-        launcher = LocalLauncher(folder, token, cfg.compute.preload, device, console.progress)
+        launcher = LocalLauncher(folder, token, cfg.compute.preload, device, console.progress, console.say)
         plan = Run(folder, cfg, planning=True)
         iterate(cfg, plan)
         plan.refuse_changes()

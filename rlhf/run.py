@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
 import os
 import shutil
 import time
@@ -21,9 +20,9 @@ from typing import Any, Protocol
 
 from rlhf.config import UNCOMPARED, Config
 from rlhf.console import Console
-from rlhf.data.shards import fsync_dir, shard_name, sum_counts, write_atomic
-from rlhf.digest import digest_files, digest_of, digest_of_files, list_files
-from rlhf.errors import RunChanged, UserError
+from rlhf.data.shards import damaged_shards, fsync_dir, shard_name, sum_counts, write_atomic
+from rlhf.digest import digest_files, digest_of, digest_of_files, list_files, sealed, unsealed
+from rlhf.errors import RunChanged, UserError, writing
 from rlhf.job import Job, Kind, Outcome
 
 SCHEMA = 1
@@ -37,13 +36,14 @@ class Artifact:
     """A finished stage's folder, or a file or folder inside it, or something from outside the run.
 
     `digest` is None while a plan is made and the stage has yet to run; `stale` says that a plan found it, or what it
-    was made of, changed.
+    was made of, changed. `root` is the finished stage's folder, None of something from outside.
     """
 
     path: Path
     digest: str | None
     record: dict[str, Any] = field(default_factory=dict, repr=False)
     stale: bool = False
+    root: Path | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -118,12 +118,13 @@ class Run:
     refusals: list[tuple[str, list[str]]] = field(default_factory=list)
     stale: list[str] = field(default_factory=list)
     _others: dict[str, Path] | None = field(default=None, repr=False)
+    _verified: set[Path] = field(default_factory=set, repr=False)
 
     def stage(self, stage: str, name: str, config: dict[str, Any], inputs: dict[str, Artifact]) -> Artifact:
         """The artifact of one stage: taken when it is finished and unchanged, else made.
 
         Raises:
-            RunChanged: it exists, made with other settings or inputs.
+            RunChanged: it exists, made with other settings or inputs, or damaged; or an input is damaged.
             WorkerFailed: a process of the stage failed.
         """
         final = self.folder / name
@@ -139,6 +140,19 @@ class Run:
         if name == self.only:
             raise AloneDone
         return artifact
+
+    def verify(self, *artifacts: Artifact | None) -> None:
+        """Hold the files of finished artifacts against their checksums, each file once, before anybody reads them.
+
+        Raises:
+            RunChanged: a file is not what its stage wrote.
+        """
+        for artifact in artifacts:
+            if artifact is not None and artifact.root is not None:
+                files = {artifact.root / name: name for name in artifact.record["files"]}
+                inside = {path for path in files if path.is_relative_to(artifact.path)} - self._verified
+                check_files(artifact.root, artifact.record["files"], sorted(files[path] for path in inside))
+                self._verified |= inside
 
     def _identity(self, stage: str, config: dict[str, Any], inputs: dict[str, Artifact]) -> dict[str, Any]:
         compared = {key: value for key, value in config.items() if key not in UNCOMPARED}
@@ -160,19 +174,19 @@ class Run:
             self._check_partial(name, _partial(final), identity)
             return None
         artifact = open_artifact(final)
+        _tidy(final)  # a kill right after the commit left its working files
         changed = differences(artifact.record["identity"], identity)
         if changed and identity["stage"] == "export":
-            shutil.rmtree(final)  # a view of what is finished: made anew when the figures on its card are
+            _discard(final)  # a view of what is finished: made anew when the figures on its card are
             return None
         if changed:
             raise RunChanged(self._refusal([(name, changed)], [name]))
         return artifact
 
     def _check_partial(self, name: str, partial: Path, identity: dict[str, Any]) -> None:
-        started = partial / ".identity.json"
-        changed = differences(json.loads(started.read_text()), identity) if started.is_file() else []
+        changed = differences(_read(partial / ".identity.json"), identity) if _has_begun(partial) else []
         if changed and _is_cheap(identity["stage"], partial):
-            shutil.rmtree(partial)  # often the very thing whose settings had to change
+            _discard(partial)  # often the very thing whose settings had to change
         elif changed:
             where = str(partial.relative_to(self.folder))
             raise RunChanged(self._refusal([(f"{name} (unfinished)", changed)], [where]))
@@ -180,12 +194,10 @@ class Run:
     def _plan(self, name: str, final: Path, identity: dict[str, Any], inputs: dict[str, Artifact]) -> Artifact:
         stale_input = any(artifact.stale for artifact in inputs.values())
         folder = final if final.exists() else _partial(final)
-        record = folder / ("artifact.json" if folder == final else ".identity.json")
-        if not record.is_file():
+        if folder != final and not _has_begun(folder):
             self.pending.append(name)
             return Artifact(final, None, stale=stale_input)
-        there = json.loads(record.read_text())
-        there = there["identity"] if folder == final else there
+        there = _read(folder / "artifact.json")["identity"] if folder == final else _read(folder / ".identity.json")
         unknown = {key for key, digest in identity["inputs"].items() if digest is None}
         known = dict(identity, inputs={k: v for k, v in identity["inputs"].items() if k not in unknown})
         there = dict(there, inputs={k: v for k, v in there["inputs"].items() if k not in unknown})
@@ -220,9 +232,16 @@ class Run:
                 f"Run that stage first, or the whole loop: python -m rlhf.iterate run_dir={self.folder}"
             )
         assert self.launcher is not None, "a run without a launcher only plans"
+        self.verify(*inputs.values())
         partial = _partial(final)
-        partial.mkdir(parents=True, exist_ok=True)
-        write_atomic(partial / ".identity.json", json.dumps(identity, indent=1).encode())
+        for leftover in ("gone", "taken"):  # of an attempt that was killed
+            shutil.rmtree(final.with_name(f".{final.name}.{leftover}"), ignore_errors=True)
+        with writing(partial):
+            partial.mkdir(parents=True, exist_ok=True)
+        write_atomic(partial / ".identity.json", sealed(identity))
+        for path in damaged_shards(partial):
+            self.say(f"  ! {path}: not what was written; it is thrown away and made again")
+            path.unlink()
         compute = plain(self.cfg.compute) | {"report_to": list(self.cfg.report_to)}
         paths = {key: str(artifact.path) for key, artifact in inputs.items()}
         job = Job(stage, name, config, paths, str(partial), self.cfg.seed, compute)
@@ -235,12 +254,14 @@ class Run:
         counts = outcome.counts | sum_counts(partial)
         seconds = time.monotonic() - started
         artifact = commit(partial, final, identity, job, counts, outcome.metrics, seconds)
+        self._verified.update(final / file for file in artifact.record["files"])
         if self.console is not None:
             self.console.end(name, seconds, artifact.counts | artifact.metrics)
         return artifact
 
     def _take(self, found: Path, name: str, final: Path) -> Artifact:
         artifact = take(found, final)
+        self._verified.update(final / file for file in artifact.record["files"])
         self.say(f"  = {name:<32}          taken from {found}")
         return artifact
 
@@ -280,24 +301,70 @@ def _kind(stage: str) -> Kind:
 
 def _is_cheap(stage: str, partial: Path) -> bool:
     """Whether unfinished work is that of seconds, or none at all."""
-    nothing = not any(partial.glob("shard_*")) and not any(partial.glob("checkpoint-*"))
-    return nothing or _kind(stage) is Kind.single
+    return not _has_work(partial) or _kind(stage) is Kind.single
+
+
+def _has_work(partial: Path) -> bool:
+    return any(partial.glob("shard_*")) or any(partial.glob("checkpoint-*"))
+
+
+def _has_begun(partial: Path) -> bool:
+    """Whether an attempt was made whose settings count: what it made, or what it was told, is there."""
+    return (partial / ".identity.json").is_file() or _has_work(partial)
 
 
 def _partial(final: Path) -> Path:
     return final.with_name(f".{final.name}.partial")
 
 
-def open_artifact(folder: Path) -> Artifact:
-    """A finished artifact.
+def _discard(folder: Path) -> None:
+    """Remove a folder; killed half-way, nothing of it has its old name."""
+    gone = folder.with_name(f".{folder.name.removeprefix('.')}.gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    os.rename(folder, gone)
+    shutil.rmtree(gone)
+
+
+def _tidy(final: Path) -> None:
+    """Remove what a stage needed only while it was unfinished: hidden files and checkpoints."""
+    for path in [*final.rglob(".*"), *final.glob("checkpoint-*")]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return unsealed(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise RunChanged(
+            f"{path} is damaged ({error}), and nothing was used. Delete the folder to redo it: rm -r {path.parent}"
+        ) from error
+
+
+def check_files(folder: Path, files: dict[str, dict[str, Any]], names: list[str], read: Path | None = None) -> None:
+    """Hold files of a finished stage against its manifest's checksums; `read` holds copies of them to look at.
 
     Raises:
-        RunChanged: files are missing or of another size than its manifest says.
+        RunChanged: which file differs, how, and the ways out.
     """
-    try:
-        record = json.loads((folder / "artifact.json").read_text())
-    except (OSError, ValueError) as error:
-        raise RunChanged(f"{folder}: artifact.json cannot be read ({error}). Delete the folder to redo it.") from error
+    for name, found in digest_files(read or folder, names).items():
+        if found != files[name]:
+            raise RunChanged(
+                f"{folder / name} is damaged: its SHA-256 is {found['sha256'][:12]}…, but the manifest says "
+                f"{files[name]['sha256'][:12]}…. Nothing was used. Restore the file, or delete the folder to redo it: "
+                f"rm -r {folder}"
+            )
+
+
+def open_artifact(folder: Path) -> Artifact:
+    """A finished artifact; whether its files hold what they should is seen by `Run.verify` before they are read.
+
+    Raises:
+        RunChanged: its manifest is damaged, or files are missing or of another size than it says.
+    """
+    record = _read(folder / "artifact.json")
     for name, entry in record["files"].items():
         path = folder / name
         size = path.stat().st_size if path.is_file() else None
@@ -306,7 +373,7 @@ def open_artifact(folder: Path) -> Artifact:
                 f"{path}: {'missing' if size is None else f'{size} bytes'}, but the manifest says {entry['bytes']} "
                 f"bytes. The artifact is damaged: delete {folder} to redo it, or restore the file."
             )
-    return Artifact(folder, record["digest"], record)
+    return Artifact(folder, record["digest"], record, root=folder)
 
 
 def commit(
@@ -318,11 +385,12 @@ def commit(
     metrics: dict[str, Any],
     seconds: float,
 ) -> Artifact:
-    """Seal a stage's folder: files to disk, manifest last, then the rename that makes it an artifact."""
-    for leftover in partial.rglob(".*.tmp"):
-        leftover.unlink()
+    """Seal a stage's folder: files to disk, manifest last, then the rename that makes it an artifact.
+
+    What resuming needs (checkpoints, digests of shards) is removed after the rename: until then it may be needed.
+    """
     (partial / "artifact.json").unlink(missing_ok=True)  # of a commit that was killed before its rename
-    names = list_files(partial)
+    names = [name for name in list_files(partial) if not name.startswith("checkpoint-")]
     umask = os.umask(0)
     os.umask(umask)
     for name in names:
@@ -343,17 +411,18 @@ def commit(
         "versions": {package: version(package) for package in _VERSIONS},
         "files": files,
     }
-    write_atomic(partial / "artifact.json", json.dumps(record, indent=1, ensure_ascii=False).encode())
+    write_atomic(partial / "artifact.json", sealed(record))
     os.rename(partial, final)
     fsync_dir(final.parent)
+    _tidy(final)
     return open_artifact(final)
 
 
 def _fingerprint_of(manifest: Path) -> str:
     """What identifies a finished artifact's recipe and inputs; empty where the manifest cannot be read."""
     try:
-        return digest_of(json.loads(manifest.read_text())["identity"])
-    except (OSError, ValueError, KeyError):
+        return digest_of(_read(manifest)["identity"])
+    except RunChanged:
         return ""
 
 
@@ -376,6 +445,7 @@ def take(source: Path, final: Path) -> Artifact:
                 os.fsync(file.fileno())
     for parent in {(partial / name).parent for name in [*record["files"], "artifact.json"]}:
         fsync_dir(parent)
+    check_files(source, record["files"], list(record["files"]), partial)
     os.rename(partial, final)
     fsync_dir(final.parent)
     return open_artifact(final)

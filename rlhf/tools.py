@@ -47,7 +47,9 @@ def write_file(tool: FileTool, make: Make, rows: Rows, form: Form = Form.lines) 
     check_stages(cfg)
     with hold_run(work, partial(print, flush=True), _ELSEWHERE) as token:
         console = Console(work)
-        launcher = LocalLauncher(work, token, cfg.compute.preload, cfg.compute.device.value, console.progress)
+        launcher = LocalLauncher(
+            work, token, cfg.compute.preload, cfg.compute.device.value, console.progress, console.say
+        )
         try:
             plan = Run(work, cfg, planning=True, elsewhere=_ELSEWHERE)
             make(plan)
@@ -56,7 +58,9 @@ def write_file(tool: FileTool, make: Make, rows: Rows, form: Form = Form.lines) 
                 launcher.warm_up()
             done = len(plan.made) - len(plan.pending)
             console.say(f"{output}: {f'{done} stages are finished, ' if done else ''}{len(plan.pending)} to do")
-            made = make(Run(work, cfg, launcher, console=console, elsewhere=_ELSEWHERE))
+            run = Run(work, cfg, launcher, console=console, elsewhere=_ELSEWHERE)
+            made = make(run)
+            run.verify(*made)
         except UserError:
             if not any(work.rglob("*.parquet")):
                 shutil.rmtree(work)  # nothing was made, so nothing is left behind

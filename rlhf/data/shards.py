@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,6 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from rlhf.digest import digest_file
+from rlhf.errors import writing
 
 _COUNTS = b"rlhf.counts"
 
@@ -34,25 +39,53 @@ def fsync_dir(path: Path) -> None:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that its name never shows half of it, and survives power loss."""
+    """Write a file so that its name never shows half of it, and survives power loss.
+
+    Raises:
+        StorageError: the disk is full, or the folder cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    fsync_dir(path.parent)
+    with writing(path):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        fsync_dir(path.parent)
+
+
+def _note(path: Path) -> Path:
+    """Where the digest of an unfinished stage's shard stands; hidden, so no part of the artifact."""
+    return path.with_name(f".{path.name}.sha256")
+
+
+def damaged_shards(folder: Path) -> list[Path]:
+    """The shards of an unfinished stage that are not what `write_shard` wrote, or of which nobody knows."""
+    notes = {path: _note(path) for path in shard_paths(folder)}
+    return [
+        path for path, note in notes.items() if not note.is_file() or note.read_bytes() != digest_file(path).encode()
+    ]
 
 
 def write_shard(
     path: Path, schema: pa.Schema, rows: Iterable[Mapping[str, Any]], counts: Mapping[str, int] | None = None
 ) -> None:
-    """Write one shard with what was counted while making it; equal rows give equal bytes."""
+    """Write one shard with what was counted while making it; equal rows give equal bytes.
+
+    Its digest is written first: a shard that has none, or another one, is made again by the attempt that finds it.
+    """
     metadata = {_COUNTS: json.dumps(dict(counts or {}), sort_keys=True).encode()}
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema.with_metadata(metadata))
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    write_atomic(path, sink.getvalue().to_pybytes())
+    data = sink.getvalue().to_pybytes()
+    write_atomic(_note(path), hashlib.sha256(data).hexdigest().encode())
+    write_atomic(path, data)
 
 
 def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import multiprocessing
 import os
@@ -15,7 +16,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from rlhf.errors import RlhfError
+from rlhf.errors import RlhfError, storage_error
 from rlhf.job import Job
 from rlhf.launch.lock import join_run
 
@@ -75,8 +76,11 @@ def main(job: Job, assignment: Assignment, pipe: Connection) -> None:
         held.flush()
     except BaseException as error:
         text = traceback.format_exc()
-        print(text, file=sys.stderr)
-        _flush()
+        with contextlib.suppress(OSError):  # the disk may be full
+            print(text, file=sys.stderr)
+            _flush()
+        if isinstance(error, OSError):
+            error = storage_error(error) or error
         kind = type(error).__name__ if isinstance(error, RlhfError) else ""
         pipe.send(("error", (kind, str(error) or type(error).__name__, text)))
         os._exit(1)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from trl import DPOConfig
 
 from rlhf.job import Job, Outcome, Worker
-from rlhf.training.checkpoints import remove_checkpoints, train_resumable
+from rlhf.training.checkpoints import train_resumable
 from rlhf.training.logprobs import response_logprobs
 from rlhf.training.lora import add_adapter, export_adapter
 from rlhf.training.losses import dpo_loss
@@ -165,7 +165,6 @@ def train_dpo(job: Job, worker: Worker) -> Outcome:
     rows = step_rows(trainer)
     if worker.rank == 0:
         write_rows(job.out_path, rows)
-        remove_checkpoints(job.out_path)
     return Outcome(
         counts | {"pairs": len(pairs), "steps": len(steps)},
         {
