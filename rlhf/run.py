@@ -338,9 +338,14 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return unsealed(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise RunChanged(
-            f"{path} is damaged ({error}), and nothing was used. Delete the folder to redo it: rm -r {path.parent}"
-        ) from error
+        raise _damaged(path, str(error), path.parent) from error
+
+
+def _damaged(path: Path, how: str, folder: Path) -> RunChanged:
+    return RunChanged(
+        f"{path} is damaged ({how}), and nothing was used. Restore the file, or delete the folder to redo it: "
+        f"rm -r {folder}"
+    )
 
 
 def check_files(folder: Path, files: dict[str, dict[str, Any]], names: list[str], read: Path | None = None) -> None:
@@ -351,11 +356,8 @@ def check_files(folder: Path, files: dict[str, dict[str, Any]], names: list[str]
     """
     for name, found in digest_files(read or folder, names).items():
         if found != files[name]:
-            raise RunChanged(
-                f"{folder / name} is damaged: its SHA-256 is {found['sha256'][:12]}…, but the manifest says "
-                f"{files[name]['sha256'][:12]}…. Nothing was used. Restore the file, or delete the folder to redo it: "
-                f"rm -r {folder}"
-            )
+            there, said = found["sha256"][:12], files[name]["sha256"][:12]
+            raise _damaged(folder / name, f"its SHA-256 is {there}…, but the manifest says {said}…", folder)
 
 
 def open_artifact(folder: Path) -> Artifact:
@@ -369,10 +371,8 @@ def open_artifact(folder: Path) -> Artifact:
         path = folder / name
         size = path.stat().st_size if path.is_file() else None
         if size != entry["bytes"]:
-            raise RunChanged(
-                f"{path}: {'missing' if size is None else f'{size} bytes'}, but the manifest says {entry['bytes']} "
-                f"bytes. The artifact is damaged: delete {folder} to redo it, or restore the file."
-            )
+            there = "missing" if size is None else f"{size} bytes"
+            raise _damaged(path, f"{there}, but the manifest says {entry['bytes']} bytes", folder)
     return Artifact(folder, record["digest"], record, root=folder)
 
 
