@@ -1,9 +1,9 @@
 """Break the commit protocol in one way after another, and show which test notices.
 
-    python scripts/mutate_commit.py
+    python scripts/mutate_commit.py [word …]
 
 Each mutation is a change of the text of a copy of the package, in a temporary folder; the tests that should notice run
-against that copy. Exit code 1 when one survives, or when the text to change is not there any more.
+against that copy; words choose the mutations that have one of them in their name. Exit code 1 when one survives, or when the text to change is not there any more.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ MUTATIONS = [
     Mutation(
         "count a damaged shard of unfinished work as done",
         "data/shards.py",
-        "    return [path for path, note in notes.items() if not",
-        "    return [path for path, note in notes.items() if False and not",
+        "if not note.is_file() or note.read_bytes() !=",
+        "if False and note.read_bytes() !=",
         f"{CORRUPTION} -k unfinished_work_is_named",
     ),
     Mutation(
@@ -184,13 +184,15 @@ def caught(mutation: Mutation, folder: Path) -> str:
 def main() -> int:
     """Print mutation → test; 1 when one is not caught."""
     survived = 0
+    words = sys.argv[1:]
+    chosen = [each for each in MUTATIONS if not words or any(word in each.what for word in words)]
     with tempfile.TemporaryDirectory() as folder:
         copy_of_the_project(Path(folder))
-        for mutation in MUTATIONS:
+        for mutation in chosen:
             test = caught(mutation, Path(folder))
             survived += not test
             print(f"{mutation.what:<55}{test or 'SURVIVED'}", flush=True)
-    print(f"mutations={len(MUTATIONS)} survived={survived}")
+    print(f"mutations={len(chosen)} survived={survived}")
     return int(bool(survived))
 
 

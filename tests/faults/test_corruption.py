@@ -96,7 +96,8 @@ def test_a_damaged_stage_of_another_run_is_not_taken(finished, memory, damage):
     shutil.rmtree(memory / "copy" / "again")
     damage(memory / "copy" / "run" / "pair" / "shard_00000.parquet")
     with pytest.raises(RunChanged, match=str(memory / "copy" / "run" / "pair" / "shard_00000.parquet")):
-        subject.whole(memory / "copy")
+        again = Run(memory / "copy" / "again", Config(reuse=[str(memory / "copy" / "run")]))
+        subject.stages(again, memory / "copy")
     assert not (memory / "copy" / "again" / "pair").exists()
 
 
