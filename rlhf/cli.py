@@ -23,7 +23,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from rlhf.checks import check_config
 from rlhf.config import Config
-from rlhf.errors import ConfigError, RlhfError, Stopped, UserError, storage_error
+from rlhf.errors import ConfigError, RlhfError, Stopped, UserError, writing
 from rlhf.sweep import is_sweep, job_name, join_sweep, no_traces, swept_keys
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -95,14 +95,10 @@ def guarded(command: Callable[[], Any]) -> NoReturn:
     """Run something to an exit code: errors become messages, signals a clean stop."""
     _raise_on_signals()
     try:
-        command()
+        with writing():
+            command()
     except (RlhfError, HydraException, OmegaConfBaseException) as error:
         _exit(f"error: {_message(error)}", getattr(error, "exit_code", UserError.exit_code))
-    except OSError as error:
-        known = storage_error(error)
-        if known is None:
-            raise
-        _exit(f"error: {known}", known.exit_code)
     sys.exit(0)
 
 

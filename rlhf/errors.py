@@ -81,27 +81,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
-def storage_error(error: OSError, path: Path | None = None) -> StorageError | None:
-    """What a person is told of a full disk or a folder that cannot be written; None of any other error."""
-    if error.errno not in (*_FULL, *_FORBIDDEN):
-        return None
-    path = path or Path(os.fsdecode(error.filename or "."))
-    folder = next(parent for parent in (path.absolute().parent, *path.absolute().parents) if parent.is_dir())
-    way_out = (
-        "Make room, or raise the quota or the limit on file sizes (ulimit -f)"
-        if error.errno in _FULL
-        else f"Give this user the right to write in {folder}, remove what is in the way, or choose another folder"
-    )
-    free = shutil.disk_usage(folder).free / 1e9
-    return StorageError(
-        f"{path} cannot be written: {error.strerror} ({free:.1f} GB are free there). {way_out}; then the same command "
-        "goes on from what is finished."
-    )
-
-
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Say of a write that fails where it failed, and the ways out.
+def writing(path: Path | None = None) -> Iterator[None]:
+    """Say of a write that fails where it failed, and the ways out; other errors go through.
 
     Raises:
         StorageError: the disk is full, or the folder cannot be written.
@@ -109,10 +91,18 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        known = storage_error(error, path)
-        if known is None:
+        if error.errno not in (*_FULL, *_FORBIDDEN):
             raise
-        raise known from error
+        path = (path or Path(os.fsdecode(error.filename or "."))).absolute()
+        folder = next(parent for parent in path.parents if parent.is_dir())
+        way_out = f"Get the right to write in {folder}, remove what is in the way, or choose another folder"
+        if error.errno in _FULL:
+            way_out = "Make room, or raise the quota or the limit on file sizes (ulimit -f)"
+        free = shutil.disk_usage(folder).free / 1e9
+        raise StorageError(
+            f"{path} cannot be written: {error.strerror} ({free:.1f} GB are free there). {way_out}; then the same "
+            "command goes on from what is finished."
+        ) from error
 
 
 USER_ERRORS: dict[str, type[UserError]] = {

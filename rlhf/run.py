@@ -9,26 +9,24 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import os
 import shutil
 import time
 from dataclasses import dataclass, field
 from enum import Enum
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
+from rlhf.commit import check_files, commit, damaged, discard, read_sealed, take, tidy
 from rlhf.config import UNCOMPARED, Config
 from rlhf.console import Console
-from rlhf.data.shards import damaged_shards, fsync_dir, shard_name, sum_counts, write_atomic
-from rlhf.digest import digest_files, digest_of, digest_of_files, list_files, sealed, unsealed
+from rlhf.data.shards import damaged_shards, shard_name, sum_counts, write_atomic
+from rlhf.digest import digest_of, digest_of_files, sealed
 from rlhf.errors import RunChanged, UserError, writing
 from rlhf.job import Job, Kind, Outcome
 
 SCHEMA = 1
 UNKNOWN = "unknown until earlier stages have run"
 """A config value that a plan cannot know yet."""
-_VERSIONS = ("torch", "transformers", "trl", "deepspeed", "accelerate")
 
 
 @dataclass(frozen=True)
@@ -174,19 +172,19 @@ class Run:
             self._check_partial(name, _partial(final), identity)
             return None
         artifact = open_artifact(final)
-        _tidy(final)  # a kill right after the commit left its working files
+        tidy(final)  # a kill right after the commit left its working files
         changed = differences(artifact.record["identity"], identity)
         if changed and identity["stage"] == "export":
-            _discard(final)  # a view of what is finished: made anew when the figures on its card are
+            discard(final)  # a view of what is finished: made anew when the figures on its card are
             return None
         if changed:
             raise RunChanged(self._refusal([(name, changed)], [name]))
         return artifact
 
     def _check_partial(self, name: str, partial: Path, identity: dict[str, Any]) -> None:
-        changed = differences(_read(partial / ".identity.json"), identity) if _has_begun(partial) else []
+        changed = differences(read_sealed(partial / ".identity.json"), identity) if _has_begun(partial) else []
         if changed and _is_cheap(identity["stage"], partial):
-            _discard(partial)  # often the very thing whose settings had to change
+            discard(partial)  # often the very thing whose settings had to change
         elif changed:
             where = str(partial.relative_to(self.folder))
             raise RunChanged(self._refusal([(f"{name} (unfinished)", changed)], [where]))
@@ -197,7 +195,8 @@ class Run:
         if folder != final and not _has_begun(folder):
             self.pending.append(name)
             return Artifact(final, None, stale=stale_input)
-        there = _read(folder / "artifact.json")["identity"] if folder == final else _read(folder / ".identity.json")
+        there = read_sealed(folder / ("artifact.json" if folder == final else ".identity.json"))
+        there = there.get("identity", there)
         unknown = {key for key, digest in identity["inputs"].items() if digest is None}
         known = dict(identity, inputs={k: v for k, v in identity["inputs"].items() if k not in unknown})
         there = dict(there, inputs={k: v for k, v in there["inputs"].items() if k not in unknown})
@@ -253,16 +252,21 @@ class Run:
         outcome = self.launcher.launch(job, module.KIND, shards)
         counts = outcome.counts | sum_counts(partial)
         seconds = time.monotonic() - started
-        artifact = commit(partial, final, identity, job, counts, outcome.metrics, seconds)
-        self._verified.update(final / file for file in artifact.record["files"])
+        commit(partial, final, identity, job, counts, outcome.metrics, seconds)
+        artifact = self._own(final)
         if self.console is not None:
             self.console.end(name, seconds, artifact.counts | artifact.metrics)
         return artifact
 
     def _take(self, found: Path, name: str, final: Path) -> Artifact:
-        artifact = take(found, final)
-        self._verified.update(final / file for file in artifact.record["files"])
+        take(found, open_artifact(found).record, final)
         self.say(f"  = {name:<32}          taken from {found}")
+        return self._own(final)
+
+    def _own(self, final: Path) -> Artifact:
+        """What this process has just hashed and put there."""
+        artifact = open_artifact(final)
+        self._verified.update(final / file for file in artifact.record["files"])
         return artifact
 
     def say(self, text: str) -> None:
@@ -317,135 +321,25 @@ def _partial(final: Path) -> Path:
     return final.with_name(f".{final.name}.partial")
 
 
-def _discard(folder: Path) -> None:
-    """Remove a folder; killed half-way, nothing of it has its old name."""
-    gone = folder.with_name(f".{folder.name.removeprefix('.')}.gone")
-    shutil.rmtree(gone, ignore_errors=True)
-    os.rename(folder, gone)
-    shutil.rmtree(gone)
-
-
-def _tidy(final: Path) -> None:
-    """Remove what a stage needed only while it was unfinished: hidden files and checkpoints."""
-    for path in [*final.rglob(".*"), *final.glob("checkpoint-*")]:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return unsealed(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise _damaged(path, str(error), path.parent) from error
-
-
-def _damaged(path: Path, how: str, folder: Path) -> RunChanged:
-    return RunChanged(
-        f"{path} is damaged ({how}), and nothing was used. Restore the file, or delete the folder to redo it: "
-        f"rm -r {folder}"
-    )
-
-
-def check_files(folder: Path, files: dict[str, dict[str, Any]], names: list[str], read: Path | None = None) -> None:
-    """Hold files of a finished stage against its manifest's checksums; `read` holds copies of them to look at.
-
-    Raises:
-        RunChanged: which file differs, how, and the ways out.
-    """
-    for name, found in digest_files(read or folder, names).items():
-        if found != files[name]:
-            there, said = found["sha256"][:12], files[name]["sha256"][:12]
-            raise _damaged(folder / name, f"its SHA-256 is {there}…, but the manifest says {said}…", folder)
-
-
 def open_artifact(folder: Path) -> Artifact:
     """A finished artifact; whether its files hold what they should is seen by `Run.verify` before they are read.
 
     Raises:
         RunChanged: its manifest is damaged, or files are missing or of another size than it says.
     """
-    record = _read(folder / "artifact.json")
+    record = read_sealed(folder / "artifact.json")
     for name, entry in record["files"].items():
         path = folder / name
         size = path.stat().st_size if path.is_file() else None
         if size != entry["bytes"]:
             there = "missing" if size is None else f"{size} bytes"
-            raise _damaged(path, f"{there}, but the manifest says {entry['bytes']} bytes", folder)
+            raise damaged(path, f"{there}, but the manifest says {entry['bytes']} bytes", folder)
     return Artifact(folder, record["digest"], record, root=folder)
-
-
-def commit(
-    partial: Path,
-    final: Path,
-    identity: dict[str, Any],
-    job: Job,
-    counts: dict[str, int],
-    metrics: dict[str, Any],
-    seconds: float,
-) -> Artifact:
-    """Seal a stage's folder: files to disk, manifest last, then the rename that makes it an artifact.
-
-    What resuming needs (checkpoints, digests of shards) is removed after the rename: until then it may be needed.
-    """
-    (partial / "artifact.json").unlink(missing_ok=True)  # of a commit that was killed before its rename
-    names = [name for name in list_files(partial) if not name.startswith("checkpoint-")]
-    umask = os.umask(0)
-    os.umask(umask)
-    for name in names:
-        os.chmod(partial / name, 0o666 & ~umask)  # safetensors writes for the owner alone
-        with open(partial / name, "rb") as file:
-            os.fsync(file.fileno())
-    for parent in {(partial / name).parent for name in names}:
-        fsync_dir(parent)
-    files = digest_files(partial, names)
-    record = {
-        "identity": identity,
-        "digest": digest_of_files(files),
-        "counts": counts,
-        "metrics": metrics,
-        "seconds": round(seconds, 3),
-        "config": job.config,
-        "compute": job.compute,
-        "versions": {package: version(package) for package in _VERSIONS},
-        "files": files,
-    }
-    write_atomic(partial / "artifact.json", sealed(record))
-    os.rename(partial, final)
-    fsync_dir(final.parent)
-    _tidy(final)
-    return open_artifact(final)
 
 
 def _fingerprint_of(manifest: Path) -> str:
     """What identifies a finished artifact's recipe and inputs; empty where the manifest cannot be read."""
     try:
-        return digest_of(_read(manifest)["identity"])
+        return digest_of(read_sealed(manifest)["identity"])
     except RunChanged:
         return ""
-
-
-def take(source: Path, final: Path) -> Artifact:
-    """Copy a finished artifact, whole or not at all; on one file system its files are shared, not doubled.
-
-    Raises:
-        RunChanged: the source is damaged.
-    """
-    record = open_artifact(source).record
-    partial = final.with_name(f".{final.name}.taken")
-    shutil.rmtree(partial, ignore_errors=True)
-    for name in [*record["files"], "artifact.json"]:
-        (partial / name).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(source / name, partial / name)
-        except OSError:  # another file system, or one without links
-            shutil.copyfile(source / name, partial / name)
-            with open(partial / name, "rb") as file:
-                os.fsync(file.fileno())
-    for parent in {(partial / name).parent for name in [*record["files"], "artifact.json"]}:
-        fsync_dir(parent)
-    check_files(source, record["files"], list(record["files"]), partial)
-    os.rename(partial, final)
-    fsync_dir(final.parent)
-    return open_artifact(final)

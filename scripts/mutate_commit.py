@@ -3,7 +3,8 @@
     python scripts/mutate_commit.py [word …]
 
 Each mutation is a change of the text of a copy of the package, in a temporary folder; the tests that should notice run
-against that copy; words choose the mutations that have one of them in their name. Exit code 1 when one survives, or when the text to change is not there any more.
+against that copy. Words choose the mutations that have one of them in their name. Exit code 1 when one survives, or
+when the text to change is not there any more.
 """
 
 from __future__ import annotations
@@ -56,30 +57,30 @@ MUTATIONS = [
     ),
     Mutation(
         "rename before the manifest",
-        "run.py",
+        "commit.py",
         '    write_atomic(partial / "artifact.json", sealed(record))\n    os.rename(partial, final)\n',
         '    os.rename(partial, final)\n    write_atomic(final / "artifact.json", sealed(record))\n',
         "tests/unit/test_run.py -k commit",
     ),
     Mutation(
         "manifest before the files' fsync",
-        "run.py",
+        "commit.py",
         "            os.fsync(file.fileno())\n    for parent in {(partial / name).parent for name in names}:",
         "            pass\n    for parent in {(partial / name).parent for name in names}:",
         f"{BOUNDARIES} -k counts_only_after",
     ),
     Mutation(
         "drop the fsync of the run folder after the rename",
-        "run.py",
-        "    os.rename(partial, final)\n    fsync_dir(final.parent)\n    _tidy(final)\n",
-        "    os.rename(partial, final)\n    _tidy(final)\n",
+        "commit.py",
+        "    os.rename(partial, final)\n    fsync_dir(final.parent)\n    tidy(final)\n",
+        "    os.rename(partial, final)\n    tidy(final)\n",
         f"{BOUNDARIES} -k counts_only_after",
     ),
     Mutation(
         "forget digests and checkpoints before the rename",
-        "run.py",
-        "    os.rename(partial, final)\n    fsync_dir(final.parent)\n    _tidy(final)\n",
-        "    _tidy(partial)\n    os.rename(partial, final)\n    fsync_dir(final.parent)\n",
+        "commit.py",
+        "    os.rename(partial, final)\n    fsync_dir(final.parent)\n    tidy(final)\n",
+        "    tidy(partial)\n    os.rename(partial, final)\n    fsync_dir(final.parent)\n",
         f"{BOUNDARIES} -k leave_no_trace",
     ),
     Mutation(
@@ -91,7 +92,7 @@ MUTATIONS = [
     ),
     Mutation(
         "skip the checksum of what is taken from another run",
-        "run.py",
+        "commit.py",
         '    check_files(source, record["files"], list(record["files"]), partial)\n',
         "",
         f"{CORRUPTION} -k not_taken",
@@ -106,8 +107,8 @@ MUTATIONS = [
     Mutation(
         "count a damaged shard of unfinished work as done",
         "data/shards.py",
-        "if not note.is_file() or note.read_bytes() !=",
-        "if False and note.read_bytes() !=",
+        "return _note(path).is_file() and _note(path).read_bytes() == digest_file(path).encode()",
+        "return True",
         f"{CORRUPTION} -k unfinished_work_is_named",
     ),
     Mutation(

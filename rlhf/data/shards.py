@@ -39,11 +39,7 @@ def fsync_dir(path: Path) -> None:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that its name never shows half of it, and survives power loss.
-
-    Raises:
-        StorageError: the disk is full, or the folder cannot be written.
-    """
+    """Write a file so that its name never shows half of it, and survives power loss."""
     temporary = path.with_name(f".{path.name}.tmp")
     with writing(path):
         try:
@@ -66,10 +62,11 @@ def _note(path: Path) -> Path:
 
 def damaged_shards(folder: Path) -> list[Path]:
     """The shards of an unfinished stage that are not what `write_shard` wrote, or of which nobody knows."""
-    notes = {path: _note(path) for path in shard_paths(folder)}
-    return [
-        path for path, note in notes.items() if not note.is_file() or note.read_bytes() != digest_file(path).encode()
-    ]
+    return [path for path in shard_paths(folder) if not _is_as_written(path)]
+
+
+def _is_as_written(path: Path) -> bool:
+    return _note(path).is_file() and _note(path).read_bytes() == digest_file(path).encode()
 
 
 def write_shard(

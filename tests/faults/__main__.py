@@ -1,6 +1,6 @@
-"""The long form: `python -m tests.faults kills=200 [seed=0] [folder=…]`, or `make test-faults kills=200`.
+"""The long form: `python -m tests.faults kills=200 [loop=100] [seed=0] [folder=…]`, or `make test-faults kills=200`.
 
-Half of the kills strike the boundaries of a small run, the others the whole loop. The last line has the figures; exit
+Half of the kills (or all but `loop`) strike the boundaries of a small run, the others the whole loop. The last line has the figures; exit
 code 1 when a bar is missed.
 """
 
@@ -21,9 +21,10 @@ KILLS_OF_A_LIFE = 12
 def main(arguments: dict[str, str]) -> int:
     """Run both parts; 1 when a bar is missed."""
     kills, seed, started = int(arguments.get("kills", "200")), int(arguments.get("seed", "0")), time.monotonic()
+    in_loop = int(arguments.get("loop", kills - kills // 2))
     with tempfile.TemporaryDirectory(dir=arguments.get("folder")) as name:
         folder = Path(name)
-        tally = suite(folder / "small", kills // 2, seed)
+        tally = suite(folder / "small", kills - in_loop, seed)
         print(f"boundaries of a small run: {tally.line()}", flush=True)
         victim = Victim(folder / "loop", [], random.Random(seed), tally)
         victim.folder.mkdir()

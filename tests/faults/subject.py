@@ -16,7 +16,7 @@ from typing import Any
 
 from rlhf.config import Config
 from rlhf.data.shards import read_all_rows
-from rlhf.errors import UserError, storage_error
+from rlhf.errors import UserError, writing
 from rlhf.job import Job, Kind, Outcome
 from rlhf.launch.lock import hold_run
 from rlhf.run import Artifact, Run, plain
@@ -127,14 +127,15 @@ def attempt(folder: Path, event: hooks.Event | None = None, before: Callable[[],
                 before()
             if event is not None:
                 hooks.install(folder, event)
-            result = json.dumps(whole(folder))
+            with writing():  # as `rlhf.cli.guarded`
+                result = json.dumps(whole(folder))
             (folder / "result.json").write_text(result)
             os._exit(0)
         except UserError as error:
             (folder / "error.txt").write_text(str(error))
             os._exit(2)
-        except BaseException as error:
+        except BaseException:
             (folder / "error.txt").write_text(traceback.format_exc())
             traceback.print_exc(file=sys.stderr)
-            os._exit(2 if isinstance(error, OSError) and storage_error(error) else 1)  # as `rlhf.cli.guarded`
+            os._exit(1)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

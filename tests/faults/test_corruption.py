@@ -95,8 +95,8 @@ def test_a_damaged_stage_of_another_run_is_not_taken(finished, memory, damage):
     shutil.copytree(finished, memory / "copy")
     shutil.rmtree(memory / "copy" / "again")
     damage(memory / "copy" / "run" / "pair" / "shard_00000.parquet")
+    again = Run(memory / "copy" / "again", Config(reuse=[str(memory / "copy" / "run")]))
     with pytest.raises(RunChanged, match=str(memory / "copy" / "run" / "pair" / "shard_00000.parquet")):
-        again = Run(memory / "copy" / "again", Config(reuse=[str(memory / "copy" / "run")]))
         subject.stages(again, memory / "copy")
     assert not (memory / "copy" / "again" / "pair").exists()
 
@@ -147,7 +147,7 @@ def unfinished(run):
 
 def test_files_are_hashed_once_and_those_of_this_process_not_at_all(run, monkeypatch):
     hashed = []
-    from rlhf import run as module
+    from rlhf import commit as module
 
     digest_files = module.digest_files
 
