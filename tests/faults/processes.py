@@ -44,16 +44,3 @@ def group(pid: int) -> int | None:
 def workers_of(driver: int) -> list[int]:
     """Stage processes of a driver: they lead process groups of their own."""
     return [pid for pid in descendants(driver) if group(pid) == pid]
-
-
-def engines_of(driver: int) -> list[int]:
-    """Processes that vLLM started below a stage process."""
-    below = [pid for worker in workers_of(driver) for pid in descendants(worker)]
-    return [pid for pid in below if "VLLM" in _name(pid) or "multiprocessing.spawn" in _name(pid)]
-
-
-def _name(pid: int) -> str:
-    try:
-        return (Path("/proc") / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
-        return ""
