@@ -46,7 +46,7 @@ def prepare(folder: Path) -> list[str]:
         *["prompts.num_per_iteration=24", "prompts.num_held_out=6", "num_iterations=1", "generate.n=4"],
         *["generate.max_new_tokens=12", "generate.shard_size=4", "pair.truncated=allow", "dpo.batch_size=4"],
         *["dpo.save_steps=1", "dpo.learning_rate=1e-3", "dpo.gradient_checkpointing=false", "evaluate.n=2"],
-        *["compute.num_training_ranks=2", "+generate.vllm_args.tensor_parallel_size=2"],
+        "compute.num_training_ranks=2",
     ]
 
 
