@@ -17,11 +17,7 @@ _VERSIONS = ("torch", "transformers", "trl", "deepspeed", "accelerate")
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """A manifest or another sealed record.
-
-    Raises:
-        RunChanged: it is missing or damaged.
-    """
+    """A manifest or another sealed record; RunChanged when it is missing or damaged."""
     try:
         return unsealed(path.read_bytes())
     except (OSError, ValueError) as error:
@@ -37,11 +33,7 @@ def damaged(path: Path, how: str, folder: Path) -> RunChanged:
 
 
 def check_files(folder: Path, files: dict[str, dict[str, Any]], names: list[str], read: Path | None = None) -> None:
-    """Hold files of a finished stage against its manifest's checksums; `read` holds copies of them to look at.
-
-    Raises:
-        RunChanged: which file differs, how, and the ways out.
-    """
+    """Hold files of a finished stage, or copies of them in `read`, against its manifest; RunChanged names one."""
     for name, found in digest_files(read or folder, names).items():
         if found != files[name]:
             there, said = found["sha256"][:12], files[name]["sha256"][:12]
@@ -123,7 +115,4 @@ def discard(folder: Path) -> None:
 def tidy(final: Path) -> None:
     """Remove what a stage needed only while it was unfinished: hidden files and checkpoints."""
     for path in [*final.rglob(".*"), *final.glob("checkpoint-*")]:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

@@ -28,11 +28,7 @@ def sealed(record: Mapping[str, Any]) -> bytes:
 
 
 def unsealed(data: bytes) -> dict[str, Any]:
-    """The record that `sealed` wrote.
-
-    Raises:
-        ValueError: it is not what was written.
-    """
+    """The record that `sealed` wrote; ValueError when it is damaged."""
     record = json.loads(data)
     if not isinstance(record, dict) or record.pop("seal", None) != digest_of(record):
         raise ValueError("its seal does not fit")
@@ -40,7 +36,7 @@ def unsealed(data: bytes) -> dict[str, Any]:
 
 
 def digest_file(path: Path, stop: threading.Event | None = None) -> str:
-    """SHA-256 of a file's bytes, 64 hex digits; of no use once `stop` is set."""
+    """SHA-256 of a file's bytes, 64 hex digits; given up when `stop` is set."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while (block := file.read(1 << 20)) and not (stop and stop.is_set()):

@@ -83,11 +83,7 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIS
 
 @contextmanager
 def writing(path: Path | None = None) -> Iterator[None]:
-    """Say of a write that fails where it failed, and the ways out; other errors go through.
-
-    Raises:
-        StorageError: the disk is full, or the folder cannot be written.
-    """
+    """Make a StorageError, with the ways out, of a full disk or a folder that cannot be written."""
     try:
         yield
     except OSError as error:

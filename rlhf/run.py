@@ -21,7 +21,7 @@ from rlhf.config import UNCOMPARED, Config
 from rlhf.console import Console
 from rlhf.data.shards import damaged_shards, shard_name, sum_counts, write_atomic
 from rlhf.digest import digest_of, digest_of_files, sealed
-from rlhf.errors import RunChanged, UserError, writing
+from rlhf.errors import RunChanged, UserError
 from rlhf.job import Job, Kind, Outcome
 
 SCHEMA = 1
@@ -140,11 +140,7 @@ class Run:
         return artifact
 
     def verify(self, *artifacts: Artifact | None) -> None:
-        """Hold the files of finished artifacts against their checksums, each file once, before anybody reads them.
-
-        Raises:
-            RunChanged: a file is not what its stage wrote.
-        """
+        """Hold the files of finished artifacts against their checksums, once; RunChanged names one that differs."""
         for artifact in artifacts:
             if artifact is not None and artifact.root is not None:
                 files = {artifact.root / name: name for name in artifact.record["files"]}
@@ -198,11 +194,11 @@ class Run:
         there = read_sealed(folder / ("artifact.json" if folder == final else ".identity.json"))
         there = there.get("identity", there)
         unknown = {key for key, digest in identity["inputs"].items() if digest is None}
-        known = dict(identity, inputs={k: v for k, v in identity["inputs"].items() if k not in unknown})
-        there = dict(there, inputs={k: v for k, v in there["inputs"].items() if k not in unknown})
-        open_keys = {k for k, v in identity["config"].items() if v == UNKNOWN}
-        known["config"] = {k: v for k, v in known["config"].items() if k not in open_keys}
-        there["config"] = {k: v for k, v in there["config"].items() if k not in open_keys}
+        hidden = {"inputs": unknown, "config": {k for k, v in identity["config"].items() if v == UNKNOWN}}
+        there, known = (
+            each | {part: {k: v for k, v in each[part].items() if k not in keys} for part, keys in hidden.items()}
+            for each in (there, identity)
+        )
         changed = differences(there, known)
         if changed and folder != final and _is_cheap(identity["stage"], folder):
             changed = []
@@ -235,8 +231,7 @@ class Run:
         partial = _partial(final)
         for leftover in ("gone", "taken"):  # of an attempt that was killed
             shutil.rmtree(final.with_name(f".{final.name}.{leftover}"), ignore_errors=True)
-        with writing(partial):
-            partial.mkdir(parents=True, exist_ok=True)
+        partial.mkdir(parents=True, exist_ok=True)
         write_atomic(partial / ".identity.json", sealed(identity))
         for path in damaged_shards(partial):
             self.say(f"  ! {path}: not what was written; it is thrown away and made again")
@@ -264,7 +259,6 @@ class Run:
         return self._own(final)
 
     def _own(self, final: Path) -> Artifact:
-        """What this process has just hashed and put there."""
         artifact = open_artifact(final)
         self._verified.update(final / file for file in artifact.record["files"])
         return artifact
@@ -313,7 +307,6 @@ def _has_work(partial: Path) -> bool:
 
 
 def _has_begun(partial: Path) -> bool:
-    """Whether an attempt was made whose settings count: what it made, or what it was told, is there."""
     return (partial / ".identity.json").is_file() or _has_work(partial)
 
 
@@ -322,10 +315,9 @@ def _partial(final: Path) -> Path:
 
 
 def open_artifact(folder: Path) -> Artifact:
-    """A finished artifact; whether its files hold what they should is seen by `Run.verify` before they are read.
+    """A finished artifact; RunChanged where its manifest is damaged, or a file is missing or of another size.
 
-    Raises:
-        RunChanged: its manifest is damaged, or files are missing or of another size than it says.
+    What the files hold is looked at by `Run.verify`, before they are read.
     """
     record = read_sealed(folder / "artifact.json")
     for name, entry in record["files"].items():

@@ -37,7 +37,7 @@ MUTATIONS = [
     Mutation(
         "drop the fsync of a file",
         "data/shards.py",
-        "                os.fsync(file.fileno())\n",
+        "            os.fsync(file.fileno())\n",
         "",
         f"{BOUNDARIES} -k bytes_reach",
     ),

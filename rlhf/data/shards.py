@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -42,16 +41,11 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that its name never shows half of it, and survives power loss."""
     temporary = path.with_name(f".{path.name}.tmp")
     with writing(path):
-        try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
         fsync_dir(path.parent)
 
 
@@ -72,10 +66,7 @@ def _is_as_written(path: Path) -> bool:
 def write_shard(
     path: Path, schema: pa.Schema, rows: Iterable[Mapping[str, Any]], counts: Mapping[str, int] | None = None
 ) -> None:
-    """Write one shard with what was counted while making it; equal rows give equal bytes.
-
-    Its digest is written first: a shard that has none, or another one, is made again by the attempt that finds it.
-    """
+    """Write one shard, after its digest, with what was counted while making it; equal rows give equal bytes."""
     metadata = {_COUNTS: json.dumps(dict(counts or {}), sort_keys=True).encode()}
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema.with_metadata(metadata))
     sink = pa.BufferOutputStream()

@@ -43,14 +43,11 @@ class _Started:
 
     def whereabouts(self) -> str:
         """Which worker it is, what it is at and since when, for a person who waits for it."""
-        try:
-            state = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-        except OSError:
-            state = ""
-        doing = _STATES.get(state, "in an unknown state")
+        stat = Path(f"/proc/{self.process.pid}/stat")
+        state = stat.read_text().rsplit(")", 1)[1].split()[0] if stat.exists() else "gone"
         return (
-            f"worker {self.process.name} (process {self.process.pid}, {doing}), silent for {self.silence():.0f} s, "
-            f"last heard of: {self.last}; log: {self.log}"
+            f"worker {self.process.name} (process {self.process.pid}, {_STATES.get(state, state)}), silent for "
+            f"{self.silence():.0f} s, last heard of: {self.last}; log: {self.log}"
         )
 
 
@@ -142,11 +139,7 @@ class LocalLauncher:
                 self.on_progress(handed, total, "shards begun")
 
     def _watch(self, job: Job, working: list[_Started]) -> None:
-        """Say who has been silent for long, and again after twice as long.
-
-        Raises:
-            WorkerFailed: one has been silent for `compute.hang_seconds`.
-        """
+        """Say who has been silent for long, and again after twice as long; fail after `compute.hang_seconds`."""
         limit = float(job.compute["hang_seconds"])
         hangs = limit and any(each.silence() >= limit for each in working)
         if not hangs and not any(each.silence() >= each.patience for each in working):
@@ -165,8 +158,7 @@ class LocalLauncher:
 
 def _patience(job: Job) -> float:
     """Seconds of silence before the first line about it."""
-    limit = float(job.compute["hang_seconds"])
-    return min(QUIET_SECONDS, limit / 4) if limit else QUIET_SECONDS
+    return min(QUIET_SECONDS, float(job.compute["hang_seconds"]) / 4 or QUIET_SECONDS)
 
 
 def _receive(each: _Started) -> tuple[str, Any]:

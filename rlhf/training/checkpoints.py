@@ -7,7 +7,6 @@ checksums first, so DeepSpeed unpickles nothing that this package did not write 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import shutil
@@ -20,7 +19,7 @@ import torch.distributed as dist
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rlhf.data.shards import fsync_dir, write_atomic
-from rlhf.digest import sealed, unsealed
+from rlhf.digest import digest_file, sealed, unsealed
 from rlhf.errors import UserError
 
 SEAL = "sealed.json"
@@ -85,7 +84,7 @@ class _Sealer(TrainerCallback):
         """Called on every rank when its part of the checkpoint is written."""
         _barrier()
         checkpoint = self.out / f"checkpoint-{state.global_step}"
-        digests = _digests(checkpoint, fsync=True)
+        digests = _digests(checkpoint)
         _on_rank_zero(lambda: self._seal(checkpoint, digests))
 
     def _seal(self, checkpoint: Path, digests: dict[str, Any]) -> None:
@@ -136,17 +135,15 @@ def _remove(checkpoint: Path) -> None:
     shutil.rmtree(checkpoint)
 
 
-def _digests(checkpoint: Path, fsync: bool = False) -> dict[str, Any]:
-    """Size and SHA-256 of every file but the seal; ranks share the work."""
+def _digests(checkpoint: Path) -> dict[str, Any]:
+    """Size and SHA-256 of every file but the seal, once it is on the disk; ranks share the work."""
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != SEAL)
     rank = dist.get_rank() if dist.is_initialized() else 0
     mine: dict[str, Any] = {}
     for path in files[rank :: _world_size()]:
         with open(path, "rb") as file:
-            if fsync:
-                os.fsync(file.fileno())
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        mine[path.relative_to(checkpoint).as_posix()] = {"size": path.stat().st_size, "sha256": digest}
+            os.fsync(file.fileno())
+        mine[path.relative_to(checkpoint).as_posix()] = {"size": path.stat().st_size, "sha256": digest_file(path)}
     if not dist.is_initialized():
         return mine
     parts: list[dict[str, Any]] = [{} for _ in range(_world_size())]
