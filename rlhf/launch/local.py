@@ -21,8 +21,7 @@ from rlhf.launch.machine import environments, starting_environment
 
 GRACE_SECONDS = 3.0
 """Between asking a worker to end and ending it."""
-QUIET_SECONDS = 600.0
-"""Silence of a worker after which a line says so; then after twice as long, and so on."""
+QUIET_SECONDS = 600.0  # of a worker, until a line says so; then twice as long, and so on
 _STATES = {"T": "stopped by a signal", "D": "waiting for a disk", "R": "computing", "S": "waiting"}
 
 
@@ -38,11 +37,9 @@ class _Started:
     patience: float = QUIET_SECONDS
 
     def silence(self) -> float:
-        """Seconds since it last said something."""
         return time.monotonic() - self.heard
 
     def whereabouts(self) -> str:
-        """Which worker it is, what it is at and since when, for a person who waits for it."""
         stat = Path(f"/proc/{self.process.pid}/stat")
         state = stat.read_text().rsplit(")", 1)[1].split()[0] if stat.exists() else "gone"
         return (

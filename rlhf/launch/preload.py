@@ -7,9 +7,11 @@ cannot be imported is left for the stage that needs it to complain about.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import importlib
 import os
+import signal
 
 MODULES = (
     "torch",
@@ -43,6 +45,8 @@ MODULES = (
     "rlhf.training.sft",
     "rlhf.training.reward_model",
 )
+
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: do not finish the imports of a driver that is dead
 
 log = os.environ.get("RLHF_PRELOAD_LOG")
 if log:  # what libraries print when imported is no part of the run's output

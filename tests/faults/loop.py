@@ -123,7 +123,10 @@ class Victim:
         """Disturb a fresh run so often, or until it is finished; then let it finish and compare."""
         self._run = self.folder / f"run{self._moves}"
         for _ in range(kills):
-            if not self.fault(self.rng.choices(MODES, WEIGHTS)[0]):
+            mode = self.rng.choices(MODES, WEIGHTS)[0]
+            going = self.fault(mode)
+            print(f"  {mode if going else 'finished'}: {self.tally.line()}", flush=True)
+            if not going:
                 break
         self.finish()
 
