@@ -46,10 +46,9 @@ MODULES = (
     "rlhf.training.reward_model",
 )
 
-ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: do not finish the imports of a driver that is dead
-
 log = os.environ.get("RLHF_PRELOAD_LOG")
 if log:  # what libraries print when imported is no part of the run's output
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: do not finish the imports of a driver that is dead
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
