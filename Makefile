@@ -1,15 +1,18 @@
-# make quickstart | test | lint | setup
+# make quickstart | test | test-faults | lint | setup
 #   ARGS="..."           more Hydra overrides (quickstart) or pytest arguments (test)
+#   kills=200            how many faults make test-faults draws, seed=0 from which seed
 #   VARIANT=cpu|cuda     which packages; by default CUDA when an NVIDIA GPU is visible, else CPU
 #   PYTHON=/path/to/it   Python 3.11, 3.12 or 3.13; by default the first of them on PATH
 
 PYTHON ?=
 VARIANT ?= auto
 ARGS ?=
+kills ?= 200
+seed ?= 0
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint
+.PHONY: help setup quickstart test test-faults lint
 
 help:
 	@sed -n '/^# /s/^# //p; /^#  /s/^#//p' Makefile
@@ -22,6 +25,9 @@ quickstart: setup
 
 test: setup
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests -n 2 --dist loadfile $(ARGS)
+
+test-faults: setup
+	OMP_NUM_THREADS=1 .venv/bin/python -m tests.faults kills=$(kills) seed=$(seed)
 
 lint: setup
 	.venv/bin/python -m ruff check .

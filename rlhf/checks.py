@@ -32,6 +32,7 @@ _NOT_NEGATIVE = [
     "reward_model.held_out_share",
     "dpo.label_smoothing",
     "dpo.lora.dropout",
+    "compute.hang_seconds",
 ]
 
 

@@ -24,7 +24,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from rlhf.checks import check_config
 from rlhf.config import Config
-from rlhf.errors import ConfigError, RlhfError, Stopped, UserError, printable
+from rlhf.errors import ConfigError, RlhfError, Stopped, UserError, printable, writing
 from rlhf.sweep import is_sweep, job_name, join_sweep, no_traces, swept_keys
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -96,7 +96,8 @@ def guarded(command: Callable[[], Any]) -> NoReturn:
     """Run something to an exit code: errors become messages, signals a clean stop."""
     _raise_on_signals()
     try:
-        command()
+        with writing():
+            command()
     except (RlhfError, HydraException, OmegaConfBaseException, YAMLError) as error:
         _exit(f"error: {_message(error)}", getattr(error, "exit_code", UserError.exit_code))
     sys.exit(0)

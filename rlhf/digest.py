@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,10 +21,27 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
-def digest_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, 64 hex digits."""
+def sealed(record: Mapping[str, Any]) -> bytes:
+    """A record as JSON with its own digest in it, so that damage shows."""
+    plain = json.loads(json.dumps(record))
+    return json.dumps(plain | {"seal": digest_of(plain)}, indent=1, ensure_ascii=False).encode()
+
+
+def unsealed(data: bytes) -> dict[str, Any]:
+    """The record that `sealed` wrote; ValueError when it is damaged."""
+    record = json.loads(data)
+    if not isinstance(record, dict) or record.pop("seal", None) != digest_of(record):
+        raise ValueError("its seal does not fit")
+    return record
+
+
+def digest_file(path: Path, stop: threading.Event | None = None) -> str:
+    """SHA-256 of a file's bytes, 64 hex digits; given up when `stop` is set."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while (block := file.read(1 << 20)) and not (stop and stop.is_set()):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def list_files(folder: Path) -> list[str]:
@@ -34,12 +52,16 @@ def list_files(folder: Path) -> list[str]:
 
 def digest_files(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of each named file below a folder."""
+    stop = threading.Event()
     with ThreadPoolExecutor(8) as pool:  # hashing leaves the interpreter lock, and weights are large
-        digests = pool.map(lambda name: digest_file(folder / name), names)
-        return {
-            name: {"bytes": (folder / name).stat().st_size, "sha256": digest}
-            for name, digest in zip(names, digests, strict=True)
-        }
+        try:
+            digests = list(pool.map(lambda name: digest_file(folder / name, stop), names))
+        finally:
+            stop.set()  # Ctrl-C does not wait for the rest of a large file
+    return {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": digest}
+        for name, digest in zip(names, digests, strict=True)
+    }
 
 
 def digest_of_files(files: Mapping[str, Mapping[str, Any]], below: str = "") -> str:

@@ -6,7 +6,8 @@ RlhfError
 │   ├── DataError        a file of prompts, preferences or candidates
 │   ├── ModelError       a model, tokenizer or chat template
 │   │   └── TemplateRefuses  a chat template takes no conversation of this form
-│   ├── RunChanged       a finished stage was made with other settings or inputs
+│   ├── RunChanged       a finished stage was made with other settings or inputs, or is damaged
+│   ├── StorageError     a disk is full, or a folder cannot be written
 │   └── RunInUse         another driver holds the run folder
 ├── WorkerFailed         exit 1: a stage process died or raised
 └── Stopped              exit 130 or 143: a signal asked us to stop
@@ -16,7 +17,13 @@ A message says what is wrong, where, the value found, and every way out.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 _UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s]+@")
@@ -56,7 +63,11 @@ class TemplateRefuses(ModelError):
 
 
 class RunChanged(UserError):
-    """A stage on disk was made with other settings or inputs than are asked for now."""
+    """A stage on disk was made with other settings or inputs than are asked for now, or is damaged."""
+
+
+class StorageError(UserError):
+    """A disk is full, or a folder cannot be written."""
 
 
 class RunInUse(UserError):
@@ -75,6 +86,31 @@ class Stopped(RlhfError):
         self.exit_code = 128 + signal_number
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+
+
+@contextmanager
+def writing(path: Path | None = None) -> Iterator[None]:
+    """Make a StorageError, with the ways out, of a full disk or a folder that cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (*_FULL, *_FORBIDDEN):
+            raise
+        path = (path or Path(os.fsdecode(error.filename or "."))).absolute()
+        folder = next(parent for parent in path.parents if parent.is_dir())
+        way_out = f"Get the right to write in {folder}, remove what is in the way, or choose another folder"
+        if error.errno in _FULL:
+            way_out = "Make room, or raise the quota or the limit on file sizes (ulimit -f)"
+        free = shutil.disk_usage(folder).free / 1e9
+        raise StorageError(
+            f"{path} cannot be written: {error.strerror} ({free:.1f} GB are free there). {way_out}; then the same "
+            "command goes on from what is finished."
+        ) from error
+
+
 USER_ERRORS: dict[str, type[UserError]] = {
-    cls.__name__: cls for cls in (UserError, ConfigError, DataError, ModelError, TemplateRefuses, RunChanged, RunInUse)
+    cls.__name__: cls
+    for cls in (UserError, ConfigError, DataError, ModelError, TemplateRefuses, RunChanged, StorageError, RunInUse)
 }

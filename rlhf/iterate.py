@@ -27,7 +27,7 @@ from rlhf.preflight import require
 from rlhf.prompt_sets import prompt_sets
 from rlhf.run import AloneDone, Artifact, Run, plain
 from rlhf.steps import Step
-from rlhf.summary import KL_ESTIMATOR, Evaluation, best, rows_of, table, write_summary
+from rlhf.summary import KL_ESTIMATOR, Evaluation, Row, best, rows_of, table, write_summary
 
 
 def iterate(cfg: Config, run: Run) -> Artifact:
@@ -122,11 +122,18 @@ def known_scores(yardstick: Yardstick, earlier: Evaluation | None) -> dict[str, 
     return {name: {"known_candidates": earlier.candidates, "known_scores": scores[name]} for name in models}
 
 
+def figures(run: Run, evaluations: list[Evaluation]) -> list[Row]:
+    """The figures of every policy, of files that have their checksums."""
+    for each in evaluations:
+        run.verify(each.candidates, each.scores, each.gold, each.reference, *each.others.values())
+    return rows_of(evaluations)
+
+
 def report(run: Run, evaluations: list[Evaluation], gates: Gates) -> None:
     """Print and write the figures so far; a view, always made anew, never an input."""
     if run.planning or run.only is not None:
         return
-    rows = rows_of(evaluations)
+    rows = figures(run, evaluations)
     run.say("\n" + table(rows) + "\n")
     gates.heed(check_iteration(run.cfg, rows, evaluations), evaluations)
     write_summary(run.folder, rows, rows[best(rows)].iteration, gates.found)
@@ -136,7 +143,7 @@ def conclude(run: Run, evaluations: list[Evaluation], dtype: str) -> Artifact:
     """Link the best iterate as RUN/best, as people serve and share it, and say where everything lies."""
     if run.planning or run.only is not None:
         return evaluations[0].policy
-    rows = rows_of(evaluations)
+    rows = figures(run, evaluations)
     chosen = evaluations[best(rows)]
     model = chosen.policy
     inside = model.path.is_relative_to(run.folder)
@@ -167,7 +174,7 @@ def execute(cfg: Config, only: str | None = None) -> None:
     with hold_run(folder, partial(print, flush=True)) as token:
         console = Console(folder)
         device = cfg.compute.device.value
-        launcher = LocalLauncher(folder, token, cfg.compute.preload, device, console.progress)
+        launcher = LocalLauncher(folder, token, cfg.compute.preload, device, console.progress, console.say)
         plan = Run(folder, cfg, planning=True)
         iterate(cfg, plan)
         plan.refuse_changes()

@@ -19,6 +19,7 @@ from pathlib import Path
 from rlhf import hub, sources
 from rlhf.checks import problems, value_at
 from rlhf.choices import Engine
+from rlhf.commit import VERSIONS
 from rlhf.config import Config
 from rlhf.config_training import DpoConfig
 from rlhf.data.prompts import read_prompts
@@ -29,7 +30,7 @@ from rlhf.launch.machine import gpus, memory
 from rlhf.models import num_parameters, saved_dtype
 from rlhf.prompt_sets import PLACEHOLDER, too_few
 from rlhf.records import Message, Prompt
-from rlhf.run import VERSIONS, Launcher, plain
+from rlhf.run import Launcher, plain
 from rlhf.steps import models_of
 
 LARGE = 1e9  # parameters from which the usual learning rates are known; smaller models take larger ones

@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
-import os
 import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
+from rlhf.commit import check_files, commit, damaged, discard, read_sealed, take, tidy
 from rlhf.config import UNCOMPARED, Config
 from rlhf.console import Console
-from rlhf.data.shards import fsync_dir, shard_name, sum_counts, write_atomic
-from rlhf.digest import digest_files, digest_of, digest_of_files, list_files
+from rlhf.data.shards import damaged_shards, shard_name, sum_counts, write_atomic
+from rlhf.digest import digest_of, digest_of_files, sealed
 from rlhf.errors import RunChanged, UserError
 from rlhf.job import Job, Kind, Outcome
 from rlhf.models import own_code
@@ -31,7 +29,6 @@ from rlhf.models import own_code
 SCHEMA = 1
 UNKNOWN = "unknown until earlier stages have run"
 """A config value that a plan cannot know yet."""
-VERSIONS = ("torch", "transformers", "trl", "deepspeed", "accelerate")
 
 
 @dataclass(frozen=True)
@@ -39,13 +36,14 @@ class Artifact:
     """A finished stage's folder, or a file or folder inside it, or something from outside the run.
 
     `digest` is None while a plan is made and the stage has yet to run; `stale` says that a plan found it, or what it
-    was made of, changed.
+    was made of, changed. `root` is the finished stage's folder, None of something from outside.
     """
 
     path: Path
     digest: str | None
     record: dict[str, Any] = field(default_factory=dict, repr=False)
     stale: bool = False
+    root: Path | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -121,12 +119,13 @@ class Run:
     stale: list[str] = field(default_factory=list)
     _others: dict[str, Path] | None = field(default=None, repr=False)
     _trusted: set[str] = field(default_factory=set, repr=False)
+    _verified: set[Path] = field(default_factory=set, repr=False)
 
     def stage(self, stage: str, name: str, config: dict[str, Any], inputs: dict[str, Artifact]) -> Artifact:
         """The artifact of one stage: taken when it is finished and unchanged, else made.
 
         Raises:
-            RunChanged: it exists, made with other settings or inputs.
+            RunChanged: it exists, made with other settings or inputs, or damaged; or an input is damaged.
             WorkerFailed: a process of the stage failed.
         """
         final = self.folder / name
@@ -142,6 +141,15 @@ class Run:
         if name == self.only:
             raise AloneDone
         return artifact
+
+    def verify(self, *artifacts: Artifact | None) -> None:
+        """Hold the files of finished artifacts against their checksums, once; RunChanged names one that differs."""
+        for artifact in artifacts:
+            if artifact is not None and artifact.root is not None:
+                files = {artifact.root / name: name for name in artifact.record["files"]}
+                inside = {path for path in files if path.is_relative_to(artifact.path)} - self._verified
+                check_files(artifact.root, artifact.record["files"], sorted(files[path] for path in inside))
+                self._verified |= inside
 
     def _identity(self, stage: str, config: dict[str, Any], inputs: dict[str, Artifact]) -> dict[str, Any]:
         compared = {key: value for key, value in config.items() if key not in UNCOMPARED}
@@ -163,19 +171,19 @@ class Run:
             self._check_partial(name, _partial(final), identity)
             return None
         artifact = open_artifact(final)
+        tidy(final)  # a kill right after the commit left its working files
         changed = differences(artifact.record["identity"], identity)
         if changed and identity["stage"] == "export":
-            shutil.rmtree(final)  # a view of what is finished: made anew when the figures on its card are
+            discard(final)  # a view of what is finished: made anew when the figures on its card are
             return None
         if changed:
             raise RunChanged(self._refusal([(name, changed)], [name]))
         return artifact
 
     def _check_partial(self, name: str, partial: Path, identity: dict[str, Any]) -> None:
-        started = partial / ".identity.json"
-        changed = differences(_read(started), identity) if started.is_file() else []
+        changed = differences(read_sealed(partial / ".identity.json"), identity) if _has_begun(partial) else []
         if changed and _is_cheap(identity["stage"], partial):
-            shutil.rmtree(partial)  # often the very thing whose settings had to change
+            discard(partial)  # often the very thing whose settings had to change
         elif changed:
             where = str(partial.relative_to(self.folder))
             raise RunChanged(self._refusal([(f"{name} (unfinished)", changed)], [where]))
@@ -183,18 +191,17 @@ class Run:
     def _plan(self, name: str, final: Path, identity: dict[str, Any], inputs: dict[str, Artifact]) -> Artifact:
         stale_input = any(artifact.stale for artifact in inputs.values())
         folder = final if final.exists() else _partial(final)
-        record = folder / ("artifact.json" if folder == final else ".identity.json")
-        if not record.is_file():
+        if folder != final and not _has_begun(folder):
             self.pending.append(name)
             return Artifact(final, None, stale=stale_input)
-        there = _read_manifest(final)["identity"] if folder == final else _read(record)
-        there = {"config": {}, "inputs": {}} | there
+        there = _read_manifest(final) if folder == final else read_sealed(folder / ".identity.json")
+        there = there.get("identity", there)
         unknown = {key for key, digest in identity["inputs"].items() if digest is None}
-        known = dict(identity, inputs={k: v for k, v in identity["inputs"].items() if k not in unknown})
-        there = dict(there, inputs={k: v for k, v in there["inputs"].items() if k not in unknown})
-        open_keys = {k for k, v in identity["config"].items() if v == UNKNOWN}
-        known["config"] = {k: v for k, v in known["config"].items() if k not in open_keys}
-        there["config"] = {k: v for k, v in there["config"].items() if k not in open_keys}
+        hidden = {"inputs": unknown, "config": {k for k, v in identity["config"].items() if v == UNKNOWN}}
+        there, known = (
+            each | {part: {k: v for k, v in each[part].items() if k not in keys} for part, keys in hidden.items()}
+            for each in (there, identity)
+        )
         changed = differences(there, known)
         if changed and folder != final and _is_cheap(identity["stage"], folder):
             changed = []
@@ -223,9 +230,15 @@ class Run:
                 f"Run that stage first, or the whole loop: python -m rlhf.iterate run_dir={self.folder}"
             )
         assert self.launcher is not None, "a run without a launcher only plans"
+        self.verify(*inputs.values())
         partial = _partial(final)
+        for leftover in ("gone", "taken"):  # of an attempt that was killed
+            shutil.rmtree(final.with_name(f".{final.name}.{leftover}"), ignore_errors=True)
         partial.mkdir(parents=True, exist_ok=True)
-        write_atomic(partial / ".identity.json", json.dumps(identity, indent=1).encode())
+        write_atomic(partial / ".identity.json", sealed(identity))
+        for path in damaged_shards(partial):
+            self.say(f"  ! {path}: not what was written; it is thrown away and made again")
+            path.unlink()
         compute = plain(self.cfg.compute) | {"report_to": list(self.cfg.report_to)}
         paths = {key: str(artifact.path) for key, artifact in inputs.items()}
         job = Job(stage, name, config, paths, str(partial), self.cfg.seed, compute)
@@ -241,18 +254,24 @@ class Run:
             outcome = self.launcher.launch(job, module.KIND, shards)
         except UserError:
             if _is_cheap(stage, partial):
-                shutil.rmtree(partial)  # nothing half-written stays
+                discard(partial)  # nothing half-written stays
             raise
         counts = outcome.counts | sum_counts(partial)
         seconds = time.monotonic() - started
-        artifact = commit(partial, final, identity, job, counts, outcome.metrics, seconds)
+        commit(partial, final, identity, job, counts, outcome.metrics, seconds)
+        artifact = self._own(final)
         if self.console is not None:
             self.console.end(name, seconds, artifact.counts | artifact.metrics)
         return artifact
 
     def _take(self, found: Path, name: str, final: Path) -> Artifact:
-        artifact = take(found, final)
+        take(found, open_artifact(found).record, final)
         self.say(f"  = {name:<32}          taken from {found}")
+        return self._own(final)
+
+    def _own(self, final: Path) -> Artifact:
+        artifact = open_artifact(final)
+        self._verified.update(final / file for file in artifact.record["files"])
         return artifact
 
     def _say_code(self, paths: Iterable[str]) -> None:
@@ -298,118 +317,48 @@ def _kind(stage: str) -> Kind:
 
 def _is_cheap(stage: str, partial: Path) -> bool:
     """Whether unfinished work is that of seconds, or none at all."""
-    nothing = not any(partial.glob("shard_*")) and not any(partial.glob("checkpoint-*"))
-    return nothing or _kind(stage) is Kind.single
+    return not _has_work(partial) or _kind(stage) is Kind.single
+
+
+def _has_work(partial: Path) -> bool:
+    return any(partial.glob("shard_*")) or any(partial.glob("checkpoint-*"))
+
+
+def _has_begun(partial: Path) -> bool:
+    return (partial / ".identity.json").is_file() or _has_work(partial)
 
 
 def _partial(final: Path) -> Path:
     return final.with_name(f".{final.name}.partial")
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise RunChanged(f"{path} cannot be read ({error}). Delete {path.parent} to redo it.") from None
-
-
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    """What `commit` wrote; file names that lead out of the folder are refused."""
-    record = _read(folder / "artifact.json")
-    files, identity = record.get("files"), record.get("identity")
-    wrong = ["no files, identity or digest"]
-    if isinstance(files, dict) and isinstance(identity, dict):
-        wrong = [name for name in files if Path(name).is_absolute() or ".." in Path(name).parts]
-    if wrong or "digest" not in record:
-        raise RunChanged(f"{folder}/artifact.json is not of this package ({wrong}). Delete {folder} to redo it.")
+    """What `commit` wrote; damage, and file names that lead out of the folder, are refused."""
+    path = folder / "artifact.json"
+    record = read_sealed(path)
+    if wrong := [name for name in record["files"] if Path(name).is_absolute() or ".." in Path(name).parts]:
+        raise damaged(path, f"it names files outside its folder: {wrong}", folder)
     return record
 
 
 def open_artifact(folder: Path) -> Artifact:
-    """A finished artifact.
+    """A finished artifact; RunChanged where its manifest is damaged, or a file is missing or of another size.
 
-    Raises:
-        RunChanged: files are missing or of another size than its manifest says.
+    What the files hold is looked at by `Run.verify`, before they are read.
     """
     record = _read_manifest(folder)
     for name, entry in record["files"].items():
         path = folder / name
         size = path.stat().st_size if path.is_file() else None
         if size != entry["bytes"]:
-            raise RunChanged(
-                f"{path}: {'missing' if size is None else f'{size} bytes'}, but the manifest says {entry['bytes']} "
-                f"bytes. The artifact is damaged: delete {folder} to redo it, or restore the file."
-            )
-    return Artifact(folder, record["digest"], record)
-
-
-def commit(
-    partial: Path,
-    final: Path,
-    identity: dict[str, Any],
-    job: Job,
-    counts: dict[str, int],
-    metrics: dict[str, Any],
-    seconds: float,
-) -> Artifact:
-    """Seal a stage's folder: files to disk, manifest last, then the rename that makes it an artifact."""
-    for leftover in partial.rglob(".*.tmp"):
-        leftover.unlink()
-    (partial / "artifact.json").unlink(missing_ok=True)  # of a commit that was killed before its rename
-    names = list_files(partial)
-    umask = os.umask(0)
-    os.umask(umask)
-    for name in names:
-        os.chmod(partial / name, 0o666 & ~umask)  # safetensors writes for the owner alone
-        with open(partial / name, "rb") as file:
-            os.fsync(file.fileno())
-    for parent in {(partial / name).parent for name in names}:
-        fsync_dir(parent)
-    files = digest_files(partial, names)
-    record = {
-        "identity": identity,
-        "digest": digest_of_files(files),
-        "counts": counts,
-        "metrics": metrics,
-        "seconds": round(seconds, 3),
-        "config": job.config,
-        "compute": job.compute,
-        "versions": {package: version(package) for package in VERSIONS},
-        "files": files,
-    }
-    write_atomic(partial / "artifact.json", json.dumps(record, indent=1, ensure_ascii=False).encode())
-    os.rename(partial, final)
-    fsync_dir(final.parent)
-    return open_artifact(final)
+            there = "missing" if size is None else f"{size} bytes"
+            raise damaged(path, f"{there}, but the manifest says {entry['bytes']} bytes", folder)
+    return Artifact(folder, record["digest"], record, root=folder)
 
 
 def _fingerprint_of(manifest: Path) -> str:
     """What identifies a finished artifact's recipe and inputs; empty where the manifest cannot be read."""
     try:
-        return digest_of(json.loads(manifest.read_text())["identity"])
-    except (OSError, ValueError, LookupError, TypeError):
+        return digest_of(_read_manifest(manifest.parent)["identity"])
+    except RunChanged:
         return ""
-
-
-def take(source: Path, final: Path) -> Artifact:
-    """Copy a finished artifact, whole or not at all; on one file system its files are shared, not doubled.
-
-    Raises:
-        RunChanged: the source is damaged.
-    """
-    record = open_artifact(source).record
-    partial = final.with_name(f".{final.name}.taken")
-    shutil.rmtree(partial, ignore_errors=True)
-    for name in [*record["files"], "artifact.json"]:
-        (partial / name).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(source / name, partial / name)
-        except OSError:  # another file system, or one without links
-            shutil.copyfile(source / name, partial / name)
-            with open(partial / name, "rb") as file:
-                os.fsync(file.fileno())
-    for parent in {(partial / name).parent for name in [*record["files"], "artifact.json"]}:
-        fsync_dir(parent)
-    os.rename(partial, final)
-    fsync_dir(final.parent)
-    return open_artifact(final)

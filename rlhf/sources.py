@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from rlhf import hub
 from rlhf.data.files import resolved
 from rlhf.data.shards import write_atomic
-from rlhf.digest import digest_files, digest_of, digest_of_files
+from rlhf.digest import digest_files, digest_of, digest_of_files, sealed, unsealed
 from rlhf.errors import ConfigError, DataError, ModelError
 from rlhf.models import check_folder
 from rlhf.run import Artifact, Run
@@ -77,13 +76,16 @@ def model_folder(path: str, revision: str | None, key: str, weights: bool = True
 def _remembered_digest(run: Run, folder: Path, names: list[str]) -> str:
     """Digest of large files, remembered in the run folder by size and time of change."""
     memory = run.folder / ".digests.json"
-    known = json.loads(memory.read_text()) if memory.is_file() else {}
+    try:
+        known = unsealed(memory.read_bytes())
+    except (OSError, ValueError):
+        known = {}
     stats = {name: (folder / name).stat() for name in names}
     stamp = digest_of([str(folder), {n: [s.st_size, s.st_mtime_ns, s.st_ino] for n, s in stats.items()}])
     if stamp not in known:
         known[stamp] = digest_of_files(digest_files(folder, names))
         if run.folder.is_dir():
-            write_atomic(memory, json.dumps(known).encode())
+            write_atomic(memory, sealed(known))
     return str(known[stamp])
 
 

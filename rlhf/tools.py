@@ -48,7 +48,9 @@ def write_file(tool: FileTool, make: Make, rows: Rows, form: Form = Form.lines) 
     check_stages(cfg)
     with hold_run(work, partial(print, flush=True), _ELSEWHERE) as token:
         console = Console(work)
-        launcher = LocalLauncher(work, token, cfg.compute.preload, cfg.compute.device.value, console.progress)
+        launcher = LocalLauncher(
+            work, token, cfg.compute.preload, cfg.compute.device.value, console.progress, console.say
+        )
         try:
             plan = Run(work, cfg, planning=True, elsewhere=_ELSEWHERE)
             make(plan)
@@ -57,7 +59,9 @@ def write_file(tool: FileTool, make: Make, rows: Rows, form: Form = Form.lines) 
                 launcher.warm_up()
             done = len(plan.made) - len(plan.pending)
             console.say(f"{output}: {f'{done} stages are finished, ' if done else ''}{len(plan.pending)} to do")
-            made = make(Run(work, cfg, launcher, console=console, elsewhere=_ELSEWHERE))
+            run = Run(work, cfg, launcher, console=console, elsewhere=_ELSEWHERE)
+            made = make(run)
+            run.verify(*made)
             written = write_rows(work / output.name, rows(made), form)
         except UserError:
             (work / output.name).unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from typing import Any
 from rlhf.data.preferences import preferences_with_rows
 from rlhf.data.prompts import UnusableRow, parsed_rows, to_messages
 from rlhf.digest import digest_of
-from rlhf.errors import DataError
+from rlhf.errors import DataError, writing
 from rlhf.records import FINISHED, Candidate, prompt_id
 
 _MAKERS = {
@@ -205,7 +205,7 @@ class Form(Enum):
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], form: Form = Form.lines) -> int:
     """Write rows as a stream and flush them to disk; returns how many."""
     number, many = 0, form is Form.list
-    with open(path, "w", encoding="utf-8", newline="\n") as file:
+    with writing(path), open(path, "w", encoding="utf-8", newline="\n") as file:
         for number, row in enumerate(rows, start=1):
             assert number == 1 or form is not Form.object, "an object is one row"
             before = "" if not many else "[\n" if number == 1 else ",\n"

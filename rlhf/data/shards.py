@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,6 +11,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from rlhf.digest import digest_file
+from rlhf.errors import writing
 
 _COUNTS = b"rlhf.counts"
 
@@ -36,23 +40,40 @@ def fsync_dir(path: Path) -> None:
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that its name never shows half of it, and survives power loss."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    fsync_dir(path.parent)
+    with writing(path):
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        fsync_dir(path.parent)
+
+
+def _note(path: Path) -> Path:
+    """Where the digest of an unfinished stage's shard stands; hidden, so no part of the artifact."""
+    return path.with_name(f".{path.name}.sha256")
+
+
+def damaged_shards(folder: Path) -> list[Path]:
+    """The shards of an unfinished stage that are not what `write_shard` wrote, or of which nobody knows."""
+    return [path for path in shard_paths(folder) if not _is_as_written(path)]
+
+
+def _is_as_written(path: Path) -> bool:
+    return _note(path).is_file() and _note(path).read_bytes() == digest_file(path).encode()
 
 
 def write_shard(
     path: Path, schema: pa.Schema, rows: Iterable[Mapping[str, Any]], counts: Mapping[str, int] | None = None
 ) -> None:
-    """Write one shard with what was counted while making it; equal rows give equal bytes."""
+    """Write one shard, after its digest, with what was counted while making it; equal rows give equal bytes."""
     metadata = {_COUNTS: json.dumps(dict(counts or {}), sort_keys=True).encode()}
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema.with_metadata(metadata))
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    write_atomic(path, sink.getvalue().to_pybytes())
+    data = sink.getvalue().to_pybytes()
+    write_atomic(_note(path), hashlib.sha256(data).hexdigest().encode())
+    write_atomic(path, data)
 
 
 def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:

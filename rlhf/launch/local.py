@@ -21,6 +21,8 @@ from rlhf.launch.machine import environments, starting_environment
 
 GRACE_SECONDS = 3.0
 """Between asking a worker to end and ending it."""
+QUIET_SECONDS = 600.0  # of a worker, until a line says so; then twice as long, and so on
+_STATES = {"T": "stopped by a signal", "D": "waiting for a disk", "R": "computing", "S": "waiting"}
 
 
 @dataclass
@@ -30,6 +32,20 @@ class _Started:
     log: str
     outcome: Outcome | None = None
     open: bool = True
+    heard: float = field(default_factory=time.monotonic)
+    last: str = "starting or loading"
+    patience: float = QUIET_SECONDS
+
+    def silence(self) -> float:
+        return time.monotonic() - self.heard
+
+    def whereabouts(self) -> str:
+        stat = Path(f"/proc/{self.process.pid}/stat")
+        state = stat.read_text().rsplit(")", 1)[1].split()[0] if stat.exists() else "gone"
+        return (
+            f"worker {self.process.name} (process {self.process.pid}, {_STATES.get(state, state)}), silent for "
+            f"{self.silence():.0f} s, last heard of: {self.last}; log: {self.log}"
+        )
 
 
 @dataclass
@@ -44,6 +60,7 @@ class LocalLauncher:
     preload: bool = True
     device: str = "auto"
     on_progress: Callable[[float, float, str], None] = lambda done, total, note: None
+    say: Callable[[str], None] = lambda text: None
     _context: Any = field(default=None, repr=False)
 
     def warm_up(self) -> None:
@@ -87,7 +104,7 @@ class LocalLauncher:
         process = self._context.Process(target=inside.main, args=(job, assignment, theirs), name=f"{job.name}.{rank}")
         process.start()
         theirs.close()
-        return _Started(process, ours, str(log))
+        return _Started(process, ours, str(log), patience=_patience(job))
 
     def _attend(self, job: Job, started: list[_Started], shards: deque[int]) -> None:
         total, handed, said = len(shards), 0, time.monotonic()
@@ -97,10 +114,14 @@ class LocalLauncher:
                 dead = each.open and not each.process.is_alive()  # a grandchild may still hold the pipe open
                 if each.open and (each.pipe in ready or dead):
                     kind, body = _receive(each)
+                    each.heard, each.patience = time.monotonic(), _patience(job)
                     if kind == "next":
                         handed += bool(shards)
-                        _send(each, shards.popleft() if shards else None)
+                        given = shards.popleft() if shards else None
+                        each.last = "finishing" if given is None else f"shard {given} begun"
+                        _send(each, given)
                     elif kind == "progress":
+                        each.last = "{:g} of {:g} {}".format(*body)
                         self.on_progress(*body)
                     elif kind == "outcome":
                         each.outcome = body
@@ -109,9 +130,32 @@ class LocalLauncher:
                     elif each.outcome is None:
                         each.process.join(GRACE_SECONDS)
                         raise _death(job, each)
+            self._watch(job, [w for w in started if w.open])
             if total and time.monotonic() - said > 1.0:
                 said = time.monotonic()
                 self.on_progress(handed, total, "shards begun")
+
+    def _watch(self, job: Job, working: list[_Started]) -> None:
+        """Say who has been silent for long, and again after twice as long; fail after `compute.hang_seconds`."""
+        limit = float(job.compute["hang_seconds"])
+        hangs = limit and any(each.silence() >= limit for each in working)
+        if not hangs and not any(each.silence() >= each.patience for each in working):
+            return
+        waited = "\n".join(f"  {each.whereabouts()}" for each in working)
+        if hangs:
+            raise WorkerFailed(
+                f"{job.name} hangs:\n{waited}\nIt was stopped after compute.hang_seconds={limit:g}. Finished shards "
+                "and checkpoints are kept: the same command goes on from there. If the work is only slow, raise "
+                "compute.hang_seconds (0 waits for ever)."
+            )
+        self.say(f"  ? {job.name} waits for\n{waited}")
+        for each in working:
+            each.patience = max(each.patience, 2 * each.silence())
+
+
+def _patience(job: Job) -> float:
+    """Seconds of silence before the first line about it."""
+    return min(QUIET_SECONDS, float(job.compute["hang_seconds"]) / 4 or QUIET_SECONDS)
 
 
 def _receive(each: _Started) -> tuple[str, Any]:

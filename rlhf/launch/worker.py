@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import multiprocessing
 import os
@@ -15,7 +16,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from rlhf.errors import RlhfError
+from rlhf.errors import RlhfError, writing
 from rlhf.job import Job
 from rlhf.launch.lock import join_run
 
@@ -69,14 +70,16 @@ def main(job: Job, assignment: Assignment, pipe: Connection) -> None:
         if "torch" in sys.modules:  # preloaded: the environment came too late for it
             sys.modules["torch"].set_num_threads(assignment.num_threads)
         module = importlib.import_module(f"rlhf.stages.{job.stage}")
-        outcome = module.run(job, PipeWorker(assignment, pipe))
+        with writing():
+            outcome = module.run(job, PipeWorker(assignment, pipe))
         _flush()
         pipe.send(("outcome", outcome))
         held.flush()
     except BaseException as error:
         text = traceback.format_exc()
-        print(text, file=sys.stderr)
-        _flush()
+        with contextlib.suppress(OSError):  # the disk may be full
+            print(text, file=sys.stderr)
+            _flush()
         kind = type(error).__name__ if isinstance(error, RlhfError) else ""
         pipe.send(("error", (kind, str(error) or type(error).__name__, text)))
         os._exit(1)

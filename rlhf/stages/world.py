@@ -19,7 +19,6 @@ def run(job: Job, worker: Worker) -> Outcome:
     That is the folders `model` and `judge` and the files `sft.jsonl`, `preferences.jsonl`, `judge_prompts.jsonl`,
     `prompts.jsonl` and `held_out.jsonl`.
     """
-    from rlhf.training.checkpoints import remove_checkpoints
     from rlhf.world import build, tasks
     from rlhf.world.tokenizer import build_tokenizer
 
@@ -38,7 +37,6 @@ def run(job: Job, worker: Worker) -> Outcome:
     model = build.pretrain(tokenizer, tasks.base_rows(seed, config["num_base_examples"]), config, seed, out)
     build.save_model(model, tokenizer, out / "model")
     build.save_model(build.judge_from(model, seed), tokenizer, out / "judge")
-    remove_checkpoints(out)
     counts["base"] = config["num_base_examples"]
     return Outcome(counts=counts, metrics={"num_parameters": model.num_parameters()})
 

@@ -7,8 +7,6 @@ checksums first, so DeepSpeed unpickles nothing that this package did not write 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import shutil
@@ -21,6 +19,7 @@ import torch.distributed as dist
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rlhf.data.shards import fsync_dir, write_atomic
+from rlhf.digest import digest_file, sealed, unsealed
 from rlhf.errors import UserError
 
 SEAL = "sealed.json"
@@ -34,7 +33,7 @@ def train_resumable(trainer: Trainer, out: Path) -> None:
     """Train to the end, going on from the newest whole checkpoint in `out` if there is one.
 
     Every rank calls this. Interrupted at any moment and called again with the same number of ranks, it ends with the
-    same weights, bit for bit on a CPU in fp32.
+    same weights, bit for bit on a CPU in fp32. The checkpoints stay until the stage is committed.
 
     Raises:
         UserError: the checkpoints in `out` were written by another number of ranks, or belong to another user.
@@ -46,12 +45,6 @@ def train_resumable(trainer: Trainer, out: Path) -> None:
     if checkpoint is not None:
         _log.warning("going on from %s", checkpoint.name)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-
-
-def remove_checkpoints(out: Path) -> None:
-    """Delete all checkpoints in `out`. Call it on one rank, once all ranks are done with them."""
-    for checkpoint in _checkpoints(out):
-        _remove(checkpoint)
 
 
 def find_checkpoint(out: Path) -> Path | None:
@@ -91,7 +84,7 @@ class _Sealer(TrainerCallback):
         """Called on every rank when its part of the checkpoint is written."""
         _barrier()
         checkpoint = self.out / f"checkpoint-{state.global_step}"
-        digests = _digests(checkpoint, fsync=True)
+        digests = _digests(checkpoint)
         _on_rank_zero(lambda: self._seal(checkpoint, digests))
 
     def _seal(self, checkpoint: Path, digests: dict[str, Any]) -> None:
@@ -99,7 +92,7 @@ class _Sealer(TrainerCallback):
             fsync_dir(folder)
         fsync_dir(self.out)
         seal = {"world_size": _world_size(), "files": digests}
-        write_atomic(checkpoint / SEAL, json.dumps(seal, indent=1, sort_keys=True).encode())
+        write_atomic(checkpoint / SEAL, sealed(seal))
         for old in _checkpoints(self.out)[KEEP:]:
             _remove(old)
 
@@ -109,7 +102,7 @@ def _clean(out: Path) -> str | None:
     for checkpoint in _checkpoints(out):
         seal = _read_seal(checkpoint)
         if seal is None:
-            _log.warning("%s was not finished: deleted", checkpoint)
+            _log.warning("%s was not finished, or its seal is damaged: deleted", checkpoint)
             _remove(checkpoint)
         elif (saved := seal["world_size"]) != _world_size():
             return (
@@ -135,10 +128,9 @@ def _foreign(checkpoint: Path) -> Path | None:
 def _read_seal(checkpoint: Path) -> dict[str, Any] | None:
     """World size and checksums of a finished checkpoint, None for one that is not."""
     try:
-        seal = json.loads((checkpoint / SEAL).read_text())
+        return unsealed((checkpoint / SEAL).read_bytes())
     except (FileNotFoundError, ValueError):
         return None
-    return seal if isinstance(seal, dict) and {"world_size", "files"} <= seal.keys() else None
 
 
 def _checkpoints(out: Path) -> list[Path]:
@@ -155,17 +147,15 @@ def _remove(checkpoint: Path) -> None:
     shutil.rmtree(checkpoint)
 
 
-def _digests(checkpoint: Path, fsync: bool = False) -> dict[str, Any]:
-    """Size and SHA-256 of every file but the seal; ranks share the work."""
+def _digests(checkpoint: Path) -> dict[str, Any]:
+    """Size and SHA-256 of every file but the seal, once it is on the disk; ranks share the work."""
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != SEAL)
     rank = dist.get_rank() if dist.is_initialized() else 0
     mine: dict[str, Any] = {}
     for path in files[rank :: _world_size()]:
         with open(path, "rb") as file:
-            if fsync:
-                os.fsync(file.fileno())
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        mine[path.relative_to(checkpoint).as_posix()] = {"size": path.stat().st_size, "sha256": digest}
+            os.fsync(file.fileno())
+        mine[path.relative_to(checkpoint).as_posix()] = {"size": path.stat().st_size, "sha256": digest_file(path)}
     if not dist.is_initialized():
         return mine
     parts: list[dict[str, Any]] = [{} for _ in range(_world_size())]

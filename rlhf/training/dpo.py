@@ -16,7 +16,7 @@ from trl import DPOConfig
 from rlhf.data.shards import write_atomic
 from rlhf.errors import UserError
 from rlhf.job import Job, Outcome, Worker
-from rlhf.training.checkpoints import remove_checkpoints, train_resumable
+from rlhf.training.checkpoints import train_resumable
 from rlhf.training.logprobs import response_logprobs
 from rlhf.training.lora import add_adapter, export_adapter
 from rlhf.training.losses import dpo_loss
@@ -182,7 +182,6 @@ def train_dpo(job: Job, worker: Worker) -> Outcome:
     rows = step_rows(trainer)
     if worker.rank == 0:
         write_rows(job.out_path, rows)
-        remove_checkpoints(job.out_path)
         for failed in job.out_path.parent.glob(bad_step_path(job.out_path, "*").name):
             failed.unlink()
     return Outcome(

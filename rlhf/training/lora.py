@@ -17,9 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rlhf.data.shards import fsync_dir
 from rlhf.errors import ConfigError
-from rlhf.training.models import fp32_parameters, make_durable, used_weight_files, weight_names, write_model
+from rlhf.training.models import fp32_parameters, used_weight_files, weight_names, write_model
 
 _PREFIX = "base_model.model."
 """What peft puts in front of a module's name."""
@@ -142,7 +141,5 @@ def _save_adapter(state: dict[str, Tensor], settings: Any, out: Path) -> None:
     partial.mkdir(parents=True)
     save_file(state, partial / "adapter_model.safetensors", metadata={"format": "pt"})
     (partial / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    make_durable(partial)
     shutil.rmtree(out, ignore_errors=True)
     os.replace(partial, out)
-    fsync_dir(out.parent)

@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rlhf.data.shards import fsync_dir
 from rlhf.errors import ModelError
 from rlhf.models import load_config, load_weights, saved_dtype, weight_headers
 
@@ -179,15 +178,5 @@ def write_model(
         config.pop(key, None)
     config["dtype"] = "float32"
     (partial / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    make_durable(partial)
     shutil.rmtree(out, ignore_errors=True)
-    os.replace(partial, out)
-    fsync_dir(out.parent)
-
-
-def make_durable(folder: Path) -> None:
-    """Write the files of a folder through to the disk."""
-    for path in folder.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    fsync_dir(folder)
+    os.replace(partial, out)  # made durable with the rest of the stage, when it is committed

@@ -19,7 +19,7 @@ from rlhf.errors import DataError, TemplateRefuses
 from rlhf.job import Job, Outcome, Worker
 from rlhf.models import load_config
 from rlhf.pairwise import answer_ids, render_comparison, require_causal_lm
-from rlhf.training.checkpoints import remove_checkpoints, train_resumable
+from rlhf.training.checkpoints import train_resumable
 from rlhf.training.models import export_model, load_model, resolve_dtype
 from rlhf.training.reward_model import conversations
 from rlhf.training.sft import IGNORED, gradient_accumulation
@@ -136,6 +136,5 @@ def train_preference_model(job: Job, worker: Worker) -> Outcome:
     if worker.rank == 0:
         write_rows(job.out_path, curve)
         tokens.unlink()
-        remove_checkpoints(job.out_path)
     metrics |= {"first_loss": curve[0]["loss"], "last_loss": curve[-1]["loss"]}
     return Outcome(dict(counts) | {"pairs": len(train), "held_out": len(held_out), "steps": len(curve)}, metrics)

@@ -20,7 +20,7 @@ from rlhf.data.shards import read_all_rows
 from rlhf.errors import DataError, TemplateRefuses
 from rlhf.job import Job, Outcome, Worker
 from rlhf.records import Message
-from rlhf.training.checkpoints import remove_checkpoints, train_resumable
+from rlhf.training.checkpoints import train_resumable
 from rlhf.training.models import export_model, load_model, resolve_dtype
 from rlhf.training.sft import gradient_accumulation
 from rlhf.training.tokens import TokenRow, split, token_dataset
@@ -188,6 +188,5 @@ def train_reward_model(job: Job, worker: Worker) -> Outcome:
     if worker.rank == 0:
         write_rows(job.out_path, rows)
         tokens.unlink()
-        remove_checkpoints(job.out_path)
     metrics |= {"first_loss": rows[0]["loss"], "last_loss": rows[-1]["loss"]}
     return Outcome(dict(counts) | {"pairs": len(train), "held_out": len(held_out), "steps": len(rows)}, metrics)

@@ -20,7 +20,7 @@ from rlhf.data.conversations import read_conversations
 from rlhf.data.shards import write_atomic
 from rlhf.errors import ConfigError, DataError, TemplateRefuses
 from rlhf.job import Job, Outcome, Worker
-from rlhf.training.checkpoints import remove_checkpoints, train_resumable
+from rlhf.training.checkpoints import train_resumable
 from rlhf.training.models import export_model, load_model, resolve_dtype
 from rlhf.training.tokens import TokenRow, pack, split, token_dataset
 from rlhf.training.trainer import (
@@ -243,6 +243,5 @@ def train_sft(job: Job, worker: Worker) -> Outcome:
         write_rows(job.out_path, rows)
         for name in _FILES:
             (job.out_path / name).unlink(missing_ok=True)
-        remove_checkpoints(job.out_path)
     metrics |= {"first_loss": rows[0]["loss"], "last_loss": rows[-1]["loss"]}
     return Outcome(dict(counts) | {"steps": len(rows)}, metrics)

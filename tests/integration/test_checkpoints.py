@@ -7,12 +7,13 @@ import logging
 import time
 
 import pytest
+from transformers import TrainerState
 
 from rlhf.config import ReferenceConfig
 from rlhf.config_training import DpoConfig, LoraConfig, RewardModelConfig, SftConfig
 from rlhf.errors import UserError
 from rlhf.training import checkpoints
-from rlhf.training.checkpoints import find_checkpoint, remove_checkpoints
+from rlhf.training.checkpoints import find_checkpoint
 from tests.stage_runner import make_job, run_here, run_ranks, start_ranks
 from tests.tiny import random_pairs, tiny_llama, write_pairs
 
@@ -79,14 +80,15 @@ def test_sigkill_and_a_damaged_checkpoint_leave_no_trace(world, tmp_path, num_ra
     weights.write_bytes(data)
     ranks = start_ranks(broken, num_ranks)
     ranks.wait()
-    assert "checkpoint-6 was not finished: deleted" in ranks.log()
+    assert "checkpoint-6 was not finished" in ranks.log()
     assert f"checkpoint-4 is damaged ({weights.relative_to(out / 'checkpoint-4')})" in ranks.log()
     assert "going on from checkpoint-2" in ranks.log()
     assert files(out) == files(tmp_path / "whole")
     assert {"model/model.safetensors", "model/config.json"} <= files(out).keys()
     assert ("adapter/adapter_model.safetensors" in files(out)) == (lora is ADAPTER)
     assert [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()] == list(range(1, 9))
-    assert not list(out.glob("checkpoint-*"))
+    kept = sorted(path.name for path in out.glob("checkpoint-*"))
+    assert kept == ["checkpoint-4", "checkpoint-6"], "they are of use until the stage is committed"
 
 
 SLOW_TRL = """
@@ -144,7 +146,8 @@ def test_what_the_seal_does_not_cover_is_not_loaded(tmp_path, damage, caplog):
     elif damage == "added":
         (newest / "evil.pt").write_text("x")
     else:
-        (newest / "sealed.json").write_text("{")
+        sealed = json.loads((newest / "sealed.json").read_text())
+        (newest / "sealed.json").write_text(json.dumps(sealed | {"world_size": 2}))  # not what was sealed
     with caplog.at_level(logging.WARNING):
         assert find_checkpoint(tmp_path).name == "checkpoint-2"
     assert "checkpoint-4" in caplog.text
@@ -161,6 +164,11 @@ def test_another_number_of_ranks_is_refused_with_the_ways_out(tmp_path, monkeypa
 
 def test_nothing_to_go_on_from(tmp_path):
     assert find_checkpoint(tmp_path) is None
-    seal(tmp_path, 2, weights="2")
-    remove_checkpoints(tmp_path)
-    assert not list(tmp_path.iterdir())
+
+
+def test_the_seal_covers_what_other_ranks_wrote_last(tmp_path, monkeypatch):
+    checkpoint = tmp_path / "checkpoint-2"
+    checkpoint.mkdir()
+    monkeypatch.setattr(checkpoints, "_barrier", lambda: (checkpoint / "of_rank_1").write_text("late"))
+    checkpoints._Sealer(tmp_path).on_save(None, TrainerState(global_step=2), None)
+    assert checkpoints._read_seal(checkpoint)["files"].keys() == {"of_rank_1"}

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.data.shards import read_all_rows
+from tests.faults.processes import descendants, group, workers_of
 from tests.tiny import tiny_llama, tiny_reward_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -215,7 +216,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(world, finished, victim):
     code, said = loop(run, *world[1])
     assert code == 0, said
     assert digests(run) == digests(finished[0])
-    wait_for(lambda: not [pid for pid in everyone if group_of(pid) is not None])
+    wait_for(lambda: not [pid for pid in everyone if group(pid) is not None])
 
 
 def test_a_second_driver_is_refused(world, finished):
@@ -248,24 +249,3 @@ def wait_for(condition, seconds=120):
             return
         time.sleep(0.1)
     raise AssertionError("waited in vain")
-
-
-def descendants(pid):
-    sys.path.insert(0, str(ROOT / "scripts"))
-    from kill_and_resume import descendants as below
-
-    return below(pid)
-
-
-def workers_of(pid):
-    return [each for each in descendants(pid) if group_of(each) == each]
-
-
-def group_of(pid):
-    """The process group of a living process, None of a dead one."""
-    from kill_and_resume import alive
-
-    try:
-        return os.getpgid(pid) if alive(pid) else None
-    except ProcessLookupError:
-        return None

@@ -39,6 +39,16 @@ def killed_once(messages, response):
     return float(calls)
 
 
+def stops_once(messages, response):
+    """Hangs at its second call, the first time."""
+    marker = Path(os.environ["RULE_MARKER"])
+    calls = int(marker.read_text()) if marker.exists() else 0
+    marker.write_text(str(calls + 1))
+    if calls == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return float(calls)
+
+
 def sleeps(messages, response):
     Path(os.environ["RULE_MARKER"]).write_text(str(os.getpid()))
     time.sleep(60)

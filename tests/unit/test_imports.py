@@ -8,14 +8,14 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "rlhf"
 HEAVY = {"torch", "transformers", "trl", "vllm", "deepspeed", "accelerate", "datasets", "safetensors", "tokenizers"}
 LIGHT = (
-    "errors records choices config job digest run sources hub steps prompt_sets console summary checks config_training "
-    "cli sweep iterate alone models strategies card gates tools_config tools generate score pair answer "
-    "evaluation rewardbench bestofn preflight check"
+    "errors records choices config job digest commit run sources hub steps prompt_sets console summary checks "
+    "config_training cli sweep iterate alone models strategies card gates tools_config tools generate score pair "
+    "answer evaluation rewardbench bestofn preflight check"
 )
 LAYERS = [
     {"errors"},
     {"records", "choices", "config", "job", "digest", "models", "tools_config", "config_training"},
-    {"data", "strategies", "checks", "hub", "sweep"},
+    {"data", "strategies", "checks", "hub", "sweep", "commit"},
     {"console", "run"},
     {"sources", "summary", "steps", "prompt_sets", "card", "evaluation", "gates"},
     {"launch", "cli"},

@@ -45,11 +45,12 @@ def candidates(folder, shards=6):
     return Artifact(folder, "d")
 
 
-def score(folder, inputs, rule, token, workers=1):
+def score(folder, inputs, rule, token, workers=1, hang_seconds=60.0, say=print):
     cfg = Config()
+    cfg.compute.hang_seconds = hang_seconds
     cfg.compute.num_inference_workers = workers
     cfg.compute.device = type(cfg.compute.device).cpu
-    run = Run(folder, cfg, LocalLauncher(folder, token, preload=False))
+    run = Run(folder, cfg, LocalLauncher(folder, token, preload=False, say=say))
     return run.stage("score", "score", {"rule": f"tests.unit.rules:{rule}"}, {"candidates": inputs})
 
 
@@ -99,6 +100,23 @@ def test_a_killed_worker_is_named_and_its_finished_shards_are_kept(tmp_path, mon
         artifact = score(tmp_path / "run", inputs, "killed_once", token)
     # the sixth call died before it returned; the five shards before it were not made again
     assert all_scores(artifact) == [0, 1, 2, 3, 4, 6]
+
+
+def test_a_worker_that_hangs_is_named_stopped_and_resumed(tmp_path, monkeypatch):
+    monkeypatch.setenv("RULE_MARKER", str(tmp_path / "calls"))
+    inputs, said = candidates(tmp_path / "in"), []
+    with hold_run(tmp_path / "run", print) as token:
+        with pytest.raises(WorkerFailed) as failure:
+            score(tmp_path / "run", inputs, "stops_once", token, hang_seconds=20.0, say=said.append)
+        log = str(tmp_path / "run" / "logs" / "score.rank0.log")
+        parts = ["score hangs", "worker score.0", "stopped by a signal", "last heard of: shard 1 begun", log]
+        for part in [*parts, "compute.hang_seconds=20", "same command goes on"]:
+            assert part in str(failure.value)
+        assert 1 <= len(said) <= 3 and all(part in said[-1] for part in ("score waits for", *parts[1:])), said
+        pid = int(str(failure.value).split("(process ")[1].split(",")[0])
+        wait_for(lambda: not is_alive(pid))
+        artifact = score(tmp_path / "run", inputs, "stops_once", token)
+    assert all_scores(artifact) == [0, 2, 3, 4, 5, 6]
 
 
 DRIVER = """

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -67,7 +68,11 @@ def test_a_new_driver_waits_for_the_old_ones_workers(tmp_path):
         worker = other_process(JOIN, tmp_path, token)
         assert worker.stdout.readline() == "joined\n"
     second = other_process(HOLD, tmp_path)
-    assert second.stdout.readline().startswith("waiting")
+    said = b""
+    while not said.endswith(b"\n"):  # no byte more, for the next line must not be there
+        said += os.read(second.stdout.fileno(), 1)
+    assert said.startswith(b"waiting")
+    assert not select.select([second.stdout.fileno()], [], [], 0.5)[0], "it did not wait"
     worker.communicate("\n")
     assert len(second.stdout.readline().strip()) == 32
     second.communicate("\n")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.config import Config
+from rlhf.digest import sealed
 from rlhf.errors import RunChanged, UserError
 from rlhf.run import UNKNOWN, AloneDone, Artifact, Run, commit, differences, open_artifact, plain
 
@@ -161,7 +162,7 @@ def test_unfinished_work_of_a_long_stage_with_other_settings_is_refused(tmp_path
     partial = tmp_path / ".generate.partial"
     partial.mkdir()
     run = Run(tmp_path, Config(), InProcess())
-    (partial / ".identity.json").write_text(json.dumps(run._identity("generate", {"n": 8}, {})))
+    (partial / ".identity.json").write_bytes(sealed(run._identity("generate", {"n": 8}, {})))
     plan = Run(tmp_path, Config(), planning=True)
     plan.stage("generate", "generate", {"n": 4}, {})
     assert plan.refusals == [], "nothing was made with the old settings, so nothing would be lost"
@@ -177,7 +178,7 @@ def test_unfinished_work_of_a_short_stage_with_other_settings_is_thrown_away(tmp
     partial = tmp_path / ".prompts.partial"
     partial.mkdir()
     run = Run(tmp_path, Config(), InProcess())
-    (partial / ".identity.json").write_text(json.dumps(run._identity("prompts", {"num_held_out": 9}, {})))
+    (partial / ".identity.json").write_bytes(sealed(run._identity("prompts", {"num_held_out": 9}, {})))
     (partial / "rubbish").write_text("x")
     assert "rubbish" not in make(run, prompts_file).record["files"]
 

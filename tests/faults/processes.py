@@ -1,0 +1,46 @@
+"""Who is alive below a driver, read from /proc."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def _stat(pid: int) -> list[str]:
+    """State, parent and so on of a process; empty when it is gone."""
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return []
+
+
+def descendants(pid: int) -> list[int]:
+    """Ids of all processes below one."""
+    parents: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (stat := _stat(int(entry.name))):
+            parents.setdefault(int(stat[1]), []).append(int(entry.name))
+    found, todo = [], [pid]
+    while todo:
+        below = parents.get(todo.pop(), [])
+        found += below
+        todo += below
+    return found
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs (a zombie does not)."""
+    return _stat(pid)[:1] not in ([], ["Z"])
+
+
+def group(pid: int) -> int | None:
+    """The process group of a living process, None of a dead one."""
+    try:
+        return os.getpgid(pid) if alive(pid) else None
+    except ProcessLookupError:
+        return None
+
+
+def workers_of(driver: int) -> list[int]:
+    """Stage processes of a driver: they lead process groups of their own."""
+    return [pid for pid in descendants(driver) if group(pid) == pid]
