@@ -195,9 +195,10 @@ def _judge(cfg: Config) -> Iterator[str]:
 
 def _judges(cfg: Config) -> Iterator[str]:
     others, names = cfg.reward_model.others, [MAIN_JUDGE, *cfg.reward_model.others, *cfg.evaluate.judges]
-    for name in names:
+    for name in names[1:]:
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
-            yield f"judge {name!r}: the name becomes a folder; use letters, digits, '_', '-' and '.' only."
+            section = "reward_model.others" if name in others else "evaluate.judges"
+            yield f"{section}.{name}: the name becomes a folder; use letters, digits, '_', '-' and '.' only."
         if names.count(name) > 1:
             yield f"judge {name!r}: two are called so ({MAIN_JUDGE} is reward_model itself). Rename one."
     weights = {"reward_model": cfg.reward_model.weight}

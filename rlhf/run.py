@@ -336,7 +336,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     """What `commit` wrote; damage, and file names that lead out of the folder, are refused."""
     path = folder / "artifact.json"
     record = read_sealed(path)
-    if wrong := [name for name in record["files"] if Path(name).is_absolute() or ".." in Path(name).parts]:
+    if not isinstance(files := record.get("files"), dict) or not {"identity", "digest"} <= record.keys():
+        raise damaged(path, "it has no files, identity or digest", folder)
+    if wrong := [name for name in files if Path(name).is_absolute() or ".." in Path(name).parts]:
         raise damaged(path, f"it names files outside its folder: {wrong}", folder)
     return record
 

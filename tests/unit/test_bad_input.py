@@ -86,8 +86,12 @@ def link_loop(folder):
     prompts("with half a pair", [{"prompt": "\udc00"}], ["line 1", "not UTF-8"]),
     prompts("of an unknown role", [{"prompt": [USER | {"role": "\x1b[2J"}]}], ["role '\\x1b[2J'", "known are system"]),
     prompts("that end on an answer", [{"prompt": [USER, USER | {"role": "assistant"}]}], ["row 1", "must be last"]),
-    prompts("all the same", [{"prompt": "a"}] * 9, ["num_held_out is 1", "1 distinct", "give more prompts"]),
-    prompts("all held out", [{"prompt": "a"}], ["none is left to train on", "Lower it", "prompts.held_out_path"]),
+    prompts(
+        "all the same", [{"prompt": "a"}] * 9, ["8 duplicate", "no prompt is left to train on", "Name another file"]
+    ),
+    prompts(
+        "all held out", [{"prompt": "a"}], ["no prompt is left to train on", "Name another file", "hold out fewer"]
+    ),
     prompts("too few", [{"prompt": c} for c in "ab"], ["num_per_iteration=2 need 2", "gives 1", "Ways out"]),
     loop("cut short", ["p.parquet", "no Parquet file", "anew"], make=lambda f: parquet(f, 9), path="p.parquet"),
     loop("half text", ["p.parquet", "no Parquet file", "0xe9"], make=half_text, path="p.parquet"),

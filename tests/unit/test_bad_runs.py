@@ -8,7 +8,8 @@ import os
 import numpy as np
 from safetensors.numpy import save_file
 
-from tests.unit.refusals import Case, cases, jsonl, model, refuse, run_here
+from rlhf.digest import sealed, unsealed
+from tests.unit.refusals import Case, cases, jsonl, model, refuse
 
 BASE = "iterate reward_model.rule=rlhf.world.tasks:gold compute.device=cpu run_dir=run prompts.path=p.jsonl model.path="
 LOOP = BASE + "m prompts.num_held_out=1 prompts.num_per_iteration=2 num_iterations=1"
@@ -57,7 +58,7 @@ def change(**changes):
 
     def make(here):
         path = here / "prompts" / "artifact.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        path.write_bytes(sealed(unsealed(path.read_bytes()) | changes))
 
     return make
 
@@ -114,22 +115,24 @@ def dangling(here):
     folder("that is an adapter", ["adapter_config.json", "merge_and_unload"], text("adapter_config.json", b"{}")),
     run("with another seed", ["seed: 42 there, 7 now", "put the old values back", "rm -r"], nothing, " seed=7"),
     run("with changed prompts", ["inputs.prompts", "Ways out"], lambda run: text("p.jsonl", PROMPTS * 2)(run.parent)),
-    run("with a broken manifest", ["artifact.json cannot be read", "Delete"], text("prompts/artifact.json", b"{")),
-    run("with a list as manifest", ["artifact.json cannot be read", "Delete"], text("prompts/artifact.json", b"[1]")),
-    run("with an empty manifest", ["artifact.json is not of this", "Delete"], text("prompts/artifact.json", b"{}")),
+    run("with a broken manifest", ["artifact.json is damaged", "rm -r"], text("prompts/artifact.json", b"{")),
+    run("with a list as manifest", ["artifact.json is damaged", "rm -r"], text("prompts/artifact.json", b"[1]")),
+    run("with an empty manifest", ["artifact.json is damaged", "rm -r"], text("prompts/artifact.json", b"{}")),
     run("of another schema", ["schema: 99 there", "rm -r"], lambda run: schema(run, 99)),
     run(
         "with a missing shard",
-        ["train.parquet: missing", "delete"],
+        ["train.parquet is damaged (missing", "delete"],
         lambda run: (run / "prompts/train.parquet").unlink(),
     ),
-    run("with a longer shard", ["train.parquet: 4 bytes", "restore"], text("prompts/train.parquet", b"PAR1")),
+    run(
+        "with a longer shard", ["train.parquet is damaged (4 bytes", "Restore"], text("prompts/train.parquet", b"PAR1")
+    ),
     run(
         "that leads outside",
-        ["../../etc/passwd", "Delete"],
+        ["../../etc/passwd", "rm -r"],
         change(files={"../../etc/passwd": {"bytes": 1, "sha256": ""}}),
     ),
-    run("without files", ["artifact.json is not of this", "Delete"], change(files=None)),
+    run("without files", ["artifact.json is damaged (it has no files", "rm -r"], change(files=None)),
 )
 def test_refused(case, tmp_path, monkeypatch, capsys):
     refuse(case, tmp_path, monkeypatch, capsys)
@@ -139,14 +142,3 @@ def test_refused(case, tmp_path, monkeypatch, capsys):
 def schema(run, number):
     identity = json.loads((run / "prompts" / "artifact.json").read_text())["identity"]
     change(identity=identity | {"schema": number})(run)
-
-
-def test_a_run_says_aloud_that_a_models_code_runs(tmp_path, monkeypatch, capsys):
-    (tmp_path / "p.jsonl").write_bytes(PROMPTS)
-    model(tmp_path / "m")
-    monkeypatch.chdir(tmp_path)
-    wrong = " prompts.num_held_out=9 model.trust_remote_code="
-    assert run_here(monkeypatch, LOOP + wrong + "false") == 2
-    assert "trust_remote_code" not in capsys.readouterr().out
-    assert run_here(monkeypatch, LOOP + wrong + "true") == 2
-    assert f"model.trust_remote_code=true: Python code in {tmp_path / 'm'} runs here" in capsys.readouterr().out

@@ -106,7 +106,9 @@ def test_a_killed_export_is_begun_anew(tmp_path, trained):
 
 def test_the_best_policy_is_exported_and_linked_anew_when_another_is_better(tmp_path, trained, monkeypatch):
     run, outside = tmp_path / "run", Artifact(tmp_path / "given", "g")
-    evaluations = [SimpleNamespace(iteration=0, policy=outside), SimpleNamespace(iteration=1, policy=trained)]
+    nothing = dict.fromkeys(("candidates", "scores", "gold", "reference")) | {"others": {}}
+    policies = enumerate([outside, trained])
+    evaluations = [SimpleNamespace(iteration=t, policy=policy, **nothing) for t, policy in policies]
     for scores, target in (
         ((0.0, -1.0), outside.path),  # a model from outside keeps its place and its own card
         ((0.0, 1.0), Path("iteration_001/export/model")),

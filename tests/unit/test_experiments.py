@@ -36,7 +36,7 @@ def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     header = json.dumps({"w": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}}).encode()
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0\0")
 
-    def fetch(repo: str, revision: str | None, key: str) -> Path:
+    def fetch(repo: str, revision: str | None, key: str, weights: bool = True) -> Path:
         names.append(f"{key}={repo}")
         return folder
 

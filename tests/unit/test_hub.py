@@ -29,7 +29,9 @@ def put(cache: Path, kind: str, repo: str, files: list[str]) -> Path:
     (folder / "refs" / "main").write_text(COMMIT)
     for name in files:
         (folder / "snapshots" / COMMIT / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / "snapshots" / COMMIT / name).write_text("{}")
+        (folder / "snapshots" / COMMIT / name).write_bytes(b"{}")
+        if name.endswith(".safetensors"):  # the header of an empty file
+            (folder / "snapshots" / COMMIT / name).write_bytes(b"\x02" + bytes(7) + b"{}")
     return folder / "snapshots" / COMMIT
 
 

@@ -113,7 +113,7 @@ def test_models_are_found_made_here_or_wrong(tmp_path, monkeypatch):
     found = list(preflight.models(cfg, folders, sizes))
     assert said(found, "2000 M parameters, bfloat16") is OK and said(found, "– made by this run") is OK
     assert said(found, "no such folder") is ERROR and said(found, "the Hub cannot be reached") is ERROR
-    assert said(found, "no safetensors header") is ERROR
+    assert said(found, "no safetensors file that can be read") is ERROR
     assert folders == {"model.path": tmp_path / "policy"} and sizes == {"model.path": 2e9}
 
 
@@ -330,7 +330,9 @@ def test_the_golden_pairs_warning_is_said_and_changes_no_file(tmp_path, monkeypa
     monkeypatch.setattr("rlhf.scoring.load.load_judge", lambda config, inputs: Preferring(2.0))
     made, candidates, console = {}, tmp_path / "candidates", Console(tmp_path)
     candidates.mkdir()
-    write_shard(candidates / shard_name(0), CANDIDATES_SCHEMA, [])
+    answer = {"text": "a", "token_ids": [1], "finish_reason": "stop", "logprob": 0.0, "seed": 0, "temperature": 1.0}
+    row = {"id": "p", "messages": [{"role": "user", "content": "q"}], "prompt_token_ids": [1], "candidates": [answer]}
+    write_shard(candidates / shard_name(0), CANDIDATES_SCHEMA, [row])
     for name in ("iteration_000/held_out/score", "iteration_001/held_out/score"):
         out = tmp_path / name
         out.mkdir(parents=True)

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from rlhf import sweep
+from rlhf.commit import take
 from rlhf.config import Config
 from rlhf.errors import RunChanged
-from rlhf.run import Run, take
+from rlhf.run import Run, open_artifact
 from tests.unit.test_run import InProcess, make
 
 LINE = ["-m", "experiment=quickstart", "dpo.beta=0.05,0.1", "seed=1", "model.path=/a/b,/c"]
@@ -76,7 +77,8 @@ def test_a_copy_that_was_killed_is_made_anew(tmp_path: Path, prompts_file: Path)
     first = make(Run(tmp_path / "a", Config(), InProcess()), prompts_file)
     (tmp_path / "b" / ".prompts.taken").mkdir(parents=True)
     (tmp_path / "b" / ".prompts.taken" / "train.parquet").write_text("half")
-    assert take(first.path, tmp_path / "b" / "prompts").digest == first.digest
+    take(first.path, first.record, tmp_path / "b" / "prompts")
+    assert open_artifact(tmp_path / "b" / "prompts").digest == first.digest
 
 
 def test_a_damaged_artifact_is_never_taken(tmp_path: Path, prompts_file: Path) -> None:
