@@ -242,7 +242,7 @@ class ComputeConfig:
     """Keep the optimizer's states in CPU memory."""
     preload: bool = True
     """Start workers from a process that has the heavy imports done."""
-    hang_seconds: float = 3600.0
+    hang_seconds: float = 14400.0
     """A stage whose worker says nothing for so long (no shard, no step) is stopped; the same command resumes it. 0 is
     for ever. Must be longer than a shard takes: on a slow machine raise it, or lower `generate.shard_size`."""
     kv_cache_gib: int = 1
