@@ -31,6 +31,7 @@ HIGH_RATE = 10
 """How many times the quickstart's learning rate is too much."""
 T_QUANTILE = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
 """97.5 % quantile of Student's t by degrees of freedom."""
+READING = "## Reading"
 WORLD = ["experiment=quickstart", "world.num_held_out=400", "prompts.num_held_out=400"]
 ALONE = [f"compute.{key}=1" for key in ("num_inference_workers", "num_training_ranks", "num_threads")]
 GREEDY = ["evaluate.temperature=0", "evaluate.n=1"]
@@ -80,6 +81,7 @@ ARMS = {
     ),
     "high_rate": Arm(_rate, ("online",)),
 }
+SECONDARY = ("length_biased", "length_penalty", "high_rate")
 PRIMARY = ("online", "offline", "online_greedy", "offline_greedy")
 
 
@@ -150,30 +152,35 @@ def claims(runs: Path) -> tuple[list[Claim], list[Claim], list[Claim]]:
     """Online against offline and SFT; the biased judge; the too high rate."""
     main = []
     for suffix, how in (("", "sampled at T = 1"), ("_greedy", "greedy")):
-        gold = [last(runs, PRIMARY_SEEDS, f"{arm}{suffix}", "gold_accuracy") for arm in ("online", "offline")]
+        both = [last(runs, PRIMARY_SEEDS, f"{arm}{suffix}", "gold_accuracy") for arm in ("online", "offline")]
         sft = last(runs, PRIMARY_SEEDS, f"online{suffix}", "gold_accuracy", 0)
         main += [
-            Claim(f"online > offline, {how}", minus(*gold)),
-            Claim(f"offline > SFT, {how}", minus(gold[1], sft)),
-            Claim(f"online > SFT, {how}", minus(gold[0], sft)),
+            Claim(f"online > offline, {how}", minus(*both)),
+            Claim(f"offline > SFT, {how}", minus(both[1], sft)),
+            Claim(f"online > SFT, {how}", minus(both[0], sft)),
         ]
     seeds = SECONDARY_SEEDS
-    tokens = {arm: last(runs, seeds, arm, "mean_response_tokens") for arm in ("length_biased", "length_penalty")}
+    tokens = {arm: [last(runs, seeds, arm, "mean_response_tokens", t) for t in range(4)] for arm in SECONDARY}
     unbiased = last(runs, seeds, "online", "mean_response_tokens")
-    before = last(runs, seeds, "length_biased", "mean_response_tokens", 0)
-    right = {arm: last(runs, seeds, arm, "gold_accuracy") for arm in ARMS if arm not in PRIMARY or arm == "online"}
+    gold = {arm: [last(runs, seeds, arm, "gold_accuracy", t) for t in range(4)] for arm in (*SECONDARY, "online")}
+    biased, penalised, fast = (tokens["length_biased"], tokens["length_penalty"], gold["high_rate"])
     length = [
-        Claim("the biased judge lengthens responses: tokens of π3 − π0", minus(tokens["length_biased"], before), False),
-        Claim("longer than with the unbiased judge: tokens of π3", minus(tokens["length_biased"], unbiased), False),
-        Claim("with the penalty they do not grow: π0 − π3", minus(before, tokens["length_penalty"]), False),
-        Claim("gold with the penalty − without", minus(right["length_penalty"], right["length_biased"])),
+        *[
+            Claim(f"the biased judge lengthens responses: tokens, π{t} − π0", minus(biased[t], biased[0]), False)
+            for t in (1, 2, 3)
+        ],
+        Claim("longer than with the unbiased judge: tokens of π3", minus(biased[3], unbiased), False),
+        Claim("shorter with the penalty: tokens of π2", minus(biased[2], penalised[2]), False),
+        Claim("with the penalty they do not grow: tokens, π0 − π3", minus(biased[0], penalised[3]), False),
+        Claim("gold of π3, with the penalty − without", minus(gold["length_penalty"][3], gold["length_biased"][3])),
     ]
-    proxy = [last(runs, seeds, arm, "mean_score") for arm in ("high_rate", "online")]
-    start = [last(runs, seeds, "high_rate", key, 0) for key in ("mean_score", "gold_accuracy")]
+    score = [last(runs, seeds, "high_rate", "mean_score", t) for t in range(4)]
     rate = [
-        Claim("the judge's score rises: π3 − π0", minus(proxy[0], start[0]), False),
-        Claim("gold falls: π0 − π3", minus(start[1], right["high_rate"])),
-        Claim("gold, quickstart's rate − too high a rate", minus(right["online"], right["high_rate"])),
+        Claim("the judge's score rises: π3 − π0", minus(score[3], score[0]), False),
+        Claim("the judge's score rises: π3 − π1", minus(score[3], score[1]), False),
+        Claim("gold falls meanwhile: π1 − π3", minus(fast[1], fast[3])),
+        Claim("gold falls below the start: π0 − π3", minus(fast[0], fast[3])),
+        Claim("gold of π3, quickstart's rate − too high a rate", minus(gold["online"][3], fast[3])),
     ]
     return main, length, rate
 
@@ -195,7 +202,6 @@ def report(runs: Path) -> str:
     """The text of `docs/results.md`."""
     head = "| claim | mean | 95 % interval | seeds | holds |\n|---|---|---|---|---|"
     tables = ["\n".join([head, *(claim.line() for claim in group)]) for group in claims(runs)]
-    secondary = ("length_biased", "length_penalty", "high_rate")
     return f"""# The paper's claims in miniature
 
 Written by `python scripts/paper_claims.py runs=runs/claims output=docs/results.md jobs=2` (an hour on two cores). Every
@@ -203,7 +209,8 @@ run is the quickstart's: a model of 0.86 million parameters, a judge trained on 
 400 held-out prompts whose operands stand in no training data, the base model's included. Gold is exact match, checked
 by a program that the loop never sees. Differences are paired by seed; intervals are Student's t over seeds; gold is in
 points of 100. A claim holds when the whole interval is on its side of zero. No seed was chosen by its outcome: they are
-{PRIMARY_SEEDS[0]} to {PRIMARY_SEEDS[-1]}, and the penalty and the high rate were set on another (7).
+{PRIMARY_SEEDS[0]} to {PRIMARY_SEEDS[-1]}; bias, penalty, response limit and high rate were set on another (7). What
+stands under "Reading" is written by hand and kept.
 
 ## Online > offline > SFT
 
@@ -219,18 +226,17 @@ prompt as it grows sure. `SFT` is π0. Means over {len(PRIMARY_SEEDS)} seeds:
 
 For {100 * LENGTH_SHARE:.0f} % of the prompts the judge's labels go by length alone (`scripts/biased_labels.py`), in the
 given preferences and in those of π0's samples; responses may have 48 tokens. `length_penalty` has the same judge and
-`pair.length_penalty={PENALTY}`.
-{len(SECONDARY_SEEDS)} seeds:
+`pair.length_penalty={PENALTY}`. Over {len(SECONDARY_SEEDS)} seeds:
 
 {tables[1]}
 
 ## Too high a learning rate
 
-`high_rate` is the online arm with {HIGH_RATE} times the quickstart's learning rate. {len(SECONDARY_SEEDS)} seeds:
+`high_rate` is the online arm with {HIGH_RATE} times the quickstart's learning rate. Over {len(SECONDARY_SEEDS)} seeds:
 
 {tables[2]}
 
-{by_arm(runs, secondary, SECONDARY_SEEDS)}
+{by_arm(runs, SECONDARY, SECONDARY_SEEDS)}
 """
 
 
@@ -253,7 +259,9 @@ def main() -> int:
     with ThreadPoolExecutor(int(given.get("jobs", "1"))) as pool:
         list(pool.map(run_seed, seeds))
     if "arms" not in given and "seeds" not in given and "output" in given:
-        Path(given["output"]).write_text(report(runs))
+        output = Path(given["output"])
+        reading = output.read_text().partition(READING)[2] if output.is_file() else "\n"
+        output.write_text(f"{report(runs)}\n{READING}{reading}")
     return 0
 
 
