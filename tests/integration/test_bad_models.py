@@ -126,8 +126,8 @@ def test_a_context_without_room_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (two_logits, ["2 labels", "one-logit"]),
-        (tiny_llama, ["labels", "one-logit"]),
+        (two_logits, ["2 labels", "one logit"]),
+        (tiny_llama, ["labels", "one logit"]),
     ],
     ids=["two logits", "causal LM"],
 )

@@ -157,7 +157,7 @@ def test_an_existing_output_is_never_touched(tmp_path):
         (["output=out.jsonl"], "input=… is missing"),
         (["input=in.jsonl", "output=out.csv"], "this tool writes .jsonl"),
         (["input=nowhere.jsonl", "output=out.jsonl"], "no such file"),
-        (["input=in.jsonl", "output=out.jsonl", "pair.num_candidates=1"], "num_candidates is 1"),
+        (["input=in.jsonl", "output=out.jsonl", "pair.num_candidates=1"], "pair.num_candidates=1: a pair needs two"),
         (["input=in.jsonl", "output=out.jsonl", "+pair.nonsense=1"], "nonsense"),
         (["input=in.jsonl", "output=out.jsonl"], "No rewards"),
     ],

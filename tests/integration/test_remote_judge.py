@@ -239,7 +239,7 @@ def test_the_same_command_goes_on_where_the_server_failed_for_good(path, tmp_pat
         job = score_job(path, pairs, tmp_path, httpd.url, per_shard=32, **whole)
         with pytest.raises(WorkerFailed, match="HTTP 503: gone"):
             run_here(job)
-    assert [file.name for file in job.out_path.iterdir()] == [shard_name(0)]
+    assert [file.name for file in job.out_path.glob("shard_*")] == [shard_name(0)]
     with stand_in() as httpd:
         run_here(dataclasses.replace(job, config=job.config | {"url": httpd.url}))
         assert len(httpd.asked) == 2  # the first shard was kept

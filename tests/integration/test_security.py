@@ -201,17 +201,21 @@ def test_a_key_that_is_no_header_is_refused_without_showing_it(judge, monkeypatc
 
 def test_no_key_reaches_a_file_or_the_screen(tmp_path):
     """A run with two finished stages and one that fails with a traceback in its log."""
-    policy = tiny_llama(tmp_path / "policy")
-    (policy / "tokenizer.json").write_text("{}")
+    tiny_llama(tmp_path / "policy")
     rows = "".join(json.dumps({"prompt": f"<b>\x1b[31m{i}</b>\r"}) + "\n" for i in range(6))
     (tmp_path / "prompts.jsonl").write_text(rows)
     overrides = ["model.path=policy", "prompts.path=prompts.jsonl", "prompts.num_held_out=2", "run_dir=run"]
     overrides += ["num_iterations=1", "prompts.num_per_iteration=4", "reward_model.rule=rlhf.world.tasks:gold"]
-    overrides += ["compute.preload=false", "generate.engine=transformers", "dpo.batch_size=2"]
+    overrides += [
+        "compute.preload=false",
+        "generate.engine=transformers",
+        "dpo.batch_size=2",
+        "generate.max_new_tokens=4",
+    ]
     environment = dict(os.environ, PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="1", **SECRETS)
     command = [sys.executable, "-m", "rlhf.iterate", *overrides]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=240)
-    assert done.returncode == 2 and "no usable tokenizer" in done.stderr, done.stdout + done.stderr
+    assert done.returncode == 2 and "not a prompt of the synthetic world" in done.stderr, done.stdout + done.stderr
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert {"config.yaml", "artifact.json", "driver.log"} <= {path.name for path in files}
     assert any("Traceback" in path.read_text() for path in files if path.suffix == ".log")
