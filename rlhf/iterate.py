@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -63,7 +64,7 @@ def iterate(cfg: Config, run: Run) -> Artifact:
         trained = step.stage("dpo", policy=policy, pairs=pairs, reference=logprobs)
         gates.heed(check_stage(cfg, t, trained), evaluations)
         policy = trained.part("model")
-        evaluations.append(evaluate(step, policy, yardstick, candidates, pairs, evaluations[-1]))
+        evaluations.append(evaluate(step, policy, yardstick, candidates, pairs, evaluations))
         report(run, evaluations, gates)
     return conclude(run, evaluations, dtype)
 
@@ -88,11 +89,11 @@ def evaluate(
     yardstick: Yardstick,
     generate: Artifact | None = None,
     pair: Artifact | None = None,
-    earlier: Evaluation | None = None,
+    earlier: Sequence[Evaluation] = (),
 ) -> Evaluation:
     """Sample and score the held-out prompts; π0's log-probs of the samples give the KL.
 
-    What the judge has scored in the `earlier` evaluation is not scored again.
+    What a judge has scored in `earlier` evaluations is not scored again: equal responses have equal scores.
     """
     cfg, step = step.run.cfg.evaluate, step.inside("held_out")
     sampling = {"n": cfg.n, "temperatures": [cfg.temperature], "iteration": step.iteration, "slice": None}
@@ -113,13 +114,18 @@ def evaluate(
     return Evaluation(step.iteration, policy, candidates, scores, gold, reference, generate, pair, others)
 
 
-def known_scores(yardstick: Yardstick, earlier: Evaluation | None) -> dict[str, dict[str, Artifact]]:
-    """What each judge that is a model has said of an earlier policy's responses to the same prompts, by its name."""
-    if earlier is None or (yardstick.against and earlier.iteration == 0):  # π0's were not held against π0's own
-        return {}
-    scores = {MAIN_JUDGE: earlier.scores} | earlier.others
+def known_scores(yardstick: Yardstick, earlier: Sequence[Evaluation]) -> dict[str, dict[str, Artifact]]:
+    """What each judge that is a model has said of earlier policies' responses to the same prompts, by its name."""
     models = [name for name, (_, model) in (yardstick.judges | yardstick.others).items() if model is not None]
-    return {name: {"known_candidates": earlier.candidates, "known_scores": scores[name]} for name in models}
+    known: dict[str, dict[str, Artifact]] = {name: {} for name in models}
+    for each in earlier:
+        if yardstick.against and each.iteration == 0:  # π0's were not held against π0's own
+            continue
+        scores = {MAIN_JUDGE: each.scores} | each.others
+        for name in models:
+            given = {"known_candidates": each.candidates, "known_scores": scores[name]}
+            known[name] |= {f"{key}.{each.iteration}": artifact for key, artifact in given.items()}
+    return known
 
 
 def figures(run: Run, evaluations: list[Evaluation]) -> list[Row]:

@@ -25,8 +25,8 @@ def run(job: Job, worker: Worker) -> Outcome:
 
     Config beside the section's own: `rule` (module:function or null), `dtype` and `trust_remote_code` of the judge;
     for a pairwise judge `kind` and `opponents`. With it the input `against` may be the candidates of another policy for
-    the same prompts: scores are then comparable between policies. `known_candidates` and `known_scores` are what this
-    judge has scored on the same prompts before (with the same `against`): equal responses are not scored again.
+    the same prompts: scores are then comparable between policies. `known_candidates.N` and `known_scores.N`, for any N, are
+    what this judge has scored on the same prompts before (with the same `against`): equal responses keep their score.
     """
     from rlhf.scoring.groups import Group, score_groups
     from rlhf.scoring.judge import Scored
@@ -87,12 +87,14 @@ def _texts(job: Job, name: str, index: int) -> dict[str, list[str]]:
 
 def _known(job: Job, index: int) -> dict[tuple[str, str], float]:
     """Finite scores that the judge has given before in the same shard, by prompt id and response."""
-    if "known_scores" not in job.inputs:
-        return {}
-    texts = _texts(job, "known_candidates", index)
-    rows = read_rows(job.input_path("known_scores") / shard_name(index))
-    found = [(row["id"], *both) for row in rows for both in zip(texts[row["id"]], row["scores"], strict=True)]
-    return {(prompt, text): score for prompt, text, score in found if math.isfinite(score)}
+    known: dict[tuple[str, str], float] = {}
+    for name in sorted(job.inputs):
+        if name.startswith("known_scores."):
+            texts = _texts(job, name.replace("scores", "candidates"), index)
+            for row in read_rows(job.input_path(name) / shard_name(index)):
+                both = zip(texts[row["id"]], row["scores"], strict=True)
+                known |= {(row["id"], text): score for text, score in both if math.isfinite(score)}
+    return known
 
 
 if __name__ == "__main__":

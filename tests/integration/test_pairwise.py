@@ -164,7 +164,7 @@ def test_what_was_scored_before_is_not_asked_again(tmp_path, model):
     against = write_candidates(tmp_path / "theirs", [["x", "y y"], ["e", "z"]])
     before = write_candidates(tmp_path / "before", [["a", "b b", "c"], ["d", "d", "e"]])
     known, _ = score(tmp_path / "known", model, candidates=before, against=against)
-    earlier = {"known_candidates": before, "known_scores": tmp_path / "known"}
+    earlier = {"known_candidates.1": before, "known_scores.1": tmp_path / "known"}
     now = write_candidates(tmp_path / "now", [["c", "new", "a"], ["e", "d", "d"]])
     found, counts = score(tmp_path / "again", model, candidates=now, against=against, **earlier)
     plain, all_counts = score(tmp_path / "plain", model, candidates=now, against=against)

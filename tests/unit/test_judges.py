@@ -72,7 +72,7 @@ def test_a_rule_judges_the_whole_loop_and_no_other_judge(tmp_path):
         config, inputs = run.told[name]
         assert inputs == ["candidates"] and config["rule"] == GOLD and config["rule_source"]
     config, inputs = run.told["iteration_001/held_out/score_other"]
-    assert inputs == ["candidates", "judge", "known_candidates", "known_scores"]
+    assert inputs == ["candidates", "judge", "known_candidates.0", "known_scores.0"]
     assert config["rule"] is None and "rule_source" not in config
 
 

@@ -144,7 +144,7 @@ def test_the_loop_scores_with_each_judge_and_sums(tmp_path, fetched):  # noqa: F
 @pytest.mark.parametrize(
     ("reward_model", "said"),
     [
-        ({"others": {"a/b": {"path": "x"}}}, "judge 'a/b': the name becomes a folder"),
+        ({"others": {"a/b": {"path": "x"}}}, "a/b: the name becomes a folder"),
         ({"others": {"main": {"path": "x"}}}, "judge 'main': two are called so"),
         ({"others": {"second": {"path": "x"}}}, "judge 'second': two are called so"),
         ({"others": {"a": {}}}, r"others\.a: path=None, rule=None: give one"),
