@@ -23,9 +23,9 @@ def num_shards(job: Job) -> int:
 def run(job: Job, worker: Worker) -> Outcome:
     """Write a scores shard per candidates shard; inputs are `candidates` and, unless `rule` is set, `judge`.
 
-    Config beside the section's own: `rule` (module:function or null), `dtype` and `trust_remote_code` of the judge;
-    for a pairwise judge `kind` and `opponents`. With it the input `against` may be the candidates of another policy for
-    the same prompts: scores are then comparable between policies. `known_candidates.N` and `known_scores.N`, for any N, are
+    Config beside the section's own: `rule` (module:function or null), `dtype` and `trust_remote_code` of the judge; for
+    a pairwise judge `kind` and `opponents`. With it the input `against` may be the candidates of another policy for the
+    same prompts: scores are then comparable between policies. `known_candidates.N` and `known_scores.N`, for any N, are
     what this judge has scored on the same prompts before (with the same `against`): equal responses keep their score.
     """
     from rlhf.scoring.groups import Group, score_groups
