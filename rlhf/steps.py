@@ -192,8 +192,9 @@ def judge(cfg: Config, run: Run, initial: Artifact) -> Artifact | None:
 
 def evaluation_judges(cfg: Config, run: Run) -> dict[str, Asked]:
     """The judges that only evaluate, by name."""
+    given = models_of(cfg)
     keys = {name: f"evaluate.judges.{name}" for name in cfg.evaluate.judges}
-    return {name: _asked(run, *models_of(cfg)[key], False, key) for name, key in keys.items()}
+    return {name: _asked(run, *given[key], False, key) for name, key in keys.items()}
 
 
 def _on_policy_pairs(cfg: Config, run: Run, initial: Artifact) -> Artifact:

@@ -204,7 +204,7 @@ def report(runs: Path) -> str:
     tables = ["\n".join([head, *(claim.line() for claim in group)]) for group in claims(runs)]
     return f"""# The paper's claims in miniature
 
-Written by `python scripts/paper_claims.py runs=runs/claims output=docs/results.md jobs=2` (an hour on two cores). Every
+Written by `python scripts/paper_claims.py runs=runs/claims output=docs/results.md jobs=2`. Every
 run is the quickstart's: a model of 0.86 million parameters, a judge trained on noisy preferences, 3 iterations, with
 400 held-out prompts whose operands stand in no training data, the base model's included. Gold is exact match, checked
 by a program that the loop never sees. Differences are paired by seed; intervals are Student's t over seeds; gold is in
