@@ -15,7 +15,7 @@ from typing import Any
 
 from rlhf.choices import Action, Loss, Reference
 from rlhf.config import Config
-from rlhf.config_training import DpoConfig
+from rlhf.config_training import MAIN_JUDGE, DpoConfig
 from rlhf.errors import UserError
 from rlhf.run import Artifact, Run
 from rlhf.summary import Evaluation, Row, best, rows_of, scores_by_prompt, write_summary
@@ -122,17 +122,20 @@ def check_iteration(cfg: Config, rows: Sequence[Row], evaluations: Sequence[Eval
         yield from _beyond(cfg, t, "kl", "max_kl", last.kl, where)
     for base in sorted({len(rows) - 2, 0}, reverse=True):
         rise = last.mean_score - rows[base].mean_score
-        for judge, scores in _others(made).items() if rise > 0 else ():
-            change, error = _change(scores, _others(evaluations[base])[judge])
+        for judge, scores in _others(cfg, made).items() if rise > 0 else ():
+            change, error = _change(scores, _others(cfg, evaluations[base])[judge])
             fall = -change / error if error else math.inf * (change < 0 or math.nan)
             figures = {"judge": judge, "change": change, "rise": rise, "base": base}
             yield from _beyond(cfg, t, "second_judge", "max_fall", fall, scores.path, **figures)
 
 
-def _others(evaluation: Evaluation) -> dict[str, Artifact]:
-    """Scores that no training sees, by the key that asks for them."""
+def _others(cfg: Config, evaluation: Evaluation) -> dict[str, Artifact]:
+    """Scores that no training sees, by the key that asks for them; judges of a sum are not among them."""
+    summed = {MAIN_JUDGE, *cfg.reward_model.others}
     gold = {"evaluate.gold": evaluation.gold} if evaluation.gold is not None else {}
-    return gold | {f"evaluate.judges.{name}": scores for name, scores in evaluation.others.items()}
+    return gold | {
+        f"evaluate.judges.{name}": scores for name, scores in evaluation.others.items() if name not in summed
+    }
 
 
 def _change(now: Artifact, before: Artifact) -> tuple[float, float]:

@@ -119,10 +119,10 @@ def known_scores(yardstick: Yardstick, earlier: Sequence[Evaluation]) -> dict[st
     models = [name for name, (_, model) in (yardstick.judges | yardstick.others).items() if model is not None]
     known: dict[str, dict[str, Artifact]] = {name: {} for name in models}
     for each in earlier:
-        if yardstick.against and each.iteration == 0:  # π0's were not held against π0's own
-            continue
         scores = {MAIN_JUDGE: each.scores} | each.others
         for name in models:
+            if yardstick.against and name == MAIN_JUDGE and each.iteration == 0:  # not held against π0's own
+                continue
             given = {"known_candidates": each.candidates, "known_scores": scores[name]}
             known[name] |= {f"{key}.{each.iteration}": artifact for key, artifact in given.items()}
     return known

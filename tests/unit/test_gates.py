@@ -11,6 +11,7 @@ import pytest
 from rlhf.checks import check_config
 from rlhf.choices import Action, Loss, Reference
 from rlhf.config import Config
+from rlhf.config_training import OtherJudge
 from rlhf.console import Console
 from rlhf.data.shards import shard_name, write_shard
 from rlhf.errors import ConfigError, UserError
@@ -176,6 +177,15 @@ def test_a_second_judge_falls_while_the_first_rises(tmp_path, score, before, now
     assert gates_of(found) == ["second_judge"] * len(bases)
     assert [f.text.split(" from ")[1][:2] for f in found] == bases
     assert all(f.text.startswith("evaluate.gold" if kind == "gold" else "evaluate.judges.second") for f in found)
+
+
+def test_a_judge_of_the_sum_is_no_second_judge(tmp_path):
+    cfg = Config()
+    cfg.reward_model.others = {"summed": OtherJudge(rule="module:function")}
+    judged = [{"main": values, "summed": values, "second": values} for values in (LEVEL, DOWN)]
+    evaluations = [evaluation(tmp_path, t, **each) for t, each in enumerate(judged)]
+    (found,) = check_iteration(cfg, [row(0), row(1, 1.0)], evaluations)
+    assert found.text.startswith("evaluate.judges.second")
 
 
 def test_a_fall_is_measured_in_standard_errors_of_differences_per_prompt(tmp_path):
