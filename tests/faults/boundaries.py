@@ -17,7 +17,7 @@ def undisturbed(folder: Path) -> tuple[dict[str, Any], int]:
     """What comes out without a kill, and how many boundaries there are on the way."""
     subject.prepare(folder)
     counter = folder.with_suffix(".count")
-    assert subject.attempt(folder, hooks.count_and_kill(counter, 0)) == 0, (folder / "error.txt").read_text()
+    assert subject.attempt(folder, hooks.count_and_kill(counter, "0")) == 0, (folder / "error.txt").read_text()
     return json.loads((folder / "result.json").read_text()), counter.stat().st_size
 
 
@@ -26,7 +26,9 @@ def kill_at(folder: Path, at: int, expected: dict[str, Any], tally: Tally) -> No
     subject.prepare(folder)
     counter = folder.with_suffix(".count")
     counter.unlink(missing_ok=True)
-    tally.check(subject.attempt(folder, hooks.count_and_kill(counter, at)) == -9, f"boundary {at}: was not reached")
+    tally.check(
+        subject.attempt(folder, hooks.count_and_kill(counter, str(at))) == -9, f"boundary {at}: was not reached"
+    )
     tally.kills += 1
     tally.accepted(folder, f"after a kill at boundary {at}")
     code = subject.attempt(folder)

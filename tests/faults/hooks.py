@@ -82,11 +82,14 @@ def install(root: Path, event: Event) -> None:
     builtins.open = open_torn  # type: ignore[assignment]
 
 
-def count_and_kill(counter: Path, at: int, action: str = "self") -> Event:
-    """Number the boundaries of all processes together; at number `at` (from 1; 0: never) comes SIGKILL.
+def count_and_kill(counter: Path, at: str, action: str = "self") -> Event:
+    """Number the boundaries of all processes together; at number `at` (from 1; "0": never) comes SIGKILL.
 
-    `action`: whom it strikes: `self`, the `driver` (the process in RLHF_FAULT_DRIVER), or `everything` in its session.
+    `at` may also name a boundary: what happens, a colon, how the path ends. `action`: whom it strikes: `self`, the
+    `driver` (the process in RLHF_FAULT_DRIVER), or `everything` in its session. Which files got their name is written
+    down in `counter` with the suffix `.made`.
     """
+    wanted, _, ending = at.partition(":")
 
     def event(what: str, path: str) -> None:
         descriptor = os.open(counter, os.O_RDWR | os.O_CREAT | os.O_APPEND)
@@ -94,7 +97,10 @@ def count_and_kill(counter: Path, at: int, action: str = "self") -> Event:
         number = os.fstat(descriptor).st_size + 1
         os.write(descriptor, b".")
         os.close(descriptor)
-        if number == at:
+        if what == "after replace":
+            with open(counter.with_suffix(".made"), "a") as made:
+                made.write(f"{path}\n")
+        if wanted == str(number) or (wanted == what and path.endswith(ending)):
             _strike(action)
 
     return event
@@ -126,10 +132,10 @@ def from_environment() -> None:
     """What `sitecustomize.py` calls, in every process of a command."""
     os.environ.setdefault("RLHF_FAULT_DRIVER", str(os.getpid()))
     counter, at, action = (os.environ[f"RLHF_FAULT_{name}"] for name in ("COUNTER", "AT", "ACTION"))
-    install(Path(os.environ["RLHF_FAULT_ROOT"]), count_and_kill(Path(counter), int(at), action))
+    install(Path(os.environ["RLHF_FAULT_ROOT"]), count_and_kill(Path(counter), at, action))
 
 
-def on_path(folder: Path, root: Path, counter: Path, at: int, action: str) -> dict[str, str]:
+def on_path(folder: Path, root: Path, counter: Path, at: str, action: str = "self") -> dict[str, str]:
     """The environment in which a command dies at boundary `at` of its work below `root`."""
     folder.mkdir(exist_ok=True)
     (folder / "sitecustomize.py").write_text("from tests.faults.hooks import from_environment\nfrom_environment()\n")

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 
 from rlhf.data.shards import read_all_rows
@@ -71,9 +72,11 @@ class Victim:
     """How many an undisturbed run has."""
     modes: Counter[str] = field(default_factory=Counter)
     slowest_stop: float = 0.0
-    _ever: set[int] = field(default_factory=set)
+    pieces: int = 0
+    """Shards and checkpoints that were finished once and not again."""
     _run: Path = Path()
     _damaged: dict[Path, bytes] = field(default_factory=dict)
+    _ever_damaged: set[str] = field(default_factory=set)
     _moves: int = 0
 
     def start(
@@ -82,7 +85,9 @@ class Victim:
         """Start the loop; `at` is the boundary to die at, `limit` the largest file it may write."""
         counter = self.folder / "counter"
         counter.unlink(missing_ok=True)
-        environment = hooks.on_path(self.folder / "hooks", self._run, counter, at, action) | {"HF_HUB_OFFLINE": "1"}
+        environment = hooks.on_path(self.folder / "hooks", self._run, counter, str(at), action) | {
+            "HF_HUB_OFFLINE": "1"
+        }
 
         def limits() -> None:
             if limit is not None:
@@ -122,6 +127,8 @@ class Victim:
     def life(self, kills: int) -> None:
         """Disturb a fresh run so often, or until it is finished; then let it finish and compare."""
         self._run = self.folder / f"run{self._moves}"
+        (self.folder / "counter.made").unlink(missing_ok=True)
+        self._ever_damaged.clear()
         for _ in range(kills):
             mode = self.rng.choices(MODES, WEIGHTS)[0]
             going = self.fault(mode)
@@ -203,7 +210,6 @@ class Victim:
         while driver.poll() is None and not until() and time.monotonic() < deadline:
             seen.update(descendants(driver.pid))
             time.sleep(0.1)
-        self._ever |= seen
         return list(seen)
 
     def _count_orphans(self, processes: list[int]) -> None:
@@ -226,7 +232,28 @@ class Victim:
         flipped[self.rng.randrange(len(data))] ^= 1 << self.rng.randrange(8)
         path.write_bytes(self.rng.choice([data[: len(data) // 2], bytes(flipped), b""]))
         self._damaged[path] = data
+        self._ever_damaged.add(self._stage(path))
         self.modes["damaged file"] += 1
+
+    def _stage(self, path: Path) -> str:
+        """The stage that a file is of, finished or not."""
+        folders = path.parent.relative_to(self.folder).parts[1:]
+        folders = tuple(takewhile(lambda part: not part.startswith("checkpoint-"), folders))
+        return "/".join(part.removeprefix(".").removesuffix(".partial") for part in folders)
+
+    def _count_redone(self) -> None:
+        """A shard or a checkpoint that got its name is never made again, unless somebody damaged its stage.
+
+        So a kill costs what was in flight: a shard of each worker, `dpo.save_steps` (1) optimizer steps.
+        """
+        made = [Path(line) for line in (self.folder / "counter.made").read_text().splitlines()]
+        pieces = [path for path in made if path.name.startswith("shard_") or path.name == "sealed.json"]
+        pieces = [path for path in pieces if self._stage(path) not in self._ever_damaged]
+        number = Counter(str(Path(*path.relative_to(self.folder).parts[1:])) for path in pieces)
+        again = sorted(name for name, times in number.items() if times > 1)
+        self.pieces += len(number)
+        self.tally.redone_max = max(self.tally.redone_max, 1 + len(again))
+        self.tally.check(bool(pieces) and not again, f"finished, and made again: {again}")
 
     def _restore(self, named: bool = False) -> None:
         """Put damaged files back where they still are; `named`: the refusal must have named one of them."""
@@ -261,6 +288,7 @@ class Victim:
         there = prompt_ids(self._run)
         for name, ids in prompt_ids(whole).items():
             self.tally.ids(ids, there.get(name, []), name)
+        self._count_redone()
         if not differ and code == 0:
             shutil.rmtree(self._run)
         self._moves += 1

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.data.shards import read_all_rows
+from tests.faults import hooks
 from tests.faults.processes import descendants, group, workers_of
 from tests.tiny import tiny_llama, tiny_reward_model
 
@@ -21,8 +22,10 @@ ROOT = Path(__file__).resolve().parents[2]
 NUM_PROMPTS, NUM_HELD_OUT = 30, 6
 
 
-def loop(run, *overrides, module="rlhf.iterate", wait=True):
+def loop(run, *overrides, module="rlhf.iterate", wait=True, dies_at=None):
     environment = dict(os.environ, PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="1")
+    if dies_at:
+        environment |= hooks.on_path(run.parent / "hooks", run, run.with_suffix(".count"), dies_at, "everything")
     process = subprocess.Popen(
         [sys.executable, "-m", module, f"run_dir={run}", *overrides],
         stdout=subprocess.PIPE,
@@ -219,6 +222,30 @@ def test_a_killed_run_ends_as_an_undisturbed_one(world, finished, victim):
     assert code == 0, said
     assert digests(run) == digests(finished[0])
     wait_for(lambda: not [pid for pid in everyone if group(pid) is not None])
+
+
+@pytest.mark.parametrize(
+    "boundary",
+    ["before fsync:.dpo.partial/model/model.safetensors", "after rename:iteration_001/dpo"],
+    ids=["weights_written", "committed"],
+)
+def test_a_training_that_dies_between_its_last_step_and_its_end(world, finished, boundary):
+    run = copy_of(finished[0], "trained")
+    shutil.rmtree(run / "iteration_001" / "dpo")
+    alone = {"module": "rlhf.stages.dpo"}
+    code, said = loop(run, "iteration=1", **alone, dies_at=boundary)
+    assert code == -signal.SIGKILL, said
+    unfinished = boundary.startswith("before")
+    left = run / "iteration_001" / (".dpo.partial" if unfinished else "dpo")
+    steps = len((left / "metrics.jsonl").read_text().splitlines())
+    kept = {path.name for path in left.glob("checkpoint-*")}
+    assert kept == {f"checkpoint-{steps - 2}", f"checkpoint-{steps - 1}"}, "until the commit they may be needed"
+    code, said = loop(run, "iteration=1", **alone)
+    assert code == 0, said
+    assert digests(run) == digests(finished[0])
+    log = (run / "logs" / "iteration_001.dpo.rank0.log").read_text()
+    assert (f"going on from checkpoint-{steps - 1}" in log) == unfinished, "more than one step was done again"
+    assert not list((run / "iteration_001").rglob("checkpoint-*"))
 
 
 def test_a_second_driver_is_refused(world, finished):
