@@ -67,13 +67,16 @@ def own_rewards(row: dict[str, Any]) -> list[float]:
     Raises:
         DataError: it has none, or not one for each response.
     """
-    rewards = json.loads(row["extra"]).get("rewards")
+    rewards, prompt = json.loads(row["extra"]).get("rewards"), f"The prompt {row['messages'][-1]['content']!r:.80}"
     if not isinstance(rewards, list) or len(rewards) != len(row["candidates"]):
         raise DataError(
-            f"The prompt {row['messages'][-1]['content']!r:.80} has no list `rewards` of {len(row['candidates'])}: "
-            "name a judge in reward_model.path, or score the file first with python -m rlhf.score."
+            f"{prompt} has no list `rewards` of {len(row['candidates'])}: name a judge in reward_model.path, or score "
+            "the file first with python -m rlhf.score."
         )
-    return [to_number(reward, "rewards") for reward in rewards]
+    try:
+        return [to_number(reward, "rewards") for reward in rewards]
+    except DataError as error:
+        raise DataError(f"{prompt}: {error} Mend that line, or name a judge in reward_model.path.") from None
 
 
 def table(found: dict[str, Any]) -> str:

@@ -38,8 +38,8 @@ def load_tokenizer(
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except Exception as error:  # the tokenizers library raises nothing more special
         raise ModelError(
-            f"{path}: no usable tokenizer ({error}). Save one beside the weights with tokenizer.save_pretrained; one "
-            "with Python code of its own needs trust_remote_code=true."
+            f"{path}: no usable tokenizer ({' '.join(str(error).split())}). Save one beside the weights with "
+            "tokenizer.save_pretrained; one with Python code of its own needs trust_remote_code=true."
         ) from error
     if chat_template is not None:
         tokenizer.chat_template = chat_template

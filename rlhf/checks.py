@@ -137,7 +137,7 @@ def _sampling(cfg: Config) -> Iterator[str]:
         yield f"generate.vllm_args.{key}: not here; only safetensors are read. See model.path, model.trust_remote_code."
     temperatures, n = cfg.generate.temperatures, cfg.generate.n
     if not temperatures or any(not _number(t) >= 0 for t in temperatures):
-        yield f"generate.temperatures={temperatures}: needs at least one, none negative; the paper has [1.0,0.7]."
+        yield f"generate.temperatures={temperatures}: needs finite numbers, none negative; the paper has [1.0,0.7]."
     elif n % len(temperatures):
         yield (
             f"generate.n={n}: cannot be shared out evenly over {len(temperatures)} temperatures {temperatures}. Use a "

@@ -9,7 +9,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -19,7 +20,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from rlhf.checks import check_config
@@ -45,7 +46,7 @@ def to_config(composed: DictConfig, schema: type[Any] = Config) -> Any:
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key}=… is missing, and has no default. Add it to the command.") from error
     except OmegaConfBaseException as error:
-        raise ConfigError(f"config: {error}") from error
+        raise ConfigError(explained(error)) from error
     if type(config) is Config:  # rlhf.check shows what is wrong in its own way
         check_config(config)
     return config
@@ -106,8 +107,32 @@ def guarded(command: Callable[[], Any]) -> NoReturn:
 def _message(error: BaseException) -> str:
     if isinstance(error, OverrideParseException):
         return f"{error.override}: {error}"
-    cause = error.__cause__
-    return f"{error}\n{cause}" if isinstance(error, HydraException) and cause else str(error)
+    if isinstance(error, OmegaConfBaseException):
+        return explained(error)
+    cause = error.__cause__ or error.__context__  # Hydra leaves out the `from` in places
+    if isinstance(error, HydraException) and isinstance(cause, OmegaConfBaseException):
+        where, _, override = str(error).splitlines()[0].partition("Error merging override ")
+        file = where.partition(":")[0] + ": " if where.startswith("In ") else ""
+        return file + explained(cause, override)
+    return str(error)
+
+
+def explained(error: OmegaConfBaseException, override: str = "") -> str:
+    """Which setting is wrong and why; for one that does not exist, which may have been meant."""
+    key, reason = error.full_key or "config", str(error).splitlines()[0].rstrip(".") + "."
+    if isinstance(error, ConfigKeyError | ConfigAttributeError):
+        schema = OmegaConf.to_container(OmegaConf.structured(ConfigStore.instance().load("schema.yaml").node))
+        known = list(_keys(schema))
+        near = [each for each in known if each.endswith(f".{key}")] or get_close_matches(key, known)
+        reason = f"no such setting{'; did you mean ' if near else ''}{' or '.join(near)}{'?' if near else '.'}"
+    what = override if override.startswith(key) else key
+    return f"{what}: {reason} docs/configuration.md lists every setting and what it takes."
+
+
+def _keys(tree: Any, prefix: str = "") -> Iterator[str]:
+    for name, value in tree.items() if isinstance(tree, dict) else ():
+        yield f"{prefix}{name}"
+        yield from _keys(value, f"{prefix}{name}.")
 
 
 def _exit(message: str, code: int) -> NoReturn:

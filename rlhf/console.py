@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.errors import printable
+from rlhf.records import dropped
 
 EVERY_SECONDS = 30.0
 """Between progress lines where the output is no terminal."""
@@ -61,8 +62,8 @@ class Console:
     def end(self, name: str, seconds: float, figures: dict[str, Any]) -> None:
         """Say that a stage has ended well, how long it took and what came out."""
         shown = {key: figures[key] for key in _SHOWN if figures.get(key) not in (0, None)}
-        dropped = {f"{key.removeprefix('dropped/')} dropped": n for key, n in figures.items() if _dropped(key) and n}
-        text = ", ".join(f"{_figure(value)} {key.replace('_', ' ')}" for key, value in (shown | dropped).items())
+        shown |= {f"{reason} dropped": n for reason, n in dropped(figures).items()}
+        text = ", ".join(f"{_figure(value)} {key.replace('_', ' ')}" for key, value in shown.items())
         self.say(f"  ✓ {name:<32}{seconds:6.1f} s  {text}")
         if figures.get("warning"):
             self.say(f"  ⚠ {figures['warning']}")
@@ -75,10 +76,6 @@ class Console:
         elif time.monotonic() - self._said > EVERY_SECONDS:
             self._said = time.monotonic()
             self.say(text)
-
-
-def _dropped(key: str) -> bool:
-    return key.startswith("dropped/")
 
 
 def _figure(value: Any) -> str:

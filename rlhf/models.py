@@ -153,12 +153,19 @@ def load_config(path: str | Path, trust_remote_code: bool = False, **extra: Any)
         raise ModelError(f"{path}: its config cannot be used ({error}). {_CODE}") from error
 
 
-def load_weights(auto: Any, path: str | Path, dtype: Any, trust_remote_code: bool = False, **extra: Any) -> Any:
-    """A model of one of transformers' auto classes, from safetensors alone; ModelError where it cannot be loaded."""
+def load_weights(
+    auto: Any, path: str | Path, dtype: Any, trust_remote_code: bool = False, new_head: bool = False, **extra: Any
+) -> Any:
+    """A model of one of transformers' auto classes, from safetensors alone.
+
+    Raises:
+        ModelError: it cannot be loaded, or weights are not in the files, which transformers would make up at random;
+            with `new_head` those of the score head may be missing, which is about to be trained.
+    """
     eager = attention(path, trust_remote_code)
     extra |= {"dtype": dtype, "attn_implementation": eager, "trust_remote_code": trust_remote_code}
     try:
-        return auto.from_pretrained(path, use_safetensors=True, **extra)
+        model, found = auto.from_pretrained(path, use_safetensors=True, output_loading_info=True, **extra)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError) as error:
         import transformers
 
@@ -167,3 +174,10 @@ def load_weights(auto: Any, path: str | Path, dtype: Any, trust_remote_code: boo
             f"{path}: cannot be loaded as {what} with transformers {transformers.__version__} ({error}). Check "
             f"config.json. {_CODE} Code that is too old for this version is mended in a copy of the folder."
         ) from error
+    missing = sorted(name for name in found["missing_keys"] if not (new_head and name.startswith("score.")))
+    if missing:
+        raise ModelError(
+            f"{path}: {len(missing)} weights of {type(model).__name__} are not in its files: {', '.join(missing[:4])}"
+            f"{', …' * (len(missing) > 4)}. Download or save it anew, or mend config.json."
+        )
+    return model

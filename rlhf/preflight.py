@@ -29,7 +29,7 @@ from rlhf.launch.capacity import approximate_size, check_capacity
 from rlhf.launch.machine import gpus, memory
 from rlhf.models import num_parameters, saved_dtype
 from rlhf.prompt_sets import PLACEHOLDER, too_few
-from rlhf.records import Message, Prompt
+from rlhf.records import Message, Prompt, what_became
 from rlhf.run import Launcher, plain
 from rlhf.steps import models_of
 
@@ -66,8 +66,9 @@ def finding(fine: bool, text: str, way_out: str = "", level: Level = Level.warni
 
 def refusal(message: str, level: Level = Level.error) -> Finding:
     """An error message as a finding: its first sentence says what is wrong, the rest is the way out."""
-    text, *rest = re.split(r"(?<=[.:)])\s+(?=[A-Z])", message, maxsplit=1)
-    return Finding(level, text, *rest)
+    ends = (at.start() for at in re.finditer(r"(?<=\.)\s+(?=[A-Z])", message))
+    end = next((at for at in ends if message.count("(", 0, at) == message.count(")", 0, at)), len(message))
+    return Finding(level, message[:end], message[end:].strip())
 
 
 def collect(subject: str, check: Iterable[Finding]) -> list[Finding]:
@@ -97,7 +98,8 @@ def look(cfg: Config, launcher: Launcher) -> list[Finding]:
     folders, files, sizes, sample = dict[str, Path](), dict[str, Path](), dict[str, float](), list[list[Message]]()
     found = collect("models", models(cfg, folders, sizes)) + collect("data", data(cfg, files))
     found += collect("prompts", prompts(cfg, files, sample))
-    if folders:
+    named = cfg.report_to or cfg.dpo.lr_scheduler != DpoConfig().lr_scheduler
+    if folders or named or any(value_at(cfg, f"{section}.trainer_args") for section in ("dpo", "sft", "reward_model")):
         told = {"cfg": plain(cfg), "folders": {key: str(path) for key, path in folders.items()}, "prompts": sample}
         job = Job("preflight", "preflight", told, {}, "", cfg.seed, plain(cfg.compute))
         try:
@@ -138,7 +140,7 @@ def models(cfg: Config, folders: dict[str, Path], sizes: dict[str, float]) -> It
 
 
 def data(cfg: Config, files: dict[str, Path]) -> Iterator[Finding]:
-    """Every data file, rule and server; `files` gets the local files, by key, held-out prompts first."""
+    """Every data file, rule, server and run to reuse; `files` gets the local files, by key, held-out prompts first."""
     given = {key: str(value) for key in (*_FILES, *_RULES) if (value := value_at(cfg, key)) is not None}
     several = PLACEHOLDER in cfg.prompts.path
     for t in range(1, cfg.num_iterations * several + 1):
@@ -161,6 +163,9 @@ def data(cfg: Config, files: dict[str, Path]) -> Iterator[Finding]:
             yield refusal(str(error))
     if cfg.reward_model.url is not None:
         yield _server(cfg.reward_model.url)
+    for path in cfg.reuse:
+        number = len(list(Path(path).expanduser().glob("**/artifact.json")))
+        yield finding(number > 0, f"reuse={path}: {number} finished stages", "Nothing is taken from it.")
 
 
 def _server(url: str) -> Finding:
@@ -189,10 +194,8 @@ def prompts(cfg: Config, files: dict[str, Path], sample: list[list[Message]]) ->
             kept.append(prompt)
             if part := counts["rows"] > ROWS or time.monotonic() - begun > SECONDS:
                 break
-        lost = [f"{n} {name.removeprefix('dropped/')}" for name, n in counts.items() if n and name.startswith("drop")]
-        rows = f"{'the first ' * part}{counts['rows']} rows ({', '.join(lost) or 'all usable'})"
-        why = "Many rows are dropped; look at the file."
-        yield finding(len(kept) > 0.8 * counts["rows"], f"{key}: {len(kept)} prompts in {rows}", why)
+        text = f"{key}: {len(kept)} prompts in {'the first ' * part}{what_became(counts)}"
+        yield finding(len(kept) > 0.8 * counts["rows"], text, "Many rows are dropped; look at the file.")
         own = {prompt.id for prompt in kept}
         there, known = len(own - taken) - cut, len(own & taken)
         if key != "prompts.held_out_path":
@@ -221,9 +224,15 @@ def training(cfg: Config, sizes: dict[str, float]) -> Iterator[Finding]:
     if large and not lora and cfg.dpo.learning_rate == recipe.learning_rate:
         why = f"The two go together ({recipe.batch_size}): at 32 others lost half a point of MT-Bench."
         yield finding(batch == recipe.batch_size, f"dpo.batch_size={batch} at the recipe's learning rate", why)
-    rate, low, high = (cfg.dpo.learning_rate, 1e-6, 1e-3) if lora else (cfg.dpo.learning_rate, 1e-8, 1e-5)
-    why = f"Usual are {low:g} to {high:g}: below, the model hardly moves; above, it tends to break."
-    yield finding(low <= rate <= high or not (large or lora), f"dpo.learning_rate={rate:g}{' with LoRA' * lora}", why)
+    rates = [("dpo", large or lora, 1e-6 if lora else 1e-8, 1e-3 if lora else 1e-5)]
+    rates += [("sft", large, 1e-7, 1e-4)] if cfg.sft.data else []
+    judge_is_large = sizes.get("reward_model.path", 0) >= LARGE
+    rates += [("reward_model", judge_is_large, 1e-7, 1e-4)] if cfg.reward_model.data else []
+    for section, known, low, high in rates:
+        rate = value_at(cfg, f"{section}.learning_rate")
+        why = f"Usual are {low:g} to {high:g}: below, the model hardly moves; above, it tends to break."
+        text = f"{section}.learning_rate={rate:g}{' with LoRA' * (lora and section == 'dpo')}"
+        yield finding(low <= rate <= high or not known, text, why)
     whole = cfg.generate.max_prompt_tokens + cfg.generate.max_new_tokens
     why = f"Prompt and response may have {whole}: the judge would not see the beginning. Raise it if it can read them."
     fine = cfg.score.max_tokens >= whole or cfg.reward_model.rule is not None

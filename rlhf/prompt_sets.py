@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rlhf import sources
 from rlhf.config import Config
 from rlhf.errors import ConfigError
+from rlhf.records import what_became
 from rlhf.run import Artifact, Run
 from rlhf.steps import settings
 
@@ -63,9 +64,15 @@ def too_few(cfg: Config, there: int, counts: dict[str, int]) -> str | None:
     size = cfg.prompts.num_per_iteration
     if cfg.num_iterations * size <= there:
         return None
+    lower = {"prompts.num_per_iteration": there // cfg.num_iterations, "num_iterations": there // size}
+    ways_out = [f"{key}={value}" for key, value in lower.items() if value > 0]
+    ways_out += [
+        "more prompts",
+        "fewer of them held out",
+        "a set for each iteration (prompts.path with {iteration} in it)",
+    ]
     return (
-        f"{cfg.num_iterations} iterations of prompts.num_per_iteration={size} need {cfg.num_iterations * size} "
-        f"training prompts, but {cfg.prompts.path} gives {there} (counts: {counts}). Ways out: "
-        f"prompts.num_per_iteration={there // cfg.num_iterations}, num_iterations={there // size}, more prompts, "
-        "or a set for each iteration (prompts.path with {iteration} in it)."
+        f"num_iterations={cfg.num_iterations} with prompts.num_per_iteration={size} needs {cfg.num_iterations * size} "
+        f"training prompts, but {cfg.prompts.path} gives {max(there, 0)} ({what_became(counts)}). Ways out: "
+        f"{', '.join(ways_out)}."
     )

@@ -28,6 +28,17 @@ def prompt_id(messages: Sequence[Mapping[str, str]]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
+def dropped(counts: Mapping[str, int]) -> dict[str, int]:
+    """How many were dropped, by reason: the counts `dropped/<reason>` that are not zero."""
+    return {key.removeprefix("dropped/"): n for key, n in counts.items() if key.startswith("dropped/") and n}
+
+
+def what_became(counts: Mapping[str, int], of: str = "rows") -> str:
+    """How many there were and why some were dropped, as text."""
+    reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(dropped(counts).items()))
+    return f"{counts.get(of, 0)} {of}, dropped: {reasons or 'none'}"
+
+
 @dataclass(frozen=True)
 class Prompt:
     """A conversation that ends with a user's turn."""

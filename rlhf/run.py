@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
 import shutil
 import time
 from collections.abc import Iterable
@@ -95,7 +96,12 @@ def differences(there: Any, now: Any, name: str = "") -> list[str]:
         for key in sorted(there.keys() | now.keys()):
             lines += differences(there.get(key), now.get(key), f"{name}.{key}" if name else key)
         return lines
-    return [] if there == now else [f"{name}: {there!r} there, {now!r} now"]
+    return [] if there == now else [f"{name}: {_shown(there)} there, {_shown(now)} now"]
+
+
+def _shown(value: Any) -> str:
+    """A value as text; of a digest its beginning."""
+    return f"{value[:12]}…" if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else repr(value)
 
 
 @dataclass
@@ -338,6 +344,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     record = read_sealed(path)
     if not isinstance(files := record.get("files"), dict) or not {"identity", "digest"} <= record.keys():
         raise damaged(path, "it has no files, identity or digest", folder)
+    if bare := [name for name, entry in files.items() if set(entry or ()) != {"bytes", "sha256"}]:
+        raise damaged(path, f"it has no size or checksum of {bare}", folder)
     if wrong := [name for name in files if Path(name).is_absolute() or ".." in Path(name).parts]:
         raise damaged(path, f"it names files outside its folder: {wrong}", folder)
     return record

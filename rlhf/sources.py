@@ -25,14 +25,15 @@ def made_here(run: Run, path: str, key: str) -> Artifact:
     name, _, part = path.removeprefix("@").partition("/")
     if name not in run.made:
         raise ConfigError(
-            f"{key}={path}: this run makes no {name!r} before it is needed; it has {sorted(run.made) or 'nothing'}."
+            f"{key}={path}: no stage of this run makes {name!r} before it is needed; made by then: "
+            f"{', '.join(sorted(run.made)) or 'nothing'}. Name one of those, or a path or Hub id without the @."
         )
     made = run.made[name]
     files = made.record.get("files", [part])
-    if part and (".." in Path(part).parts or not any(f"{file}/".startswith(f"{part}/") for file in files)):
-        raise ConfigError(
-            f"{key}={path}: no part of {name!r}, which has {sorted(files)}; '..' leads out of it. Name one."
-        )
+    if ".." in Path(part).parts:
+        raise ConfigError(f"{key}={path}: '..' leads out of what {name!r} is. Name a part of it, such as @world/model.")
+    if part and not any(f"{file}/".startswith(f"{part}/") for file in files):
+        raise ConfigError(f"{key}={path}: {name!r} has no such part. Name one of {', '.join(sorted(files))}.")
     return made.part(part) if part else made
 
 
@@ -117,8 +118,9 @@ def local_file(path: str, key: str) -> Path:
     """
     file = resolved(path, key)
     if not file.is_file():
+        what = "a folder, no file" if file.is_dir() else f"no such file (looked for {file})"
         raise DataError(
-            f"{key}={path}: no such file (looked for {file}). Give the path of a .json, .jsonl or .parquet file, or a "
+            f"{key}={path}: {what}. Give the path of a .json, .jsonl or .parquet file, or a "
             "data set on the Hub as owner/name[@revision][:[subset/]split]."
         )
     return file

@@ -11,6 +11,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from rlhf.data.shards import read_all_rows, write_atomic
+from rlhf.records import dropped
 from rlhf.run import Artifact
 
 KL_ESTIMATOR = "k1: mean over samples of log π_t − log π0, nats per response"
@@ -129,12 +130,7 @@ def row_of(evaluation: Evaluation, initial: Evaluation) -> Row:
     kl: float | None = 0.0
     if not first:
         kl = kl_to_initial(evaluation.candidates, evaluation.reference) if evaluation.reference else None
-    counts = evaluation.candidates.counts
-    dropped: dict[str, int] = {}
-    for artifact in (evaluation.generate, evaluation.pair):
-        for key, value in (artifact.counts if artifact else {}).items():
-            if key.startswith("dropped/") and value:
-                dropped[key.removeprefix("dropped/")] = value
+    counts, trained_on = evaluation.candidates.counts, (evaluation.generate, evaluation.pair)
     return Row(
         iteration=evaluation.iteration,
         mean_score=own.mean_score,
@@ -146,7 +142,7 @@ def row_of(evaluation: Evaluation, initial: Evaluation) -> Row:
         kl=kl,
         truncated=counts["truncated"] / max(1, counts["responses"]),
         pairs=evaluation.pair.counts["pairs"] if evaluation.pair else None,
-        dropped=dropped,
+        dropped=dropped({key: n for made in trained_on if made for key, n in made.counts.items()}),
         judges={
             name: verdict(scores, None if first else initial.others[name]) for name, scores in evaluation.others.items()
         },
@@ -171,7 +167,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def _cells(row: Row) -> list[str]:
-    dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(row.dropped.items()))
+    lost = ", ".join(f"{reason} {count}" for reason, count in sorted(row.dropped.items()))
     others = [cell for other in row.judges.values() for cell in (f"{other.mean_score:+.3f}", _rate(other))]
     return [
         f"π{row.iteration}",
@@ -183,7 +179,7 @@ def _cells(row: Row) -> list[str]:
         "–" if row.kl is None else f"{row.kl:.2f}",
         f"{100 * row.truncated:.1f} %",
         "–" if row.pairs is None else str(row.pairs),
-        dropped or "–",
+        lost or "–",
     ]
 
 

@@ -22,6 +22,7 @@ from rlhf.data.shards import fsync_dir
 from rlhf.errors import ConfigError, UserError
 from rlhf.launch.local import LocalLauncher
 from rlhf.launch.lock import hold_run
+from rlhf.records import dropped
 from rlhf.run import Artifact, Run
 from rlhf.tools_config import FileTool, as_config
 
@@ -77,15 +78,13 @@ def write_file(tool: FileTool, make: Make, rows: Rows, form: Form = Form.lines) 
 
 def account(made: Sequence[Artifact]) -> str:
     """What became of every row of the input: kept ones, and dropped ones by reason."""
-    dropped = Counter[str]()
+    lost = Counter[str]()
     for artifact in made:
-        for key, number in artifact.counts.items():
-            if key.startswith("dropped/") and number:
-                dropped[key.removeprefix("dropped/")] += number
+        lost.update(dropped(artifact.counts))
     rows = made[0].counts.get("comparisons", made[0].counts["rows"])
-    reasons = ", ".join(f"{reason} {number}" for reason, number in sorted(dropped.items()))
-    kept = rows - dropped.total()
-    return f"{rows} rows = {kept} kept + {dropped.total()} dropped{f' ({reasons})' if reasons else ''}"
+    reasons = ", ".join(f"{reason} {number}" for reason, number in sorted(lost.items()))
+    kept = rows - lost.total()
+    return f"{rows} rows = {kept} kept + {lost.total()} dropped{f' ({reasons})' if reasons else ''}"
 
 
 def check_output(output: Path, suffix: str, work: Path | None = None) -> None:

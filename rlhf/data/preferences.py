@@ -9,7 +9,8 @@ from pathlib import Path
 from rlhf.data.comparisons import Comparison, to_comparisons
 from rlhf.data.files import Record
 from rlhf.data.prompts import UnusableRow, clean_text, parsed_rows
-from rlhf.records import Message
+from rlhf.errors import DataError
+from rlhf.records import Message, what_became
 
 Preference = tuple[list[Message], str, str]
 """Messages that end with a user's turn, the chosen and the rejected answer."""
@@ -24,7 +25,7 @@ def read_preferences(path: Path | str, counts: Counter[str]) -> Iterator[Prefere
             a row that cannot be read counts as one) = `pairs` + the sum of `dropped/<reason>`.
 
     Raises:
-        DataError: the file cannot be read, or a row has no known shape.
+        DataError: the file cannot be read, a row has no known shape, or no comparison is a pair.
     """
     for _, preference in preferences_with_rows(path, counts):
         yield preference
@@ -45,6 +46,11 @@ def preferences_with_rows(path: Path | str, counts: Counter[str]) -> Iterator[tu
                 continue
             counts["pairs"] += 1
             yield row, preference
+    if not counts["pairs"]:
+        raise DataError(
+            f"{path}: no preference pair ({what_became(counts, 'comparisons')}). Give two different answers, one of "
+            "them the better, to the same user's turn."
+        )
 
 
 def to_preference(comparison: Comparison) -> Preference:

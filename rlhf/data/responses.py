@@ -110,9 +110,6 @@ def read_comparisons(path: Path | str, counts: Counter[str]) -> Iterator[dict[st
         candidates = [Candidate([], text, FINISHED, logprob=math.nan, seed=0, temperature=math.nan) for text in answers]
         made: dict[str, Any] = {"id": prompt_id(messages), "messages": messages, "prompt_token_ids": []}
         yield made | {"extra": json.dumps(about, default=str), "candidates": [vars(c) for c in candidates]}
-    if not counts["pairs"]:
-        what = f"{path}: none of {counts['rows']} rows is a preference pair ({dict(counts)})."
-        raise DataError(f"{what} Give two different answers, one of them the better, to the same user's turn.")
 
 
 def read_best_of_n(path: Path | str, counts: Counter[str]) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 from rlhf.data.shards import num_rows, read_rows, shard_name, shard_paths, sum_counts, write_atomic, write_shard
 from rlhf.errors import DataError, ModelError, TemplateRefuses
 from rlhf.job import Job, Kind, Outcome, Worker
-from rlhf.records import CANDIDATES_SCHEMA
+from rlhf.records import CANDIDATES_SCHEMA, what_became
 
 KIND = Kind.inference
 
@@ -142,12 +142,11 @@ def _refuse_if_nothing_is_left(job: Job, tokenizer: Any, limit: int) -> None:
             f"{job.inputs['prompts']}: all {counts['prompts']} prompts have more than {limit} tokens. Raise generate."
             "max_prompt_tokens, lower generate.max_new_tokens (the context holds both), or give shorter prompts."
         )
-    dropped = ", ".join(f"{key.removeprefix('dropped/')}: {n}" for key, n in counts.items() if key.startswith("drop"))
     for row in itertools.chain.from_iterable(_prompts(job, index) for index in range(num_shards(job))):
         try:
             render_prompt(tokenizer, row["messages"])
         except TemplateRefuses as error:
-            raise TemplateRefuses(f"None of {counts['prompts']} prompts can be sampled ({dropped}). {error}") from error
+            raise TemplateRefuses(f"No prompt can be sampled ({what_became(counts, 'prompts')}). {error}") from error
 
 
 def _prompts(job: Job, index: int) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from rlhf.config import PairConfig
 from rlhf.data.shards import num_rows, read_all_rows, read_rows, shard_name, shard_paths, sum_counts, write_shard
 from rlhf.errors import DataError
 from rlhf.job import Job, Kind, Outcome, Worker
-from rlhf.records import PAIRS_SCHEMA, ScoredPrompt, scored_prompt, to_row
+from rlhf.records import PAIRS_SCHEMA, ScoredPrompt, dropped, scored_prompt, to_row, what_became
 from rlhf.strategies import Drop, Terminators, fault, make_pairs
 
 KIND = Kind.single
@@ -26,6 +26,18 @@ KIND = Kind.single
 def num_shards(job: Job) -> int:
     """One shard of pairs per shard of candidates."""
     return len(shard_paths(job.input_path("candidates")))
+
+
+_VARIED = "raise generate.temperatures or generate.n, or look at the judge"
+_WAYS_OUT = {
+    Drop.too_few_candidates: "raise generate.n to 2 or more",
+    Drop.non_finite: "look at the judge, whose scores are no numbers",
+    Drop.empty: "look at the policy, which says nothing",
+    Drop.truncated: "raise generate.max_new_tokens or set pair.truncated=allow",
+    Drop.identical_text: _VARIED,
+    Drop.all_tied: _VARIED,
+    Drop.below_margin: "lower pair.min_margin",
+}
 
 
 def run(job: Job, worker: Worker) -> Outcome:
@@ -116,17 +128,12 @@ def count(counts: Counter[str], prompt: ScoredPrompt, config: PairConfig, num_pa
 
 def check_counts(counts: dict[str, int]) -> None:
     """Every prompt is accounted for, and at least one gives a pair."""
-    dropped = {key: value for key, value in counts.items() if key.startswith("dropped/")}
-    assert counts.get("prompts", 0) == counts.get("prompts_with_pairs", 0) + sum(dropped.values()), counts
+    lost = dropped(counts)
+    assert counts.get("prompts", 0) == counts.get("prompts_with_pairs", 0) + sum(lost.values()), counts
     if counts.get("pairs", 0):
         return
-    reasons = ", ".join(f"{key.removeprefix('dropped/')}: {value}" for key, value in sorted(dropped.items()))
-    raise DataError(
-        f"None of {counts.get('prompts', 0)} prompts gives a preference pair ({reasons or 'no prompt came in'}). "
-        "truncated: raise generate.max_new_tokens or set pair.truncated=allow. all_tied or identical_text: raise "
-        "generate.temperatures or generate.n, or look at the judge. below_margin: lower pair.min_margin. non_finite: "
-        "look at the judge. empty: look at the policy. too_few_candidates: raise generate.n to 2 or more."
-    )
+    ways_out = " ".join(f"{reason}: {_WAYS_OUT[Drop(reason)]}." for reason in sorted(lost))
+    raise DataError(f"No prompt gives a preference pair ({what_became(counts, 'prompts')}). {ways_out}")
 
 
 def pair_metrics(folder: Path) -> dict[str, float]:

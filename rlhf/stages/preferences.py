@@ -13,7 +13,6 @@ from typing import Any
 
 from rlhf.data.preferences import Preference, read_preferences
 from rlhf.data.shards import shard_name, write_shard
-from rlhf.errors import DataError
 from rlhf.job import Job, Kind, Outcome, Worker
 from rlhf.records import PAIRS_SCHEMA, prompt_id
 
@@ -38,8 +37,6 @@ def run(job: Job, worker: Worker) -> Outcome:
     rows = (_row(tokenizer, preference) for preference in read_preferences(path, counts))
     for index, block in enumerate(_blocks(rows)):
         write_shard(job.out_path / shard_name(index), PAIRS_SCHEMA, block)
-    if not counts["pairs"]:
-        raise DataError(f"{path}: none of {counts['rows']} rows is a preference pair ({dict(counts)}).")
     return Outcome(counts=dict(counts))
 
 

@@ -6,6 +6,7 @@ Not a stage of the loop: it leaves no artifact; the metric `findings` is what `r
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 from itertools import takewhile
 from typing import Any
 
@@ -34,7 +35,31 @@ def run(job: Job, worker: Worker) -> Outcome:
             elif key.startswith("reward_model.others."):
                 section = section | cfg["reward_model"]["others"][key.split(".", 2)[2].removesuffix(".path")]
             found += collect("judge", _judge(key, folder, section, cfg["score"]["max_tokens"]))
+    found += collect("training", _names(cfg))
     return Outcome(metrics={"findings": found})
+
+
+def _names(cfg: dict[str, Any]) -> Iterator[Finding]:
+    """What is passed on to the trainers by name: schedule, trackers, arguments."""
+    from transformers.trainer_utils import SchedulerType
+
+    name, schedules = cfg["dpo"]["lr_scheduler"], [each.value for each in SchedulerType]
+    fix = f"transformers has {', '.join(schedules)}."
+    yield finding(name in schedules, f"dpo.lr_scheduler={name}", fix, Level.error)
+    if cfg["report_to"]:
+        from transformers.integrations import get_available_reporting_integrations
+
+        there = [*get_available_reporting_integrations(), "all", "none"]
+        fix = f"Here there are {', '.join(there)}; install the package of another."
+        yield finding(set(cfg["report_to"]) <= set(there), f"report_to={cfg['report_to']}", fix, Level.error)
+    own = "SFTConfig" if cfg["reward_model"]["kind"] == "pairwise" else "RewardConfig"
+    for section, arguments in {"dpo": "DPOConfig", "sft": "SFTConfig", "reward_model": own}.items():
+        if extra := cfg[section]["trainer_args"]:
+            import trl
+
+            unknown = sorted(set(extra) - {field.name for field in fields(getattr(trl, arguments))})
+            text = f"{section}.trainer_args: {', '.join(unknown or extra)}"
+            yield finding(not unknown, text, f"It is no field of trl.{arguments}.", Level.error)
 
 
 def _policy(path: str, cfg: dict[str, Any], prompts: list[list[Message]]) -> Iterator[Finding]:

@@ -17,7 +17,7 @@ from rlhf.data.prompts import load_prompts
 from rlhf.data.shards import read_rows, write_shard
 from rlhf.errors import ConfigError, DataError
 from rlhf.job import Job, Kind, Outcome, Worker
-from rlhf.records import PROMPT_SCHEMA, Prompt, to_row
+from rlhf.records import PROMPT_SCHEMA, Prompt, dropped, to_row, what_became
 
 KIND = Kind.single
 
@@ -49,10 +49,12 @@ def run(job: Job, worker: Worker) -> Outcome:
     for name in sorted(key for key in job.inputs if key.startswith("seen_")):
         train = without_seen(train, job.input_path(name), name, counts)
     if not train:
-        raise DataError(f"{path}: every prompt is held out or belongs to an earlier iteration: {dict(counts)}.")
+        raise DataError(
+            f"{path}: every prompt is held out or belongs to an earlier iteration ({what_became(counts)}). "
+            "Give other prompts, or hold out fewer (prompts.num_held_out)."
+        )
     counts.update(train=len(train), held_out=len(held_out))
-    dropped = sum(value for key, value in counts.items() if key.startswith("dropped/"))
-    assert counts["rows"] == len(train) + len(held_out) + dropped, counts
+    assert counts["rows"] == len(train) + len(held_out) + sum(dropped(counts).values()), counts
     for name, part in (("train", train), ("held_out", held_out)):
         write_shard(job.out_path / f"{name}.parquet", PROMPT_SCHEMA, map(to_row, part))
     return Outcome(counts=dict(counts))

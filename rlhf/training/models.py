@@ -57,7 +57,7 @@ def load_model(folder: Path, dtype: torch.dtype, trust_remote_code: bool = False
     for name, value in config.to_dict().items():
         if isinstance(value, float) and ("dropout" in name or "pdrop" in name):
             setattr(config, name, 0.0)
-    model = load_weights(auto, folder, dtype, trust_remote_code, config=config)
+    model = load_weights(auto, folder, dtype, trust_remote_code, new_head=reward_model, config=config)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -19,11 +19,12 @@ from rlhf.errors import DataError, TemplateRefuses
 from rlhf.job import Job, Outcome, Worker
 from rlhf.models import load_config
 from rlhf.pairwise import answer_ids, render_comparison, require_causal_lm
+from rlhf.records import what_became
 from rlhf.training.checkpoints import train_resumable
 from rlhf.training.models import export_model, load_model, resolve_dtype
 from rlhf.training.reward_model import conversations
 from rlhf.training.sft import IGNORED, gradient_accumulation
-from rlhf.training.tokens import TokenRow, split, token_dataset
+from rlhf.training.tokens import TokenRow, count_refused, split, token_dataset
 from rlhf.training.trainer import (
     StageTrainer,
     attach,
@@ -53,9 +54,7 @@ def _rows(job: Job, tokenizer: PreTrainedTokenizerBase, counts: Counter[str]) ->
         try:
             prompts = [render_comparison(tokenizer, messages, *orders[place]) for place in (first, 1 - first)]
         except TemplateRefuses as error:
-            counts["dropped/refused_by_template"] += 1
-            if counts["dropped/refused_by_template"] == 1:
-                _log.warning("pairs that the chat template refuses are dropped; the first: %s", error)
+            count_refused(counts, error)
             continue
         counts["chosen_first"] += first == 0
         counts["cut_left"] += max(map(len, prompts)) >= max_length
@@ -119,8 +118,8 @@ def train_preference_model(job: Job, worker: Worker) -> Outcome:
     train, held_out = split(len(dataset) // 2, config["held_out_share"], job.seed)
     if not train:
         raise DataError(
-            f"{job.inputs['data']}: no pair to train on: {dict(counts)}. Give pairs of two different answers, and as "
-            "reward_model.path a model whose chat template takes a user turn."
+            f"{job.inputs['data']}: no pair to train on ({what_became(counts, 'comparisons')}). Give pairs of two "
+            "different answers, and as reward_model.path a model whose chat template takes a user turn."
         )
     model = load_model(source, resolve_dtype(config["dtype"], source), config["trust_remote_code"])
     rows = dataset.select([2 * pair for pair in train])

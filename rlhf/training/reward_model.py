@@ -19,11 +19,11 @@ from rlhf.data.preferences import preferences_with_rows
 from rlhf.data.shards import read_all_rows
 from rlhf.errors import DataError, TemplateRefuses
 from rlhf.job import Job, Outcome, Worker
-from rlhf.records import Message
+from rlhf.records import Message, what_became
 from rlhf.training.checkpoints import train_resumable
 from rlhf.training.models import export_model, load_model, resolve_dtype
 from rlhf.training.sft import gradient_accumulation
-from rlhf.training.tokens import TokenRow, split, token_dataset
+from rlhf.training.tokens import TokenRow, count_refused, split, token_dataset
 from rlhf.training.trainer import (
     StageTrainer,
     attach,
@@ -97,9 +97,7 @@ def _rows(
                 for answer in answers
             )
         except TemplateRefuses as error:
-            counts["dropped/refused_by_template"] += 1
-            if counts["dropped/refused_by_template"] == 1:
-                _log.warning("pairs that the chat template refuses are dropped; the first: %s", error)
+            count_refused(counts, error)
             continue
         if chosen == rejected:
             counts["dropped/identical"] += 1
@@ -171,9 +169,9 @@ def train_reward_model(job: Job, worker: Worker) -> Outcome:
     train, held_out = split(len(dataset), config["held_out_share"], job.seed)
     if not train:
         raise DataError(
-            f"{job.inputs['data']}: no pair to train on: {dict(counts)}. Pairs refused by the template have turns that "
-            "the chat template of reward_model.path does not take: use other pairs or another model, or change the "
-            "template in a copy of its folder."
+            f"{job.inputs['data']}: no pair to train on ({what_became(counts, 'comparisons')}). Pairs refused by the "
+            "template have turns that the chat template of reward_model.path does not take: use other pairs or another "
+            "model, or change the template in a copy of its folder."
         )
     pairs = dataset.select(train).select_columns(_COLUMNS)
     trainer = _Trainer(model=model, args=args, train_dataset=pairs, processing_class=tokenizer)

@@ -20,9 +20,10 @@ from rlhf.data.conversations import read_conversations
 from rlhf.data.shards import write_atomic
 from rlhf.errors import ConfigError, DataError, TemplateRefuses
 from rlhf.job import Job, Outcome, Worker
+from rlhf.records import what_became
 from rlhf.training.checkpoints import train_resumable
 from rlhf.training.models import export_model, load_model, resolve_dtype
-from rlhf.training.tokens import TokenRow, pack, split, token_dataset
+from rlhf.training.tokens import TokenRow, count_refused, pack, split, token_dataset
 from rlhf.training.trainer import (
     StageTrainer,
     attach,
@@ -99,9 +100,7 @@ def _rows(job: Job, tokenizer: PreTrainedTokenizerBase, counts: Counter[str]) ->
         try:
             row = tokenize(tokenizer, messages, end)
         except TemplateRefuses as error:
-            counts["dropped/by_template"] += 1
-            if counts["dropped/by_template"] == 1:
-                _log.warning("conversations that the chat template does not take are dropped; the first: %s", error)
+            count_refused(counts, error)
             continue
         if row is None:
             counts["dropped/no_answer"] += 1
@@ -188,9 +187,9 @@ def _datasets(job: Job, tokenizer: PreTrainedTokenizerBase, counts: Counter[str]
     train, held_out = split(len(dataset), config["held_out_share"], job.seed)
     if not train:
         raise DataError(
-            f"{job.inputs['data']}: no conversation to train on: {dict(counts)}. dropped/by_template: the model's chat "
-            "template refuses their turns, or writes earlier turns differently once others follow: use single-turn "
-            "data without a system turn, another model, or change the template in a copy of the model's folder."
+            f"{job.inputs['data']}: no conversation to train on ({what_became(counts)}). refused_by_template: the "
+            "model's chat template refuses their turns, or writes earlier ones differently once others follow: use "
+            "single-turn data without a system turn, another model, or change the template in a copy of its folder."
         )
     counts.update(conversations=len(train), held_out=len(held_out))
     kept = dataset.select(train)

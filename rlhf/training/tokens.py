@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import random
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,10 @@ import pyarrow as pa
 import torch.distributed as dist
 
 from rlhf.data.shards import fsync_dir
+from rlhf.errors import TemplateRefuses
 
 TokenRow = dict[str, list[int]]
+_log = logging.getLogger(__name__)
 
 
 def token_dataset(path: Path, columns: list[str], make_rows: Callable[[], Iterator[TokenRow]]) -> Any:
@@ -30,6 +34,13 @@ def token_dataset(path: Path, columns: list[str], make_rows: Callable[[], Iterat
     if dist.is_initialized():
         dist.barrier()
     return Dataset.from_file(str(path))
+
+
+def count_refused(counts: Counter[str], error: TemplateRefuses) -> None:
+    """Count a row that the chat template refuses; the first is written to the log."""
+    counts["dropped/refused_by_template"] += 1
+    if counts["dropped/refused_by_template"] == 1:
+        _log.warning("rows that the chat template refuses are dropped; the first: %s", error)
 
 
 def split(num_rows: int, share: float, seed: int) -> tuple[list[int], list[int]]:

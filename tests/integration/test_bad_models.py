@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from rlhf.config import GenerateConfig, ScoreConfig
 from rlhf.data.shards import shard_name, write_shard
@@ -66,17 +68,27 @@ def own_code(folder):
     change(folder, "config.json", model_type="evil", auto_map={"AutoConfig": "evil.Config"})
 
 
+def weights_missing(folder):
+    edit_weights(folder, lambda weights: weights.pop("model.layers.0.mlp.up_proj.weight"))
+
+
+def no_head(folder):
+    change(tiny_llama(folder), "config.json", id2label={"0": "reward"}, label2id={"reward": 0})
+    return folder
+
+
 def two_logits(folder):
     change(tiny_reward_model(folder), "config.json", id2label={"0": "good", "1": "bad"})
     return folder
 
 
 def not_numbers(folder):
-    import torch
-    from safetensors.torch import load_file, save_file
+    edit_weights(folder, lambda weights: weights["model.norm.weight"].fill_(math.nan))
 
+
+def edit_weights(folder, edit):
     weights = load_file(folder / "model.safetensors")
-    weights["model.norm.weight"] = torch.full_like(weights["model.norm.weight"], torch.nan)
+    edit(weights)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -89,6 +101,7 @@ def not_numbers(folder):
         (few_embeddings, ["300 embeddings", "resize_token_embeddings"]),
         (other_shape, ["cannot be loaded as CausalLM", "config.json"]),
         (own_code, ["trust_remote_code=true"]),
+        (weights_missing, ["1 weights of LlamaForCausalLM are not", "layers.0.mlp.up_proj.weight", "save it anew"]),
         (not_numbers, ["no numbers (NaN)", "Save the model anew"]),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
@@ -128,8 +141,9 @@ def test_a_context_without_room_is_refused(tmp_path):
     [
         (two_logits, ["2 labels", "one logit"]),
         (tiny_llama, ["labels", "one logit"]),
+        (no_head, ["1 weights of LlamaForSequenceClassification are not", "score.weight"]),
     ],
-    ids=["two logits", "causal LM"],
+    ids=["two logits", "causal LM", "one label and no head"],
 )
 def test_a_judge_is_refused(tmp_path, make, said):
     judge = make(tmp_path / "judge")

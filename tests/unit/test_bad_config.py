@@ -26,9 +26,10 @@ def config_folder(text):
     Case("number for a list", "iterate generate.temperatures=1", ["temperatures", "1"]),
     Case("list for a number", "iterate dpo.beta=[0.1]", ["dpo.beta", "'list'"]),
     Case("section for a number", "iterate dpo={beta:{a:1}}", ["dpo.beta", "Float"]),
-    Case("unknown key", "iterate dpo.betta=0.1", ["betta", "Could not override"]),
-    Case("unknown key added", "iterate +dpo.betta=0.1", ["betta", "DpoConfig"]),
-    Case("unknown section", "iterate ppo.beta=0.1", ["ppo", "Could not override"]),
+    Case("unknown key", "iterate dpo.betta=0.1", ["dpo.betta: no such setting", "did you mean dpo.beta?"]),
+    Case("unknown key added", "iterate +dpo.betta=0.1", ["dpo.betta: no such setting", "did you mean dpo.beta?"]),
+    Case("key without its section", "iterate beta=0.1", ["beta: no such setting", "did you mean dpo.beta?"]),
+    Case("unknown section", "iterate ppo.beta=0.1", ["ppo: no such setting", "docs/configuration.md"]),
     Case("unknown experiment", "iterate experiment=misspelt", ["experiment/misspelt", "quickstart"]),
     Case("unknown choice", "iterate dpo.loss=dpoo", ["dpoo", "sigmoid"]),
     Case("no override", "iterate dpo.beta=[1", ["dpo.beta=[1", "no viable"]),
@@ -57,7 +58,11 @@ def config_folder(text):
         "iterate world.enabled=true model.path=@world/../../etc reward_model.rule=json:dumps prompts.path=@world/p",
         ["model.path=@world/../../etc", "'..'"],
     ),
-    Case("part of nothing", "iterate model.path=@nothing/model " + RULE, ["model.path=@nothing/model", "makes no"]),
+    Case(
+        "part of nothing",
+        "iterate model.path=@nothing/model " + RULE,
+        ["model.path=@nothing/model", "makes 'nothing'", "Name"],
+    ),
     Case(
         "rule that is no module",
         "score input=a.jsonl output=o.jsonl reward_model.rule=no.such:f",
@@ -121,6 +126,12 @@ def config_folder(text):
         ["mine.yaml", "line 3"],
         config_folder("dpo: {a: [\n"),
     ),
+    Case(
+        "experiment with an unknown key",
+        "iterate --config-dir=own experiment=mine",
+        ["experiment/mine", "dpo.betta: no such setting", "did you mean dpo.beta?"],
+        config_folder("dpo:\n  betta: 1\n"),
+    ),
     Case("config folder missing", "iterate --config-dir=nowhere", ["nowhere", "not found"]),
     Case("sweep of a tool", "pair -m input=a,b output=o.jsonl", ["sweeps (-m)", "once per output file"]),
     Case("stage without a run", "stages.dpo run_dir=nowhere", ["run_dir=nowhere", "begin the run with"]),
@@ -135,7 +146,7 @@ def config_folder(text):
     Case(
         "stage of a config with a new key",
         "stages.dpo run_dir=r",
-        ["nonsense", "not in"],
+        ["nonsense: no such setting", "docs/configuration.md"],
         {"r/config.yaml": "nonsense: 1\n"},
     ),
 )

@@ -65,7 +65,7 @@ def link_loop(folder):
 
 @cases(
     loop("missing", ["prompts.path=p.jsonl", "no such file", ".jsonl or .parquet"]),
-    loop("folder", ["prompts.path=p.jsonl", "no such file"], make=lambda folder: (folder / "p.jsonl").mkdir()),
+    loop("folder", ["prompts.path=p.jsonl", "a folder, no file"], make=lambda folder: (folder / "p.jsonl").mkdir()),
     loop("link to itself", ["prompts.path=p.jsonl", "Symlink loop", "mend"], make=link_loop),
     loop("name too long", ["prompts.path=xxx", "too long"], path="x" * 300 + ".jsonl"),
     loop("of an unknown suffix", ["p.csv", "suffix", ".parquet", "Convert it"], {"p.csv": "a"}, path="p.csv"),
@@ -92,30 +92,38 @@ def link_loop(folder):
     prompts(
         "all held out", [{"prompt": "a"}], ["no prompt is left to train on", "Name another file", "hold out fewer"]
     ),
-    prompts("too few", [{"prompt": c} for c in "ab"], ["num_per_iteration=2 need 2", "gives 1", "Ways out"]),
+    prompts(
+        "too few",
+        [{"prompt": c} for c in "ab"],
+        ["num_per_iteration=2 needs 2", "gives 1", "Ways out: prompts.num_per_iteration=1, more"],
+    ),
     loop("cut short", ["p.parquet", "no Parquet file", "anew"], make=lambda f: parquet(f, 9), path="p.parquet"),
     loop("half text", ["p.parquet", "no Parquet file", "0xe9"], make=half_text, path="p.parquet"),
     loop("of bytes", ["none of 1 rows", "must be a list"], make=lambda f: parquet(f, column=[b"a"]), path="p.parquet"),
     loop("in an object", ["holds an object", "Wrap it in [ ]"], {"p.json": {"prompt": "a"}}, path="p.json"),
     bench("without chosen", [{"prompt": "a", "rejected": "b"}], ["row 1", "['prompt', 'rejected']", "known"]),
     bench(
-        "equal", [GOOD | {"rejected": "a"}] * 3, ["none of 3 rows is a preference pair", "dropped/equal", "Give two"]
+        "equal", [GOOD | {"rejected": "a"}] * 3, ["no preference pair (3 comparisons, dropped: 3 equal)", "Give two"]
     ),
-    bench("of no messages", [{"chosen": [1], "rejected": [2]}], ["none of 1 rows", "dropped/ends_on_user"]),
-    bench("that end on the user", [{"chosen": [USER], "rejected": [USER]}], ["none of 1 rows", "dropped/ends_on_user"]),
+    bench("of no messages", [{"chosen": [1], "rejected": [2]}], ["no preference pair", "1 ends_on_user"]),
+    bench("that end on the user", [{"chosen": [USER], "rejected": [USER]}], ["no preference pair", "1 ends_on_user"]),
     bench("of nothing", [GOOD | {"chosen": None, "rejected": None}], ["No preference found", "known shapes are"]),
-    bench("tied", [GOOD | {"score_chosen": 1, "score_rejected": 1}], ["none of 1 rows", "dropped/tie"]),
+    bench(
+        "tied",
+        [GOOD | {"score_chosen": 1, "score_rejected": 1}],
+        ["no preference pair", "1 tie", "Give two different answers"],
+    ),
     bench("broken in row 300", jsonl([GOOD] * 299) + b"{", ["i.jsonl, line 300", "invalid JSON", "Mend that line"]),
     pair("with text rewards", scored(rewards=["2", "1"]), ["none of 1 rows can be used", "found '2'"]),
     pair("with too few rewards", scored(rewards=[1]), ["rewards must be a list of 2", "found [1]"]),
     pair(
         "with NaN rewards",
         b'{"prompt": "q", "responses": ["a", "b"], "rewards": [NaN, 1]}\n',
-        ["non_finite: 1", "look at"],
+        ["1 non_finite", "look at"],
     ),
-    pair("with infinite rewards", scored(rewards=[float("inf"), 1]), ["non_finite: 1", "look at the judge"]),
-    pair("with null rewards", scored(rewards=[None, None]), ["non_finite: 1", "look at the judge"]),
-    pair("all tied", scored(rewards=[1, 1]), ["None of 1 prompts gives a preference pair", "all_tied: 1", "raise"]),
+    pair("with infinite rewards", scored(rewards=[float("inf"), 1]), ["1 non_finite", "look at the judge"]),
+    pair("with null rewards", scored(rewards=[None, None]), ["1 non_finite", "look at the judge"]),
+    pair("all tied", scored(rewards=[1, 1]), ["No prompt gives a preference pair", "1 all_tied", "raise"]),
     pair("without rewards", {"prompt": "q", "responses": ["a"]}, ["row 1: No rewards", "python -m rlhf.score"]),
     pair("without responses", {"prompt": "q"}, ["row 1: No responses", "python -m rlhf.generate"]),
     pair("of no responses", scored(responses=[], rewards=[]), ["responses must be a list of text", "found []"]),

@@ -132,6 +132,11 @@ def dangling(here):
         ["../../etc/passwd", "rm -r"],
         change(files={"../../etc/passwd": {"bytes": 1, "sha256": ""}}),
     ),
+    run(
+        "with a file without checksum",
+        ["artifact.json is damaged (it has no size or checksum of ['train.parquet']", "rm -r"],
+        change(files={"train.parquet": {"bytes": 1}}),
+    ),
     run("without files", ["artifact.json is damaged (it has no files", "rm -r"], change(files=None)),
 )
 def test_refused(case, tmp_path, monkeypatch, capsys):

@@ -127,7 +127,7 @@ def test_what_must_not_be_negative(key):
     ("change", "said"),
     [
         (lambda c: setattr(c.generate, "temperatures", [0.0]), "all the same"),
-        (lambda c: setattr(c.generate, "temperatures", []), "at least one"),
+        (lambda c: setattr(c.generate, "temperatures", []), "needs finite numbers"),
         (lambda c: setattr(c.generate, "top_p", 1.5), "top_p"),
         (lambda c: setattr(c.generate, "gpu_memory_utilization", 0), "gpu_memory_utilization"),
         (lambda c: setattr(c.dpo, "label_smoothing", 0.5), "label_smoothing"),

@@ -132,7 +132,7 @@ def test_the_string_values_of_the_config_are_understood(tmp_path: Path) -> None:
 
 def test_no_pair_at_all_stops_with_the_reasons(tmp_path: Path) -> None:
     write_inputs(tmp_path, [[(candidates_row("p", ["a", "b"], finished=False), [1.0, 2.0])]])
-    with pytest.raises(DataError, match=r"None of 1 prompts .*truncated: 1.*pair\.truncated=allow"):
+    with pytest.raises(DataError, match=r"No prompt .*1 truncated.*pair\.truncated=allow"):
         stage.run(job(tmp_path), OneWorker([0]))
 
 

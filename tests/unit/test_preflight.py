@@ -23,8 +23,10 @@ from rlhf.job import Job, Outcome
 from rlhf.launch.machine import environments
 from rlhf.preflight import Finding, Level, collect, look, refusal, require, table
 from rlhf.records import CANDIDATES_SCHEMA
+from rlhf.run import plain
 from rlhf.scoring.judge import Scored
 from rlhf.stages import score
+from rlhf.stages.preflight import _names
 from tests.stage_runner import FakeWorker
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,6 +89,10 @@ class Answering:
         ({"dpo__learning_rate": 6e-5}, {"model.path": 1e6}, "dpo.learning_rate=6e-05", OK),
         ({"dpo__lora__rank": 8}, {}, "dpo.learning_rate=5e-07 with LoRA", WARNING),
         ({"dpo__lora__rank": 8, "dpo__learning_rate": 2e-5}, EIGHT, "dpo.learning_rate=2e-05 with LoRA", OK),
+        ({"sft__data": "d", "sft__learning_rate": 1e-3}, EIGHT, "sft.learning_rate=0.001", WARNING),
+        ({"sft__data": "d", "sft__learning_rate": 2e-5}, EIGHT, "sft.learning_rate=2e-05", OK),
+        ({"reward_model__data": "d", "reward_model__learning_rate": 1}, EIGHT, "reward_model.learning_rate=1", WARNING),
+        ({"reward_model__data": "d", "reward_model__learning_rate": 1}, {}, "reward_model.learning_rate=1", OK),
         ({"score__max_tokens": 3047}, {}, "score.max_tokens=3047", WARNING),
         ({"score__max_tokens": 3048}, {}, "score.max_tokens=3048", OK),
     ],
@@ -124,6 +130,9 @@ def test_data_rules_and_servers(tmp_path, monkeypatch):
     cfg.prompts.held_out_path, cfg.pair.data = "@world/held_out.jsonl", str(tmp_path)
     cfg.evaluate.gold, cfg.reward_model.rule = "rlhf.world.tasks:gold", "no.such:rule"
     cfg.reward_model.url = "http://127.0.0.1:9"
+    (tmp_path / "finished" / "prompts").mkdir(parents=True)
+    (tmp_path / "finished" / "prompts" / "artifact.json").write_text("{}")
+    cfg.reuse = [str(tmp_path / "finished"), str(tmp_path / "misspelt")]
     files = {}
     found = list(preflight.data(cfg, files))
     assert said(found, "prompts.path.1=") is OK and files == {"prompts.path.1": tmp_path / "set1.jsonl"}
@@ -131,15 +140,39 @@ def test_data_rules_and_servers(tmp_path, monkeypatch):
     assert said(found, "pair.data=") is ERROR and said(found, "prompts.held_out_path=") is OK
     assert said(found, "evaluate.gold=") is OK and said(found, "reward_model.rule=no.such:rule") is ERROR
     assert said(found, "reward_model.url=http://127.0.0.1:9: no answer") is WARNING
+    assert said(found, "finished: 1 finished stages") is OK and said(found, "misspelt: 0 finished stages") is WARNING
+
+
+def test_names_that_are_passed_on_to_the_trainers():
+    cfg = changed(dpo__lr_scheduler="cosin", report_to=["wandbb"], sft__trainer_args={"betta": 1})
+    cfg.reward_model.trainer_args = {"adam_beta2": 0.95}
+    launcher = Answering()
+    look(cfg, launcher)
+    (job,) = launcher.jobs
+    assert job.stage == "preflight", "it is needed even where no model is from outside"
+    found = list(_names(job.config["cfg"]))
+    assert said(found, "dpo.lr_scheduler=cosin") is ERROR and said(found, "report_to=['wandbb']") is ERROR
+    assert (
+        said(found, "sft.trainer_args: betta") is ERROR and said(found, "reward_model.trainer_args: adam_beta2") is OK
+    )
+    assert [each.level for each in _names(plain(Config()))] == [OK]
+
+
+def test_an_error_is_cut_behind_its_first_sentence():
+    whole = "a.jsonl, row 1: No prompt found (Is it text. Or what?). Give one. Or more."
+    assert refusal(whole) == Finding(
+        ERROR, "a.jsonl, row 1: No prompt found (Is it text. Or what?).", "Give one. Or more."
+    )
+    assert refusal("Nothing to be done") == Finding(ERROR, "Nothing to be done")
 
 
 @pytest.mark.parametrize(
     ("train", "held_out", "values", "text", "level"),
     [
-        (range(22), None, {}, "22 prompts in 22 rows (all usable)", OK),
-        ([*range(22), 1, 2], None, {}, "22 prompts in 24 rows (2 duplicate)", OK),
+        (range(22), None, {}, "22 prompts in 22 rows, dropped: none", OK),
+        ([*range(22), 1, 2], None, {}, "22 prompts in 24 rows, dropped: 2 duplicate", OK),
         ([*range(22), *range(22)], None, {}, "22 prompts in 44 rows", WARNING),
-        (range(21), None, {}, "need 18 training prompts", ERROR),
+        (range(21), None, {}, "needs 18 training prompts", ERROR),
         (range(22), [1], {}, "prompts.path: 1 of 22", WARNING),
         (range(22), [99], {}, "prompts.path: 0 of 22", OK),
         (range(4), None, {}, "no prompt is left", ERROR),

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from rlhf.data.preferences import read_preferences
+from rlhf.data.preferences import Preference, read_preferences
 from rlhf.data.prompts import UnusableRow, load_prompts, to_messages
 from rlhf.data.shards import read_rows
 from rlhf.errors import ConfigError, DataError
 from rlhf.job import Job, Kind, Outcome
-from rlhf.records import prompt_id
+from rlhf.records import dropped, prompt_id
 from rlhf.stages import prompts as stage
 
 USER = {"role": "user", "content": "Hi"}
@@ -213,6 +213,19 @@ def test_preferences_of_every_shape(tmp_path: Path) -> None:
     assert counts == {"rows": 5, "comparisons": 5, "pairs": 5}
 
 
+def preferences(path: Path, counts: Counter[str]) -> list[Preference]:
+    """Those of a file; one without any is refused, with every reason."""
+    found: list[Preference] = []
+    try:
+        found.extend(read_preferences(path, counts))
+    except DataError as error:
+        said = str(error)
+        assert "no preference pair" in said
+        assert not found
+        assert all(f"{number} {reason}" in said for reason, number in dropped(counts).items())
+    return found
+
+
 def hh(*texts: str) -> str:
     return "".join(f"\n\n{'Assistant' if i % 2 else 'Human'}: {text}" for i, text in enumerate(texts))
 
@@ -280,7 +293,7 @@ def test_shapes_found_in_the_wild(
     tmp_path: Path, row: dict[str, Any], pairs: list[tuple[str, str]], dropped: list[str]
 ) -> None:
     counts = Counter[str]()
-    found = list(read_preferences(write(tmp_path / "a.jsonl", [row]), counts))
+    found = preferences(write(tmp_path / "a.jsonl", [row]), counts)
     assert [(chosen, rejected) for _, chosen, rejected in found] == pairs
     assert all(messages[-1] == user("q") for messages, *_ in found)
     assert counts == Counter(rows=1, comparisons=len(pairs) + len(dropped), pairs=len(pairs)) + Counter(
@@ -298,7 +311,7 @@ def test_preferences_dropped_by_reason(tmp_path: Path) -> None:
         {"prompt": answered("q", "r"), "chosen": "good", "rejected": "bad"},
     ]
     counts = Counter[str]()
-    assert list(read_preferences(write(tmp_path / "a.jsonl", bad), counts)) == []
+    assert preferences(write(tmp_path / "a.jsonl", bad), counts) == []
     assert counts == {
         "rows": 6,
         "comparisons": 6,
