@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from rlhf.errors import DataError, ModelError, UserError
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py")
 DATA_FILES = ("*.parquet", "*.json", "*.jsonl", "*.json.gz", "*.jsonl.gz", "*.json.zst", "*.csv", "README.md")
+SILENCE_SECONDS = 8.0
+"""After so long without a byte the Hub counts as unreachable, and what the local cache has is taken."""
+_silent_until = 0.0
 _DATASET = re.compile(
     r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?(:((?P<subset>[^/\s]+)/)?(?P<split>\w+))?"
 )
@@ -60,6 +64,7 @@ def fetch_dataset(repo: str, revision: str | None, key: str, rows: bool = True) 
 def _snapshot(
     repo: str, revision: str | None, key: str, kind: str, files: tuple[str, ...], error_type: type[UserError]
 ) -> Path:
+    from httpx2 import TransportError
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -74,7 +79,12 @@ def _snapshot(
     where = f"{key}={repo}" + (f", revision {revision}" if revision else "")
     download = f"hf download{'' if kind == 'model' else ' --repo-type dataset'} {repo}"
     try:
-        return Path(snapshot_download(repo, revision=revision, repo_type=kind, allow_patterns=list(files)))
+        silent = _is_silent({"repo_id": repo, "revision": revision, "repo_type": kind})
+        return Path(
+            snapshot_download(
+                repo, revision=revision, repo_type=kind, allow_patterns=list(files), local_files_only=silent
+            )
+        )
     except GatedRepoError as error:
         raise error_type(
             f"{where}: the {what} is gated. Accept its licence on its Hub page, then log in with `hf auth login` or "
@@ -87,9 +97,28 @@ def _snapshot(
             f"{where}: no such {what} on the Hub, or it is private. Check the spelling, or log in with "
             f"`hf auth login`; a local {local} is given by its path."
         ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, TransportError, OSError) as error:
         raise error_type(
             f"{where}: the Hub cannot be reached and the {what} is not in the local cache. Download it where there is "
             f"a network (`{download}`), or give a local {local}. The quickstart needs no download: "
             "python -m rlhf.iterate experiment=quickstart"
         ) from error
+
+
+def _is_silent(asked: dict[str, str | None]) -> bool:
+    """Whether the Hub does not answer at all: `snapshot_download` would wait for ever. It meets other errors itself."""
+    global _silent_until
+    from httpx2 import TimeoutException, TransportError
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if time.monotonic() < _silent_until:
+        return True
+    try:
+        HfApi().repo_info(**asked, timeout=SILENCE_SECONDS)  # type: ignore[arg-type]
+    except TimeoutException:
+        _silent_until = time.monotonic() + 60.0
+        return True
+    except (HfHubHTTPError, TransportError, OSError):
+        pass
+    return False

@@ -1,8 +1,15 @@
-"""Models and data sets of the Hub, from a local cache laid out as the real one; nothing here needs a network."""
+"""Models and data sets of the Hub: from a local cache laid out as the real one, and over a network."""
 
 from __future__ import annotations
 
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
+from urllib.parse import urlsplit
 
 import huggingface_hub.constants
 import pytest
@@ -80,6 +87,90 @@ def test_what_cannot_be_fetched_says_what_to_do(tmp_path: Path, cache: Path) -> 
         sources.data_file(run, "prompts.jsonl", "prompts.path")
 
 
+SHA = "0123456789" * 4
+FILES = {"config.json": b"{}", "model.safetensors": b"weights", "pytorch_model.bin": b"pickle"}
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the Hub as a download of `some/model` needs; `asked` are the paths."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        path = urlsplit(self.path).path
+        self.asked.append(path)
+        if path.startswith("/api/") and "/tree/" in path:
+            tree = [{"type": "file", "path": name, "size": len(data), "oid": name} for name, data in FILES.items()]
+            self.answer(json.dumps(tree).encode())
+        elif path.startswith("/api/models/some/model"):
+            self.answer(json.dumps({"id": "some/model", "sha": SHA, "siblings": []}).encode())
+        elif path.startswith(f"/some/model/resolve/{SHA}/"):
+            self.answer(FILES[path.rpartition("/")[2]])
+        else:
+            self.answer(b"", 404, {"X-Error-Code": "RepoNotFound"})
+
+    do_HEAD = do_GET
+
+    def answer(self, data: bytes, status: int = 200, more: Mapping[str, str] = {}) -> None:
+        self.send_response(status)
+        told = {"Content-Length": str(len(data)), "ETag": f'"{len(data)}"', "X-Repo-Commit": SHA}
+        for name, value in (told | dict(more)).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data)
+
+    def log_message(self, *said: object) -> None:
+        pass
+
+
+@pytest.fixture
+def online(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Sets where the Hub is."""
+
+    def at(url: str) -> None:
+        huggingface_hub.close_session()
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+        files = url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+
+    yield at
+    huggingface_hub.close_session()
+
+
+def test_a_model_comes_over_the_network_without_pickles_and_its_weights_only_when_they_are_wanted(
+    online: Callable[[str], None],
+) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        online(f"http://127.0.0.1:{server.server_port}")
+        small = hub.fetch_model("some/model", None, "model.path", weights=False)
+        assert small.name == SHA and [path.name for path in small.iterdir()] == ["config.json"]
+        whole = hub.fetch_model("some/model", None, "model.path")
+        assert whole == small and (whole / "model.safetensors").read_bytes() == b"weights"
+        assert not any("pytorch_model.bin" in path for path in Hub.asked)
+        with pytest.raises(ModelError, match="no such model on the Hub"):
+            hub.fetch_model("no/model", None, "model.path")
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_silent_network_is_given_up_and_the_cache_is_used(
+    cache: Path, online: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = put(cache, "model", "some/model", ["config.json", "model.safetensors"])
+    monkeypatch.setattr(hub, "SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(hub, "_silent_until", 0.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes calls and never answers
+        online(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert hub.fetch_model("some/model", None, "model.path") == snapshot
+        with pytest.raises(ModelError, match="the Hub cannot be reached"):
+            hub.fetch_model("no/model", None, "model.path")
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [
@@ -96,6 +187,7 @@ def test_answers_of_the_hub_become_messages(monkeypatch: pytest.MonkeyPatch, err
         response = httpx.Response(403, request=httpx.Request("GET", "https://hub"))
         raise getattr(huggingface_hub.errors, error)("no", response=response)
 
+    monkeypatch.setattr(hub, "_is_silent", lambda asked: False)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(ModelError, match=words):
         hub.fetch_model("some/model", "v1", "model.path")
