@@ -101,6 +101,7 @@ def guarded(command: Callable[[], Any]) -> NoReturn:
             command()
     except (RlhfError, HydraException, OmegaConfBaseException, YAMLError) as error:
         _exit(f"error: {_message(error)}", getattr(error, "exit_code", UserError.exit_code))
+    _ignore_signals()  # what is done is done: Python's own end would turn a late one into a death by signal
     sys.exit(0)
 
 
@@ -122,20 +123,23 @@ def explained(error: OmegaConfBaseException, override: str = "") -> str:
     key, reason = error.full_key or "config", str(error).splitlines()[0].rstrip(".") + "."
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
         schema = OmegaConf.to_container(OmegaConf.structured(ConfigStore.instance().load("schema.yaml").node))
-        known = list(_keys(schema))
+        known = dict(_settings(schema))
         near = [each for each in known if each.endswith(f".{key}")] or get_close_matches(key, known)
         reason = f"no such setting{'; did you mean ' if near else ''}{' or '.join(near)}{'?' if near else '.'}"
+        if known.get(key.rpartition(".")[0]) == {}:
+            reason = f"not there yet; what is new in this mapping has a + in front: +{key}=…"
     what = override if override.startswith(key) else key
     return f"{what}: {reason} docs/configuration.md lists every setting and what it takes."
 
 
-def _keys(tree: Any, prefix: str = "") -> Iterator[str]:
+def _settings(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in tree.items() if isinstance(tree, dict) else ():
-        yield f"{prefix}{name}"
-        yield from _keys(value, f"{prefix}{name}.")
+        yield f"{prefix}{name}", value
+        yield from _settings(value, f"{prefix}{name}.")
 
 
 def _exit(message: str, code: int) -> NoReturn:
+    _ignore_signals()
     sys.stdout.flush()
     print(printable(message), file=sys.stderr, flush=True)
     sys.exit(code)
@@ -143,9 +147,13 @@ def _exit(message: str, code: int) -> NoReturn:
 
 def _raise_on_signals() -> None:
     def stop(number: int, frame: FrameType | None) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_IGN)  # once is enough: the rest of the time belongs to the clean-up
+        _ignore_signals()  # once is enough: the rest of the time belongs to the clean-up
         raise Stopped(number)
 
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, stop)
+
+
+def _ignore_signals() -> None:
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.faults.processes import descendants, is_engine
+
 Event = Callable[[str, str], None]
 """Told what is about to happen or has just happened (`before fsync`, `half a write` …), and to which path."""
 
@@ -86,7 +88,8 @@ def count_and_kill(counter: Path, at: str, action: str = "self") -> Event:
     """Number the boundaries of all processes together; at number `at` (from 1; "0": never) comes SIGKILL.
 
     `at` may also name a boundary: what happens, a colon, how the path ends. `action`: whom it strikes: `self`, the
-    `driver` (the process in RLHF_FAULT_DRIVER), or `everything` in its session. Which files got their name is written
+    `driver` (the process in RLHF_FAULT_DRIVER), `engine` (vLLM's, where this worker has it in a process of its own), or
+    `everything` in its session. Which files got their name is written
     down in `counter` with the suffix `.made`.
     """
     wanted, _, ending = at.partition(":")
@@ -110,6 +113,12 @@ def _strike(action: str) -> None:
     driver = int(os.environ.get("RLHF_FAULT_DRIVER", "0")) or os.getpid()
     if action == "self":
         os.kill(os.getpid(), signal.SIGKILL)
+    if action == "engine":
+        engines = [pid for pid in descendants(os.getpid()) if is_engine(pid)]
+        assert engines, "no engine to kill"
+        for pid in engines:
+            os.kill(pid, signal.SIGKILL)
+        return
     if action == "everything":
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and int(entry.name) not in (os.getpid(), driver) and _session(int(entry.name)):

@@ -44,3 +44,11 @@ def group(pid: int) -> int | None:
 def workers_of(driver: int) -> list[int]:
     """Stage processes of a driver: they lead process groups of their own."""
     return [pid for pid in descendants(driver) if group(pid) == pid]
+
+
+def is_engine(pid: int) -> bool:
+    """Whether a process is one that vLLM has made to run the model, as it does for tensor parallelism."""
+    try:
+        return b"VLLM::" in (Path("/proc") / str(pid) / "cmdline").read_bytes()
+    except OSError:
+        return False

@@ -15,17 +15,17 @@ import pytest
 
 from rlhf.data.shards import read_all_rows
 from tests.faults import hooks
-from tests.faults.processes import descendants, group, workers_of
+from tests.faults.processes import descendants, group, is_engine, workers_of
 from tests.tiny import tiny_llama, tiny_reward_model
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_PROMPTS, NUM_HELD_OUT = 30, 6
 
 
-def loop(run, *overrides, module="rlhf.iterate", wait=True, dies_at=None):
+def loop(run, *overrides, module="rlhf.iterate", wait=True, dies_at=None, dies="everything"):
     environment = dict(os.environ, PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="1")
     if dies_at:
-        environment |= hooks.on_path(run.parent / "hooks", run, run.with_suffix(".count"), dies_at, "everything")
+        environment |= hooks.on_path(run.parent / "hooks", run, run.with_suffix(".count"), dies_at, dies)
     process = subprocess.Popen(
         [sys.executable, "-m", module, f"run_dir={run}", *overrides],
         stdout=subprocess.PIPE,
@@ -222,6 +222,25 @@ def test_a_killed_run_ends_as_an_undisturbed_one(world, finished, victim):
     assert code == 0, said
     assert digests(run) == digests(finished[0])
     wait_for(lambda: not [pid for pid in everyone if group(pid) is not None])
+
+
+def test_a_killed_engine_process_ends_the_stage_and_costs_one_shard(world, finished):
+    run = copy_of(finished[0], "engineless")
+    for name in ("iteration_000", "iteration_001"):
+        shutil.rmtree(run / name)
+    told = [*world[1], "+generate.vllm_args.distributed_executor_backend=mp"]  # as tensor parallelism has it
+    dies_at = "after replace:held_out/.generate.partial/shard_00000.parquet"
+    code, said = loop(run, *told, dies_at=dies_at, dies="engine")
+    assert code == 1 and "held_out/generate failed" in said and "held_out.generate.rank0.log" in said, said
+    first = run / "iteration_000" / "held_out" / ".generate.partial" / "shard_00000.parquet"
+    assert [path.name for path in first.parent.glob("shard_*")] == [first.name]
+    wait_for(lambda: not any(is_engine(int(pid)) for pid in os.listdir("/proc") if pid.isdigit()))
+    before = first.stat().st_mtime_ns
+    code, said = loop(run, *told)
+    assert code == 0, said
+    after = run / "iteration_000" / "held_out" / "generate" / first.name
+    assert after.stat().st_mtime_ns == before, "what was finished is not made again"
+    assert digests(run) == digests(finished[0])
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ def config_folder(text):
     Case("unknown key", "iterate dpo.betta=0.1", ["dpo.betta: no such setting", "did you mean dpo.beta?"]),
     Case("unknown key added", "iterate +dpo.betta=0.1", ["dpo.betta: no such setting", "did you mean dpo.beta?"]),
     Case("key without its section", "iterate beta=0.1", ["beta: no such setting", "did you mean dpo.beta?"]),
+    Case("new in a mapping", "iterate generate.vllm_args.seed=1", ["not there yet", "+generate.vllm_args.seed=…"]),
     Case("unknown section", "iterate ppo.beta=0.1", ["ppo: no such setting", "docs/configuration.md"]),
     Case("unknown experiment", "iterate experiment=misspelt", ["experiment/misspelt", "quickstart"]),
     Case("unknown choice", "iterate dpo.loss=dpoo", ["dpoo", "sigmoid"]),

@@ -178,3 +178,28 @@ def test_a_signal_stops_with_its_exit_code(tmp_path, number, code):
     _, said = process.communicate(timeout=10)
     assert process.returncode == code
     assert "the same command goes on from here" in said
+
+
+@pytest.mark.parametrize(("command", "code"), [("lambda: None", 0), ("refuse", 2)])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_after_the_end_changes_nothing(command, code, number):
+    body = f"""
+import os
+from rlhf.cli import guarded
+from rlhf.errors import UserError
+def refuse():
+    raise UserError("no")
+class Last:  # goes when Python has taken its own handlers away
+    def __del__(self, write=os.write, read=os.read):
+        write(1, b"leaving\\n")
+        read(0, 1)
+last = Last()
+guarded({command})
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", body], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "leaving\n"
+    process.send_signal(number)
+    process.communicate("\n", timeout=10)
+    assert process.returncode == code
