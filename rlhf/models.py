@@ -6,6 +6,7 @@ import json
 import math
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +182,16 @@ def load_weights(
             f"{', …' * (len(missing) > 4)}. Download or save it anew, or mend config.json."
         )
     return model
+
+
+@contextmanager
+def engine_alive() -> Iterator[None]:
+    """Say what it means when one of the processes of a vLLM engine is gone; its own word for it is `cancelled`."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__name__ != "EngineDeadError" and str(error) != "cancelled":
+            raise
+        raise RuntimeError(
+            "a process of vLLM's engine died (the kernel kills one when memory runs out: see dmesg)"
+        ) from error

@@ -8,7 +8,7 @@ import torch
 
 from rlhf.errors import ConfigError, ModelError
 from rlhf.generation.request import Request, Sampling
-from rlhf.models import load_config, saved_dtype
+from rlhf.models import engine_alive, load_config, saved_dtype
 from rlhf.records import Candidate
 
 _CPU_MAX_SEQS = 512
@@ -84,7 +84,8 @@ class VllmSampler:
             for request in requests
         ]
         prompts: list[Any] = [{"prompt_token_ids": request.prompt_token_ids} for request in requests]
-        outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
+        with engine_alive():
+            outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
         assert len(outputs) == len(requests), "vLLM answers every request"
         return [_candidate(output.outputs[0], request) for output, request in zip(outputs, requests, strict=True)]
 

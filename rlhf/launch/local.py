@@ -23,6 +23,7 @@ GRACE_SECONDS = 3.0
 """Between asking a worker to end and ending it."""
 QUIET_SECONDS = 600.0  # of a worker, until a line says so; then twice as long, and so on
 _STATES = {"T": "stopped by a signal", "D": "waiting for a disk", "R": "computing", "S": "waiting"}
+_KEPT = "Finished shards and checkpoints are kept: the same command goes on from there."
 
 
 @dataclass
@@ -144,9 +145,8 @@ class LocalLauncher:
         waited = "\n".join(f"  {each.whereabouts()}" for each in working)
         if hangs:
             raise WorkerFailed(
-                f"{job.name} hangs:\n{waited}\nIt was stopped after compute.hang_seconds={limit:g}. Finished shards "
-                "and checkpoints are kept: the same command goes on from there. If the work is only slow, raise "
-                "compute.hang_seconds (0 waits for ever)."
+                f"{job.name} hangs:\n{waited}\nIt was stopped after compute.hang_seconds={limit:g}. {_KEPT} If the "
+                "work is only slow, raise compute.hang_seconds (0 waits for ever)."
             )
         self.say(f"  ? {job.name} waits for\n{waited}")
         for each in working:
@@ -181,17 +181,14 @@ def _failure(job: Job, each: _Started, body: tuple[str, str, str]) -> Exception:
     if kind in USER_ERRORS:
         return USER_ERRORS[kind](message)
     last = "\n".join(text.strip().splitlines()[-12:])
-    return WorkerFailed(f"{job.name} failed: {message}\n{last}\nThe whole log: {each.log}")
+    return WorkerFailed(f"{job.name} failed: {message}\n{last}\n{_KEPT}\nThe whole log: {each.log}")
 
 
 def _death(job: Job, each: _Started) -> Exception:
     code = each.process.exitcode
     how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
     hint = " (the kernel does that when memory runs out: see dmesg)" if code == -signal.SIGKILL else ""
-    return WorkerFailed(
-        f"{job.name}: its worker {how}{hint}. Finished shards and checkpoints are kept: the same command goes on from "
-        f"there. Log: {each.log}"
-    )
+    return WorkerFailed(f"{job.name}: its worker {how}{hint}. {_KEPT} Log: {each.log}")
 
 
 def _end(started: list[_Started]) -> None:

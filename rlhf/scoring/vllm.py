@@ -8,7 +8,7 @@ import torch
 
 from rlhf.chat import load_tokenizer
 from rlhf.errors import ConfigError, ModelError
-from rlhf.models import load_config, saved_dtype
+from rlhf.models import engine_alive, load_config, saved_dtype
 from rlhf.records import Message
 from rlhf.scoring.classifier import read_items, require_one_logit
 from rlhf.scoring.judge import Scored
@@ -78,6 +78,7 @@ class VllmJudge:
         # A shard's scores must not depend, in their last digits, on the shards before it.
         self._llm.reset_prefix_cache()
         prompts: list[Any] = [{"prompt_token_ids": list(ids)} for ids in distinct]
-        outputs = self._llm.classify(prompts, pooling_params=self._raw, use_tqdm=False)
+        with engine_alive():
+            outputs = self._llm.classify(prompts, pooling_params=self._raw, use_tqdm=False)
         scores = {ids: float(output.outputs.probs[0]) for ids, output in zip(distinct, outputs, strict=True)}
         return Scored([scores[ids] for ids in kept], num_truncated)

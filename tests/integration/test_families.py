@@ -348,7 +348,5 @@ def test_rows_that_the_template_refuses_are_dropped_and_counted(folder, tmp_path
 def test_prompts_that_are_all_refused_end_the_run(folder, tmp_path):
     job = generate_job(folder, tmp_path / "none", [talk(f"say {i}", system="be brief") for i in range(4)])
     for _ in range(2):  # and again when the shards are there
-        with pytest.raises(
-            TemplateRefuses, match=r"No prompt .*4 prompts, dropped: 4 refused_by_template.*copy of the model"
-        ):
+        with pytest.raises(TemplateRefuses, match=r"No prompt .*dropped: 4 refused_by_template.*copy of the model"):
             run_here(job)

@@ -232,6 +232,7 @@ def test_a_killed_engine_process_ends_the_stage_and_costs_one_shard(world, finis
     dies_at = "after replace:held_out/.generate.partial/shard_00000.parquet"
     code, said = loop(run, *told, dies_at=dies_at, dies="engine")
     assert code == 1 and "held_out/generate failed" in said and "held_out.generate.rank0.log" in said, said
+    assert "a process of vLLM's engine died" in said and "the same command goes on" in said, said
     first = run / "iteration_000" / "held_out" / ".generate.partial" / "shard_00000.parquet"
     assert [path.name for path in first.parent.glob("shard_*")] == [first.name]
     wait_for(lambda: not any(is_engine(int(pid)) for pid in os.listdir("/proc") if pid.isdigit()))
