@@ -115,7 +115,7 @@ def _message(error: BaseException) -> str:
         where, _, override = str(error).splitlines()[0].partition("Error merging override ")
         file = where.partition(":")[0] + ": " if where.startswith("In ") else ""
         return file + explained(cause, override)
-    return str(error)
+    return f"{error}\n{error.__cause__}" if isinstance(error, HydraException) and error.__cause__ else str(error)
 
 
 def explained(error: OmegaConfBaseException, override: str = "") -> str:

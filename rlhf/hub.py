@@ -69,6 +69,7 @@ def _snapshot(
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -85,6 +86,10 @@ def _snapshot(
                 repo, revision=revision, repo_type=kind, allow_patterns=list(files), local_files_only=silent
             )
         )
+    except HFValidationError as error:
+        raise error_type(
+            f"{where}: no such {local} here, and no Hub id either ({error}). Give the path of one."
+        ) from error
     except GatedRepoError as error:
         raise error_type(
             f"{where}: the {what} is gated. Accept its licence on its Hub page, then log in with `hf auth login` or "

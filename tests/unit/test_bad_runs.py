@@ -99,6 +99,7 @@ def dangling(here):
     folder("missing", ["model.path=./none", "no such folder", "a Hub id"], nothing, "./none"),
     folder("that is a file", ["model.path=", "p.jsonl", "no config.json"], nothing, "p.jsonl"),
     folder("of the Hub without a network", ["model.path=a/b", "hf download a/b"], nothing, "a/b"),
+    folder("of no Hub name", ["model.path=a..b/c", "no such folder", "no Hub id either"], nothing, "a..b/c"),
     folder("without config", ["model.path=", "no config.json"], lambda here: (here / "config.json").unlink()),
     folder("with a broken config", ["config.json: cannot be read", "anew"], text("config.json", b"{")),
     folder("with a list as config", ["config.json: cannot be read", "anew"], text("config.json", b"[1]")),
