@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from trl import DPOConfig
 
-from rlhf.data.shards import write_atomic
-from rlhf.errors import UserError
 from rlhf.job import Job, Outcome, Worker
 from rlhf.training.checkpoints import train_resumable
 from rlhf.training.logprobs import response_logprobs
@@ -27,7 +24,6 @@ from rlhf.training.trainer import (
     attach,
     build_arguments,
     common_arguments,
-    not_finite,
     step_rows,
     write_rows,
 )
@@ -106,7 +102,7 @@ class DpoTrainer(StageTrainer):
         )
         loss = losses.sum() * a_bin.weight
         if not math.isfinite(loss.item()):
-            raise self._bad_step("loss", self.state.global_step + 1, f", pairs {', '.join(a_bin.ids)}")
+            raise self.bad_step("loss", self.state.global_step + 1, f", pairs {', '.join(a_bin.ids)}")
         with torch.no_grad():
             margins = chosen_rewards - rejected_rewards
             rows = [losses, chosen_rewards, rejected_rewards, margins > 0, margins, chosen, rejected]
@@ -114,25 +110,15 @@ class DpoTrainer(StageTrainer):
         return loss, metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the step's metrics under TRL's names; epochs count passes over the pairs. A gradient must be a number."""
+        """Add the step's metrics under TRL's names; epochs count passes over the pairs."""
         if "loss" in logs:
-            if not math.isfinite(logs.get("grad_norm", 0.0)):
-                raise self._bad_step("grad_norm", self.state.global_step, "")
             logs.update(self._step_metrics)
             self.state.epoch = self.state.global_step / self.steps_per_epoch
         super().log(logs, start_time)
 
-    def _bad_step(self, what: str, step: int, where: str) -> UserError:
-        """The error for a step whose loss or gradient is no number; its pairs' ids, of all ranks, are saved first."""
-        path = bad_step_path(Path(self.args.output_dir or ""), self.args.process_index)
-        ids = [self.train_dataset.pairs[i].id for i in self.train_dataset.steps[step - 1]]
-        write_atomic(path, json.dumps({"not_finite": what, "step": step, "pairs": ids}, indent=1).encode())
-        return not_finite(what, step, where, f" The ids of all pairs of the step: {path}")
-
-
-def bad_step_path(out: Path, rank: int | str) -> Path:
-    """Where a rank names the pairs it failed on: beside the stage's folder, which the next attempt may empty."""
-    return out.with_name(f"dpo.bad_step.rank{rank}.json")
+    def step_contents(self, step: int) -> dict[str, Any]:
+        """The ids of all pairs of a step, also those of other ranks."""
+        return {"pairs": [self.train_dataset.pairs[i].id for i in self.train_dataset.steps[step - 1]]}
 
 
 def _arguments(job: Job, policy: Path) -> DPOConfig:
@@ -182,8 +168,6 @@ def train_dpo(job: Job, worker: Worker) -> Outcome:
     rows = step_rows(trainer)
     if worker.rank == 0:
         write_rows(job.out_path, rows)
-        for failed in job.out_path.parent.glob(bad_step_path(job.out_path, "*").name):
-            failed.unlink()
     return Outcome(
         counts | {"pairs": len(pairs), "steps": len(steps)},
         {

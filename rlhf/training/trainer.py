@@ -80,6 +80,30 @@ class StageTrainer(Trainer):
 
     source: Path
     """Folder the weights were loaded from."""
+    _step: tuple[int, list[Any]] = (-1, [])
+    """Number of the step under way, and this rank's batches in it."""
+
+    def training_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> Tensor:
+        """The library's; `step_contents` can tell afterwards what was in it."""
+        if self._step[0] != self.state.global_step:
+            self._step = (self.state.global_step, [])
+        self._step[1].append(inputs["input_ids"])
+        return super().training_step(model, inputs, *rest, **named)
+
+    def step_contents(self, step: int) -> dict[str, Any]:
+        """What a step was trained on: the rows of this rank as text."""
+        assert self.processing_class is not None
+        return {"rows": [text for ids in self._step[1] for text in self.processing_class.batch_decode(ids)]}
+
+    def bad_step(self, what: str, step: int, where: str = "") -> UserError:
+        """The error for a step whose loss or gradient is NaN or infinite; what was in it is saved first."""
+        path = bad_step_path(Path(self.args.output_dir or ""), self.args.process_index)
+        found = {"not_finite": what, "step": step} | self.step_contents(step)
+        write_atomic(path, json.dumps(found, indent=1, ensure_ascii=False).encode())
+        return UserError(
+            f"the {what} of step {step}{where} is not a finite number, so training stopped. Lower the learning rate, "
+            f"look at those rows of the data, or compute in float32. What the step was made of: {path}"
+        )
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
@@ -103,8 +127,8 @@ class StageTrainer(Trainer):
 class Watch(TrainerCallback):
     """Tells the driver how far the training is, and stops it when its loss or gradient is no number."""
 
-    def __init__(self, worker: Worker) -> None:
-        self.worker = worker
+    def __init__(self, trainer: StageTrainer, worker: Worker) -> None:
+        self.trainer, self.worker = trainer, worker
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
@@ -112,24 +136,21 @@ class Watch(TrainerCallback):
         """Called on every rank after a step."""
         for name in ("loss", "grad_norm"):
             if name in (logs or {}) and not math.isfinite(logs[name]):
-                raise not_finite(name, state.global_step, "")
+                raise self.trainer.bad_step(name, state.global_step)
         if logs and "loss" in logs:
             self.worker.progress(state.global_step, state.max_steps, f"loss {logs['loss']:.4f}")
 
 
-def not_finite(what: str, step: int, where: str, saved: str = "") -> UserError:
-    """The error for a loss or gradient that is NaN or infinite."""
-    return UserError(
-        f"the {what} of step {step}{where} is not a finite number, so training stopped. Lower the learning rate, look "
-        f"at those rows of the data, or compute in float32.{saved}"
-    )
+def bad_step_path(out: Path, rank: int | str) -> Path:
+    """Where a rank says what it failed on: beside the stage's folder, which the next attempt may empty."""
+    return out.with_name(f"{out.name.removeprefix('.').removesuffix('.partial')}.bad_step.rank{rank}.json")
 
 
 def attach(trainer: StageTrainer, source: Path, worker: Worker) -> None:
     """Tie a Trainer to its stage: where its weights come from, whom it reports to."""
     trainer.source = source
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Watch(worker))
+    trainer.add_callback(Watch(trainer, worker))
 
 
 @torch.no_grad()
@@ -165,6 +186,8 @@ def step_rows(trainer: Trainer) -> list[dict[str, Any]]:
 
 
 def write_rows(out: Path, rows: list[dict[str, Any]]) -> None:
-    """Write `metrics.jsonl`."""
+    """Write `metrics.jsonl`; what an earlier attempt said of a bad step goes."""
     lines = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
     write_atomic(out / "metrics.jsonl", lines.encode())
+    for failed in out.parent.glob(bad_step_path(out, "*").name):
+        failed.unlink()

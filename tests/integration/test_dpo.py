@@ -175,7 +175,7 @@ def test_the_nll_term_does_not_depend_on_ranks_stage_or_bins(world, one_rank, tm
 
 
 def failed_steps(folder):
-    return [json.loads(path.read_text()) for path in folder.glob("dpo.bad_step.rank*.json")]
+    return [json.loads(path.read_text()) for path in folder.glob("out.bad_step.rank*.json")]
 
 
 def ids_of_step(pairs, number):
@@ -213,7 +213,7 @@ def test_a_gradient_that_is_no_number_stops_and_saves_the_pairs(world, tmp_path)
     run_here(make_job("reference", ReferenceConfig(), inputs, tmp_path / "reference", max_length=MAX_LENGTH))
     job = dpo_job(world, tmp_path / "out", policy=tmp_path / "policy", save_steps=1)
     job.inputs["reference"] = str(tmp_path / "reference")
-    with pytest.raises(AssertionError, match=r"the grad_norm of step 1 is not a finite .*dpo\.bad_step\.rank0\.json"):
+    with pytest.raises(AssertionError, match=r"the grad_norm of step 1 is not a finite .*out\.bad_step\.rank0\.json"):
         run_ranks(job)
     pairs = list(read_all_rows(world / "pairs"))
     assert failed_steps(tmp_path) == [{"not_finite": "grad_norm", "step": 1, "pairs": ids_of_step(pairs, 1)}]

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 
 from rlhf.chat import render_conversation
 from rlhf.config_training import RewardModelConfig
@@ -119,3 +120,22 @@ def test_bf16_head_scores_in_fp32():
     hidden = torch.randn(3, 16).bfloat16()
     assert head(hidden).dtype == torch.float32
     assert torch.equal(head(hidden), hidden.float() @ head.weight.float().T)
+
+
+def test_a_gradient_that_is_no_number_stops_and_saves_the_rows(tmp_path):
+    model = tiny_reward_model(tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    weights["model.norm.weight"] *= 1e25  # scores are finite, the square of their gradient is not
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    turns = [{"role": "user", "content": "which?"}]
+    sides = [("good", "bad"), ("bad", "good")]  # for one of the two the judge is wrong, and has a gradient
+    rows = [{"prompt": turns, "chosen": f"{one} {i}", "rejected": f"{two} {i}"} for i in range(4) for one, two in sides]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = RewardModelConfig(batch_size=4, micro_batch_size=2, gradient_checkpointing=False)
+    inputs = {"model": model, "data": tmp_path / "data.jsonl"}
+    with pytest.raises(AssertionError, match=r"the grad_norm of step 1 is not a finite .*out\.bad_step\.rank0\.json"):
+        run_ranks(make_job("reward_model", settings, inputs, tmp_path / "out"))
+    found = json.loads((tmp_path / "out.bad_step.rank0.json").read_text())
+    assert found["not_finite"] == "grad_norm" and found["step"] == 1
+    assert len(found["rows"]) == 8, "four pairs, both answers, of both micro-batches"
+    assert all(("good" in text) != ("bad" in text) and "which?" in text for text in found["rows"])
