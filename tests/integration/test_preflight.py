@@ -64,7 +64,7 @@ def user(text="hello"):
 def test_a_good_policy_and_judge_are_fine_and_show_their_templates(folders):
     policy, judge = folders
     found = look(policy, prompts=[user(), user("again")])
-    assert odd(found) == [] and {each.subject for each in found} == {"policy"}
+    assert odd(found) == [] and {each.subject for each in found} == {"policy", "training"}
     for text in ("chat template ", "2 of 2 rendered prompts end with", "end of turn '<|eot_id|>'", "rows of embedd"):
         assert any(text in each.text for each in found), text
     assert odd(look(judge, "reward_model.path")) == []
@@ -137,6 +137,6 @@ def test_a_run_is_refused_before_any_stage(tmp_path, folders):
         timeout=300,
     )
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-    for text in ("✗ 1 iterations of", "no chat template", "prompts.num_per_iteration=16"):
+    for text in ("✗ num_iterations=1 with", "no chat template", "prompts.num_per_iteration=16"):
         assert text in done.stderr
     assert not any(path.is_dir() and path.name != "logs" for path in (tmp_path / "run").iterdir())
