@@ -46,7 +46,7 @@ def to_config(composed: DictConfig, schema: type[Any] = Config) -> Any:
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key}=… is missing, and has no default. Add it to the command.") from error
     except OmegaConfBaseException as error:
-        raise ConfigError(explained(error)) from error
+        raise ConfigError(_explained(error)) from error
     if type(config) is Config:  # rlhf.check shows what is wrong in its own way
         check_config(config)
     return config
@@ -109,16 +109,16 @@ def _message(error: BaseException) -> str:
     if isinstance(error, OverrideParseException):
         return f"{error.override}: {error}"
     if isinstance(error, OmegaConfBaseException):
-        return explained(error)
+        return _explained(error)
     cause = error.__cause__ or error.__context__  # Hydra leaves out the `from` in places
     if isinstance(error, HydraException) and isinstance(cause, OmegaConfBaseException):
         where, _, override = str(error).splitlines()[0].partition("Error merging override ")
         file = where.partition(":")[0] + ": " if where.startswith("In ") else ""
-        return file + explained(cause, override)
+        return file + _explained(cause, override)
     return f"{error}\n{error.__cause__}" if isinstance(error, HydraException) and error.__cause__ else str(error)
 
 
-def explained(error: OmegaConfBaseException, override: str = "") -> str:
+def _explained(error: OmegaConfBaseException, override: str = "") -> str:
     """Which setting is wrong and why; for one that does not exist, which may have been meant."""
     key, reason = error.full_key or "config", str(error).splitlines()[0].rstrip(".") + "."
     if isinstance(error, ConfigKeyError | ConfigAttributeError):

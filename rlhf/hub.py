@@ -80,7 +80,7 @@ def _snapshot(
     where = f"{key}={repo}" + (f", revision {revision}" if revision else "")
     download = f"hf download{'' if kind == 'model' else ' --repo-type dataset'} {repo}"
     try:
-        silent = _is_silent({"repo_id": repo, "revision": revision, "repo_type": kind})
+        silent = _is_silent(repo, revision, kind)
         return Path(
             snapshot_download(
                 repo, revision=revision, repo_type=kind, allow_patterns=list(files), local_files_only=silent
@@ -110,7 +110,7 @@ def _snapshot(
         ) from error
 
 
-def _is_silent(asked: dict[str, str | None]) -> bool:
+def _is_silent(repo: str, revision: str | None, kind: str) -> bool:
     """Whether the Hub does not answer at all: `snapshot_download` would wait for ever. It meets other errors itself."""
     global _silent_until
     from httpx2 import TimeoutException, TransportError
@@ -120,7 +120,7 @@ def _is_silent(asked: dict[str, str | None]) -> bool:
     if time.monotonic() < _silent_until:
         return True
     try:
-        HfApi().repo_info(**asked, timeout=SILENCE_SECONDS)  # type: ignore[arg-type]
+        HfApi().repo_info(repo, revision=revision, repo_type=kind, timeout=SILENCE_SECONDS)
     except TimeoutException:
         _silent_until = time.monotonic() + 60.0
         return True

@@ -89,8 +89,7 @@ def count_and_kill(counter: Path, at: str, action: str = "self") -> Event:
 
     `at` may also name a boundary: what happens, a colon, how the path ends. `action`: whom it strikes: `self`, the
     `driver` (the process in RLHF_FAULT_DRIVER), `engine` (vLLM's, where this worker has it in a process of its own), or
-    `everything` in its session. Which files got their name is written
-    down in `counter` with the suffix `.made`.
+    `everything` in its session. Which files got their name is written down in `counter` with the suffix `.made`.
     """
     wanted, _, ending = at.partition(":")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -52,3 +53,13 @@ def is_engine(pid: int) -> bool:
         return b"VLLM::" in (Path("/proc") / str(pid) / "cmdline").read_bytes()
     except OSError:
         return False
+
+
+def working_in(folder: Path) -> list[int]:
+    """Ids of all living processes whose working directory is a folder."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):  # it has ended meanwhile, or is another user's
+            if entry.name.isdigit() and os.readlink(entry / "cwd") == str(folder) and alive(int(entry.name)):
+                found.append(int(entry.name))
+    return found

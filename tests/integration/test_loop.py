@@ -15,7 +15,7 @@ import pytest
 
 from rlhf.data.shards import read_all_rows
 from tests.faults import hooks
-from tests.faults.processes import descendants, group, is_engine, workers_of
+from tests.faults.processes import descendants, group, workers_of, working_in
 from tests.tiny import tiny_llama, tiny_reward_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -235,7 +235,7 @@ def test_a_killed_engine_process_ends_the_stage_and_costs_one_shard(world, finis
     assert "a process of vLLM's engine died" in said and "the same command goes on" in said, said
     first = run / "iteration_000" / "held_out" / ".generate.partial" / "shard_00000.parquet"
     assert [path.name for path in first.parent.glob("shard_*")] == [first.name]
-    wait_for(lambda: not any(is_engine(int(pid)) for pid in os.listdir("/proc") if pid.isdigit()))
+    wait_for(lambda: not working_in(run.parent))
     before = first.stat().st_mtime_ns
     code, said = loop(run, *told)
     assert code == 0, said

@@ -187,7 +187,7 @@ def test_answers_of_the_hub_become_messages(monkeypatch: pytest.MonkeyPatch, err
         response = httpx.Response(403, request=httpx.Request("GET", "https://hub"))
         raise getattr(huggingface_hub.errors, error)("no", response=response)
 
-    monkeypatch.setattr(hub, "_is_silent", lambda asked: False)
+    monkeypatch.setattr(hub, "_is_silent", lambda *asked: False)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(ModelError, match=words):
         hub.fetch_model("some/model", "v1", "model.path")
