@@ -10,18 +10,18 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from rlhf import sources
-from rlhf.card import name_of
-from rlhf.cli import main
+from rlhf.command.file_tool import write_file
+from rlhf.command.line import main
+from rlhf.config.tools import AnswerTool, Benchmark
 from rlhf.data.benchmarks import alpaca_eval_answer, arena_hard_answer
 from rlhf.data.files import resolved
 from rlhf.data.responses import Form
 from rlhf.data.shards import read_all_rows
 from rlhf.errors import ConfigError, DataError
 from rlhf.generate import reading, sample
-from rlhf.run import Artifact, Run
-from rlhf.tools import write_file
-from rlhf.tools_config import AnswerTool, Benchmark
+from rlhf.loop.card import name_of
+from rlhf.run import sources
+from rlhf.run.plan import Artifact, Run
 
 _ANSWERS = {Benchmark.alpaca_eval: alpaca_eval_answer, Benchmark.arena_hard: arena_hard_answer}
 

@@ -12,15 +12,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf import sources, steps
-from rlhf.cli import main
+from rlhf.command.file_tool import ROWS_PER_SHARD, write_file
+from rlhf.command.line import main
+from rlhf.config.tools import BestOfNTool
 from rlhf.data.responses import Form, to_number
 from rlhf.data.shards import read_all_rows
 from rlhf.errors import DataError
-from rlhf.evaluation.bestofn import Judged, best_of_n
-from rlhf.run import Artifact, Run
-from rlhf.tools import ROWS_PER_SHARD, write_file
-from rlhf.tools_config import BestOfNTool
+from rlhf.evaluation.judge_quality import Judged, best_of_n
+from rlhf.loop import step as steps
+from rlhf.run import sources
+from rlhf.run.plan import Artifact, Run
 
 
 def bestofn(tool: BestOfNTool) -> None:

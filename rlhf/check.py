@@ -11,11 +11,11 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from rlhf.cli import main
+from rlhf.command.line import main
+from rlhf.config.tools import CheckConfig
 from rlhf.launch.local import LocalLauncher
-from rlhf.launch.lock import hold_run
-from rlhf.preflight import Level, look, table
-from rlhf.tools_config import CheckConfig
+from rlhf.preflight.look import Level, look, table
+from rlhf.run.lock import hold_run
 
 
 def check(told: CheckConfig) -> None:

@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rlhf import sources, steps
-from rlhf.cli import main
+from rlhf.command.file_tool import write_file
+from rlhf.command.line import main
+from rlhf.config.tools import GenerateTool
 from rlhf.data.responses import candidates_line
 from rlhf.data.shards import read_all_rows
-from rlhf.models import context_length
-from rlhf.run import Artifact, Run
-from rlhf.tools import write_file
-from rlhf.tools_config import GenerateTool
+from rlhf.loop import step as steps
+from rlhf.models.folder import context_length
+from rlhf.run import sources
+from rlhf.run.plan import Artifact, Run
 
 
 def generate(tool: GenerateTool) -> None:

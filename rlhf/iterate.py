@@ -11,24 +11,26 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from rlhf import card, sources, steps
-from rlhf.choices import JudgeKind, Reference, Sampled
-from rlhf.cli import main
-from rlhf.config import Config
-from rlhf.config_training import MAIN_JUDGE
-from rlhf.console import Console
+from rlhf.command.line import main
+from rlhf.config.choices import JudgeKind, Reference, Sampled
+from rlhf.config.schema import Config
+from rlhf.config.training import MAIN_JUDGE
 from rlhf.data.files import resolved
 from rlhf.data.shards import write_atomic
 from rlhf.errors import ConfigError, RunChanged
-from rlhf.gates import Gates, check_iteration, check_stage
-from rlhf.launch.capacity import check_capacity
 from rlhf.launch.local import LocalLauncher
-from rlhf.launch.lock import hold_run
-from rlhf.preflight import require
-from rlhf.prompt_sets import prompt_sets
-from rlhf.run import AloneDone, Artifact, Run, plain
-from rlhf.steps import Step
-from rlhf.summary import KL_ESTIMATOR, Evaluation, Row, best, rows_of, table, write_summary
+from rlhf.loop import card
+from rlhf.loop import step as steps
+from rlhf.loop.figures import KL_ESTIMATOR, Evaluation, Row, best, rows_of, table, write_summary
+from rlhf.loop.gates import Gates, check_iteration, check_stage
+from rlhf.loop.prompt_sets import prompt_sets
+from rlhf.loop.step import Step
+from rlhf.preflight.capacity import check_capacity
+from rlhf.preflight.look import require
+from rlhf.run import sources
+from rlhf.run.console import Console
+from rlhf.run.lock import hold_run
+from rlhf.run.plan import AloneDone, Artifact, Run, plain
 
 
 def iterate(cfg: Config, run: Run) -> Artifact:

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rlhf import sources, steps
-from rlhf.cli import main
+from rlhf.command.file_tool import ROWS_PER_SHARD, write_file
+from rlhf.command.line import main
+from rlhf.config.tools import PairTool
 from rlhf.data.responses import pair_line
 from rlhf.data.shards import read_all_rows
-from rlhf.run import Artifact, Run
-from rlhf.tools import ROWS_PER_SHARD, write_file
-from rlhf.tools_config import PairTool
+from rlhf.loop import step as steps
+from rlhf.run import sources
+from rlhf.run.plan import Artifact, Run
 
 
 def pair(tool: PairTool) -> None:

@@ -14,17 +14,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf import sources, steps
-from rlhf.cli import main
+from rlhf.command.file_tool import ROWS_PER_SHARD, check_output, write_file
+from rlhf.command.line import main
+from rlhf.config.tools import RewardBenchTool, Version
 from rlhf.data.files import resolved
 from rlhf.data.responses import Form
 from rlhf.data.shards import read_all_rows, write_atomic
 from rlhf.errors import ConfigError, DataError
 from rlhf.evaluation import rewardbench2
-from rlhf.evaluation.rewardbench import PRIOR_SETS, PUBLISHED, SECTIONS, accuracy, report
-from rlhf.run import Artifact, Run
-from rlhf.tools import ROWS_PER_SHARD, check_output, write_file
-from rlhf.tools_config import RewardBenchTool, Version
+from rlhf.evaluation.rewardbench1 import PRIOR_SETS, PUBLISHED, SECTIONS, accuracy, report
+from rlhf.loop import step as steps
+from rlhf.run import sources
+from rlhf.run.plan import Artifact, Run
 
 _DATA = {Version.v1: "allenai/reward-bench:filtered", Version.v2: "allenai/reward-bench-2:test"}
 _KNOWN = {name for section in SECTIONS.values() for name in section} | set(PRIOR_SETS)

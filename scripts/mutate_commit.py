@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BOUNDARIES, CORRUPTION = "tests/faults/test_boundaries.py", "tests/faults/test_corruption.py"
-CHECKPOINTS, LOCK = "tests/integration/test_checkpoints.py", "tests/unit/test_lock.py"
+CHECKPOINTS, LOCK = "tests/integration/training/test_checkpoints.py", "tests/unit/run/test_lock.py"
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ MUTATIONS = [
         "commit.py",
         '    write_atomic(partial / "artifact.json", sealed(record))\n    os.rename(partial, final)\n',
         '    os.rename(partial, final)\n    write_atomic(final / "artifact.json", sealed(record))\n',
-        "tests/unit/test_run.py -k commit",
+        "tests/unit/run/test_plan.py -k commit",
     ),
     Mutation(
         "manifest before the files' fsync",

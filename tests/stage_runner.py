@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlhf.config import ComputeConfig
+from rlhf.config.schema import ComputeConfig
 from rlhf.data.shards import shard_name
-from rlhf.job import Job, Outcome
+from rlhf.run.job import Job, Outcome
 
 
 @dataclass

@@ -7,8 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlhf.data.records import PAIRS_SCHEMA, prompt_id
 from rlhf.data.shards import shard_name, write_shard
-from rlhf.records import PAIRS_SCHEMA, prompt_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rlhf.data.digest import digest_of
 from rlhf.data.files import read_records
 from rlhf.data.prompts import from_text
-from rlhf.digest import digest_of
+from rlhf.data.records import prompt_id
 from rlhf.errors import DataError
-from rlhf.records import prompt_id
 
 
 def read_questions(path: Path | str, counts: Counter[str]) -> list[dict[str, Any]]:

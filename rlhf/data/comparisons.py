@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf.data.prompts import UnusableRow, clean_messages, clean_text, from_text
+from rlhf.data.records import Message
 from rlhf.errors import DataError
-from rlhf.records import Message
 
 Row = Mapping[str, Any]
 

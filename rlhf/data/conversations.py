@@ -9,8 +9,8 @@ from typing import Any
 
 from rlhf.data.comparisons import from_speaker
 from rlhf.data.prompts import UnusableRow, clean_messages, clean_text, from_text, parsed_rows, to_messages
+from rlhf.data.records import Message
 from rlhf.errors import DataError
-from rlhf.records import Message
 
 _ANSWERS = {
     "prompt": ("response", "completion"),

@@ -9,8 +9,8 @@ from pathlib import Path
 from rlhf.data.comparisons import Comparison, to_comparisons
 from rlhf.data.files import Record
 from rlhf.data.prompts import UnusableRow, clean_text, parsed_rows
+from rlhf.data.records import Message, what_became
 from rlhf.errors import DataError
-from rlhf.records import Message, what_became
 
 Preference = tuple[list[Message], str, str]
 """Messages that end with a user's turn, the chosen and the rejected answer."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rlhf.data.files import Record, read_records
+from rlhf.data.records import Message, Prompt, prompt_id
 from rlhf.errors import DataError
-from rlhf.records import Message, Prompt, prompt_id
 
 ROLES = ("system", "user", "assistant")
 SHAPES = (

@@ -19,11 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rlhf.data.digest import digest_of
 from rlhf.data.preferences import preferences_with_rows
 from rlhf.data.prompts import UnusableRow, parsed_rows, to_messages
-from rlhf.digest import digest_of
+from rlhf.data.records import FINISHED, Candidate, prompt_id
 from rlhf.errors import DataError, writing
-from rlhf.records import FINISHED, Candidate, prompt_id
 
 _MAKERS = {
     "responses": "python -m rlhf.generate makes files that have them.",

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rlhf.digest import digest_file
+from rlhf.data.digest import digest_file
 from rlhf.errors import writing
 
 _COUNTS = b"rlhf.counts"

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Protocol
 
-from rlhf.records import Candidate
+from rlhf.data.records import Candidate
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.errors import USER_ERRORS, WorkerFailed
-from rlhf.job import Job, Kind, Outcome
 from rlhf.launch import worker as inside
 from rlhf.launch.machine import environments, starting_environment
+from rlhf.run.job import Job, Kind, Outcome
 
 GRACE_SECONDS = 3.0
 """Between asking a worker to end and ending it."""

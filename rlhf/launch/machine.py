@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.errors import ConfigError
-from rlhf.job import Kind
+from rlhf.run.job import Kind
 
 _QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",

@@ -1,6 +1,6 @@
 """Imported once by the process that workers are forked from, so that each starts in a moment.
 
-Nothing here may touch a GPU or start a thread that a fork would lose (`tests/integration/test_preload.py`). What
+Nothing here may touch a GPU or start a thread that a fork would lose (`tests/integration/launch/test_preload.py`). What
 cannot be imported is left for the stage that needs it to complain about.
 """
 
@@ -28,7 +28,7 @@ MODULES = (
     "trl.trainer.dpo_config",
     "trl.trainer.sft_trainer",
     "trl.trainer.reward_trainer",
-    "rlhf.chat",
+    "rlhf.models.chat",
     "rlhf.training",
     "vllm",
     "vllm.entrypoints.llm",
@@ -39,8 +39,8 @@ MODULES = (
     "vllm.model_executor.models.llama",
     "vllm.model_executor.model_loader",
     "vllm.model_executor.layers.quantization.online.base",
-    "rlhf.generation.vllm",
-    "rlhf.scoring.classifier",
+    "rlhf.generation.vllm_sampler",
+    "rlhf.scoring.classifier_judge",
     "rlhf.training.dpo",
     "rlhf.training.sft",
     "rlhf.training.reward_model",

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.errors import RlhfError, writing
-from rlhf.job import Job
-from rlhf.launch.lock import join_run
+from rlhf.run.job import Job
+from rlhf.run.lock import join_run
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Assignment:
 
 
 class PipeWorker:
-    """`rlhf.job.Worker` over a pipe to the driver."""
+    """`rlhf.run.job.Worker` over a pipe to the driver."""
 
     def __init__(self, assignment: Assignment, pipe: Connection) -> None:
         self.rank = assignment.rank

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from rlhf.data.records import Message
 from rlhf.errors import ConfigError, DataError
-from rlhf.records import Message
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""One file per stage, each with KIND, num_shards and run (see rlhf.job)."""
+"""One file per stage, each with KIND, num_shards and run (see rlhf.run.job)."""

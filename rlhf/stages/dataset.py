@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 
 from rlhf.errors import DataError
-from rlhf.job import Job, Kind, Outcome, Worker
+from rlhf.run.job import Job, Kind, Outcome, Worker
 
 KIND = Kind.single
 
@@ -40,6 +40,6 @@ def run(job: Job, worker: Worker) -> Outcome:
 
 
 if __name__ == "__main__":
-    from rlhf.alone import main
+    from rlhf.stage import main
 
     main("dataset")

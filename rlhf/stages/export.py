@@ -7,15 +7,15 @@ import os
 import shutil
 from pathlib import Path
 
-from rlhf import card
-from rlhf.job import Job, Kind, Outcome, Worker
-from rlhf.models import saved_dtype
+from rlhf.loop import card
+from rlhf.models.folder import saved_dtype
+from rlhf.run.job import Job, Kind, Outcome, Worker
 
 KIND = Kind.single
 
 
 def run(job: Job, worker: Worker) -> Outcome:
-    """Copy `model` to `model/`; config is `dtype` and the facts of its `card` (`rlhf.card`).
+    """Copy `model` to `model/`; config is `dtype` and the facts of its `card` (`rlhf.loop.card`).
 
     Weights that have the dtype already are linked, not copied: both names belong to finished artifacts, which nothing
     changes. The rest is cast.
@@ -54,6 +54,6 @@ def _cast(file: Path, target: Path, dtype: str) -> None:
 
 
 if __name__ == "__main__":
-    from rlhf.alone import main
+    from rlhf.stage import main
 
     main("export")

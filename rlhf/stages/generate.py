@@ -8,10 +8,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+from rlhf.data.records import CANDIDATES_SCHEMA, what_became
 from rlhf.data.shards import num_rows, read_rows, shard_name, shard_paths, sum_counts, write_atomic, write_shard
 from rlhf.errors import DataError, ModelError, TemplateRefuses
-from rlhf.job import Job, Kind, Outcome, Worker
-from rlhf.records import CANDIDATES_SCHEMA, what_became
+from rlhf.run.job import Job, Kind, Outcome, Worker
 
 KIND = Kind.inference
 
@@ -43,9 +43,9 @@ def run(job: Job, worker: Worker) -> Outcome:
         DataError: all prompts are too long.
         ModelError: the model's weights give no numbers.
     """
-    from rlhf.chat import end_of_turn_id, load_tokenizer, longest_prompt, stop_token_ids, template_hash
-    from rlhf.generation.load import load_sampler
+    from rlhf.generation.choose_engine import load_sampler
     from rlhf.generation.request import Sampling
+    from rlhf.models.chat import end_of_turn_id, load_tokenizer, longest_prompt, stop_token_ids, template_hash
 
     config, model = job.config, job.inputs["policy"]
     tokenizer = load_tokenizer(model, config["trust_remote_code"])
@@ -108,7 +108,7 @@ def render(
     prompts: list[dict[str, Any]], tokenizer: Any, max_prompt_tokens: int
 ) -> tuple[list[tuple[dict[str, Any], list[int]]], dict[str, int]]:
     """The prompts that can be sampled with their token ids, and what became of all of them."""
-    from rlhf.chat import render_prompt
+    from rlhf.models.chat import render_prompt
 
     kept, refused = [], 0
     for row in prompts:
@@ -130,7 +130,7 @@ def render(
 
 def _refuse_if_nothing_is_left(job: Job, tokenizer: Any, limit: int) -> None:
     """Raise when there were prompts and none was sampled; every worker asks, the last one sees all shards."""
-    from rlhf.chat import render_prompt
+    from rlhf.models.chat import render_prompt
 
     if len(shard_paths(job.out_path)) < num_shards(job):
         return
@@ -159,6 +159,6 @@ def _prompts(job: Job, index: int) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    from rlhf.alone import main
+    from rlhf.stage import main
 
     main("generate")

@@ -13,10 +13,10 @@ from statistics import fmean, pstdev
 
 import numpy as np
 
+from rlhf.data.records import SCORES_SCHEMA
 from rlhf.data.shards import read_all_rows, read_rows, shard_name, shard_paths, write_shard
 from rlhf.errors import DataError
-from rlhf.job import Job, Kind, Outcome, Worker
-from rlhf.records import SCORES_SCHEMA
+from rlhf.run.job import Job, Kind, Outcome, Worker
 
 KIND = Kind.single
 
@@ -106,6 +106,6 @@ def disagreement(prompts: Iterable[np.ndarray], names: list[str]) -> dict[str, f
 
 
 if __name__ == "__main__":
-    from rlhf.alone import main
+    from rlhf.stage import main
 
     main("mix")

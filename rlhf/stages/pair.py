@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rlhf.choices import Strategy, Truncated
-from rlhf.config import PairConfig
+from rlhf.config.choices import Strategy, Truncated
+from rlhf.config.schema import PairConfig
+from rlhf.data.pairing import Drop, Terminators, fault, make_pairs
+from rlhf.data.records import PAIRS_SCHEMA, ScoredPrompt, dropped, scored_prompt, to_row, what_became
 from rlhf.data.shards import num_rows, read_all_rows, read_rows, shard_name, shard_paths, sum_counts, write_shard
 from rlhf.errors import DataError
-from rlhf.job import Job, Kind, Outcome, Worker
-from rlhf.records import PAIRS_SCHEMA, ScoredPrompt, dropped, scored_prompt, to_row, what_became
-from rlhf.strategies import Drop, Terminators, fault, make_pairs
+from rlhf.run.job import Job, Kind, Outcome, Worker
 
 KIND = Kind.single
 
@@ -155,6 +155,6 @@ def pair_metrics(folder: Path) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    from rlhf.alone import main
+    from rlhf.stage import main
 
     main("pair")

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from rlhf.data.preferences import Preference, read_preferences
+from rlhf.data.records import PAIRS_SCHEMA, prompt_id
 from rlhf.data.shards import shard_name, write_shard
-from rlhf.job import Job, Kind, Outcome, Worker
-from rlhf.records import PAIRS_SCHEMA, prompt_id
+from rlhf.run.job import Job, Kind, Outcome, Worker
 
 KIND = Kind.single
 
@@ -29,7 +29,7 @@ def run(job: Job, worker: Worker) -> Outcome:
     Raises:
         DataError: the file cannot be used, or no row of it is a pair.
     """
-    from rlhf.chat import load_tokenizer
+    from rlhf.models.chat import load_tokenizer
 
     tokenizer = load_tokenizer(job.inputs["policy"], job.config["trust_remote_code"])
     counts = Counter[str]()
@@ -46,7 +46,7 @@ def _blocks(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 
 def _row(tokenizer: Any, preference: Preference) -> dict[str, Any]:
-    from rlhf.chat import render_response
+    from rlhf.models.chat import render_response
 
     messages, chosen, rejected = preference
     row: dict[str, Any] = {"id": prompt_id(messages), "messages": messages}
@@ -64,6 +64,6 @@ def _row(tokenizer: Any, preference: Preference) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    from rlhf.alone import main
+    from rlhf.stage import main
 
     main("preferences")

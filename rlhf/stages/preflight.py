@@ -1,6 +1,6 @@
 """Stage `preflight`: what tokenizers, templates and configs of models say before any of them is loaded.
 
-Not a stage of the loop: it leaves no artifact; the metric `findings` is what `rlhf.preflight` shows.
+Not a stage of the loop: it leaves no artifact; the metric `findings` is what `rlhf.preflight.look` shows.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from dataclasses import fields
 from itertools import takewhile
 from typing import Any
 
-from rlhf.job import Job, Kind, Outcome, Worker
-from rlhf.models import context_length, own_classifier, require_trust
-from rlhf.preflight import Finding, Level, collect, finding
-from rlhf.records import Message
+from rlhf.data.records import Message
+from rlhf.models.folder import context_length, own_classifier, require_trust
+from rlhf.preflight.look import Finding, Level, collect, finding
+from rlhf.run.job import Job, Kind, Outcome, Worker
 from rlhf.stages.generate import render
 
 KIND = Kind.single
@@ -65,7 +65,7 @@ def _names(cfg: dict[str, Any]) -> Iterator[Finding]:
 def _policy(path: str, cfg: dict[str, Any], prompts: list[list[Message]]) -> Iterator[Finding]:
     from transformers import AutoConfig
 
-    from rlhf import chat
+    from rlhf.models import chat
 
     trust, generate, trains = cfg["model"]["trust_remote_code"], cfg["generate"], cfg["sft"]["data"] is not None
     tokenizer = chat.load_tokenizer(path, trust, cfg["sft"]["chat_template"] if trains else None)
@@ -100,7 +100,7 @@ def _policy(path: str, cfg: dict[str, Any], prompts: list[list[Message]]) -> Ite
 
 
 def _one_bos(tokenizer: Any, rendered: list[list[int]]) -> Finding:
-    from rlhf.chat import end_of_turn_id
+    from rlhf.models.chat import end_of_turn_id
 
     bos = tokenizer.bos_token_id
     if bos is None or bos in (tokenizer.eos_token_id, end_of_turn_id(tokenizer)):
@@ -113,7 +113,7 @@ def _one_bos(tokenizer: Any, rendered: list[list[int]]) -> Finding:
 
 def _header(tokenizer: Any, rendered: list[list[int]]) -> Finding:
     """Whether prompts end with what the template writes in front of an answer."""
-    from rlhf.chat import render_conversation, render_prompt
+    from rlhf.models.chat import render_conversation, render_prompt
 
     prompt, turn = render_prompt(tokenizer, _QUESTION), render_conversation(tokenizer, _QUESTION)
     answered = render_conversation(tokenizer, [*_QUESTION, {"role": "assistant", "content": _ANSWER}])
@@ -134,9 +134,9 @@ def _common(one: list[int], other: list[int]) -> int:
 def _judge(key: str, path: str, told: dict[str, Any], max_tokens: int) -> Iterator[Finding]:
     from transformers import AutoConfig
 
-    from rlhf.chat import end_of_turn_id, load_tokenizer, template_hash
-    from rlhf.pairwise import answer_ids, require_causal_lm
-    from rlhf.scoring.classifier import require_one_logit
+    from rlhf.models.chat import end_of_turn_id, load_tokenizer, template_hash
+    from rlhf.models.comparison import answer_ids, require_causal_lm
+    from rlhf.scoring.classifier_judge import require_one_logit
 
     require_trust(path, told["trust_remote_code"])
     tokenizer = load_tokenizer(path, told["trust_remote_code"])

@@ -14,10 +14,10 @@ from collections import Counter
 from pathlib import Path
 
 from rlhf.data.prompts import load_prompts
+from rlhf.data.records import PROMPT_SCHEMA, Prompt, dropped, to_row, what_became
 from rlhf.data.shards import read_rows, write_shard
 from rlhf.errors import ConfigError, DataError
-from rlhf.job import Job, Kind, Outcome, Worker
-from rlhf.records import PROMPT_SCHEMA, Prompt, dropped, to_row, what_became
+from rlhf.run.job import Job, Kind, Outcome, Worker
 
 KIND = Kind.single
 
@@ -102,6 +102,6 @@ def split_by_file(
 
 
 if __name__ == "__main__":
-    from rlhf.alone import main
+    from rlhf.stage import main
 
     main("prompts")

@@ -13,10 +13,10 @@ import pyarrow as pa
 
 from rlhf.data.benchmarks import read_questions
 from rlhf.data.prompts import read_prompts
+from rlhf.data.records import CANDIDATES_SCHEMA, PROMPT_SCHEMA, SCORES_SCHEMA, to_row
 from rlhf.data.responses import read_best_of_n, read_comparisons, read_responses
 from rlhf.data.shards import shard_name, write_atomic, write_shard
-from rlhf.job import Job, Kind, Outcome, Worker
-from rlhf.records import CANDIDATES_SCHEMA, PROMPT_SCHEMA, SCORES_SCHEMA, to_row
+from rlhf.run.job import Job, Kind, Outcome, Worker
 
 KIND = Kind.single
 

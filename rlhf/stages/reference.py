@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from rlhf.data.records import LOGPROBS_SCHEMA
 from rlhf.data.shards import read_rows, shard_name, shard_paths, write_shard
-from rlhf.job import Job, Kind, Outcome, Worker
-from rlhf.records import LOGPROBS_SCHEMA
+from rlhf.run.job import Job, Kind, Outcome, Worker
 
 if TYPE_CHECKING:
     from rlhf.training.reference import Reference
@@ -59,6 +59,6 @@ def _score(reference: Reference, rows: Iterator[dict[str, Any]], counts: dict[st
 
 
 if __name__ == "__main__":
-    from rlhf.alone import main
+    from rlhf.stage import main
 
     main("reference")

@@ -6,9 +6,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+from rlhf.data.records import SCORES_SCHEMA
 from rlhf.data.shards import read_rows, shard_name, shard_paths, write_shard
-from rlhf.job import Job, Kind, Outcome, Worker
-from rlhf.records import SCORES_SCHEMA
+from rlhf.run.job import Job, Kind, Outcome, Worker
 
 KIND = Kind.inference
 _QUESTION, _GOOD = "What is the capital of France?", "The capital of France is Paris."
@@ -28,9 +28,9 @@ def run(job: Job, worker: Worker) -> Outcome:
     same prompts: scores are then comparable between policies. `known_candidates.N` and `known_scores.N`, for any N, are
     what this judge has scored on the same prompts before (with the same `against`): equal responses keep their score.
     """
-    from rlhf.scoring.groups import Group, score_groups
+    from rlhf.scoring.choose_judge import load_judge
     from rlhf.scoring.judge import Scored
-    from rlhf.scoring.load import load_judge
+    from rlhf.scoring.tournament import Group, score_groups
 
     judge, warning = None, dict[str, str]()
     for index in worker.shards():
@@ -69,7 +69,7 @@ def run(job: Job, worker: Worker) -> Outcome:
 
 def _golden_pair(job: Job, judge: Any) -> dict[str, str]:
     """A metric `warning` when a judge from outside prefers an absurd answer; asked once, when π0 is scored."""
-    from rlhf.scoring.groups import Group, score_groups
+    from rlhf.scoring.tournament import Group, score_groups
 
     run = job.out_path.parents[len(Path(job.name).parts) - 1]
     if not job.name.startswith("iteration_000/") or Path(job.inputs.get("judge", run)).is_relative_to(run):
@@ -98,6 +98,6 @@ def _known(job: Job, index: int) -> dict[tuple[str, str], float]:
 
 
 if __name__ == "__main__":
-    from rlhf.alone import main
+    from rlhf.stage import main
 
     main("score")

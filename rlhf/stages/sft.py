@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlhf.job import Job, Kind, Outcome, Worker
+from rlhf.run.job import Job, Kind, Outcome, Worker
 
 KIND = Kind.training
 
@@ -15,6 +15,6 @@ def run(job: Job, worker: Worker) -> Outcome:
 
 
 if __name__ == "__main__":
-    from rlhf.alone import main
+    from rlhf.stage import main
 
     main("sft")

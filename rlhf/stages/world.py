@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.data.shards import write_atomic
-from rlhf.job import Job, Kind, Outcome, Worker
+from rlhf.run.job import Job, Kind, Outcome, Worker
 
 KIND = Kind.single
 
@@ -49,6 +49,6 @@ def _write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
 
 if __name__ == "__main__":
-    from rlhf.alone import main
+    from rlhf.stage import main
 
     main("world")

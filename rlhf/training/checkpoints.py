@@ -18,8 +18,8 @@ from typing import Any
 import torch.distributed as dist
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from rlhf.data.digest import digest_file, sealed, unsealed
 from rlhf.data.shards import fsync_dir, write_atomic
-from rlhf.digest import digest_file, sealed, unsealed
 from rlhf.errors import UserError
 
 SEAL = "sealed.json"

@@ -12,14 +12,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from trl import DPOConfig
 
-from rlhf.job import Job, Outcome, Worker
+from rlhf.run.job import Job, Outcome, Worker
 from rlhf.training.checkpoints import train_resumable
 from rlhf.training.logprobs import response_logprobs
 from rlhf.training.lora import add_adapter, export_adapter
 from rlhf.training.losses import dpo_loss
-from rlhf.training.models import export_model, load_model, resolve_dtype
-from rlhf.training.steps import Bin, StepShares, load_pairs, plan_steps
-from rlhf.training.trainer import (
+from rlhf.training.stage_trainer import (
     StageTrainer,
     attach,
     build_arguments,
@@ -27,6 +25,8 @@ from rlhf.training.trainer import (
     step_rows,
     write_rows,
 )
+from rlhf.training.step_plan import Bin, StepShares, load_pairs, plan_steps
+from rlhf.training.weights import export_model, load_model, resolve_dtype
 
 _METRICS = (
     "loss",

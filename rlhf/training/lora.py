@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rlhf.errors import ConfigError
-from rlhf.training.models import fp32_parameters, used_weight_files, weight_names, write_model
+from rlhf.training.weights import fp32_parameters, used_weight_files, weight_names, write_model
 
 _PREFIX = "base_model.model."
 """What peft puts in front of a module's name."""

@@ -2,7 +2,7 @@
 
 Everything is per pair (suffix `_B`), in fp32, in nats. A new loss is one function of `LogRatios` and one line in
 `LOSSES`. Below, h = β (chosen − rejected) is the margin of the implicit rewards and ε is `label_smoothing`: which
-values a loss takes is checked in `rlhf.checks`. `docs/training.md` says when to use which loss.
+values a loss takes is checked in `rlhf.config.limits`. `docs/training.md` says when to use which loss.
 """
 
 from __future__ import annotations

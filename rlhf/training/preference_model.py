@@ -14,18 +14,16 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
-from rlhf.chat import load_tokenizer
+from rlhf.data.records import what_became
 from rlhf.errors import DataError, TemplateRefuses
-from rlhf.job import Job, Outcome, Worker
-from rlhf.models import load_config
-from rlhf.pairwise import answer_ids, render_comparison, require_causal_lm
-from rlhf.records import what_became
+from rlhf.models.chat import load_tokenizer
+from rlhf.models.comparison import answer_ids, render_comparison, require_causal_lm
+from rlhf.models.folder import load_config
+from rlhf.run.job import Job, Outcome, Worker
 from rlhf.training.checkpoints import train_resumable
-from rlhf.training.models import export_model, load_model, resolve_dtype
 from rlhf.training.reward_model import conversations
 from rlhf.training.sft import IGNORED, gradient_accumulation
-from rlhf.training.tokens import TokenRow, count_refused, split, token_dataset
-from rlhf.training.trainer import (
+from rlhf.training.stage_trainer import (
     StageTrainer,
     attach,
     build_arguments,
@@ -34,6 +32,8 @@ from rlhf.training.trainer import (
     sum_over,
     write_rows,
 )
+from rlhf.training.tokens import TokenRow, count_refused, split, token_dataset
+from rlhf.training.weights import export_model, load_model, resolve_dtype
 
 _log = logging.getLogger(__name__)
 

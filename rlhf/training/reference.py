@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from rlhf.job import Job
+from rlhf.run.job import Job
 from rlhf.training.deepspeed import on_gpu
 from rlhf.training.logprobs import bins_by_tokens, collate, response_budget, response_logprobs
-from rlhf.training.models import load_model, resolve_dtype
+from rlhf.training.weights import load_model, resolve_dtype
 
 Sequence = tuple[list[int], list[int]]
 """Prompt ids and response ids."""

@@ -14,17 +14,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from trl import RewardConfig, RewardTrainer
 
-from rlhf.chat import end_of_turn_id, load_tokenizer, render_conversation
 from rlhf.data.preferences import preferences_with_rows
+from rlhf.data.records import Message, what_became
 from rlhf.data.shards import read_all_rows
 from rlhf.errors import DataError, TemplateRefuses
-from rlhf.job import Job, Outcome, Worker
-from rlhf.records import Message, what_became
+from rlhf.models.chat import end_of_turn_id, load_tokenizer, render_conversation
+from rlhf.run.job import Job, Outcome, Worker
 from rlhf.training.checkpoints import train_resumable
-from rlhf.training.models import export_model, load_model, resolve_dtype
 from rlhf.training.sft import gradient_accumulation
-from rlhf.training.tokens import TokenRow, count_refused, split, token_dataset
-from rlhf.training.trainer import (
+from rlhf.training.stage_trainer import (
     StageTrainer,
     attach,
     build_arguments,
@@ -33,6 +31,8 @@ from rlhf.training.trainer import (
     sum_over,
     write_rows,
 )
+from rlhf.training.tokens import TokenRow, count_refused, split, token_dataset
+from rlhf.training.weights import export_model, load_model, resolve_dtype
 
 _COLUMNS = ["chosen_ids", "rejected_ids"]
 _MAX_SOURCES = 50

@@ -15,16 +15,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
-from rlhf.chat import Messages, end_of_turn_id, load_tokenizer, render_conversation, render_prompt
 from rlhf.data.conversations import read_conversations
+from rlhf.data.records import what_became
 from rlhf.data.shards import write_atomic
 from rlhf.errors import ConfigError, DataError, TemplateRefuses
-from rlhf.job import Job, Outcome, Worker
-from rlhf.records import what_became
+from rlhf.models.chat import Messages, end_of_turn_id, load_tokenizer, render_conversation, render_prompt
+from rlhf.run.job import Job, Outcome, Worker
 from rlhf.training.checkpoints import train_resumable
-from rlhf.training.models import export_model, load_model, resolve_dtype
-from rlhf.training.tokens import TokenRow, count_refused, pack, split, token_dataset
-from rlhf.training.trainer import (
+from rlhf.training.stage_trainer import (
     StageTrainer,
     attach,
     build_arguments,
@@ -33,6 +31,8 @@ from rlhf.training.trainer import (
     sum_over,
     write_rows,
 )
+from rlhf.training.tokens import TokenRow, count_refused, pack, split, token_dataset
+from rlhf.training.weights import export_model, load_model, resolve_dtype
 
 _log = logging.getLogger(__name__)
 _COLUMNS = ["input_ids", "labels"]

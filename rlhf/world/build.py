@@ -19,7 +19,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from rlhf.records import Message
+from rlhf.data.records import Message
 from rlhf.training.checkpoints import train_resumable
 
 BATCH_SIZE = 16

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+from rlhf.data.records import Message
 from rlhf.errors import ConfigError, DataError
-from rlhf.records import Message
 
 LETTERS = "abcdefghij"
 DIGITS = "0123456789"

@@ -14,19 +14,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rlhf.config import Config
+from rlhf.config.schema import Config
 from rlhf.data.shards import read_all_rows
 from rlhf.errors import UserError, writing
-from rlhf.job import Job, Kind, Outcome
-from rlhf.launch.lock import hold_run
-from rlhf.run import Artifact, Run, plain
-from rlhf.steps import rule_settings
+from rlhf.loop.step import rule_settings
+from rlhf.run.job import Job, Kind, Outcome
+from rlhf.run.lock import hold_run
+from rlhf.run.plan import Artifact, Run, plain
 from tests.faults import hooks
 
 NUM_PROMPTS, SHARD_SIZE = 10, 4
 for _stage in ("read", "score", "pair"):
     importlib.import_module(f"rlhf.stages.{_stage}")
-for _module in ("rlhf.scoring.groups", "rlhf.scoring.load", "pandas", "pyarrow.compute"):
+for _module in ("rlhf.scoring.tournament", "rlhf.scoring.choose_judge", "pandas", "pyarrow.compute"):
     importlib.import_module(_module)
 
 
@@ -127,7 +127,7 @@ def attempt(folder: Path, event: hooks.Event | None = None, before: Callable[[],
                 before()
             if event is not None:
                 hooks.install(folder, event)
-            with writing():  # as `rlhf.cli.guarded`
+            with writing():  # as `rlhf.command.line.guarded`
                 result = json.dumps(whole(folder))
             (folder / "result.json").write_text(result)
             os._exit(0)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.config import Config
+from rlhf.config.schema import Config
 from rlhf.data.shards import damaged_shards
 from rlhf.errors import RunChanged
-from rlhf.run import Artifact, Run
+from rlhf.run.plan import Artifact, Run
 from tests.faults import subject
 from tests.faults.conftest import IN_MEMORY
 from tests.faults.tally import contents
@@ -134,7 +134,7 @@ def unfinished(run):
     partial = score.with_name(".score.partial")
     from hashlib import sha256
 
-    from rlhf.digest import sealed
+    from rlhf.data.digest import sealed
 
     partial.mkdir()
     (partial / ".identity.json").write_bytes(sealed(identity))
@@ -147,7 +147,7 @@ def unfinished(run):
 
 def test_files_are_hashed_once_and_those_of_this_process_not_at_all(run, monkeypatch):
     hashed = []
-    from rlhf import commit as module
+    from rlhf.run import commit as module
 
     digest_files = module.digest_files
 
@@ -178,7 +178,7 @@ def test_a_part_of_an_artifact_is_all_that_is_looked_at(run):
 
 
 def test_what_the_run_remembers_of_files_outside_is_found_out_again(run, finished):
-    from rlhf import sources
+    from rlhf.run import sources
 
     plan = Run(run / "run", Config(), planning=True)
     digest = sources.data_file(plan, str(run / "in.jsonl"), "input").digest

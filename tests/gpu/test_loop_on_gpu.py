@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from rlhf.launch.machine import visible_gpus
-from tests.integration.test_loop import digests, loop
+from tests.integration.loop.test_loop import digests, loop
 from tests.tiny import tiny_llama, tiny_reward_model
 
 pytestmark = pytest.mark.skipif(not visible_gpus(), reason="no NVIDIA GPU is visible")

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.config import ReferenceConfig
-from rlhf.config_training import DpoConfig
+from rlhf.config.schema import ReferenceConfig
+from rlhf.config.training import DpoConfig
 from rlhf.errors import ConfigError, ModelError, UserError
 from rlhf.scoring import remote
-from rlhf.scoring.remote import RemoteJudge
+from rlhf.scoring.remote_judge import RemoteJudge
 from rlhf.training import checkpoints
 from rlhf.training.checkpoints import SEAL, find_checkpoint
 from tests.stage_runner import make_job, run_here, run_ranks

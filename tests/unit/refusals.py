@@ -18,11 +18,12 @@ import pytest
 from hydra.core.config_store import ConfigStore
 from safetensors.numpy import save_file
 
-from rlhf import alone, tools_config
-from rlhf.cli import main
-from rlhf.config import Config
-from rlhf.console import Console
+from rlhf import stage as alone
+from rlhf.command.line import main
+from rlhf.config import tools as tools_config
+from rlhf.config.schema import Config
 from rlhf.launch.local import LocalLauncher
+from rlhf.run.console import Console
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMAS: dict[str, tuple[str, str, Any]] = {
@@ -93,7 +94,7 @@ def _closed_at_the_end(monkeypatch: pytest.MonkeyPatch) -> list[Console]:
         made.append(Console(folder))
         return made[-1]
 
-    for module in ("rlhf.iterate", "rlhf.tools"):
+    for module in ("rlhf.iterate", "rlhf.command.file_tool"):
         monkeypatch.setattr(importlib.import_module(module), "Console", make)
     return made
 

@@ -1,0 +1,254 @@
+"""What can be said of a config before anything else is looked at."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from rlhf.config.choices import Engine, JudgeKind, Loss, Strategy
+from rlhf.config.schema import Config, GatesConfig
+from rlhf.config.training import MAIN_JUDGE
+from rlhf.errors import ConfigError
+
+_NOT_NEGATIVE = [
+    "seed",
+    "generate.top_k",
+    "score.retry_seconds",
+    "pair.length_penalty",
+    "pair.min_margin",
+    "dpo.weight_decay",
+    "dpo.max_grad_norm",
+    "dpo.warmup_ratio",
+    "dpo.rpo_alpha",
+    "dpo.lora.rank",
+    "sft.warmup_ratio",
+    "reward_model.warmup_ratio",
+    "evaluate.temperature",
+    *[f"gates.{limit}" for limit in vars(GatesConfig()) if limit.startswith(("max_", "min_"))],
+    "sft.held_out_share",
+    "reward_model.held_out_share",
+    "dpo.label_smoothing",
+    "dpo.lora.dropout",
+    "compute.hang_seconds",
+]
+
+
+def _numeric(section: Any, prefix: str = "") -> Iterator[str]:
+    for each in fields(section):
+        value = getattr(section, each.name)
+        if is_dataclass(value):
+            yield from _numeric(value, f"{prefix}{each.name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield prefix + each.name
+
+
+_POSITIVE = [key for key in _numeric(Config()) if key not in (*_NOT_NEGATIVE, "reward_model.weight")]
+
+
+def value_at(config: object, key: str) -> Any:
+    """The value a dotted key names."""
+    for name in key.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def check_config(cfg: Config) -> None:
+    """Refuse values that cannot work, all at once.
+
+    Raises:
+        ConfigError: one line per wrong value, with the way out.
+    """
+    if wrong := problems(cfg):
+        raise ConfigError("\n".join(wrong))
+
+
+def problems(cfg: Config) -> list[str]:
+    """Values that cannot work, one line each, with the way out."""
+    groups = (_ranges, _sampling, _pairs, _pairing, _judge, _judges, _dpo, _training)
+    return [problem for group in groups for problem in group(cfg)]
+
+
+def check_stages(cfg: Config) -> None:
+    """Refuse values that cannot work in single stages, whatever else would make a loop of them.
+
+    Raises:
+        ConfigError: one line per wrong value, with the way out.
+    """
+    if wrong := [*_ranges(cfg), *_sampling(cfg), *_pairing(cfg), *_judge(cfg)]:
+        raise ConfigError("\n".join(wrong))
+
+
+def _ranges(cfg: Config) -> Iterator[str]:
+    for key in _POSITIVE:
+        value = value_at(cfg, key)
+        if not _number(value) > 0:
+            yield f"{key}={value}: must be a positive number."
+    for key in _NOT_NEGATIVE:
+        value = value_at(cfg, key)
+        if not _number(value) >= 0:
+            yield f"{key}={value}: must not be negative."
+    for key in ("generate.top_p", "generate.gpu_memory_utilization"):
+        if not 0 < _number(value_at(cfg, key)) <= 1:
+            yield f"{key}={value_at(cfg, key)}: must lie in (0, 1]."
+    for key in ("dpo.lora.dropout", "sft.held_out_share", "reward_model.held_out_share"):
+        if not 0 <= _number(value_at(cfg, key)) < 1:
+            yield f"{key}={value_at(cfg, key)}: must lie in [0, 1); 0 is off."
+    if not 0 <= cfg.dpo.label_smoothing < 0.5:
+        yield f"dpo.label_smoothing={cfg.dpo.label_smoothing}: must lie in [0, 0.5); 0 is off."
+    if cfg.score.tensor_parallel_size > 1 and cfg.score.engine is not Engine.vllm:
+        yield f"score.tensor_parallel_size={cfg.score.tensor_parallel_size}: only with score.engine=vllm."
+    pairwise = cfg.reward_model.kind is JudgeKind.pairwise
+    if pairwise and (cfg.reward_model.url is not None or cfg.reward_model.rule is not None):
+        yield (
+            "reward_model.kind=pairwise: such a judge is loaded here, and neither reward_model.url nor "
+            "reward_model.rule goes with it. Remove them, or set reward_model.kind=scalar."
+        )
+    if pairwise and cfg.score.engine is Engine.vllm:
+        yield (
+            f"score.engine={cfg.score.engine.value}: a pairwise judge (reward_model.kind) runs on score.engine="
+            "transformers only."
+        )
+    if (opponents := cfg.score.opponents) is not None and (not pairwise or opponents < 2):
+        yield (
+            f"score.opponents={opponents}: must be 2 or more, and only with reward_model.kind=pairwise; null is all "
+            "others."
+        )
+    for section in ("dpo", "sft", "reward_model"):
+        if (share := value_at(cfg, f"{section}.warmup_ratio")) > 1:
+            yield f"{section}.warmup_ratio={share}: is a share of the steps, at most 1; the paper has 0.03."
+    if cfg.seed >= 2**32:
+        yield f"seed={cfg.seed}: must be at most {2**32 - 1}, numpy's largest."
+    for key, least in (("num_gpus", 0), ("num_inference_workers", 1), ("num_training_ranks", 1), ("num_threads", 1)):
+        if (number := value_at(cfg, f"compute.{key}")) is not None and number < least:
+            yield f"compute.{key}={number}: must be {least} or more; null takes what the machine has."
+    if cfg.compute.zero_stage not in (2, 3):
+        yield f"compute.zero_stage={cfg.compute.zero_stage}: must be 2 or 3."
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
+
+
+def _sampling(cfg: Config) -> Iterator[str]:
+    for key in {"model", "trust_remote_code", "load_format"} & set(cfg.generate.vllm_args):
+        yield f"generate.vllm_args.{key}: not here; only safetensors are read. See model.path, model.trust_remote_code."
+    temperatures, n = cfg.generate.temperatures, cfg.generate.n
+    if not temperatures or any(not _number(t) >= 0 for t in temperatures):
+        yield f"generate.temperatures={temperatures}: needs finite numbers, none negative; the paper has [1.0,0.7]."
+    elif n % len(temperatures):
+        yield (
+            f"generate.n={n}: cannot be shared out evenly over {len(temperatures)} temperatures {temperatures}. Use a "
+            f"multiple of {len(temperatures)}, or other temperatures."
+        )
+    elif 0 in temperatures and n // len(temperatures) > 1:
+        yield (
+            f"generate.temperatures={temperatures} with n={n}: at temperature 0 the {n // len(temperatures)} responses "
+            "of one prompt are all the same. Use a temperature above 0, or fewer responses."
+        )
+
+
+def _pairs(cfg: Config) -> Iterator[str]:
+    if cfg.generate.n < 2:
+        yield f"generate.n={cfg.generate.n}: a pair needs two responses. Use 2 or more."
+    if (k := cfg.pair.num_candidates) is not None and k > cfg.generate.n:
+        yield f"pair.num_candidates={k}: must be at most generate.n={cfg.generate.n}; null uses all."
+    if cfg.pair.data is not None and cfg.num_iterations != 1:
+        yield (
+            f"pair.data={cfg.pair.data} with num_iterations={cfg.num_iterations}: given pairs make one iteration, as "
+            "each would train on the same ones. Set num_iterations=1 (and dpo.num_epochs for more passes)."
+        )
+
+
+def _pairing(cfg: Config) -> Iterator[str]:
+    if (k := cfg.pair.num_candidates) is not None and k < 2:
+        yield f"pair.num_candidates={k}: a pair needs two. Use 2 or more; null uses all."
+    if cfg.pair.max_pairs_per_prompt > 1 and cfg.pair.strategy is not Strategy.best_worst:
+        yield (
+            f"pair.max_pairs_per_prompt={cfg.pair.max_pairs_per_prompt}: only with pair.strategy=best_worst, not "
+            f"{cfg.pair.strategy.value}."
+        )
+
+
+def _judge(cfg: Config) -> Iterator[str]:
+    judge = cfg.reward_model
+    if judge.url is not None and "@" in judge.url:
+        yield (
+            "reward_model.url=https://***@…: holds a user or a password, which would stand in the run's files. Take it "
+            "out, and put a key in the environment variable RLHF_JUDGE_API_KEY (sent as a bearer token)."
+        )
+        return
+    given = {key: value for key in ("rule", "url", "data") if (value := getattr(judge, key)) is not None}
+    if len(given) > 1:
+        what = ", ".join(f"reward_model.{key}={value}" for key, value in given.items())
+        yield (
+            f"{what}: only one of them. A rule is a Python function, a url is where a ready model is served, data "
+            "trains one here; leave out the others."
+        )
+    if judge.url is not None and not re.fullmatch(r"https?://[^/\s?#]+(/[^\s?#]*)?", judge.url):
+        yield f"reward_model.url={judge.url}: must be the base URL of a server, such as http://127.0.0.1:8000."
+    if judge.url is not None and not judge.path:
+        yield f"reward_model.url={judge.url}: needs reward_model.path too, whose tokenizer and template are used."
+
+
+def _judges(cfg: Config) -> Iterator[str]:
+    others, names = cfg.reward_model.others, [MAIN_JUDGE, *cfg.reward_model.others, *cfg.evaluate.judges]
+    for name in names[1:]:
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+            section = "reward_model.others" if name in others else "evaluate.judges"
+            yield f"{section}.{name}: the name becomes a folder; use letters, digits, '_', '-' and '.' only."
+        if names.count(name) > 1:
+            yield f"judge {name!r}: two are called so ({MAIN_JUDGE} is reward_model itself). Rename one."
+    weights = {"reward_model": cfg.reward_model.weight}
+    for name, other in others.items():
+        weights[f"reward_model.others.{name}"] = other.weight
+        if (other.path is None) == (other.rule is None):
+            yield f"reward_model.others.{name}: path={other.path}, rule={other.rule}: give one of the two."
+    for key, weight in weights.items():
+        if not math.isfinite(weight) or weight == 0:
+            yield f"{key}.weight={weight}: must be a number other than 0. What only evaluates is in evaluate.judges."
+    if others and cfg.reward_model.kind is JudgeKind.pairwise:
+        yield (
+            "reward_model.others: do not go with reward_model.kind=pairwise, whose scores depend on the other "
+            "responses. Set reward_model.kind=scalar, or let them evaluate only, as evaluate.judges."
+        )
+
+
+def _dpo(cfg: Config) -> Iterator[str]:
+    if cfg.dpo.max_length <= 1:
+        yield f"dpo.max_length={cfg.dpo.max_length}: must leave room for a prompt and a response."
+    loss, smoothing = cfg.dpo.loss, cfg.dpo.label_smoothing
+    if loss in (Loss.ipo, Loss.hinge) and smoothing:
+        yield (
+            f"dpo.label_smoothing={smoothing}: has no meaning for dpo.loss={loss.value}. Set it to 0, or use dpo.loss="
+            "sigmoid, robust or exo_pair."
+        )
+    if loss is Loss.exo_pair and smoothing == 0:
+        yield (
+            "dpo.label_smoothing=0: dpo.loss=exo_pair needs it above 0, since it takes its logarithm. Set it to 0.001 "
+            "(the paper's), or use another loss."
+        )
+    lora = cfg.dpo.lora
+    if not lora.target_modules or ("all-linear" in lora.target_modules and len(lora.target_modules) > 1):
+        yield (
+            f"dpo.lora.target_modules={lora.target_modules}: name layers, such as [q_proj,v_proj], or [all-linear] "
+            "alone. dpo.lora.rank=0 switches adapters off."
+        )
+
+
+def _training(cfg: Config) -> Iterator[str]:
+    on_policy = cfg.reward_model.on_policy
+    if (on_policy.prompts is None) != (on_policy.rule is None):
+        yield "reward_model.on_policy: prompts and rule go together; give both or neither."
+    if on_policy.prompts is not None and cfg.reward_model.data is None:
+        yield "reward_model.on_policy.prompts: needs reward_model.data too; without it no judge is trained."
+    if cfg.model.path.startswith("@world") and not cfg.world.enabled:
+        yield f"model.path={cfg.model.path}: needs world.enabled=true, or another model."
+    ranks = cfg.compute.num_training_ranks
+    if ranks is not None and cfg.dpo.batch_size < ranks:
+        yield (
+            f"dpo.batch_size={cfg.dpo.batch_size}: smaller than compute.num_training_ranks={ranks}, so some ranks "
+            "would have nothing to do. Raise it or use fewer ranks."
+        )

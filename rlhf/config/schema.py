@@ -1,0 +1,293 @@
+"""The schema of every experiment, and the only home of defaults.
+
+The defaults are the paper's (arXiv 2405.07863, section 4); what an experiment changes stands in its YAML file.
+A docstring stands under each field; `docs/configuration.md` is generated from them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from rlhf.config.choices import Action, Device, Dtype, Engine, Sampled, Strategy, Truncated
+from rlhf.config.training import DpoConfig, RewardModelConfig, SftConfig
+
+UNCOMPARED = frozenset(
+    {
+        "save_steps",
+        "batch_tokens",
+        "micro_batch_size",
+        "gradient_checkpointing",
+        "tensor_parallel_size",
+        "gpu_memory_utilization",
+        "url",
+        "concurrency",
+        "timeout_seconds",
+        "retry_seconds",
+    }
+)
+"""Memory budgets, checkpoint spacing, where a judge is asked: what a stage costs, not what it is."""
+
+
+@dataclass
+class ModelConfig:
+    """The initial policy π0, or what `sft` starts from."""
+
+    path: str = "meta-llama/Meta-Llama-3-8B-Instruct"
+    """Folder, Hub id, or `@stage/…` for something this run makes."""
+    revision: Optional[str] = None
+    """Branch, tag or commit on the Hub; null is the main branch."""
+    dtype: Dtype = Dtype.auto
+    """Numeric type the policy is sampled, scored and trained in; weights between iterations stay fp32 all the same."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+
+
+@dataclass
+class PromptsConfig:
+    """The prompts of all iterations and of the evaluation."""
+
+    path: str = "RLHFlow/iterative-prompt-v1-iter{iteration}-20K"
+    """JSON, JSONL or Parquet file, data set on the Hub (`owner/name[@revision][:[subset/]split]`, split train if not
+    said), or `@stage/…`. With `{iteration}` in it each iteration has a set of its own, else they share this one."""
+    held_out_path: Optional[str] = None
+    """The prompts to evaluate on, as `path`; null cuts them off `path` (off iteration 1's) before anything else."""
+    num_per_iteration: int = 20000
+    """Prompts of one iteration, in disjoint slices of one set; of sets per iteration at most so many."""
+    num_held_out: int = 256
+    """Prompts that no iteration trains on, at most."""
+
+
+@dataclass
+class GenerateConfig:
+    """Sampling n responses per prompt."""
+
+    engine: Engine = Engine.vllm
+    """`vllm`, or `transformers` where vLLM is missing."""
+    policy: Sampled = Sampled.previous
+    """`previous` samples from the policy trained last (online), `initial` always from π0 (offline baseline)."""
+    n: int = 8
+    """Responses per prompt (paper: 8)."""
+    temperatures: list[float] = field(default_factory=lambda: [1.0, 0.7])
+    """The n responses are shared out evenly over these (paper: n/2 at 1.0, n/2 at 0.7)."""
+    top_p: float = 1.0
+    """Nucleus mass in (0, 1]; 1 is off (paper)."""
+    top_k: int = 0
+    """Keep the k likeliest tokens; 0 is off (paper)."""
+    max_new_tokens: int = 2048
+    """Tokens of a response before it is cut (paper: 2048)."""
+    max_prompt_tokens: int = 1000
+    """Longer prompts are dropped and counted (paper: 1000)."""
+    stop_token_ids: list[int] = field(default_factory=list)
+    """Terminators besides the tokenizer's eos, the template's end of turn and the model's generation_config."""
+    shard_size: int = 256
+    """Prompts in one shard: what a kill can cost at most, and what an idle worker takes next."""
+    tensor_parallel_size: int = 1
+    """GPUs that share one vLLM engine."""
+    gpu_memory_utilization: float = 0.9
+    """Share of GPU memory vLLM may take, in (0, 1]."""
+    vllm_args: dict[str, Any] = field(default_factory=dict)
+    """Passed on to `vllm.LLM` untouched."""
+
+
+@dataclass
+class ScoreConfig:
+    """Scoring responses with the judge."""
+
+    engine: Engine = Engine.transformers
+    """`transformers`, or `vllm`: the same scores, faster where prompts are long and have many responses."""
+    max_tokens: int = 4096
+    """Longer conversations lose tokens on the left, and are counted."""
+    batch_tokens: int = 16384
+    """Padded tokens of one forward pass."""
+    tensor_parallel_size: int = 1
+    """GPUs that share one vLLM engine."""
+    opponents: Optional[int] = None
+    """Pairwise judges only: responses of the same prompt that each is compared with, at least so many (2 or more);
+    null is all others, n·(n − 1) calls per prompt."""
+    concurrency: int = 8
+    """Requests that one worker has on their way to `reward_model.url`, of up to `batch_tokens` each."""
+    timeout_seconds: float = 120.0
+    """Silence of the server after which a request is sent again."""
+    retry_seconds: float = 600.0
+    """How long a request that fails (server down, HTTP 408, 429, 5xx) is sent again; then the stage fails, and resumes
+    by the same command."""
+
+
+@dataclass
+class PairConfig:
+    """Making preference pairs of scored candidates."""
+
+    strategy: Strategy = Strategy.best_worst
+    """Paper: best_worst."""
+    truncated: Truncated = Truncated.never_chosen
+    """Whether a response cut at the token limit may be chosen, may only be rejected, or is left out."""
+    length_penalty: float = 0.0
+    """λ of r = r̂ − λ·|a|, |a| in characters; the paper's concise variant has 0.001."""
+    min_margin: float = 0.0
+    """Pairs whose penalised scores differ by less are dropped and counted; equal scores always are."""
+    num_candidates: Optional[int] = None
+    """Use only the first so many of the n candidates (at least 2); null uses all."""
+    max_pairs_per_prompt: int = 1
+    """best_worst only: then the second best with the second worst, and so on."""
+    data: Optional[str] = None
+    """Given preference pairs (as `reward_model.data`) in place of sampled ones: offline DPO, with num_iterations=1."""
+
+
+@dataclass
+class ReferenceConfig:
+    """Log-probabilities under the reference policy, computed once."""
+
+    batch_tokens: int = 16384
+    """Padded tokens of one forward pass."""
+
+
+@dataclass
+class EvaluateConfig:
+    """Held-out evaluation of π0 and every iterate."""
+
+    n: int = 4
+    """Samples per held-out prompt."""
+    temperature: float = 1.0
+    """Sampling temperature."""
+    gold: Optional[str] = None
+    """`module:function` that maps (messages, response) to 0 or 1: a yardstick that the loop never sees."""
+    judges: dict[str, str] = field(default_factory=dict)
+    """Other judges, a name and a path as `reward_model.path` each, with `@revision` if wanted: the training judge
+    cannot reveal that it is being hacked."""
+
+
+@dataclass
+class GatesConfig:
+    """What a run must pass while it goes on, each `warn`, `stop` or `ignore`: docs/gates.md. No part of any artifact,
+    so limits may change at any time.
+    """
+
+    first_loss: Action = Action.stop
+    """The first DPO loss where the policy is the reference: ln 2, or what `dpo.loss` is at equal policies."""
+    grad_norm: Action = Action.warn
+    """A step's gradient norm beside the median of the steps before it, from the 11th step on."""
+    max_grad_growth: float = 100.0
+    """So many times that median."""
+    accuracy: Action = Action.warn
+    """Share of pairs whose chosen response has the higher implicit reward, over the later half of the steps."""
+    min_accuracy: float = 0.5
+    """In [0, 1]; 0.5 is chance."""
+    truncated: Action = Action.warn
+    """Share of an iteration's sampled responses that were cut at the token limit."""
+    max_truncated: float = 0.2
+    """In [0, 1]."""
+    same_candidates: Action = Action.warn
+    """Share of an iteration's prompts whose candidates are alike in text or score, so that they give no pair."""
+    max_same_candidates: float = 0.5
+    """In [0, 1]."""
+    length: Action = Action.warn
+    """Mean tokens of the held-out responses beside π0's."""
+    max_length_growth: float = 1.5
+    """So many times π0's."""
+    kl: Action = Action.warn
+    """KL to π0 on the held-out prompts."""
+    max_kl: float = 50.0
+    """Nats per response."""
+    second_judge: Action = Action.warn
+    """A judge of `evaluate.judges`, or `evaluate.gold`, falls while the training judge rises: since the policy before,
+    or since π0."""
+    max_fall: float = 2.0
+    """So many standard errors, of differences per prompt."""
+
+
+@dataclass
+class WorldConfig:
+    """The quickstart's synthetic world: tokenizer, base model, data, built from the seed."""
+
+    enabled: bool = False
+    """Build it as the run's first stage."""
+    num_base_examples: int = 16000
+    """Clean conversations the base is pre-trained on."""
+    num_sft_examples: int = 1600
+    """Conversations of which 45 % have a wrong answer."""
+    num_preferences: int = 2500
+    """Synthetic preference pairs, 5 % of them the wrong way round."""
+    num_judge_prompts: int = 800
+    """Prompts for the judge's on-policy pairs."""
+    num_prompts: int = 1920
+    """Prompts of all iterations together."""
+    num_held_out: int = 192
+    """Prompts of the evaluation."""
+    base_steps: int = 1000
+    """Optimizer steps of pre-training, 16 conversations each."""
+    base_learning_rate: float = 2.0e-3
+    """Peak."""
+    save_steps: int = 100
+    """Pre-training steps between checkpoints."""
+
+
+@dataclass
+class ComputeConfig:
+    """Where it runs. Recorded, and never a reason to redo a finished stage."""
+
+    device: Device = Device.auto
+    """`auto`, `cpu` or `cuda`."""
+    num_gpus: Optional[int] = None
+    """GPUs to use; null is all that are visible."""
+    num_inference_workers: Optional[int] = None
+    """Workers that sample and score; null is one per GPU (per tensor-parallel group), one on a CPU."""
+    num_training_ranks: Optional[int] = None
+    """Ranks that train; null is one per GPU, one on a CPU."""
+    num_threads: Optional[int] = None
+    """CPU threads of one worker; null shares the cores out."""
+    zero_stage: int = 2
+    """DeepSpeed ZeRO stage: 2 shards gradients and optimizer, 3 the weights too."""
+    offload_optimizer: bool = False
+    """Keep the optimizer's states in CPU memory."""
+    preload: bool = True
+    """Start workers from a process that has the heavy imports done."""
+    hang_seconds: float = 14400.0
+    """A stage whose worker says nothing for so long (no shard, no step) is stopped; the same command resumes it. 0 is
+    for ever. Must be longer than a shard takes: on a slow machine raise it, or lower `generate.shard_size`."""
+    kv_cache_gib: int = 1
+    """vLLM on a CPU: memory for its cache, in GiB."""
+
+
+@dataclass
+class Config:
+    """Everything `python -m rlhf.iterate` can be told."""
+
+    run_dir: Optional[str] = None
+    """The run folder; null is `runs/<experiment>`."""
+    seed: int = 42
+    """Source of every random choice."""
+    num_iterations: int = 3
+    """Online iterations (paper: 3)."""
+    reuse: list[str] = field(default_factory=list)
+    """Run folders whose finished artifacts are taken when their fingerprint is the same; a sweep adds its siblings."""
+    report_to: list[str] = field(default_factory=list)
+    """Trackers the Trainer reports to, such as wandb or tensorboard."""
+    debug: bool = False
+    """Show tracebacks for the user's errors too."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The initial policy."""
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)
+    """What it is asked."""
+    sft: SftConfig = field(default_factory=SftConfig)
+    """Optional supervised fine-tuning."""
+    reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
+    """The judge."""
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    """Sampling."""
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    """Scoring."""
+    pair: PairConfig = field(default_factory=PairConfig)
+    """Preference pairs."""
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    """Reference log-probabilities."""
+    dpo: DpoConfig = field(default_factory=DpoConfig)
+    """Training."""
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    """Held-out evaluation."""
+    gates: GatesConfig = field(default_factory=GatesConfig)
+    """What the run must pass."""
+    world: WorldConfig = field(default_factory=WorldConfig)
+    """The quickstart's own world."""
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    """Machines."""

@@ -1,0 +1,1 @@
+"""One iteration's steps, the judges, the evaluation, its figures and gates."""

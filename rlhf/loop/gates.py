@@ -1,0 +1,196 @@
+"""Gates: what a run makes is held against limits while it goes on; `gates` in the config says which warn or stop.
+
+Findings follow from finished artifacts alone, so a resumed run finds the same again. docs/gates.md has the reasons.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, median, stdev
+from typing import Any
+
+from rlhf.config.choices import Action, Loss, Reference
+from rlhf.config.schema import Config
+from rlhf.config.training import MAIN_JUDGE, DpoConfig
+from rlhf.errors import UserError
+from rlhf.loop.figures import Evaluation, Row, best, rows_of, scores_by_prompt, write_summary
+from rlhf.run.plan import Artifact, Run
+
+FEW_STEPS = 10
+"""Steps too few to speak of a usual gradient norm, or of an accuracy."""
+_TEXTS = {
+    "first_loss": "the first loss is {value:.4f}, but a policy that is its own reference has {limit:.4f}: the two see "
+    "other weights, tokens or precision. See whether a model's files changed, and try model.dtype=float32",
+    "grad_norm": "the gradient norm of step {step} is {value:.3g} times the median of the steps before it. Look at the "
+    "loss around it; lower dpo.learning_rate or dpo.max_grad_norm",
+    "accuracy": "in the later half of the steps the policy prefers {value:.1%} of the chosen responses, no better than "
+    "chance. Raise dpo.learning_rate if rewards/margins hardly move, else look at the pairs",
+    "truncated": "{value:.1%} of the responses were cut, so the judge reads unfinished answers. Raise "
+    "generate.max_new_tokens, or see what makes them so long",
+    "same_candidates": "{value:.1%} of the prompts have candidates that are alike in text or score and teach nothing. "
+    "Raise generate.temperatures or generate.n, use other prompts, or look at the judge",
+    "length": "π{t}'s responses are {value:.2f} times as long as π0's: the judge may reward length. Read some; set "
+    "pair.length_penalty, or add a judge under evaluate.judges",
+    "kl": "π{t} is {value:.2f} nats per response from π0, where the judge is less and less to be trusted. Raise "
+    "dpo.beta, lower dpo.learning_rate, or take an earlier iterate",
+    "second_judge": "{judge} changes by {change:+.3f} from π{base} to π{t}, a fall of {value:.1f} standard errors, the "
+    "training judge by {rise:+.3f}: it may be exploited. Read what it likes best; take π{base}, or raise dpo.beta",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A gate that iteration `iteration` does not pass; `where` is the file or folder that shows it.
+
+    `threshold` is the value of the key `limit` that `value` is beyond; `first_loss` has none, but an expected value.
+    """
+
+    iteration: int
+    gate: str
+    value: float
+    threshold: float
+    limit: str | None
+    text: str
+    where: Path
+
+
+def check_stage(cfg: Config, t: int, made: Artifact) -> Iterator[Finding]:
+    """Hold a finished `generate`, `pair` or `dpo` of iteration t against its gates; what cannot be known is silent."""
+    counts, stage = made.counts, made.path.name
+    if stage == "generate" and counts.get("responses"):
+        yield from _beyond(cfg, t, "truncated", "max_truncated", counts["truncated"] / counts["responses"], made.path)
+    if stage == "pair" and counts.get("prompts"):
+        same = counts.get("dropped/identical_text", 0) + counts.get("dropped/all_tied", 0)
+        yield from _beyond(cfg, t, "same_candidates", "max_same_candidates", same / counts["prompts"], made.path)
+    if stage == "dpo":
+        path = made.path / "metrics.jsonl"
+        steps = [json.loads(line) for line in path.read_text().splitlines()]
+        if t == 1 or cfg.dpo.reference is Reference.previous:
+            yield from _first_loss(cfg.dpo, t, steps[0]["loss"], made.record["config"]["dtype"], path)
+        yield from _training(cfg, t, steps, path)
+
+
+def loss_at_equal_policies(dpo: DpoConfig) -> float:
+    """What a pair's loss is when policy and reference are the same: the table of docs/training.md."""
+    if dpo.loss is Loss.hinge:
+        return 1.0
+    if dpo.loss is Loss.ipo:
+        return 1 / (4 * dpo.beta**2)
+    if dpo.loss is Loss.exo_pair:
+        return -math.log(2) - math.log(dpo.label_smoothing * (1 - dpo.label_smoothing)) / 2
+    return math.log(2)
+
+
+def _first_loss(dpo: DpoConfig, t: int, loss: float, dtype: str, path: Path) -> Iterator[Finding]:
+    """Before its first update a policy that is its own reference has a known loss, up to rounding.
+
+    Losses grow with β times the error of a log-probability, `ipo`'s with its value. What `rpo_alpha` adds is unknown.
+    """
+    expected = loss_at_equal_policies(dpo)
+    tolerance = (1e-3 if dtype == "float32" else 0.02) * max(1.0, expected, dpo.beta / 0.1)
+    if not dpo.rpo_alpha and not abs(loss - expected) <= tolerance:
+        text = _TEXTS["first_loss"].format(value=loss, limit=expected)
+        yield Finding(t, "first_loss", loss, expected, None, text, path)
+
+
+def _training(cfg: Config, t: int, steps: list[dict[str, Any]], path: Path) -> Iterator[Finding]:
+    """Gradient norms and implicit-reward accuracy over an iteration's steps."""
+    norms = [step["grad_norm"] for step in steps if "grad_norm" in step]
+    usual = [(norms[k] / m, k + 1) for k in range(FEW_STEPS, len(norms)) if (m := median(norms[:k]))]
+    growth, number = max(usual, default=(0.0, 0))
+    yield from _beyond(cfg, t, "grad_norm", "max_grad_growth", growth, path, step=number)
+    later = steps[math.ceil(len(steps) * max(0.5, cfg.dpo.warmup_ratio)) :]
+    if len(steps) >= FEW_STEPS and later:
+        yield from _beyond(
+            cfg, t, "accuracy", "min_accuracy", fmean(step["rewards/accuracies"] for step in later), path
+        )
+
+
+def check_iteration(cfg: Config, rows: Sequence[Row], evaluations: Sequence[Evaluation]) -> Iterator[Finding]:
+    """Hold the last policy's held-out figures against π0's and the previous policy's; π0 first, silent on π0 alone."""
+    first, last, made = rows[0], rows[-1], evaluations[-1]
+    if len(rows) < 2:
+        return
+    t, where = last.iteration, made.candidates.path
+    growth = last.mean_response_tokens / max(first.mean_response_tokens, 1e-9)
+    yield from _beyond(cfg, t, "length", "max_length_growth", growth, where)
+    if last.kl is not None:
+        yield from _beyond(cfg, t, "kl", "max_kl", last.kl, where)
+    for base in sorted({len(rows) - 2, 0}, reverse=True):
+        rise = last.mean_score - rows[base].mean_score
+        for judge, scores in _others(cfg, made).items() if rise > 0 else ():
+            change, error = _change(scores, _others(cfg, evaluations[base])[judge])
+            fall = -change / error if error else math.inf * (change < 0 or math.nan)
+            figures = {"judge": judge, "change": change, "rise": rise, "base": base}
+            yield from _beyond(cfg, t, "second_judge", "max_fall", fall, scores.path, **figures)
+
+
+def _others(cfg: Config, evaluation: Evaluation) -> dict[str, Artifact]:
+    """Scores that no training sees, by the key that asks for them; judges of a sum are not among them."""
+    summed = {MAIN_JUDGE, *cfg.reward_model.others}
+    gold = {"evaluate.gold": evaluation.gold} if evaluation.gold is not None else {}
+    return gold | {
+        f"evaluate.judges.{name}": scores for name, scores in evaluation.others.items() if name not in summed
+    }
+
+
+def _change(now: Artifact, before: Artifact) -> tuple[float, float]:
+    """Mean over prompts of how a judge's mean score changes, and its standard error; NaN of fewer than two prompts."""
+    old = scores_by_prompt(before)
+    changes = [sum(new) / len(new) - sum(old[p]) / len(old[p]) for p, new in scores_by_prompt(now).items() if p in old]
+    changes = [change for change in changes if math.isfinite(change)]
+    if len(changes) < 2:
+        return math.nan, math.nan
+    return fmean(changes), stdev(changes) / math.sqrt(len(changes))
+
+
+def _beyond(cfg: Config, t: int, gate: str, key: str, value: float, where: Path, **figures: Any) -> Iterator[Finding]:
+    limit = getattr(cfg.gates, key)
+    if value < limit if key.startswith("min_") else value > limit:
+        text = f"{_TEXTS[gate].format(t=t, value=value, **figures)} (gates.{key}={limit:g})"
+        yield Finding(t, gate, value, limit, key, text, where)
+
+
+@dataclass
+class Gates:
+    """What was found so far, for the person who watches and for `summary.json`."""
+
+    run: Run
+    found: list[dict[str, Any]] = field(default_factory=list)
+
+    def heed(self, findings: Iterable[Finding], evaluations: Sequence[Evaluation]) -> None:
+        """Tell and keep findings; silent in a plan and for a stage alone.
+
+        Raises:
+            UserError: one's action is `stop`; `summary.json` holds it and the figures so far.
+        """
+        if self.run.planning or self.run.only is not None:
+            return
+        stops = []
+        for finding in findings:
+            action: Action = getattr(self.run.cfg.gates, finding.gate)
+            if action is Action.ignore:
+                continue
+            where = str(finding.where.relative_to(self.run.folder))
+            self.found.append(vars(finding) | {"where": where, "action": action.value})
+            self.run.say(f"  ! gates.{finding.gate}: {finding.text}. See {where}")
+            stops += [_stopped(finding)] if action is Action.stop else []
+        if stops:
+            rows = rows_of(evaluations)
+            write_summary(self.run.folder, rows, rows[best(rows)].iteration, self.found)
+            raise UserError("\n".join(stops))
+
+
+def _stopped(finding: Finding) -> str:
+    gate, limit = finding.gate, finding.limit
+    move = f" or move gates.{limit}, now {finding.threshold:g}, past {finding.value:.4g};" if limit else ""
+    return (
+        f"gates.{gate}=stop stopped the run in iteration {finding.iteration}: {finding.text}.\n"
+        f"  look at: {finding.where}\n"
+        f"  ways out: change a setting named above, and the same command says what has to be redone;{move}\n"
+        f"  or go on all the same with gates.{gate}=warn: all that is finished is kept."
+    )

@@ -1,0 +1,1 @@
+"""Model folders, chat templates and batches of token ids."""

@@ -1,0 +1,147 @@
+"""What a run takes from outside: models and data files, from a folder, a file, or the Hub.
+
+`@name/part` names something this run made: `@world/model` is the folder `model` of the artifact `world`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rlhf.data.digest import digest_files, digest_of, digest_of_files, sealed, unsealed
+from rlhf.data.files import resolved
+from rlhf.data.shards import write_atomic
+from rlhf.errors import ConfigError, DataError, ModelError
+from rlhf.models.folder import check_folder
+from rlhf.run import hub
+from rlhf.run.plan import Artifact, Run
+
+
+def made_here(run: Run, path: str, key: str) -> Artifact:
+    """The part of this run that `@name/part` names.
+
+    Raises:
+        ConfigError: this run makes no such artifact, or the artifact has no such part.
+    """
+    name, _, part = path.removeprefix("@").partition("/")
+    if name not in run.made:
+        raise ConfigError(
+            f"{key}={path}: no stage of this run makes {name!r} before it is needed; made by then: "
+            f"{', '.join(sorted(run.made)) or 'nothing'}. Name one of those, or a path or Hub id without the @."
+        )
+    made = run.made[name]
+    files = made.record.get("files", [part])
+    if ".." in Path(part).parts:
+        raise ConfigError(f"{key}={path}: '..' leads out of what {name!r} is. Name a part of it, such as @world/model.")
+    if part and not any(f"{file}/".startswith(f"{part}/") for file in files):
+        raise ConfigError(f"{key}={path}: {name!r} has no such part. Name one of {', '.join(sorted(files))}.")
+    return made.part(part) if part else made
+
+
+def model(run: Run, path: str, revision: str | None, key: str) -> Artifact:
+    """A model folder: one this run made, a local one (digest of its files), or one of the Hub (digest: its commit).
+
+    Raises:
+        ModelError: it is not there, or holds no safetensors.
+    """
+    if path.startswith("@"):
+        return made_here(run, path, key)
+    folder = model_folder(path, revision, key)
+    if not resolved(path, key).exists():  # of the Hub
+        return Artifact(folder, digest_of([path, folder.name]))
+    names = sorted({file.name for pattern in hub.MODEL_FILES for file in folder.glob(pattern) if file.is_file()})
+    return Artifact(folder, _remembered_digest(run, folder, names))
+
+
+def model_folder(path: str, revision: str | None, key: str, weights: bool = True) -> Path:
+    """Where a model of outside lies; from the Hub it comes without its weights when they are not wanted.
+
+    Raises:
+        ModelError: it is not there, or holds no safetensors.
+    """
+    folder = resolved(path, key)
+    local = folder.exists()
+    if local and not (folder / "config.json").is_file():
+        raise ModelError(f"{key}={folder}: no config.json there, so it is no model folder. Point at the folder itself.")
+    if not local:
+        if path.startswith(("/", ".", "~")) or path.count("/") != 1:
+            raise ModelError(
+                f"{key}={path}: no such folder, and no Hub id either (those read owner/name). Ways out: give the path "
+                "of a folder with config.json and *.safetensors, or a Hub id."
+            )
+        folder = hub.fetch_model(path, revision, key, weights)
+    if local or weights:
+        check_folder(folder, key)
+    return folder
+
+
+def _remembered_digest(run: Run, folder: Path, names: list[str]) -> str:
+    """Digest of large files, remembered in the run folder by size and time of change."""
+    memory = run.folder / ".digests.json"
+    try:
+        known = unsealed(memory.read_bytes())
+    except (OSError, ValueError):
+        known = {}
+    stats = {name: (folder / name).stat() for name in names}
+    stamp = digest_of([str(folder), {n: [s.st_size, s.st_mtime_ns, s.st_ino] for n, s in stats.items()}])
+    if stamp not in known:
+        known[stamp] = digest_of_files(digest_files(folder, names))
+        if run.folder.is_dir():
+            write_atomic(memory, sealed(known))
+    return str(known[stamp])
+
+
+def data_file(run: Run, path: str, key: str, name: str = "") -> Artifact:
+    """A file of prompts, conversations or preferences: one this run made, a local one, or a data set of the Hub.
+
+    A data set is written to the artifact `data/<name>` (`key` where no name is given) as one Parquet file.
+
+    Raises:
+        DataError: there is no such file or data set.
+    """
+    if path.startswith("@"):
+        return made_here(run, path, key)
+    wanted = hub.parse_dataset(path)
+    if wanted is None or resolved(path, key).exists():
+        file = local_file(path, key)
+        return Artifact(file, _remembered_digest(run, file.parent, [file.name]))
+    folder = hub.fetch_dataset(wanted.repo, wanted.revision, key)
+    config = {"repo": wanted.repo, "commit": folder.name, "subset": wanted.subset, "split": wanted.split}
+    snapshot = Artifact(folder, digest_of([wanted.repo, folder.name]))
+    return run.stage("dataset", f"data/{name or key}", config, {"snapshot": snapshot}).part("rows.parquet")
+
+
+def local_file(path: str, key: str) -> Path:
+    """A data file of this machine.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    file = resolved(path, key)
+    if not file.is_file():
+        what = "a folder, no file" if file.is_dir() else f"no such file (looked for {file})"
+        raise DataError(
+            f"{key}={path}: {what}. Give the path of a .json, .jsonl or .parquet file, or a "
+            "data set on the Hub as owner/name[@revision][:[subset/]split]."
+        )
+    return file
+
+
+def function_source(path: str, key: str) -> str:
+    """Digest of the Python file in which `module:function` is defined, without importing it.
+
+    Raises:
+        ConfigError: it is not of that form, or there is no such module.
+    """
+    from importlib.util import find_spec
+
+    module, _, function = path.partition(":")
+    try:
+        spec = find_spec(module) if module and function else None
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        raise ConfigError(
+            f"{key}={path}: expected module:function of a Python module that can be imported, such as "
+            "rlhf.world.tasks:gold. Check the spelling, or put its folder on PYTHONPATH."
+        )
+    return digest_of([path, digest_files(Path(spec.origin).parent, [Path(spec.origin).name])])

@@ -1,0 +1,138 @@
+"""Every shipped experiment plans to its end with what it names in the local cache; nothing runs."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from rlhf.command.line import CONFIGS, to_config
+from rlhf.config.schema import Config
+from rlhf.iterate import iterate
+from rlhf.loop.step import settings
+from rlhf.run import hub
+from rlhf.run.plan import Run
+from rlhf.world.tokenizer import CHAT_TEMPLATE
+
+EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
+
+
+def composed(*overrides: str) -> Config:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return to_config(compose("iterate", list(overrides)))
+
+
+@pytest.fixture(autouse=True)
+def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is asked of the Hub; a model of one bf16 number answers."""
+    names: list[str] = []
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    header = json.dumps({"w": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}}).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0\0")
+
+    def fetch(repo: str, revision: str | None, key: str, weights: bool = True) -> Path:
+        names.append(f"{key}={repo}")
+        return folder
+
+    monkeypatch.setattr(hub, "fetch_model", fetch)
+    monkeypatch.setattr(hub, "fetch_dataset", fetch)
+    return names
+
+
+def plan(cfg: Config, tmp_path: Path) -> list[str]:
+    run = Run(tmp_path / "run", cfg, planning=True)
+    iterate(cfg, run)
+    assert run.refusals == []
+    return run.pending
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_plans_to_its_end(name: str, tmp_path: Path, fetched: list[str]) -> None:
+    cfg = composed(f"experiment={name}")
+    pending = plan(cfg, tmp_path)
+    assert pending[-1] == f"iteration_{cfg.num_iterations:03d}/held_out/reference"
+    assert f"iteration_{cfg.num_iterations:03d}/dpo" in pending
+    if name == "quickstart":
+        assert fetched == []
+    else:
+        assert f"reward_model.path={cfg.reward_model.path}" in fetched
+        trained = ["sft", "reward_model"] if name == "rlhf_workflow_from_base" else []
+        assert [p for p in pending if p in ("sft", "reward_model")] == trained
+        made = [p for p in pending if p.startswith("data/")]
+        assert sorted(made) == sorted(
+            [f"data/{stage}.data" for stage in trained] + [f"data/prompts.path.{t}" for t in (1, 2, 3)]
+        )
+        assert cfg.dpo.batch_size == 128
+
+
+def differing(one: Any, other: Any, prefix: str = "") -> set[str]:
+    """Keys in which two configs differ."""
+    if not hasattr(one, "__dataclass_fields__"):
+        return {prefix} if one != other else set()
+    return {
+        key
+        for name in one.__dataclass_fields__
+        for key in differing(getattr(one, name), getattr(other, name), f"{prefix}.{name}".lstrip("."))
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "keys"),
+    [
+        ("llama3_8b_instruct", None, {"model.dtype", "reward_model.dtype"}),
+        ("rlhf_workflow", None, {"model.path", "model.dtype", "reward_model.dtype"}),
+        (
+            "rlhf_workflow_scripts",
+            "rlhf_workflow",
+            {"generate.temperatures", "pair.truncated", "dpo.reference", "dpo.warmup_ratio"},
+        ),
+        ("concise", "rlhf_workflow", {"pair.length_penalty"}),
+        ("offline_dpo", "rlhf_workflow", {"generate.policy"}),
+        (
+            "rlhf_workflow_from_base",
+            "rlhf_workflow",
+            {
+                "model.path",
+                "sft.data",
+                "sft.chat_template",
+                "reward_model.path",
+                "reward_model.data",
+                "reward_model.trainer_args",
+            },
+        ),
+    ],
+)
+def test_an_experiment_changes_what_its_name_says_and_no_more(name: str, base: str | None, keys: set[str]) -> None:
+    before = composed(f"experiment={base}") if base else composed()
+    assert differing(composed(f"experiment={name}"), before) == keys
+
+
+def test_the_chat_template_of_the_base_model_is_llama_3s() -> None:
+    assert composed("experiment=rlhf_workflow_from_base").sft.chat_template == CHAT_TEMPLATE
+
+
+def test_offline_samples_every_iteration_from_the_initial_policy(tmp_path: Path) -> None:
+    cfg = composed("experiment=offline_dpo")
+    assert "policy" not in settings(cfg, "generate")  # its weights are an input, by content
+
+
+def test_given_pairs_take_the_place_of_samples(tmp_path: Path) -> None:
+    pairs = ["pair.data=some/pairs:train_prefs", "num_iterations=1"]
+    pending = plan(composed("experiment=offline_dpo", *pairs), tmp_path)
+    assert "data/pair.data" in pending and "iteration_001/preferences" in pending
+    assert "iteration_001/generate" not in pending and "iteration_001/pair" not in pending
+
+
+def test_other_judges_score_every_policy(tmp_path: Path, fetched: list[str]) -> None:
+    cfg = composed("experiment=rlhf_workflow", "+evaluate.judges.second=some/judge@v1")
+    pending = plan(cfg, tmp_path)
+    assert "evaluate.judges.second=some/judge" in fetched
+    assert [p for p in pending if p.endswith("score_second")] == [
+        f"iteration_{t:03d}/held_out/score_second" for t in range(4)
+    ]

@@ -1,0 +1,239 @@
+"""Gates: each fires beyond its limit and on the limit does not; what fires warns, stops or is ignored."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from rlhf.config.choices import Action, Loss, Reference
+from rlhf.config.limits import check_config
+from rlhf.config.schema import Config
+from rlhf.config.training import OtherJudge
+from rlhf.data.records import SCORES_SCHEMA
+from rlhf.data.shards import shard_name, write_shard
+from rlhf.errors import ConfigError, UserError
+from rlhf.loop.figures import Evaluation, Row
+from rlhf.loop.gates import Gates, check_iteration, check_stage, loss_at_equal_policies
+from rlhf.run.console import Console
+from rlhf.run.plan import Artifact, Run
+
+
+def gates_of(findings):
+    return [finding.gate for finding in findings]
+
+
+def counted(folder, stage, **counts):
+    return Artifact(folder / stage, "d", {"counts": counts})
+
+
+def trained(folder, losses, norms=None, accuracies=None, dtype="float32"):
+    (folder / "dpo").mkdir(parents=True)
+    steps = [{"loss": loss} for loss in losses]
+    for key, values in (("grad_norm", norms), ("rewards/accuracies", accuracies)):
+        for step, value in zip(steps, values or (), strict=bool(values)):
+            step[key] = value
+    (folder / "dpo" / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+    return Artifact(folder / "dpo", "d", {"config": {"dtype": dtype}})
+
+
+@pytest.mark.parametrize(
+    ("stage", "counts", "gate"),
+    [
+        ("generate", {"responses": 100, "truncated": 21}, "truncated"),
+        ("generate", {"responses": 100, "truncated": 20}, None),
+        ("generate", {"responses": 0, "truncated": 0}, None),
+        ("pair", {"prompts": 10, "dropped/identical_text": 3, "dropped/all_tied": 3}, "same_candidates"),
+        ("pair", {"prompts": 10, "dropped/identical_text": 5, "dropped/below_margin": 5}, None),
+        ("pair", {}, None),
+        ("preferences", {"prompts": 10, "dropped/identical_text": 9}, None),
+    ],
+)
+def test_counts(tmp_path, stage, counts, gate):
+    found = list(check_stage(Config(), 1, counted(tmp_path, stage, **counts)))
+    assert gates_of(found) == ([gate] if gate else [])
+    assert all(f.value > f.threshold and f"gates.{f.limit}=" in f.text for f in found)
+
+
+@pytest.mark.parametrize(
+    ("dpo", "t", "loss", "dtype", "fires"),
+    [
+        ({}, 1, 0.6931472, "float32", False),
+        ({}, 1, 0.6960, "float32", True),
+        ({}, 1, 0.6960, "bfloat16", False),
+        ({}, 1, 0.73, "bfloat16", True),
+        ({}, 1, math.nan, "float32", True),
+        ({}, 2, 0.5, "float32", False),
+        ({"reference": Reference.previous}, 2, 0.5, "float32", True),
+        ({"rpo_alpha": 1.0}, 1, 2.5, "float32", False),
+        ({"loss": Loss.hinge}, 1, 1.0, "float32", False),
+        ({"loss": Loss.hinge}, 1, math.log(2), "float32", True),
+        ({"loss": Loss.ipo}, 1, 25.00002, "float32", False),
+        ({"loss": Loss.ipo}, 1, 24.9, "float32", True),
+        ({"loss": Loss.robust, "label_smoothing": 0.2}, 1, 0.6931472, "float32", False),
+    ],
+)
+def test_first_loss(tmp_path, dpo, t, loss, dtype, fires):
+    cfg = Config()
+    for key, value in dpo.items():
+        setattr(cfg.dpo, key, value)
+    assert gates_of(check_stage(cfg, t, trained(tmp_path, [loss], dtype=dtype))) == ["first_loss"] * fires
+
+
+@pytest.mark.parametrize("loss", list(Loss))
+def test_the_loss_at_equal_policies_is_the_one_trained_with(loss):
+    import torch
+
+    from rlhf.training.losses import dpo_loss
+
+    cfg = Config().dpo
+    cfg.loss, cfg.label_smoothing, cfg.beta = loss, 0.01 if loss is Loss.exo_pair else 0.0, 0.3
+    logps = [torch.tensor([-4.0]), torch.tensor([-7.0])]
+    length = torch.tensor([3])
+    settings = {"beta": cfg.beta, "loss": loss.value, "label_smoothing": cfg.label_smoothing}
+    found = dpo_loss(*logps, *logps, length, length, **settings)[0]
+    assert found.item() == pytest.approx(loss_at_equal_policies(cfg), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("norms", "accuracies", "gates"),
+    [
+        ([1.0] * 10 + [101.0] + [1.0] * 9, [0.9] * 20, ["grad_norm"]),
+        ([1.0] * 10 + [100.0] + [1.0] * 9, [0.9] * 20, []),
+        ([1.0] * 5 + [9e9] + [1.0] * 14, [0.9] * 20, []),  # too early to say what is usual
+        ([0.0] * 20, [0.9] * 20, []),
+        ([1.0] * 20, [0.9] * 10 + [0.49] * 10, ["accuracy"]),
+        ([1.0] * 20, [0.0] * 10 + [0.5] * 10, []),
+        ([1.0] * 9, [0.0] * 9, []),  # too few steps to say anything
+    ],
+)
+def test_training(tmp_path, norms, accuracies, gates):
+    losses = [math.log(2)] * len(norms)
+    found = list(check_stage(Config(), 1, trained(tmp_path, losses, norms, accuracies)))
+    assert gates_of(found) == gates
+    assert all(f.where == tmp_path / "dpo" / "metrics.jsonl" for f in found)
+    assert gates != ["grad_norm"] or "step 11 is 101 times" in found[0].text
+
+
+def row(iteration, score=0.0, tokens=10.0, kl=0.0):
+    return Row(iteration, score, None, None, None, None, tokens, kl, 0.0, None, {})
+
+
+def evaluation(folder, t, gold=None, **others):
+    def scores(name, values):
+        path = folder / f"iteration_{t:03d}" / name
+        path.mkdir(parents=True)
+        rows = [{"id": str(i), "scores": each} for i, each in enumerate(values)]
+        write_shard(path / shard_name(0), SCORES_SCHEMA, rows)
+        return Artifact(path, "d")
+
+    made = Artifact(folder / f"iteration_{t:03d}" / "generate", "d")
+    judged = {name: scores(f"score_{name}", values) for name, values in others.items()}
+    return Evaluation(t, made, made, made, scores("gold", gold) if gold else None, others=judged)
+
+
+@pytest.mark.parametrize(
+    ("change", "gates"),
+    [
+        ({}, []),
+        ({"tokens": 15.0, "kl": 50.0}, []),
+        ({"tokens": 15.1}, ["length"]),
+        ({"kl": 50.1}, ["kl"]),
+        ({"kl": None}, []),
+        ({"kl": math.nan}, []),
+    ],
+)
+def test_length_and_kl(tmp_path, change, gates):
+    rows = [row(0), replace(row(0), iteration=1), row(2, **change)]
+    evaluations = [evaluation(tmp_path, t) for t in range(3)]
+    assert gates_of(check_iteration(Config(), rows, evaluations)) == gates
+    assert list(check_iteration(Config(), rows[:1], evaluations[:1])) == []
+
+
+UP, LEVEL, DOWN = ([[v + d, v - d] for v, d in zip([x] * 4, (0.1, 0.2, 0.3, 0.4), strict=True)] for x in (2, 1, 0))
+NOISY = [[0.0], [4.0], [-3.0], [1.0]]
+"""Mean 0.5, but its differences from LEVEL are not beyond two standard errors."""
+
+
+@pytest.mark.parametrize(
+    ("score", "before", "now", "bases"),
+    [
+        (1.0, LEVEL, DOWN, ["π1", "π0"]),  # falls from both
+        (1.0, UP, LEVEL, ["π1"]),  # above π0, below the policy before
+        (1.0, DOWN, DOWN, ["π0"]),  # fell earlier
+        (1.0, LEVEL, UP, []),
+        (1.0, LEVEL, NOISY, []),
+        (1.0, LEVEL, [[math.nan]] * 4, []),  # nothing to go by
+        (-1.0, LEVEL, DOWN, []),  # the training judge falls too
+    ],
+)
+@pytest.mark.parametrize("kind", ["gold", "second"])
+def test_a_second_judge_falls_while_the_first_rises(tmp_path, score, before, now, bases, kind):
+    rows = [row(0), row(1, 0.5 if score > 0 else -0.5), row(2, score)]
+    evaluations = [evaluation(tmp_path, t, **{kind: values}) for t, values in enumerate((LEVEL, before, now))]
+    found = list(check_iteration(Config(), rows, evaluations))
+    assert gates_of(found) == ["second_judge"] * len(bases)
+    assert [f.text.split(" from ")[1][:2] for f in found] == bases
+    assert all(f.text.startswith("evaluate.gold" if kind == "gold" else "evaluate.judges.second") for f in found)
+
+
+def test_a_judge_of_the_sum_is_no_second_judge(tmp_path):
+    cfg = Config()
+    cfg.reward_model.others = {"summed": OtherJudge(rule="module:function")}
+    judged = [{"main": values, "summed": values, "second": values} for values in (LEVEL, DOWN)]
+    evaluations = [evaluation(tmp_path, t, **each) for t, each in enumerate(judged)]
+    (found,) = check_iteration(cfg, [row(0), row(1, 1.0)], evaluations)
+    assert found.text.startswith("evaluate.judges.second")
+
+
+def test_a_fall_is_measured_in_standard_errors_of_differences_per_prompt(tmp_path):
+    now = [[1.0], [0.0], [0.5], [0.9]]  # changes 0, −1, −0.5, −0.1: mean −0.4, sd 0.4546, se 0.2273
+    evaluations = [evaluation(tmp_path, t, gold=values) for t, values in enumerate((LEVEL, now))]
+    cfg, rows = Config(), [row(0), row(1, 1.0)]
+    assert list(check_iteration(cfg, rows, evaluations)) == []
+    cfg.gates.max_fall = 1.7
+    assert [f.value for f in check_iteration(cfg, rows, evaluations)] == [pytest.approx(0.4 / 0.2273, rel=1e-3)]
+
+
+@pytest.fixture
+def run(tmp_path):
+    console = Console(tmp_path)
+    yield Run(tmp_path, Config(run_dir=str(tmp_path)), console=console)
+    console._log.close()
+
+
+@pytest.mark.parametrize("action", list(Action))
+def test_what_is_found_warns_stops_or_is_ignored(run, capsys, monkeypatch, action):
+    monkeypatch.setattr("rlhf.loop.gates.rows_of", lambda evaluations: [row(0)])
+    run.cfg.gates.truncated = action
+    gates = Gates(run)
+    findings = check_stage(run.cfg, 1, counted(run.folder / "iteration_001", "generate", responses=4, truncated=3))
+    if action is Action.stop:
+        with pytest.raises(UserError) as stopped:
+            gates.heed(findings, [])
+        assert all(part in str(stopped.value) for part in ("75.0%", "gates.max_truncated", "gates.truncated=warn"))
+        assert str(run.folder / "iteration_001" / "generate") in str(stopped.value)
+        assert json.loads((run.folder / "summary.json").read_text())["gates"] == gates.found
+    else:
+        gates.heed(findings, [])
+    assert ("  ! gates.truncated: 75.0%" in capsys.readouterr().out) == (action is not Action.ignore)
+    assert ("! gates.truncated" in (run.folder / "logs" / "driver.log").read_text()) == (action is not Action.ignore)
+    assert [(f["iteration"], f["value"], f["threshold"], f["action"], f["where"]) for f in gates.found] == (
+        [] if action is Action.ignore else [(1, 0.75, 0.2, action.value, "iteration_001/generate")]
+    )
+
+
+@pytest.mark.parametrize("change", [{"planning": True}, {"only": "iteration_001/dpo"}])
+def test_a_plan_and_a_stage_alone_are_not_held_against_gates(run, change):
+    gates = Gates(replace(run, **change))
+    gates.heed(check_stage(run.cfg, 1, Artifact(run.folder / "dpo", None)), [])
+    assert gates.found == []
+
+
+def test_a_negative_limit_is_refused():
+    cfg = Config()
+    cfg.gates.max_kl = -1.0
+    with pytest.raises(ConfigError, match=r"gates\.max_kl=-1\.0: must not be negative"):
+        check_config(cfg)

@@ -1,0 +1,114 @@
+"""Which judge a config names, what of it is part of a fingerprint, and rules in place of a model."""
+
+import json
+import struct
+
+import pytest
+
+from rlhf.config.limits import check_config, check_stages
+from rlhf.config.schema import Config
+from rlhf.data.digest import digest_of
+from rlhf.data.shards import read_all_rows
+from rlhf.errors import ConfigError, DataError
+from rlhf.iterate import iterate
+from rlhf.loop import step as steps
+from rlhf.run.plan import Run
+from rlhf.scoring.judge import RuleJudge
+from tests.unit.run.test_plan import InProcess
+
+GOLD = "rlhf.world.tasks:gold"
+
+
+def identity(tmp_path, **score):
+    cfg = Config()
+    cfg.reward_model.url = score.pop("url", None)
+    for key, value in score.items():
+        setattr(cfg.score, key, value)
+    settings = steps.settings(cfg, "score") | steps.judge_settings(cfg)
+    return digest_of(Run(tmp_path, cfg)._identity("score", settings, {}))
+
+
+def test_where_and_how_patiently_a_judge_is_asked_is_no_part_of_the_fingerprint(tmp_path):
+    local = identity(tmp_path)
+    assert identity(tmp_path, url="http://a:8000") == identity(tmp_path, url="http://b:8000") == local
+    assert identity(tmp_path, concurrency=99, timeout_seconds=1.0, retry_seconds=0.0) == local
+    assert identity(tmp_path, max_tokens=99) != local
+
+
+def test_the_source_of_a_rule_is_part_of_the_fingerprint(tmp_path, monkeypatch):
+    cfg = Config()
+    cfg.reward_model.rule = "a_rule_of_this_test:judge"
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "a_rule_of_this_test.py"
+    file.write_text("def judge(messages, response):\n    return 1\n")
+    before = steps.judge_settings(cfg)
+    file.write_text("def judge(messages, response):\n    return 2\n")
+    after = steps.judge_settings(cfg)
+    assert {key for key in before if before[key] != after[key]} == {"rule_source"}
+
+
+class Listening(Run):
+    """Remembers what each stage is told."""
+
+    def stage(self, stage, name, config, inputs):
+        self.told = getattr(self, "told", {}) | {name: (config, sorted(inputs))}
+        return super().stage(stage, name, config, inputs)
+
+
+def test_a_rule_judges_the_whole_loop_and_no_other_judge(tmp_path):
+    for name in ("policy", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+        (tmp_path / name / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"question {i}"}) + "\n" for i in range(9)))
+    cfg = Config(num_iterations=1)
+    cfg.model.path, cfg.prompts.path = str(tmp_path / "policy"), str(tmp_path / "prompts.jsonl")
+    cfg.reward_model.path, cfg.reward_model.rule = "/there/is/no/such/model", GOLD
+    cfg.evaluate.judges = {"other": str(tmp_path / "other")}
+    run = Listening(tmp_path / "run", cfg, planning=True)
+    iterate(cfg, run)
+    for name in ("iteration_000/held_out/score", "iteration_001/score", "iteration_001/held_out/score"):
+        config, inputs = run.told[name]
+        assert inputs == ["candidates"] and config["rule"] == GOLD and config["rule_source"]
+    config, inputs = run.told["iteration_001/held_out/score_other"]
+    assert inputs == ["candidates", "judge", "known_candidates.0", "known_scores.0"]
+    assert config["rule"] is None and "rule_source" not in config
+
+
+def test_a_rule_scores_a_file(tmp_path):
+    cfg = Config()
+    cfg.reward_model.rule = GOLD
+    (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": "Reverse: a b c", "responses": ["c b a.", "a"]}) + "\n")
+    run = Run(tmp_path / "run", cfg, InProcess())
+    file = steps.sources.data_file(run, str(tmp_path / "in.jsonl"), "input")
+    read = run.stage("read", "read", {"what": "responses", "shard_size": 8}, {"file": file})
+    scores = steps.scores_of(run, read.part("candidates"))
+    assert [row["scores"] for row in read_all_rows(scores.path)] == [[1.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"rule": GOLD, "url": "http://a"}, r"reward_model\.rule=.*reward_model\.url=.*only one"),
+        ({"rule": GOLD, "data": "x.jsonl"}, r"reward_model\.rule=.*reward_model\.data=.*only one"),
+        ({"url": "http://a", "data": "x.jsonl"}, r"reward_model\.url=.*reward_model\.data=.*only one"),
+        ({"url": "localhost:8000"}, r"reward_model\.url=localhost:8000: must be the base URL"),
+        ({"url": "http://a", "path": ""}, r"needs reward_model\.path"),
+    ],
+)
+def test_judges_that_cannot_be_are_refused_by_the_loop_and_the_tools(given, said):
+    cfg = Config()
+    for key, value in given.items():
+        setattr(cfg.reward_model, key, value)
+    for check in (check_config, check_stages):
+        with pytest.raises(ConfigError, match=said):
+            check(cfg)
+
+
+def test_a_rule_that_is_none_is_named():
+    with pytest.raises(ConfigError, match=r"rlhf\.world\.tasks has no function 'nothing'"):
+        RuleJudge("rlhf.world.tasks:nothing")
+    judge = RuleJudge("tests.unit.rules:no_number")
+    with pytest.raises(DataError, match=r"rules:no_number: gave back 'good', .* response 'yes' to 'really\?'"):
+        judge.score([([{"role": "user", "content": "really?"}], "yes")])

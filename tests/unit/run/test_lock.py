@@ -1,0 +1,87 @@
+"""Fencing: who may work on a run folder."""
+
+import json
+import os
+import select
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlhf.errors import RunInUse, WorkerFailed
+from rlhf.run.lock import DRIVER_LOCK, hold_run, join_run
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def other_process(code, *arguments):
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stdin=subprocess.PIPE,
+        text=True,
+    )
+
+
+HOLD = """
+import sys
+from functools import partial
+from pathlib import Path
+from rlhf.run.lock import hold_run
+with hold_run(Path(sys.argv[1]), partial(print, flush=True)) as token:
+    print(token, flush=True)
+    sys.stdin.readline()
+"""
+JOIN = """
+import sys
+from pathlib import Path
+from rlhf.run.lock import join_run
+held = join_run(Path(sys.argv[1]), sys.argv[2])
+print("joined", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_a_second_driver_is_refused_and_told_who_holds_the_run(tmp_path):
+    first = other_process(HOLD, tmp_path)
+    assert first.stdout.readline().strip()
+    with pytest.raises(RunInUse, match=f"process {first.pid} "), hold_run(tmp_path, print):
+        pass
+    first.communicate("\n")
+    with hold_run(tmp_path, print) as token:
+        assert token
+
+
+def test_a_killed_driver_leaves_nothing_behind(tmp_path):
+    first = other_process(HOLD, tmp_path)
+    first.stdout.readline()
+    first.kill()
+    first.communicate()
+    with hold_run(tmp_path, print):
+        assert json.loads((tmp_path / DRIVER_LOCK).read_text())["pid"] == str(os.getpid())
+
+
+def test_a_new_driver_waits_for_the_old_ones_workers(tmp_path):
+    with hold_run(tmp_path, print) as token:
+        worker = other_process(JOIN, tmp_path, token)
+        assert worker.stdout.readline() == "joined\n"
+    second = other_process(HOLD, tmp_path)
+    said = b""
+    while not said.endswith(b"\n"):  # no byte more, for the next line must not be there
+        said += os.read(second.stdout.fileno(), 1)
+    assert said.startswith(b"waiting")
+    assert not select.select([second.stdout.fileno()], [], [], 0.5)[0], "it did not wait"
+    worker.communicate("\n")
+    assert len(second.stdout.readline().strip()) == 32
+    second.communicate("\n")
+
+
+def test_a_worker_that_comes_too_late_leaves(tmp_path):
+    with hold_run(tmp_path, print) as old:
+        pass
+    with hold_run(tmp_path, print) as new:
+        with pytest.raises(WorkerFailed, match="another driver"):
+            join_run(tmp_path, old)
+        join_run(tmp_path, new).close()

@@ -1,0 +1,242 @@
+"""Artifacts, fingerprints, commit, plan and refusal, with real torch-free stages run in this process."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from rlhf.config.schema import Config
+from rlhf.data.digest import sealed
+from rlhf.errors import RunChanged, UserError
+from rlhf.run.plan import UNKNOWN, AloneDone, Artifact, Run, commit, differences, open_artifact, plain
+
+
+class InProcess:
+    """A launcher that runs a stage right here and remembers what it ran."""
+
+    def __init__(self):
+        self.ran = []
+        self.rank, self.world_size, self.num_threads = 0, 1, 1
+
+    def launch(self, job, kind, shards):
+        self.ran.append((job.name, shards))
+        self._shards = shards
+        return importlib.import_module(f"rlhf.stages.{job.stage}").run(job, self)
+
+    def shards(self):
+        yield from self._shards
+
+    def progress(self, done, total, note=""):
+        pass
+
+
+@pytest.fixture
+def prompts_file(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"question {i}"}) + "\n" for i in range(40)))
+    return path
+
+
+def source(path, digest="d"):
+    return Artifact(Path(path), digest)
+
+
+def make(run, prompts_file, num_held_out=4, digest="d"):
+    return run.stage("prompts", "prompts", {"num_held_out": num_held_out}, {"prompts": source(prompts_file, digest)})
+
+
+def test_a_finished_stage_is_reused(tmp_path, prompts_file):
+    launcher = InProcess()
+    first = make(Run(tmp_path / "run", Config(), launcher), prompts_file)
+    second = make(Run(tmp_path / "run", Config(), launcher), prompts_file)
+    assert len(launcher.ran) == 1
+    assert first.digest == second.digest and first.counts == second.counts
+    assert first.counts["train"] == 36 and first.counts["held_out"] == 4
+
+
+def test_an_artifact_is_named_by_its_content(tmp_path, prompts_file):
+    one = make(Run(tmp_path / "a", Config(), InProcess()), prompts_file)
+    other = make(Run(tmp_path / "b", Config(), InProcess()), prompts_file)
+    assert one.digest == other.digest
+    assert one.record["identity"] == other.record["identity"]
+    more = make(Run(tmp_path / "c", Config(), InProcess()), prompts_file, num_held_out=5)
+    assert more.digest != one.digest and more.record["identity"] != one.record["identity"]
+
+
+def test_the_manifest_holds_what_a_person_looks_for(tmp_path, prompts_file):
+    record = make(Run(tmp_path / "run", Config(), InProcess()), prompts_file).record
+    assert record["identity"]["stage"] == "prompts" and record["identity"]["seed"] == 42
+    assert record["identity"]["inputs"] == {"prompts": "d"}
+    assert set(record["files"]) == {"train.parquet", "held_out.parquet"}
+    assert record["versions"]["torch"] and record["seconds"] >= 0 and record["compute"]["zero_stage"] == 2
+
+
+def test_a_part_has_a_digest_of_its_own(tmp_path, prompts_file):
+    prompts = make(Run(tmp_path / "run", Config(), InProcess()), prompts_file)
+    train, held_out = prompts.part("train.parquet"), prompts.part("held_out.parquet")
+    assert train.digest == prompts.record["files"]["train.parquet"]["sha256"]
+    assert train.digest != held_out.digest != prompts.digest
+    assert train.path == prompts.path / "train.parquet"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"num_held_out": 5}, "config.num_held_out: 4 there, 5 now"),
+        ({"digest": "e"}, "inputs.prompts: 'd' there, 'e' now"),
+    ],
+)
+def test_a_change_is_refused_with_the_difference_and_every_way_out(tmp_path, prompts_file, change, said):
+    folder = tmp_path / "run"
+    make(Run(folder, Config(), InProcess()), prompts_file)
+    launcher = InProcess()
+    with pytest.raises(RunChanged) as refusal:
+        make(Run(folder, Config(), launcher), prompts_file, **change)
+    for part in (said, "put the old values back", "run_dir=", f"rm -r {folder / 'prompts'}"):
+        assert part in str(refusal.value)
+    assert launcher.ran == []
+
+
+def test_another_seed_is_a_change(tmp_path, prompts_file):
+    make(Run(tmp_path / "run", Config(), InProcess()), prompts_file)
+    with pytest.raises(RunChanged, match="seed: 42 there, 43 now"):
+        make(Run(tmp_path / "run", Config(seed=43), InProcess()), prompts_file)
+
+
+def test_memory_budgets_and_machines_are_no_change(tmp_path):
+    run = Run(tmp_path, Config())
+    lean = run._identity("dpo", {"beta": 0.1, "save_steps": 5, "batch_tokens": 100}, {})
+    rich = run._identity("dpo", {"beta": 0.1, "save_steps": 50, "batch_tokens": 9999}, {})
+    assert lean == rich
+    cfg = Config()
+    cfg.compute.zero_stage = 3
+    assert Run(tmp_path, cfg)._identity("dpo", {"beta": 0.1}, {}) == lean
+
+
+def test_a_plan_runs_nothing_and_says_what_is_left(tmp_path, prompts_file):
+    plan = Run(tmp_path / "run", Config(), planning=True)
+    artifact = make(plan, prompts_file)
+    assert artifact.digest is None and plan.pending == ["prompts"]
+    assert not (tmp_path / "run").exists()
+    made = make(Run(tmp_path / "run", Config(), InProcess()), prompts_file)
+    plan = Run(tmp_path / "run", Config(), planning=True)
+    assert make(plan, prompts_file) == made and plan.pending == []
+
+
+def test_a_plan_names_everything_a_change_touches(tmp_path, prompts_file):
+    folder = tmp_path / "run"
+    first = make(Run(folder, Config(), InProcess()), prompts_file)
+    run = Run(folder, Config(), InProcess())
+    run.stage("prompts", "later", {"num_held_out": 0}, {"prompts": first.part("train.parquet")})
+    plan = Run(folder, Config(), planning=True)
+    changed = make(plan, prompts_file, num_held_out=5)
+    later = plan.stage("prompts", "later", {"num_held_out": 0}, {"prompts": changed.part("train.parquet")})
+    assert changed.stale and later.stale
+    with pytest.raises(RunChanged) as refusal:
+        plan.refuse_changes()
+    assert f"rm -r {folder / 'prompts'} {folder / 'later'}" in str(refusal.value)
+
+
+def test_a_plan_says_nothing_of_what_it_cannot_know(tmp_path, prompts_file):
+    folder = tmp_path / "run"
+    make(Run(folder, Config(), InProcess()), prompts_file)
+    plan = Run(folder, Config(), planning=True)
+    artifact = make(plan, prompts_file, num_held_out=UNKNOWN, digest=None)
+    assert plan.refusals == [] and artifact.digest is None and not artifact.stale
+
+
+def test_what_is_redone_with_the_same_outcome_keeps_what_came_after(tmp_path, prompts_file):
+    folder, launcher = tmp_path / "run", InProcess()
+    run = Run(folder, Config(), launcher)
+    first = make(run, prompts_file)
+    run.stage("prompts", "later", {"num_held_out": 0}, {"prompts": first.part("train.parquet")})
+    (folder / "prompts").rename(tmp_path / "gone")
+    run = Run(folder, Config(), launcher)
+    again = make(run, prompts_file)
+    run.stage("prompts", "later", {"num_held_out": 0}, {"prompts": again.part("train.parquet")})
+    assert [name for name, _ in launcher.ran] == ["prompts", "later", "prompts"]
+
+
+def test_unfinished_work_of_a_long_stage_with_other_settings_is_refused(tmp_path):
+    partial = tmp_path / ".generate.partial"
+    partial.mkdir()
+    run = Run(tmp_path, Config(), InProcess())
+    (partial / ".identity.json").write_bytes(sealed(run._identity("generate", {"n": 8}, {})))
+    plan = Run(tmp_path, Config(), planning=True)
+    plan.stage("generate", "generate", {"n": 4}, {})
+    assert plan.refusals == [], "nothing was made with the old settings, so nothing would be lost"
+    (partial / "shard_00000.parquet").write_text("x")
+    with pytest.raises(RunChanged, match=r"generate \(unfinished\)[\s\S]*config.n: 8 there, 4 now"):
+        run.stage("generate", "generate", {"n": 4}, {})
+    plan = Run(tmp_path, Config(), planning=True)
+    plan.stage("generate", "generate", {"n": 4}, {})
+    assert plan.refusals == [("generate", ["config.n: 8 there, 4 now"])]
+
+
+def test_unfinished_work_of_a_short_stage_with_other_settings_is_thrown_away(tmp_path, prompts_file):
+    partial = tmp_path / ".prompts.partial"
+    partial.mkdir()
+    run = Run(tmp_path, Config(), InProcess())
+    (partial / ".identity.json").write_bytes(sealed(run._identity("prompts", {"num_held_out": 9}, {})))
+    (partial / "rubbish").write_text("x")
+    assert "rubbish" not in make(run, prompts_file).record["files"]
+
+
+def test_half_written_files_are_no_part_of_an_artifact(tmp_path, prompts_file):
+    partial = tmp_path / ".prompts.partial"
+    partial.mkdir()
+    (partial / ".shard_00000.parquet.tmp").write_text("half")
+    (partial / "artifact.json").write_text("{}")
+    artifact = make(Run(tmp_path, Config(), InProcess()), prompts_file)
+    assert set(artifact.record["files"]) == {"train.parquet", "held_out.parquet"}
+    assert not list(artifact.path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("damage", ["missing", "shorter", "manifest"])
+def test_a_damaged_artifact_is_named(tmp_path, prompts_file, damage):
+    artifact = make(Run(tmp_path, Config(), InProcess()), prompts_file)
+    target = artifact.path / ("artifact.json" if damage == "manifest" else "train.parquet")
+    if damage == "missing":
+        target.unlink()
+    else:
+        target.write_bytes(target.read_bytes()[:-10])
+    with pytest.raises(RunChanged, match=str(artifact.path)):
+        open_artifact(artifact.path)
+
+
+def test_one_stage_alone_needs_its_inputs(tmp_path, prompts_file):
+    run = Run(tmp_path, Config(), InProcess(), only="later")
+    with pytest.raises(UserError, match="later alone cannot run: prompts"):
+        make(run, prompts_file)
+
+
+def test_one_stage_alone_stops_after_itself(tmp_path, prompts_file):
+    launcher = InProcess()
+    with pytest.raises(AloneDone):
+        make(Run(tmp_path, Config(), launcher, only="prompts"), prompts_file)
+    assert [name for name, _ in launcher.ran] == ["prompts"]
+
+
+def test_commit_writes_the_manifest_before_the_final_name_appears(tmp_path, monkeypatch):
+    partial, final = tmp_path / ".x.partial", tmp_path / "x"
+    partial.mkdir()
+    (partial / "file").write_text("content")
+    seen = []
+    monkeypatch.setattr("os.rename", lambda a, b: seen.append((sorted(p.name for p in a.iterdir()), b)) or a.replace(b))
+    from rlhf.run.job import Job
+
+    commit(partial, final, {"stage": "x"}, Job("x", "x", {}, {}, str(partial), 0, {}), {"n": 1}, {}, 0.5)
+    assert seen == [(["artifact.json", "file"], final)]
+
+
+def test_differences_name_the_place():
+    there = {"a": {"b": 1, "c": [1, 2]}, "d": None}
+    now = {"a": {"b": 2, "c": [1, 2]}, "e": "new"}
+    assert differences(there, now) == ["a.b: 1 there, 2 now", "e: None there, 'new' now"]
+    assert differences(there, there) == []
+
+
+def test_plain_config_is_json():
+    text = json.dumps(plain(Config()))
+    assert '"strategy": "best_worst"' in text and '"dtype": "auto"' in text
