@@ -21,7 +21,8 @@ from rlhf.errors import ConfigError, DataError
 from rlhf.generate import reading, sample
 from rlhf.loop.card import name_of
 from rlhf.run import sources
-from rlhf.run.plan import Artifact, Run
+from rlhf.run.artifact import Artifact
+from rlhf.run.plan import Run
 
 _ANSWERS = {Benchmark.alpaca_eval: alpaca_eval_answer, Benchmark.arena_hard: arena_hard_answer}
 

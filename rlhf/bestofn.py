@@ -14,14 +14,16 @@ from typing import Any
 
 from rlhf.command.file_tool import ROWS_PER_SHARD, write_file
 from rlhf.command.line import main
+from rlhf.config.stage_configs import ReadStage
 from rlhf.config.tools import BestOfNTool
 from rlhf.data.responses import Form, to_number
 from rlhf.data.shards import read_all_rows
 from rlhf.errors import DataError
 from rlhf.evaluation.judge_quality import Judged, best_of_n
-from rlhf.loop import step as steps
+from rlhf.loop.judges import scores_of
 from rlhf.run import sources
-from rlhf.run.plan import Artifact, Run
+from rlhf.run.artifact import Artifact
+from rlhf.run.plan import Run
 
 
 def bestofn(tool: BestOfNTool) -> None:
@@ -29,10 +31,10 @@ def bestofn(tool: BestOfNTool) -> None:
 
     def make(run: Run) -> list[Artifact]:
         file = sources.data_file(run, tool.input, "input")
-        read = run.stage("read", "read", {"what": "qualities", "shard_size": ROWS_PER_SHARD}, {"file": file})
+        read = run.stage("read", "read", ReadStage("qualities", ROWS_PER_SHARD), {"file": file})
         if not (tool.reward_model.path or tool.reward_model.rule):
             return [read]
-        return [read, steps.scores_of(run, read.part("candidates"))]
+        return [read, scores_of(run, read.part("candidates"))]
 
     write_file(tool, make, result, Form.object)
     print(table(json.loads(Path(tool.output).expanduser().read_text(encoding="utf-8"))), flush=True)

@@ -11,13 +11,15 @@ from typing import Any
 
 from rlhf.command.file_tool import write_file
 from rlhf.command.line import main
+from rlhf.config.stage_configs import ReadStage
 from rlhf.config.tools import GenerateTool
 from rlhf.data.responses import candidates_line
 from rlhf.data.shards import read_all_rows
-from rlhf.loop import step as steps
+from rlhf.loop.step import policy_dtype, stage_config
 from rlhf.models.folder import context_length
 from rlhf.run import sources
-from rlhf.run.plan import Artifact, Run
+from rlhf.run.artifact import Artifact
+from rlhf.run.plan import Run
 
 
 def generate(tool: GenerateTool) -> None:
@@ -30,23 +32,27 @@ def generate(tool: GenerateTool) -> None:
     write_file(tool, make, lines)
 
 
-def reading(run: Run, what: str = "prompts") -> dict[str, Any]:
+def reading(run: Run, what: str = "prompts") -> ReadStage:
     """What `read` is told where its shards are sampled from."""
-    return {"what": what, "shard_size": run.cfg.generate.shard_size}
+    return ReadStage(what, run.cfg.generate.shard_size)
 
 
 def sample(run: Run, read: Artifact) -> list[Artifact]:
     """The prompts that were read, and the candidates sampled for them."""
     policy = sources.model(run, run.cfg.model.path, run.cfg.model.revision, "model.path")
-    config = {"iteration": 0, "slice": None, "dtype": steps.policy_dtype(run.cfg, policy)}
-    context, wanted = context_length(policy.path), run.cfg.generate.max_new_tokens
-    if context is not None and wanted >= context:
-        config["max_new_tokens"] = context // 2
+    max_new_tokens = run.cfg.generate.max_new_tokens
+    context = context_length(policy.path)
+    if context is not None and max_new_tokens >= context:
+        # Half of it: a prompt needs room too, and no key should be needed to sample from a small model.
         run.say(
-            f"  responses have at most {context // 2} tokens: the model's context has {context}, not {wanted} and more"
+            f"  responses have at most {context // 2} tokens: the model's context has {context}, not "
+            f"{max_new_tokens} and more"
         )
+        max_new_tokens = context // 2
+    dtype = policy_dtype(run.cfg, policy)
+    config = stage_config(run.cfg, "generate", dtype=dtype, max_new_tokens=max_new_tokens)
     inputs = {"policy": policy, "prompts": read.part("prompts")}
-    return [read, run.stage("generate", "generate", steps.settings(run.cfg, "generate") | config, inputs)]
+    return [read, run.stage("generate", "generate", config, inputs)]
 
 
 def lines(made: Sequence[Artifact]) -> Iterator[dict[str, Any]]:

@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 
 from rlhf.command.line import main
-from rlhf.config.choices import JudgeKind, Reference, Sampled
+from rlhf.config.choices import Reference, Sampled
+from rlhf.config.fields import plain
 from rlhf.config.schema import Config
-from rlhf.config.training import MAIN_JUDGE
 from rlhf.data.files import resolved
 from rlhf.data.shards import write_atomic
 from rlhf.errors import ConfigError, RunChanged
 from rlhf.launch.local import LocalLauncher
-from rlhf.loop import card
-from rlhf.loop import step as steps
-from rlhf.loop.figures import KL_ESTIMATOR, Evaluation, Row, best, rows_of, table, write_summary
-from rlhf.loop.gates import Gates, check_iteration, check_stage
+from rlhf.loop.evaluate import evaluate, yardstick_of
+from rlhf.loop.figures import Evaluation
+from rlhf.loop.gates import Gates
+from rlhf.loop.judges import initial_policy, judges_of, scored
+from rlhf.loop.outcome import conclude, report
 from rlhf.loop.prompt_sets import prompt_sets
-from rlhf.loop.step import Step
+from rlhf.loop.step import iteration_step, policy_dtype
 from rlhf.preflight.capacity import check_capacity
 from rlhf.preflight.look import require
 from rlhf.run import sources
+from rlhf.run.artifact import Artifact
 from rlhf.run.console import Console
 from rlhf.run.lock import hold_run
-from rlhf.run.plan import AloneDone, Artifact, Run, plain
+from rlhf.run.plan import AloneDone, Run
 
 
 def iterate(cfg: Config, run: Run) -> Artifact:
@@ -39,142 +37,43 @@ def iterate(cfg: Config, run: Run) -> Artifact:
     Returns the best iterate on the held-out prompts. Called twice: once to plan, where nothing runs and unfinished
     artifacts have no digest, and once for real.
     """
-    initial = policy = steps.initial_policy(cfg, run)
-    judges = steps.judges(cfg, run, initial)
+    initial = policy = initial_policy(cfg, run)
+    judges = judges_of(cfg, run, initial)
     prompts = prompt_sets(cfg, run)
-    dtype = steps.policy_dtype(cfg, initial)
-    yardstick = Yardstick(initial, judges, steps.evaluation_judges(cfg, run), prompts.held_out)
-    evaluations, gates = [evaluate(Step(run, "iteration_000", 0, dtype), initial, yardstick)], Gates(run)
-    yardstick = replace(yardstick, scales=evaluations[0].others)
-    if cfg.reward_model.kind is JudgeKind.pairwise:
-        yardstick = replace(yardstick, against=evaluations[0].candidates)
+    dtype = policy_dtype(cfg, initial)
+    yardstick = yardstick_of(cfg, run, initial, judges, prompts.held_out)
+    evaluations: list[Evaluation] = []
+    gates = Gates(run, evaluations)
+
+    evaluations.append(evaluate(iteration_step(run, 0, dtype), initial, yardstick))
     for t in range(1, cfg.num_iterations + 1):
-        step = Step(run, f"iteration_{t:03d}", t, dtype)
-        candidates = None
+        step = iteration_step(run, t, dtype, watcher=gates)
         if cfg.pair.data is None:
             train, rows = prompts.of(t)
             sampled = policy if cfg.generate.policy is Sampled.previous else initial
-            candidates = step.stage("generate", config={"iteration": t, "slice": rows}, policy=sampled, prompts=train)
-            gates.heed(check_stage(cfg, t, candidates), evaluations)
-            scores, _ = steps.scored(step, judges, candidates, yardstick.scales)
+            sampling = step.config("generate", iteration=t, slice=rows)
+            candidates = step.stage("generate", config=sampling, policy=sampled, prompts=train)
+            scores, _ = scored(step, judges, candidates, evaluations[0].others)
             pairs = step.stage("pair", candidates=candidates, scores=scores)
-            gates.heed(check_stage(cfg, t, pairs), evaluations)
-        else:
-            pairs = step.stage("preferences", data=sources.data_file(run, cfg.pair.data, "pair.data"), policy=initial)
+        else:  # offline: the pairs are given, and nothing is sampled to train on
+            candidates = None
+            data = sources.data_file(run, cfg.pair.data, "pair.data")
+            pairs = step.stage("preferences", data=data, policy=initial)
         anchor = initial if cfg.dpo.reference is Reference.initial else policy
         logprobs = step.stage("reference", model=anchor, pairs=pairs)
-        trained = step.stage("dpo", policy=policy, pairs=pairs, reference=logprobs)
-        gates.heed(check_stage(cfg, t, trained), evaluations)
-        policy = trained.part("model")
-        evaluations.append(evaluate(step, policy, yardstick, candidates, pairs, evaluations))
+        policy = step.stage("dpo", policy=policy, pairs=pairs, reference=logprobs).part("model")
+        evaluations.append(evaluate(step, policy, yardstick, evaluations, candidates, pairs))
         report(run, evaluations, gates)
     return conclude(run, evaluations, dtype)
 
 
-@dataclass(frozen=True)
-class Yardstick:
-    """What every policy is held against: π0, the judges that train, those that only evaluate, the held-out prompts."""
-
-    initial: Artifact
-    judges: dict[str, steps.Asked]
-    others: dict[str, steps.Asked]
-    held_out: Artifact
-    scales: dict[str, Artifact] = field(default_factory=dict)
-    """Each judge's scores of π0's held-out responses, once they are there."""
-    against: Artifact | None = None
-    """π0's held-out responses, which a pairwise judge compares every iterate's with."""
-
-
-def evaluate(
-    step: Step,
-    policy: Artifact,
-    yardstick: Yardstick,
-    generate: Artifact | None = None,
-    pair: Artifact | None = None,
-    earlier: Sequence[Evaluation] = (),
-) -> Evaluation:
-    """Sample and score the held-out prompts; π0's log-probs of the samples give the KL.
-
-    What a judge has scored in `earlier` evaluations is not scored again: equal responses have equal scores.
-    """
-    cfg, step = step.run.cfg.evaluate, step.inside("held_out")
-    sampling = {"n": cfg.n, "temperatures": [cfg.temperature], "iteration": step.iteration, "slice": None}
-    candidates = step.stage("generate", config=sampling, policy=policy, prompts=yardstick.held_out)
-    against: dict[str, Any] = {"against": yardstick.against} if yardstick.against else {}
-    known = known_scores(yardstick, earlier)
-    scores, others = steps.scored(step, yardstick.judges, candidates, yardstick.scales, known, **against)
-    gold = reference = None
-    if cfg.gold is not None:
-        rule = steps.rule_settings(cfg.gold, "evaluate.gold")
-        gold = step.stage("score", name="gold", config=rule, candidates=candidates)
-    for name, (config, judge) in yardstick.others.items():
-        inputs = {"candidates": candidates, "judge": judge, **known.get(name, {})}
-        others[name] = step.stage("score", name=f"score_{name}", config=config, **inputs)
-    if step.iteration > 0:
-        whole = {"max_length": None}
-        reference = step.stage("reference", config=whole, model=yardstick.initial, candidates=candidates)
-    return Evaluation(step.iteration, policy, candidates, scores, gold, reference, generate, pair, others)
-
-
-def known_scores(yardstick: Yardstick, earlier: Sequence[Evaluation]) -> dict[str, dict[str, Artifact]]:
-    """What each judge that is a model has said of earlier policies' responses to the same prompts, by its name."""
-    models = [name for name, (_, model) in (yardstick.judges | yardstick.others).items() if model is not None]
-    known: dict[str, dict[str, Artifact]] = {name: {} for name in models}
-    for each in earlier:
-        scores = {MAIN_JUDGE: each.scores} | each.others
-        for name in models:
-            if yardstick.against and name == MAIN_JUDGE and each.iteration == 0:  # not held against π0's own
-                continue
-            given = {"known_candidates": each.candidates, "known_scores": scores[name]}
-            known[name] |= {f"{key}.{each.iteration}": artifact for key, artifact in given.items()}
-    return known
-
-
-def figures(run: Run, evaluations: list[Evaluation]) -> list[Row]:
-    """The figures of every policy, of files that have their checksums."""
-    for each in evaluations:
-        run.verify(each.candidates, each.scores, each.gold, each.reference, *each.others.values())
-    return rows_of(evaluations)
-
-
-def report(run: Run, evaluations: list[Evaluation], gates: Gates) -> None:
-    """Print and write the figures so far; a view, always made anew, never an input."""
-    if run.planning or run.only is not None:
-        return
-    rows = figures(run, evaluations)
-    run.say("\n" + table(rows) + "\n")
-    gates.heed(check_iteration(run.cfg, rows, evaluations), evaluations)
-    write_summary(run.folder, rows, rows[best(rows)].iteration, gates.found)
-
-
-def conclude(run: Run, evaluations: list[Evaluation], dtype: str) -> Artifact:
-    """Link the best iterate as RUN/best, as people serve and share it, and say where everything lies."""
-    if run.planning or run.only is not None:
-        return evaluations[0].policy
-    rows = figures(run, evaluations)
-    chosen = evaluations[best(rows)]
-    model = chosen.policy
-    inside = model.path.is_relative_to(run.folder)
-    if inside:  # a model from outside keeps its place and its own card
-        facts = card.facts(run.cfg, rows, [evaluation.policy for evaluation in evaluations], chosen.iteration)
-        name = f"iteration_{chosen.iteration:03d}/export"
-        model = run.stage("export", name, {"dtype": dtype, "card": facts}, {"model": model}).part("model")
-    target = Path(os.path.relpath(model.path, run.folder)) if inside else model.path
-    temporary = run.folder / ".best.tmp"
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target)
-    os.replace(temporary, run.folder / "best")
-    if chosen.iteration == 0:
-        run.say("No iterate beats π0 on the held-out prompts: best is π0 itself. Look at the table before going on.")
-    run.say(f"KL is {KL_ESTIMATOR}. Dropped counts prompts without a pair.")
-    run.say(f"best policy   {run.folder / 'best'} -> {target} (π{chosen.iteration}, highest held-out mean score)")
-    run.say(f"figures       {run.folder / 'summary.json'}")
-    run.say(f"everything    {run.folder} (iteration_*/generate, score, pair, reference, dpo, held_out; logs)")
-    return model
-
-
 def execute(cfg: Config, only: str | None = None) -> None:
-    """Plan, refuse what cannot be, then run what is left to do."""
+    """Plan, refuse what cannot be, then run what is left to do.
+
+    Args:
+        cfg: a checked config with a run folder.
+        only: the one stage to run, such as `iteration_002/dpo`; None runs the whole loop.
+    """
     assert cfg.run_dir is not None, "set on the command line or from the experiment's name"
     folder = resolved(cfg.run_dir, "run_dir")
     if not (folder / "summary.json").is_file():
@@ -183,18 +82,12 @@ def execute(cfg: Config, only: str | None = None) -> None:
         console = Console(folder)
         device = cfg.compute.device.value
         launcher = LocalLauncher(folder, token, cfg.compute.preload, device, console.progress, console.say)
-        plan = Run(folder, cfg, planning=True)
-        iterate(cfg, plan)
-        plan.refuse_changes()
+        plan = _planned(cfg, folder)
         if plan.pending:
-            launcher.warm_up()
+            launcher.warm_up()  # the heavy imports go on while the preflight looks
             if only is None:
                 require(cfg, launcher, console.say)
-        done = len(plan.made) - len(plan.pending)
-        begun = (
-            f"{done} stages are finished, {len(plan.pending)} to do" if done else f"{len(plan.pending)} stages to do"
-        )
-        console.say(f"{folder}: {begun}")
+        console.say(f"{folder}: {_todo(plan)}")
         if only is None:
             write_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(cfg))).encode())
         try:
@@ -202,12 +95,26 @@ def execute(cfg: Config, only: str | None = None) -> None:
         except AloneDone:
             return
         except RunChanged:
-            again = Run(folder, cfg, planning=True)  # what was redone came out different: name all that was made of it
-            iterate(cfg, again)
-            again.refuse_changes()
+            # What was redone came out different: plan again, to name all that was made of it.
+            _planned(cfg, folder)
             raise
         if only is not None:
             raise ConfigError(f"artifact={only}: this run has no such stage; it has {', '.join(plan.made)}.")
+
+
+def _planned(cfg: Config, folder: Path) -> Run:
+    """What the loop finds in its folder and would do; RunChanged for everything that has changed, at once."""
+    plan = Run(folder, cfg, planning=True)
+    iterate(cfg, plan)
+    plan.refuse_changes()
+    return plan
+
+
+def _todo(plan: Run) -> str:
+    num_done = len(plan.made) - len(plan.pending)
+    if num_done:
+        return f"{num_done} stages are finished, {len(plan.pending)} to do"
+    return f"{len(plan.pending)} stages to do"
 
 
 if __name__ == "__main__":

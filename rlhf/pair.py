@@ -11,12 +11,14 @@ from typing import Any
 
 from rlhf.command.file_tool import ROWS_PER_SHARD, write_file
 from rlhf.command.line import main
+from rlhf.config.stage_configs import ReadStage
 from rlhf.config.tools import PairTool
 from rlhf.data.responses import pair_line
 from rlhf.data.shards import read_all_rows
-from rlhf.loop import step as steps
+from rlhf.loop.step import stage_config
 from rlhf.run import sources
-from rlhf.run.plan import Artifact, Run
+from rlhf.run.artifact import Artifact
+from rlhf.run.plan import Run
 
 
 def pair(tool: PairTool) -> None:
@@ -24,9 +26,9 @@ def pair(tool: PairTool) -> None:
 
     def make(run: Run) -> list[Artifact]:
         file = sources.data_file(run, tool.input, "input")
-        read = run.stage("read", "read", {"what": "scored", "shard_size": ROWS_PER_SHARD}, {"file": file})
+        read = run.stage("read", "read", ReadStage("scored", ROWS_PER_SHARD), {"file": file})
         inputs = {name: read.part(name) for name in ("candidates", "scores")}
-        return [read, run.stage("pair", "pair", steps.settings(run.cfg, "pair"), inputs)]
+        return [read, run.stage("pair", "pair", stage_config(run.cfg, "pair"), inputs)]
 
     write_file(tool, make, lines)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from rlhf.command.file_tool import ROWS_PER_SHARD, check_output, write_file
 from rlhf.command.line import main
+from rlhf.config.stage_configs import ReadStage
 from rlhf.config.tools import RewardBenchTool, Version
 from rlhf.data.files import resolved
 from rlhf.data.responses import Form
@@ -23,9 +24,10 @@ from rlhf.data.shards import read_all_rows, write_atomic
 from rlhf.errors import ConfigError, DataError
 from rlhf.evaluation import rewardbench2
 from rlhf.evaluation.rewardbench1 import PRIOR_SETS, PUBLISHED, SECTIONS, accuracy, report
-from rlhf.loop import step as steps
+from rlhf.loop.judges import scores_of
 from rlhf.run import sources
-from rlhf.run.plan import Artifact, Run
+from rlhf.run.artifact import Artifact
+from rlhf.run.plan import Run
 
 _DATA = {Version.v1: "allenai/reward-bench:filtered", Version.v2: "allenai/reward-bench-2:test"}
 _KNOWN = {name for section in SECTIONS.values() for name in section} | set(PRIOR_SETS)
@@ -47,8 +49,8 @@ def rewardbench(tool: RewardBenchTool) -> None:
     def make(run: Run) -> list[Artifact]:
         file = sources.data_file(run, tool.input or _DATA[tool.version], "input")
         what = "best_of_n" if second else "comparisons"
-        read = run.stage("read", "read", {"what": what, "shard_size": ROWS_PER_SHARD}, {"file": file})
-        return [read, steps.scores_of(run, read.part("candidates"))]
+        read = run.stage("read", "read", ReadStage(what, ROWS_PER_SHARD), {"file": file})
+        return [read, scores_of(run, read.part("candidates"))]
 
     write_file(tool, make, result2 if second else result, Form.object)
     found = json.loads(Path(tool.output).expanduser().read_text(encoding="utf-8"))

@@ -11,12 +11,14 @@ from typing import Any
 
 from rlhf.command.file_tool import ROWS_PER_SHARD, write_file
 from rlhf.command.line import main
+from rlhf.config.stage_configs import ReadStage
 from rlhf.config.tools import ScoreTool
 from rlhf.data.responses import scored_line
 from rlhf.data.shards import read_all_rows
-from rlhf.loop import step as steps
+from rlhf.loop.judges import scores_of
 from rlhf.run import sources
-from rlhf.run.plan import Artifact, Run
+from rlhf.run.artifact import Artifact
+from rlhf.run.plan import Run
 
 
 def score(tool: ScoreTool) -> None:
@@ -24,8 +26,8 @@ def score(tool: ScoreTool) -> None:
 
     def make(run: Run) -> list[Artifact]:
         file = sources.data_file(run, tool.input, "input")
-        read = run.stage("read", "read", {"what": "responses", "shard_size": ROWS_PER_SHARD}, {"file": file})
-        return [read, steps.scores_of(run, read.part("candidates"))]
+        read = run.stage("read", "read", ReadStage("responses", ROWS_PER_SHARD), {"file": file})
+        return [read, scores_of(run, read.part("candidates"))]
 
     write_file(tool, make, lines)
 

@@ -1,6 +1,7 @@
 """Write docs/configuration.md from the schema: `python scripts/document_config.py [--check]`.
 
-Reads the source and imports nothing, so that it runs anywhere and shows defaults as they are written.
+Defaults and meanings are read from the source, so that they stand on the page as they are written (`5.0e-7`); ranges
+come from the fields themselves.
 """
 
 from __future__ import annotations
@@ -13,6 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # the package need not be installed
+
+from rlhf.config import fields as ranges  # noqa: E402
+
 SOURCES = [ROOT / "rlhf" / "config" / name for name in ("schema.py", "training.py")]
 TARGET = ROOT / "docs" / "configuration.md"
 CHOICES = ROOT / "rlhf" / "config" / "choices.py"
@@ -20,31 +25,56 @@ CHOICES = ROOT / "rlhf" / "config" / "choices.py"
 
 @dataclass
 class Field:
-    """One key of a section, as written."""
+    """One key of a section, as written, and the range of a number."""
 
     name: str
     type: str
     default: str
     doc: str
+    within: str = ""
+
+
+def all_fields(source: str, classes: dict[str, ast.ClassDef], name: str) -> list[Field]:
+    """The fields of a dataclass, those it inherits first."""
+    fields: list[Field] = []
+    for base in classes[name].bases:
+        fields += all_fields(source, classes, ast.unparse(base))
+    return fields + class_fields(source, classes[name])
 
 
 def class_fields(source: str, node: ast.ClassDef) -> list[Field]:
-    """The fields of a dataclass with the docstrings below them; "" where one is missing."""
+    """The fields that a dataclass adds, with the docstrings below them; "" where one is missing."""
     fields = []
     for statement, following in zip(node.body, [*node.body[1:], None], strict=True):
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            doc = ""
-            if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
-                doc = " ".join(str(following.value.value).split())
-            default = yaml_default(source, statement.value) if statement.value else "(required)"
-            fields.append(Field(statement.target.id, ast.unparse(statement.annotation), default, doc))
+        if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
+            continue
+        doc = ""
+        if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+            doc = " ".join(str(following.value.value).split())
+        annotation = ast.unparse(statement.annotation)
+        default = yaml_default(source, statement.value) if statement.value else "(required)"
+        within = range_of(statement.value) if re.search(r"\b(int|float)\b", annotation) else ""
+        if annotation.startswith(("list", "dict")):
+            within = ""  # ranges are of numbers; what is in a list is checked with others
+        fields.append(Field(statement.target.id, annotation, default, doc, within))
     return fields
+
+
+def range_of(value: ast.expr | None) -> str:
+    """The range of a number as text: what `setting(…, within=NAME)` names, else positive."""
+    if isinstance(value, ast.Call):
+        for keyword in value.keywords:
+            if keyword.arg == "within":
+                return str(getattr(ranges, ast.unparse(keyword.value)))
+    return str(ranges.POSITIVE)
 
 
 def yaml_default(source: str, value: ast.expr) -> str:
     """A default as one would write it in YAML; numbers keep their digits (PyYAML takes 5e-7 for text)."""
     if isinstance(value, ast.Call):
-        factory = next(k.value for k in value.keywords if k.arg == "default_factory")
+        if value.args:  # setting(0.1, within=…)
+            return yaml_default(source, value.args[0])
+        factory = next(k.value for k in value.keywords if k.arg in ("default_factory", "factory"))
         if isinstance(factory, ast.Lambda):
             return ast.get_source_segment(source, factory.body) or ""
         return {"list": "[]", "dict": "{}"}.get(ast.unparse(factory), "")
@@ -96,12 +126,13 @@ def render(source: str) -> str:
 
     def section(prefix: str, name: str) -> None:
         node = classes[name]
-        fields = class_fields(source, node)
+        fields = all_fields(source, classes, name)
         lines.extend(["", f"## {prefix or 'Top level'}", "", " ".join((ast.get_docstring(node) or "").split()), ""])
         lines.extend(["| key | type | default | meaning |", "|---|---|---|---|"])
         for field in fields:
             if field.type not in classes:
-                cells = (f"`{prefix + '.' if prefix else ''}{field.name}`", yaml_type(field.type, enums))
+                key = f"`{prefix + '.' if prefix else ''}{field.name}`"
+                cells = (key, f"{yaml_type(field.type, enums)} {field.within}".strip())
                 lines.append("| " + " | ".join(escape(c) for c in (*cells, f"`{field.default}`", field.doc)) + " |")
         for field in fields:
             named = re.fullmatch(r"(dict\[str, )?(\w+)\]?", field.type)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import multiprocessing
 import os
@@ -11,13 +10,18 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+from rlhf.config.choices import Device
+from rlhf.config.fields import filled
 from rlhf.config.schema import ComputeConfig
+from rlhf.config.stage_configs import StageCompute
 from rlhf.data.shards import shard_name
 from rlhf.run.job import Job, Outcome
+from rlhf.run.stage_table import STAGES, num_shards, stage_function
 
 
 @dataclass
@@ -49,22 +53,31 @@ def make_job(
     out: Path,
     seed: int = 1,
     compute: dict[str, Any] | None = None,
+    cls: type | None = None,
     **extra: Any,
-) -> Job:
-    """A job of a config section, on the CPU; `extra` overrides or adds config values."""
+) -> Job[Any]:
+    """A job of a config section, on the CPU; `extra` overrides or adds config values, choices as text too."""
     out.mkdir(parents=True, exist_ok=True)
-    section = {key: getattr(value, "value", value) for key, value in asdict(config).items()}
-    section = {"dtype": "auto", "trust_remote_code": False} | section | extra
-    resolved = asdict(ComputeConfig()) | {"device": "cpu", "report_to": []} | (compute or {})
-    return Job(stage, stage, section, {k: str(v) for k, v in inputs.items()}, str(out), seed, resolved)
+    told = config_of(cls or STAGES[stage].config, config, **extra)
+    resolved = config_of(StageCompute, ComputeConfig(device=Device.cpu), **(compute or {}))
+    return Job(stage, stage, told, {k: str(v) for k, v in inputs.items()}, str(out), seed, resolved)
+
+
+def config_of(cls: type, section: Any = None, **values: Any) -> Any:
+    """A stage's config with the values of a section and others; a choice or a section in it may be as in YAML."""
+    hints = get_type_hints(cls)
+    for name, value in values.items():
+        hint = hints[name]
+        if isinstance(hint, type) and issubclass(hint, Enum):
+            values[name] = hint(value)
+        elif isinstance(hint, type) and is_dataclass(hint) and isinstance(value, dict):
+            values[name] = config_of(hint, None, **value)
+    return filled(cls, section, **values)
 
 
 def run_here(job: Job) -> Outcome:
     """Run an inference or single stage in this process."""
-    module = importlib.import_module(f"rlhf.stages.{job.stage}")
-    number = module.num_shards(job) if hasattr(module, "num_shards") else 0
-    outcome: Outcome = module.run(job, FakeWorker(out=job.out, num_shards=number))
-    return outcome
+    return stage_function(job.stage)(job, FakeWorker(out=job.out, num_shards=num_shards(job)))
 
 
 @dataclass
@@ -138,8 +151,7 @@ def _rank(job: Job, environment: dict[str, str], hook: str) -> None:
     rank, world_size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
     try:
         exec(hook, {"job": job, "rank": rank})
-        module = importlib.import_module(f"rlhf.stages.{job.stage}")
-        outcome = module.run(job, FakeWorker(rank=rank, world_size=world_size))
+        outcome = stage_function(job.stage)(job, FakeWorker(rank=rank, world_size=world_size))
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()

@@ -22,9 +22,10 @@ from rlhf.data.responses import Form, write_rows
 from rlhf.data.shards import fsync_dir
 from rlhf.errors import ConfigError, UserError
 from rlhf.launch.local import LocalLauncher
+from rlhf.run.artifact import Artifact
 from rlhf.run.console import Console
 from rlhf.run.lock import hold_run
-from rlhf.run.plan import Artifact, Run
+from rlhf.run.plan import Run
 
 ROWS_PER_SHARD = 256
 _ELSEWHERE = "output=<another file>"

@@ -5,47 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 from rlhf.config.choices import Engine, JudgeKind, Loss, Strategy
-from rlhf.config.schema import Config, GatesConfig
+from rlhf.config.fields import CHECKED_WITH_OTHERS, numbers
+from rlhf.config.schema import Config
 from rlhf.config.training import MAIN_JUDGE
 from rlhf.errors import ConfigError
-
-_NOT_NEGATIVE = [
-    "seed",
-    "generate.top_k",
-    "score.retry_seconds",
-    "pair.length_penalty",
-    "pair.min_margin",
-    "dpo.weight_decay",
-    "dpo.max_grad_norm",
-    "dpo.warmup_ratio",
-    "dpo.rpo_alpha",
-    "dpo.lora.rank",
-    "sft.warmup_ratio",
-    "reward_model.warmup_ratio",
-    "evaluate.temperature",
-    *[f"gates.{limit}" for limit in vars(GatesConfig()) if limit.startswith(("max_", "min_"))],
-    "sft.held_out_share",
-    "reward_model.held_out_share",
-    "dpo.label_smoothing",
-    "dpo.lora.dropout",
-    "compute.hang_seconds",
-]
-
-
-def _numeric(section: Any, prefix: str = "") -> Iterator[str]:
-    for each in fields(section):
-        value = getattr(section, each.name)
-        if is_dataclass(value):
-            yield from _numeric(value, f"{prefix}{each.name}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield prefix + each.name
-
-
-_POSITIVE = [key for key in _numeric(Config()) if key not in (*_NOT_NEGATIVE, "reward_model.weight")]
 
 
 def value_at(config: object, key: str) -> Any:
@@ -82,22 +48,9 @@ def check_stages(cfg: Config) -> None:
 
 
 def _ranges(cfg: Config) -> Iterator[str]:
-    for key in _POSITIVE:
-        value = value_at(cfg, key)
-        if not _number(value) > 0:
-            yield f"{key}={value}: must be a positive number."
-    for key in _NOT_NEGATIVE:
-        value = value_at(cfg, key)
-        if not _number(value) >= 0:
-            yield f"{key}={value}: must not be negative."
-    for key in ("generate.top_p", "generate.gpu_memory_utilization"):
-        if not 0 < _number(value_at(cfg, key)) <= 1:
-            yield f"{key}={value_at(cfg, key)}: must lie in (0, 1]."
-    for key in ("dpo.lora.dropout", "sft.held_out_share", "reward_model.held_out_share"):
-        if not 0 <= _number(value_at(cfg, key)) < 1:
-            yield f"{key}={value_at(cfg, key)}: must lie in [0, 1); 0 is off."
-    if not 0 <= cfg.dpo.label_smoothing < 0.5:
-        yield f"dpo.label_smoothing={cfg.dpo.label_smoothing}: must lie in [0, 0.5); 0 is off."
+    for key, value, within in numbers(cfg):
+        if within is not CHECKED_WITH_OTHERS and not within.holds(value):
+            yield f"{key}={value}: {within.says}"
     if cfg.score.tensor_parallel_size > 1 and cfg.score.engine is not Engine.vllm:
         yield f"score.tensor_parallel_size={cfg.score.tensor_parallel_size}: only with score.engine=vllm."
     pairwise = cfg.reward_model.kind is JudgeKind.pairwise
@@ -116,16 +69,6 @@ def _ranges(cfg: Config) -> Iterator[str]:
             f"score.opponents={opponents}: must be 2 or more, and only with reward_model.kind=pairwise; null is all "
             "others."
         )
-    for section in ("dpo", "sft", "reward_model"):
-        if (share := value_at(cfg, f"{section}.warmup_ratio")) > 1:
-            yield f"{section}.warmup_ratio={share}: is a share of the steps, at most 1; the paper has 0.03."
-    if cfg.seed >= 2**32:
-        yield f"seed={cfg.seed}: must be at most {2**32 - 1}, numpy's largest."
-    for key, least in (("num_gpus", 0), ("num_inference_workers", 1), ("num_training_ranks", 1), ("num_threads", 1)):
-        if (number := value_at(cfg, f"compute.{key}")) is not None and number < least:
-            yield f"compute.{key}={number}: must be {least} or more; null takes what the machine has."
-    if cfg.compute.zero_stage not in (2, 3):
-        yield f"compute.zero_stage={cfg.compute.zero_stage}: must be 2 or 3."
 
 
 def _number(value: object) -> float:

@@ -10,23 +10,17 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from rlhf.config.choices import Action, Device, Dtype, Engine, Sampled, Strategy, Truncated
-from rlhf.config.training import DpoConfig, RewardModelConfig, SftConfig
-
-UNCOMPARED = frozenset(
-    {
-        "save_steps",
-        "batch_tokens",
-        "micro_batch_size",
-        "gradient_checkpointing",
-        "tensor_parallel_size",
-        "gpu_memory_utilization",
-        "url",
-        "concurrency",
-        "timeout_seconds",
-        "retry_seconds",
-    }
+from rlhf.config.fields import (
+    CHECKED_WITH_OTHERS,
+    NONE_OR_MORE,
+    NOT_NEGATIVE,
+    POSITIVE_SHARE,
+    SEED,
+    SOME_OR_ALL,
+    ZERO_STAGE,
+    setting,
 )
-"""Memory budgets, checkpoint spacing, where a judge is asked: what a stage costs, not what it is."""
+from rlhf.config.training import DpoConfig, RewardModelConfig, SftConfig
 
 
 @dataclass
@@ -44,7 +38,15 @@ class ModelConfig:
 
 
 @dataclass
-class PromptsConfig:
+class PromptsSettings:
+    """How prompts are split: what the stage is told."""
+
+    num_held_out: int = 256
+    """Prompts that no iteration trains on, at most."""
+
+
+@dataclass
+class PromptsConfig(PromptsSettings):
     """The prompts of all iterations and of the evaluation."""
 
     path: str = "RLHFlow/iterative-prompt-v1-iter{iteration}-20K"
@@ -54,25 +56,21 @@ class PromptsConfig:
     """The prompts to evaluate on, as `path`; null cuts them off `path` (off iteration 1's) before anything else."""
     num_per_iteration: int = 20000
     """Prompts of one iteration, in disjoint slices of one set; of sets per iteration at most so many."""
-    num_held_out: int = 256
-    """Prompts that no iteration trains on, at most."""
 
 
 @dataclass
-class GenerateConfig:
-    """Sampling n responses per prompt."""
+class GenerateSettings:
+    """Sampling n responses per prompt: what the stage is told."""
 
     engine: Engine = Engine.vllm
     """`vllm`, or `transformers` where vLLM is missing."""
-    policy: Sampled = Sampled.previous
-    """`previous` samples from the policy trained last (online), `initial` always from π0 (offline baseline)."""
     n: int = 8
     """Responses per prompt (paper: 8)."""
     temperatures: list[float] = field(default_factory=lambda: [1.0, 0.7])
     """The n responses are shared out evenly over these (paper: n/2 at 1.0, n/2 at 0.7)."""
-    top_p: float = 1.0
+    top_p: float = setting(1.0, within=POSITIVE_SHARE)
     """Nucleus mass in (0, 1]; 1 is off (paper)."""
-    top_k: int = 0
+    top_k: int = setting(0, within=NOT_NEGATIVE)
     """Keep the k likeliest tokens; 0 is off (paper)."""
     max_new_tokens: int = 2048
     """Tokens of a response before it is cut (paper: 2048)."""
@@ -82,54 +80,74 @@ class GenerateConfig:
     """Terminators besides the tokenizer's eos, the template's end of turn and the model's generation_config."""
     shard_size: int = 256
     """Prompts in one shard: what a kill can cost at most, and what an idle worker takes next."""
-    tensor_parallel_size: int = 1
+    tensor_parallel_size: int = setting(1, compared=False)
     """GPUs that share one vLLM engine."""
-    gpu_memory_utilization: float = 0.9
+    gpu_memory_utilization: float = setting(0.9, within=POSITIVE_SHARE, compared=False)
     """Share of GPU memory vLLM may take, in (0, 1]."""
     vllm_args: dict[str, Any] = field(default_factory=dict)
     """Passed on to `vllm.LLM` untouched."""
 
 
 @dataclass
-class ScoreConfig:
-    """Scoring responses with the judge."""
+class GenerateConfig(GenerateSettings):
+    """Sampling n responses per prompt."""
+
+    policy: Sampled = Sampled.previous
+    """`previous` samples from the policy trained last (online), `initial` always from π0 (offline baseline)."""
+
+
+@dataclass
+class ScoreSettings:
+    """Scoring responses with the judge: what the stage is told, whatever the judge."""
 
     engine: Engine = Engine.transformers
     """`transformers`, or `vllm`: the same scores, faster where prompts are long and have many responses."""
     max_tokens: int = 4096
     """Longer conversations lose tokens on the left, and are counted."""
-    batch_tokens: int = 16384
+    batch_tokens: int = setting(16384, compared=False)
     """Padded tokens of one forward pass."""
-    tensor_parallel_size: int = 1
+    tensor_parallel_size: int = setting(1, compared=False)
     """GPUs that share one vLLM engine."""
-    opponents: Optional[int] = None
-    """Pairwise judges only: responses of the same prompt that each is compared with, at least so many (2 or more);
-    null is all others, n·(n − 1) calls per prompt."""
-    concurrency: int = 8
+    concurrency: int = setting(8, compared=False)
     """Requests that one worker has on their way to `reward_model.url`, of up to `batch_tokens` each."""
-    timeout_seconds: float = 120.0
+    timeout_seconds: float = setting(120.0, compared=False)
     """Silence of the server after which a request is sent again."""
-    retry_seconds: float = 600.0
+    retry_seconds: float = setting(600.0, within=NOT_NEGATIVE, compared=False)
     """How long a request that fails (server down, HTTP 408, 429, 5xx) is sent again; then the stage fails, and resumes
     by the same command."""
 
 
 @dataclass
-class PairConfig:
-    """Making preference pairs of scored candidates."""
+class ScoreConfig(ScoreSettings):
+    """Scoring responses with the judge."""
+
+    opponents: Optional[int] = setting(None, within=CHECKED_WITH_OTHERS)
+    """Pairwise judges only: responses of the same prompt that each is compared with, at least so many (2 or more);
+    null is all others, n·(n − 1) calls per prompt."""
+
+
+@dataclass
+class PairSettings:
+    """Making preference pairs of scored candidates: what the stage is told."""
 
     strategy: Strategy = Strategy.best_worst
     """Paper: best_worst."""
     truncated: Truncated = Truncated.never_chosen
     """Whether a response cut at the token limit may be chosen, may only be rejected, or is left out."""
-    length_penalty: float = 0.0
+    length_penalty: float = setting(0.0, within=NOT_NEGATIVE)
     """λ of r = r̂ − λ·|a|, |a| in characters; the paper's concise variant has 0.001."""
-    min_margin: float = 0.0
+    min_margin: float = setting(0.0, within=NOT_NEGATIVE)
     """Pairs whose penalised scores differ by less are dropped and counted; equal scores always are."""
-    num_candidates: Optional[int] = None
+    num_candidates: Optional[int] = setting(None, within=CHECKED_WITH_OTHERS)
     """Use only the first so many of the n candidates (at least 2); null uses all."""
     max_pairs_per_prompt: int = 1
     """best_worst only: then the second best with the second worst, and so on."""
+
+
+@dataclass
+class PairConfig(PairSettings):
+    """Making preference pairs of scored candidates."""
+
     data: Optional[str] = None
     """Given preference pairs (as `reward_model.data`) in place of sampled ones: offline DPO, with num_iterations=1."""
 
@@ -138,7 +156,7 @@ class PairConfig:
 class ReferenceConfig:
     """Log-probabilities under the reference policy, computed once."""
 
-    batch_tokens: int = 16384
+    batch_tokens: int = setting(16384, compared=False)
     """Padded tokens of one forward pass."""
 
 
@@ -148,7 +166,7 @@ class EvaluateConfig:
 
     n: int = 4
     """Samples per held-out prompt."""
-    temperature: float = 1.0
+    temperature: float = setting(1.0, within=NOT_NEGATIVE)
     """Sampling temperature."""
     gold: Optional[str] = None
     """`module:function` that maps (messages, response) to 0 or 1: a yardstick that the loop never sees."""
@@ -167,32 +185,32 @@ class GatesConfig:
     """The first DPO loss where the policy is the reference: ln 2, or what `dpo.loss` is at equal policies."""
     grad_norm: Action = Action.warn
     """A step's gradient norm beside the median of the steps before it, from the 11th step on."""
-    max_grad_growth: float = 100.0
+    max_grad_growth: float = setting(100.0, within=NOT_NEGATIVE)
     """So many times that median."""
     accuracy: Action = Action.warn
     """Share of pairs whose chosen response has the higher implicit reward, over the later half of the steps."""
-    min_accuracy: float = 0.5
+    min_accuracy: float = setting(0.5, within=NOT_NEGATIVE)
     """In [0, 1]; 0.5 is chance."""
     truncated: Action = Action.warn
     """Share of an iteration's sampled responses that were cut at the token limit."""
-    max_truncated: float = 0.2
+    max_truncated: float = setting(0.2, within=NOT_NEGATIVE)
     """In [0, 1]."""
     same_candidates: Action = Action.warn
     """Share of an iteration's prompts whose candidates are alike in text or score, so that they give no pair."""
-    max_same_candidates: float = 0.5
+    max_same_candidates: float = setting(0.5, within=NOT_NEGATIVE)
     """In [0, 1]."""
     length: Action = Action.warn
     """Mean tokens of the held-out responses beside π0's."""
-    max_length_growth: float = 1.5
+    max_length_growth: float = setting(1.5, within=NOT_NEGATIVE)
     """So many times π0's."""
     kl: Action = Action.warn
     """KL to π0 on the held-out prompts."""
-    max_kl: float = 50.0
+    max_kl: float = setting(50.0, within=NOT_NEGATIVE)
     """Nats per response."""
     second_judge: Action = Action.warn
     """A judge of `evaluate.judges`, or `evaluate.gold`, falls while the training judge rises: since the policy before,
     or since π0."""
-    max_fall: float = 2.0
+    max_fall: float = setting(2.0, within=NOT_NEGATIVE)
     """So many standard errors, of differences per prompt."""
 
 
@@ -218,7 +236,7 @@ class WorldConfig:
     """Optimizer steps of pre-training, 16 conversations each."""
     base_learning_rate: float = 2.0e-3
     """Peak."""
-    save_steps: int = 100
+    save_steps: int = setting(100, compared=False)
     """Pre-training steps between checkpoints."""
 
 
@@ -228,21 +246,21 @@ class ComputeConfig:
 
     device: Device = Device.auto
     """`auto`, `cpu` or `cuda`."""
-    num_gpus: Optional[int] = None
+    num_gpus: Optional[int] = setting(None, within=NONE_OR_MORE)
     """GPUs to use; null is all that are visible."""
-    num_inference_workers: Optional[int] = None
+    num_inference_workers: Optional[int] = setting(None, within=SOME_OR_ALL)
     """Workers that sample and score; null is one per GPU (per tensor-parallel group), one on a CPU."""
-    num_training_ranks: Optional[int] = None
+    num_training_ranks: Optional[int] = setting(None, within=SOME_OR_ALL)
     """Ranks that train; null is one per GPU, one on a CPU."""
-    num_threads: Optional[int] = None
+    num_threads: Optional[int] = setting(None, within=SOME_OR_ALL)
     """CPU threads of one worker; null shares the cores out."""
-    zero_stage: int = 2
+    zero_stage: int = setting(2, within=ZERO_STAGE)
     """DeepSpeed ZeRO stage: 2 shards gradients and optimizer, 3 the weights too."""
     offload_optimizer: bool = False
     """Keep the optimizer's states in CPU memory."""
     preload: bool = True
     """Start workers from a process that has the heavy imports done."""
-    hang_seconds: float = 14400.0
+    hang_seconds: float = setting(14400.0, within=NOT_NEGATIVE)
     """A stage whose worker says nothing for so long (no shard, no step) is stopped; the same command resumes it. 0 is
     for ever. Must be longer than a shard takes: on a slow machine raise it, or lower `generate.shard_size`."""
     kv_cache_gib: int = 1
@@ -255,7 +273,7 @@ class Config:
 
     run_dir: Optional[str] = None
     """The run folder; null is `runs/<experiment>`."""
-    seed: int = 42
+    seed: int = setting(42, within=SEED)
     """Source of every random choice."""
     num_iterations: int = 3
     """Online iterations (paper: 3)."""

@@ -6,6 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from rlhf.config.choices import Dtype, JudgeKind, Loss, Reference
+from rlhf.config.fields import (
+    CHECKED_WITH_OTHERS,
+    HALF_OR_OFF,
+    NOT_NEGATIVE,
+    SHARE_OF_STEPS,
+    SHARE_OR_OFF,
+    setting,
+)
 
 MAIN_JUDGE = "main"
 """What `reward_model` itself is called beside `reward_model.others`."""
@@ -15,11 +23,11 @@ MAIN_JUDGE = "main"
 class LoraConfig:
     """Low-rank adapters in place of full fine-tuning, merged into the weights after an iteration: docs/training.md."""
 
-    rank: int = 0
+    rank: int = setting(0, within=NOT_NEGATIVE)
     """Rank r of an adapter B·A; 0 trains all weights. With adapters use a larger dpo.learning_rate: 5e-6 to 1e-4."""
     alpha: int = 32
     """A weight becomes W + alpha / rank · B·A."""
-    dropout: float = 0.0
+    dropout: float = setting(0.0, within=SHARE_OR_OFF)
     """Dropout in front of the adapters, in [0, 1); above 0 the curve depends on ranks and bins."""
     target_modules: list[str] = field(default_factory=lambda: ["all-linear"])
     """Names of linear layers that get adapters, such as [q_proj,v_proj]; all-linear is all but the output head."""
@@ -37,9 +45,9 @@ class DpoConfig:
     """`initial` anchors every iteration to π0 (paper), `previous` to the policy the iteration starts from."""
     loss: Loss = Loss.sigmoid
     """`sigmoid` is DPO (paper); docs/training.md has the formulas and says when to use which."""
-    label_smoothing: float = 0.0
+    label_smoothing: float = setting(0.0, within=HALF_OR_OFF)
     """Assumed share of flipped labels, in [0, 0.5); 0 for ipo and hinge, above 0 for exo_pair (its paper: 1e-3)."""
-    rpo_alpha: float = 0.0
+    rpo_alpha: float = setting(0.0, within=NOT_NEGATIVE)
     """Weight of the chosen response's negative log-likelihood per token, added to the loss; 0 is off."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Adapters in place of full fine-tuning."""
@@ -49,30 +57,28 @@ class DpoConfig:
     """Pairs of one optimizer step, over all ranks (paper: 128)."""
     max_length: int = 2048
     """Tokens of prompt plus response; longer responses are cut at the end and counted (paper: 2048)."""
-    batch_tokens: int = 16384
+    batch_tokens: int = setting(16384, compared=False)
     """Padded tokens of one forward and backward pass on one rank; never changes which pairs form a step."""
-    warmup_ratio: float = 0.03
+    warmup_ratio: float = setting(0.03, within=SHARE_OF_STEPS)
     """Share of the steps with a rising learning rate (paper: 0.03)."""
     lr_scheduler: str = "cosine"
     """Any scheduler name of transformers (paper: cosine)."""
-    weight_decay: float = 0.0
+    weight_decay: float = setting(0.0, within=NOT_NEGATIVE)
     """AdamW's decoupled weight decay."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = setting(1.0, within=NOT_NEGATIVE)
     """Gradient clipping; 0 is off."""
-    gradient_checkpointing: bool = True
+    gradient_checkpointing: bool = setting(True, compared=False)
     """Recompute activations in the backward pass: slower, far less memory."""
-    save_steps: int = 50
+    save_steps: int = setting(50, compared=False)
     """Optimizer steps between checkpoints: what a kill can cost at most."""
     trainer_args: dict[str, Any] = field(default_factory=dict)
     """Passed on to `trl.DPOConfig` untouched."""
 
 
 @dataclass
-class SftConfig:
-    """Supervised fine-tuning of `model.path` before anything else."""
+class SftSettings:
+    """Supervised fine-tuning: what the stage is told."""
 
-    data: Optional[str] = None
-    """File or Hub data set of conversations (shapes: docs/training.md), or `@stage/…`; null skips the stage."""
     chat_template: Optional[str] = None
     """Jinja text of the chat template for a base model, which has none; null takes the model's own."""
     learning_rate: float = 2.0e-5
@@ -81,23 +87,57 @@ class SftConfig:
     """Passes over the data (paper: 1)."""
     batch_size: int = 32
     """Packs, or without packing conversations, of one optimizer step, over all ranks (paper: 32)."""
-    micro_batch_size: int = 1
+    micro_batch_size: int = setting(1, compared=False)
     """Packs or conversations of one forward pass on one rank."""
     max_length: int = 8192
     """Tokens of a pack or conversation; longer conversations are cut at the end and counted (paper: 8192)."""
     packing: bool = True
     """Join conversations to packs of up to `max_length` tokens, none of which sees another (paper); false for small
     data, where packs make too few steps."""
-    held_out_share: float = 0.02
+    held_out_share: float = setting(0.02, within=SHARE_OR_OFF)
     """Share of the conversations kept out of training to measure the loss; 0 is off."""
-    warmup_ratio: float = 0.03
+    warmup_ratio: float = setting(0.03, within=SHARE_OF_STEPS)
     """Share of the steps with a rising learning rate (paper: 0.03)."""
-    gradient_checkpointing: bool = True
+    gradient_checkpointing: bool = setting(True, compared=False)
     """Recompute activations in the backward pass."""
-    save_steps: int = 200
+    save_steps: int = setting(200, compared=False)
     """Optimizer steps between checkpoints."""
     trainer_args: dict[str, Any] = field(default_factory=dict)
     """Passed on to `trl.SFTConfig` untouched."""
+
+
+@dataclass
+class SftConfig(SftSettings):
+    """Supervised fine-tuning of `model.path` before anything else."""
+
+    data: Optional[str] = None
+    """File or Hub data set of conversations (shapes: docs/training.md), or `@stage/…`; null skips the stage."""
+
+
+@dataclass
+class RewardModelSettings:
+    """Training a judge: what the stage is told."""
+
+    learning_rate: float = 2.0e-6
+    """Peak (paper: 2e-6; pairwise 5e-6)."""
+    num_epochs: int = 1
+    """Passes over the data (paper: 1)."""
+    batch_size: int = 512
+    """Pairs of one optimizer step, over all ranks (paper: 512; pairwise 128)."""
+    micro_batch_size: int = setting(1, compared=False)
+    """Pairs of one forward pass on one rank."""
+    max_length: int = 4096
+    """Tokens (paper, pairwise: 3072); longer conversations lose tokens on the left, and are counted."""
+    warmup_ratio: float = setting(0.03, within=SHARE_OF_STEPS)
+    """Share of the steps with a rising learning rate (paper: 0.03)."""
+    held_out_share: float = setting(0.05, within=SHARE_OR_OFF)
+    """Share of the pairs kept out of training to measure accuracy."""
+    gradient_checkpointing: bool = setting(True, compared=False)
+    """Recompute activations in the backward pass."""
+    save_steps: int = setting(100, compared=False)
+    """Optimizer steps between checkpoints."""
+    trainer_args: dict[str, Any] = field(default_factory=dict)
+    """Passed on to `trl.RewardConfig` (pairwise: `trl.SFTConfig`) untouched."""
 
 
 @dataclass
@@ -131,14 +171,14 @@ class OtherJudge:
 
 
 @dataclass
-class RewardModelConfig:
+class RewardModelConfig(RewardModelSettings):
     """The judge: a Bradley-Terry reward model with one logit, or a pairwise preference model, ready or trained here."""
 
     kind: JudgeKind = JudgeKind.scalar
     """`scalar`, or `pairwise`: a causal LM that answers A or B; docs/recipe.md."""
     path: str = "sfairXC/FsfairX-LLaMA3-RM-v0.1"
     """Folder, Hub id, or `@stage/…`; with `data`, what the training starts from; not read with `rule`."""
-    url: Optional[str] = None
+    url: Optional[str] = setting(None, compared=False)
     """Base URL of a server of the very model of `path`; conversations are rendered here, by the tokenizer of `path`.
     `vllm serve MODEL --runner pooling --dtype float32|bfloat16 --hf-overrides '{"head_dtype": "float32"}'`: vLLM's own
     choice for fp32 weights is 16 bits. A key stands in the environment, RLHF_JUDGE_API_KEY. null loads `path`."""
@@ -150,7 +190,7 @@ class RewardModelConfig:
     """Numeric type of the body; the score head is fp32, but for models that bring code of their own."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
-    weight: float = 1.0
+    weight: float = setting(1.0, within=CHECKED_WITH_OTHERS)
     """Of this judge in the sum; means something with `others` only."""
     others: dict[str, OtherJudge] = field(default_factory=dict)
     """More judges, by name: what trains and evaluates is then the weighted sum of all normalised scores; on the command
@@ -160,23 +200,3 @@ class RewardModelConfig:
     is."""
     on_policy: OnPolicyConfig = field(default_factory=OnPolicyConfig)
     """More training pairs, sampled from π0."""
-    learning_rate: float = 2.0e-6
-    """Peak (paper: 2e-6; pairwise 5e-6)."""
-    num_epochs: int = 1
-    """Passes over the data (paper: 1)."""
-    batch_size: int = 512
-    """Pairs of one optimizer step, over all ranks (paper: 512; pairwise 128)."""
-    micro_batch_size: int = 1
-    """Pairs of one forward pass on one rank."""
-    max_length: int = 4096
-    """Tokens (paper, pairwise: 3072); longer conversations lose tokens on the left, and are counted."""
-    warmup_ratio: float = 0.03
-    """Share of the steps with a rising learning rate (paper: 0.03)."""
-    held_out_share: float = 0.05
-    """Share of the pairs kept out of training to measure accuracy."""
-    gradient_checkpointing: bool = True
-    """Recompute activations in the backward pass."""
-    save_steps: int = 100
-    """Optimizer steps between checkpoints."""
-    trainer_args: dict[str, Any] = field(default_factory=dict)
-    """Passed on to `trl.RewardConfig` (pairwise: `trl.SFTConfig`) untouched."""

@@ -18,7 +18,7 @@ from enum import Enum
 from itertools import takewhile
 
 from rlhf.config.choices import Strategy, Truncated
-from rlhf.config.schema import PairConfig
+from rlhf.config.schema import PairSettings
 from rlhf.data.records import Candidate, PreferencePair, ScoredPrompt
 from rlhf.errors import DataError
 
@@ -107,7 +107,7 @@ STRATEGIES: dict[Strategy, Callable[[Pool, random_numbers.Random], list[IndexPai
 
 
 def make_pairs(
-    prompt: ScoredPrompt, config: PairConfig, terminators: Terminators | None, seed: int
+    prompt: ScoredPrompt, config: PairSettings, terminators: Terminators | None, seed: int
 ) -> list[PreferencePair] | Drop:
     """The preference pairs of one prompt, or why there is none.
 
@@ -142,7 +142,7 @@ def fault(candidate: Candidate, score: float) -> Drop | None:
     return Drop.truncated if candidate.truncated else None
 
 
-def candidate_pool(prompt: ScoredPrompt, config: PairConfig) -> Pool | Drop:
+def candidate_pool(prompt: ScoredPrompt, config: PairSettings) -> Pool | Drop:
     """Leave out what may not be used; what leaves fewer than two candidates is the reason to drop the prompt.
 
     Candidates with non-finite scores and empty ones go first, then, if asked for, truncated ones.

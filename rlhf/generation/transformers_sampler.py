@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
 
+from rlhf.config.stage_configs import GenerateStage
 from rlhf.data.records import Candidate
 from rlhf.generation.request import Request, Sampling
 from rlhf.models.folder import load_weights, saved_dtype
@@ -18,11 +18,11 @@ _BATCH = 64
 class TransformersSampler:
     """A model with a key-value cache, and one random stream per request."""
 
-    def __init__(self, config: dict[str, Any], model: str, note: str = "") -> None:
+    def __init__(self, config: GenerateStage, model: str, note: str = "") -> None:
         self.note = note
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = saved_dtype(model, config["dtype"])
-        self._model = load_weights(AutoModelForCausalLM, model, dtype, config["trust_remote_code"])
+        dtype = saved_dtype(model, config.dtype)
+        self._model = load_weights(AutoModelForCausalLM, model, dtype, config.trust_remote_code)
         self._model.to(self._device).eval()
 
     def sample(self, requests: list[Request], sampling: Sampling) -> list[Candidate]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from rlhf.config.stage_configs import GenerateStage
 from rlhf.data.records import Candidate
 from rlhf.errors import ConfigError, ModelError
 from rlhf.generation.request import Request, Sampling
@@ -20,7 +21,7 @@ class VllmSampler:
     Every response is a request of its own with its own seed; vLLM's prefix cache makes the shared prompt cheap.
     """
 
-    def __init__(self, config: dict[str, Any], model: str, seed: int, max_prompt_tokens: int) -> None:
+    def __init__(self, config: GenerateStage, model: str, seed: int, max_prompt_tokens: int) -> None:
         try:
             from vllm import LLM
         except ImportError as error:
@@ -30,22 +31,22 @@ class VllmSampler:
             ) from error
         self.note = ""
         if not torch.cuda.is_available():
-            _check_head_size(model, config["trust_remote_code"])
-        limit = max_prompt_tokens + config["max_new_tokens"]
+            _check_head_size(model, config.trust_remote_code)
+        limit = max_prompt_tokens + config.max_new_tokens
         arguments: dict[str, Any] = {
             "model": model,
-            "dtype": saved_dtype(model, config["dtype"]),
+            "dtype": saved_dtype(model, config.dtype),
             "seed": seed % 2**31,
             "max_model_len": limit,
             "load_format": "safetensors",
-            "trust_remote_code": config["trust_remote_code"],
+            "trust_remote_code": config.trust_remote_code,
             "generation_config": "vllm",  # our sampling parameters, not the model's defaults
             "disable_log_stats": True,
         }
         if torch.cuda.is_available():
             arguments |= {
-                "tensor_parallel_size": config["tensor_parallel_size"],
-                "gpu_memory_utilization": config["gpu_memory_utilization"],
+                "tensor_parallel_size": config.tensor_parallel_size,
+                "gpu_memory_utilization": config.gpu_memory_utilization,
             }
         else:
             # A per-request seed on a CPU dies when a prefill is chunked: keep every prefill whole.
@@ -56,9 +57,9 @@ class VllmSampler:
                 "max_num_batched_tokens": max(limit, 8192),
             }
         try:
-            self._llm = LLM(**arguments | config["vllm_args"])
+            self._llm = LLM(**arguments | config.vllm_args)
         except TypeError as error:
-            raise ConfigError(f"generate.vllm_args={config['vllm_args']}: vLLM refuses it: {error}") from error
+            raise ConfigError(f"generate.vllm_args={config.vllm_args}: vLLM refuses it: {error}") from error
         except ValueError as error:
             raise ModelError(
                 f"{model}: vLLM cannot load it: {error}. Change generate.max_prompt_tokens or generate.max_new_tokens "

@@ -76,7 +76,7 @@ class LocalLauncher:
                 self._context.set_forkserver_preload(["rlhf.launch.preload"])
                 forkserver.ensure_running()
 
-    def launch(self, job: Job, kind: Kind, shards: list[int]) -> Outcome:
+    def launch(self, job: Job[Any], kind: Kind, shards: list[int]) -> Outcome:
         """Run one stage attempt to its end.
 
         Raises:
@@ -86,7 +86,7 @@ class LocalLauncher:
         self.warm_up()
         started: list[_Started] = []
         try:
-            tensor_parallel = int(job.config.get("tensor_parallel_size", 1))
+            tensor_parallel = int(getattr(job.config, "tensor_parallel_size", 1))
             for rank, env in enumerate(envs := environments(kind, job.compute, tensor_parallel, len(shards))):
                 started.append(self._start(job, rank, len(envs), env))
             self._attend(job, started, deque(shards))
@@ -96,7 +96,7 @@ class LocalLauncher:
         assert outcome is not None, "rank 0 ended well and said nothing"
         return outcome
 
-    def _start(self, job: Job, rank: int, world_size: int, env: dict[str, str]) -> _Started:
+    def _start(self, job: Job[Any], rank: int, world_size: int, env: dict[str, str]) -> _Started:
         log = self.run_folder / "logs" / f"{job.name.replace('/', '.')}.rank{rank}.log"
         assignment = inside.Assignment(
             str(self.run_folder), self.token, str(log), rank, world_size, int(env["OMP_NUM_THREADS"]), env
@@ -107,7 +107,7 @@ class LocalLauncher:
         theirs.close()
         return _Started(process, ours, str(log), patience=_patience(job))
 
-    def _attend(self, job: Job, started: list[_Started], shards: deque[int]) -> None:
+    def _attend(self, job: Job[Any], started: list[_Started], shards: deque[int]) -> None:
         total, handed, said = len(shards), 0, time.monotonic()
         while any(w.open for w in started):
             ready = wait([w.pipe for w in started if w.open], timeout=1.0)
@@ -136,9 +136,9 @@ class LocalLauncher:
                 said = time.monotonic()
                 self.on_progress(handed, total, "shards begun")
 
-    def _watch(self, job: Job, working: list[_Started]) -> None:
+    def _watch(self, job: Job[Any], working: list[_Started]) -> None:
         """Say who has been silent for long, and again after twice as long; fail after `compute.hang_seconds`."""
-        limit = float(job.compute["hang_seconds"])
+        limit = float(job.compute.hang_seconds)
         hangs = limit and any(each.silence() >= limit for each in working)
         if not hangs and not any(each.silence() >= each.patience for each in working):
             return
@@ -153,9 +153,9 @@ class LocalLauncher:
             each.patience = max(each.patience, 2 * each.silence())
 
 
-def _patience(job: Job) -> float:
+def _patience(job: Job[Any]) -> float:
     """Seconds of silence before the first line about it."""
-    return min(QUIET_SECONDS, float(job.compute["hang_seconds"]) / 4 or QUIET_SECONDS)
+    return min(QUIET_SECONDS, float(job.compute.hang_seconds) / 4 or QUIET_SECONDS)
 
 
 def _receive(each: _Started) -> tuple[str, Any]:
@@ -176,7 +176,7 @@ def _send(each: _Started, message: Any) -> None:
         each.open = False
 
 
-def _failure(job: Job, each: _Started, body: tuple[str, str, str]) -> Exception:
+def _failure(job: Job[Any], each: _Started, body: tuple[str, str, str]) -> Exception:
     kind, message, text = body
     if kind in USER_ERRORS:
         return USER_ERRORS[kind](message)
@@ -184,7 +184,7 @@ def _failure(job: Job, each: _Started, body: tuple[str, str, str]) -> Exception:
     return WorkerFailed(f"{job.name} failed: {message}\n{last}\n{_KEPT}\nThe whole log: {each.log}")
 
 
-def _death(job: Job, each: _Started) -> Exception:
+def _death(job: Job[Any], each: _Started) -> Exception:
     code = each.process.exitcode
     how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
     hint = " (the kernel does that when memory runs out: see dmesg)" if code == -signal.SIGKILL else ""

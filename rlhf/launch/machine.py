@@ -8,8 +8,9 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
+from rlhf.config.choices import Device
+from rlhf.config.schema import ComputeConfig
 from rlhf.errors import ConfigError
 from rlhf.run.job import Kind
 
@@ -52,17 +53,17 @@ def visible_gpus() -> list[str]:
     return [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
 
 
-def gpus(compute: dict[str, Any]) -> list[str]:
+def gpus(compute: ComputeConfig) -> list[str]:
     """The GPUs a run uses; none means the CPU.
 
     Raises:
         ConfigError: GPUs are asked for that are not there.
     """
-    if compute["device"] == "cpu":
+    if compute.device is Device.cpu:
         return []
     found = visible_gpus()
-    wanted = compute["num_gpus"]
-    if compute["device"] == "cuda" and not found:
+    wanted = compute.num_gpus
+    if compute.device is Device.cuda and not found:
         raise ConfigError("compute.device=cuda, but no GPU is visible. Use compute.device=cpu, or check the driver.")
     if wanted is not None and wanted > len(found):
         raise ConfigError(
@@ -90,7 +91,7 @@ def memory(devices: list[str]) -> float | None:
     return None
 
 
-def environments(kind: Kind, compute: dict[str, Any], tensor_parallel: int, num_shards: int) -> list[dict[str, str]]:
+def environments(kind: Kind, compute: ComputeConfig, tensor_parallel: int, num_shards: int) -> list[dict[str, str]]:
     """One environment per worker: its GPUs, its threads, its place in the process group.
 
     Raises:
@@ -98,11 +99,11 @@ def environments(kind: Kind, compute: dict[str, Any], tensor_parallel: int, num_
     """
     devices = gpus(compute)
     num = _num_workers(kind, compute, devices, tensor_parallel, num_shards)
-    threads = compute["num_threads"] or max(1, num_cores() // num)
+    threads = compute.num_threads or max(1, num_cores() // num)
     base = {"OMP_NUM_THREADS": str(threads), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     if not devices:
         base |= _ON_A_CPU | {
-            "VLLM_CPU_KVCACHE_SPACE": str(compute["kv_cache_gib"]),
+            "VLLM_CPU_KVCACHE_SPACE": str(compute.kv_cache_gib),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         }
     if kind is Kind.training:
@@ -116,18 +117,18 @@ def environments(kind: Kind, compute: dict[str, Any], tensor_parallel: int, num_
     return [base] * num
 
 
-def _num_workers(kind: Kind, compute: dict[str, Any], devices: list[str], tensor_parallel: int, num_shards: int) -> int:
+def _num_workers(kind: Kind, compute: ComputeConfig, devices: list[str], tensor_parallel: int, num_shards: int) -> int:
     if kind is Kind.single:
         return 1
     if kind is Kind.training:
-        return int(compute["num_training_ranks"] or len(devices) or 1)
+        return int(compute.num_training_ranks or len(devices) or 1)
     if devices and len(devices) < tensor_parallel:
         raise ConfigError(
             f"tensor_parallel_size={tensor_parallel}, but the run has {len(devices)} GPUs. Lower it, or raise "
             "compute.num_gpus."
         )
     groups = len(devices) // tensor_parallel if devices else 1
-    return max(1, min(int(compute["num_inference_workers"] or groups), num_shards))
+    return max(1, min(int(compute.num_inference_workers or groups), num_shards))
 
 
 def _free_port() -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import multiprocessing
 import os
 import signal
@@ -19,6 +18,7 @@ from typing import Any
 from rlhf.errors import RlhfError, writing
 from rlhf.run.job import Job
 from rlhf.run.lock import join_run
+from rlhf.run.stage_table import stage_function
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class PipeWorker:
         self._pipe.send(("progress", (done, total, note)))
 
 
-def main(job: Job, assignment: Assignment, pipe: Connection) -> None:
+def main(job: Job[Any], assignment: Assignment, pipe: Connection) -> None:
     """Run one worker of a stage attempt; everything it reports goes through the pipe."""
     os.setsid()  # a process group of its own: it can be ended whole, and the terminal's Ctrl-C reaches the driver only
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -69,9 +69,9 @@ def main(job: Job, assignment: Assignment, pipe: Connection) -> None:
         os.environ.update(assignment.environment)
         if "torch" in sys.modules:  # preloaded: the environment came too late for it
             sys.modules["torch"].set_num_threads(assignment.num_threads)
-        module = importlib.import_module(f"rlhf.stages.{job.stage}")
+        run_stage = stage_function(job.stage)
         with writing():
-            outcome = module.run(job, PipeWorker(assignment, pipe))
+            outcome = run_stage(job, PipeWorker(assignment, pipe))
         _flush()
         pipe.send(("outcome", outcome))
         held.flush()

@@ -11,11 +11,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from rlhf.config.schema import UNCOMPARED, Config
+from rlhf.config.fields import compared
+from rlhf.config.schema import Config
 from rlhf.loop.figures import KL_ESTIMATOR, Row, table
-from rlhf.run.plan import Artifact, plain
+from rlhf.run.artifact import Artifact
 
-_NOT_SHOWN = UNCOMPARED | {"run_dir", "debug", "report_to", "compute", "reuse", "gates"}
+_NOT_SHOWN = {"run_dir", "debug", "report_to", "compute", "reuse", "gates"}
 _PATHS = {"path", "data", "prompts", "held_out_path"}
 
 
@@ -44,7 +45,7 @@ def facts(cfg: Config, rows: Sequence[Row], policies: Sequence[Artifact], iterat
         "num_iterations": len(policies) - 1,
         "table": table(rows),
         "lineage": [str(policy.digest) for policy in policies[: iteration + 1]],
-        "settings": _shown(plain(cfg)),
+        "settings": _shown(compared(cfg)),
         "versions": policies[iteration].record.get("versions", {}),
     }
 

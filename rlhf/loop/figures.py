@@ -12,7 +12,7 @@ from typing import Any
 
 from rlhf.data.records import dropped
 from rlhf.data.shards import read_all_rows, write_atomic
-from rlhf.run.plan import Artifact
+from rlhf.run.artifact import Artifact
 
 KL_ESTIMATOR = "k1: mean over samples of log π_t − log π0, nats per response"
 

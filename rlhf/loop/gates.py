@@ -18,7 +18,8 @@ from rlhf.config.schema import Config
 from rlhf.config.training import MAIN_JUDGE, DpoConfig
 from rlhf.errors import UserError
 from rlhf.loop.figures import Evaluation, Row, best, rows_of, scores_by_prompt, write_summary
-from rlhf.run.plan import Artifact, Run
+from rlhf.run.artifact import Artifact
+from rlhf.run.plan import Run
 
 FEW_STEPS = 10
 """Steps too few to speak of a usual gradient norm, or of an accuracy."""
@@ -43,7 +44,7 @@ _TEXTS = {
 
 
 @dataclass(frozen=True)
-class Finding:
+class Violation:
     """A gate that iteration `iteration` does not pass; `where` is the file or folder that shows it.
 
     `threshold` is the value of the key `limit` that `value` is beyond; `first_loss` has none, but an expected value.
@@ -58,7 +59,7 @@ class Finding:
     where: Path
 
 
-def check_stage(cfg: Config, t: int, made: Artifact) -> Iterator[Finding]:
+def check_stage(cfg: Config, t: int, made: Artifact) -> Iterator[Violation]:
     """Hold a finished `generate`, `pair` or `dpo` of iteration t against its gates; what cannot be known is silent."""
     counts, stage = made.counts, made.path.name
     if stage == "generate" and counts.get("responses"):
@@ -85,7 +86,7 @@ def loss_at_equal_policies(dpo: DpoConfig) -> float:
     return math.log(2)
 
 
-def _first_loss(dpo: DpoConfig, t: int, loss: float, dtype: str, path: Path) -> Iterator[Finding]:
+def _first_loss(dpo: DpoConfig, t: int, loss: float, dtype: str, path: Path) -> Iterator[Violation]:
     """Before its first update a policy that is its own reference has a known loss, up to rounding.
 
     Losses grow with β times the error of a log-probability, `ipo`'s with its value. What `rpo_alpha` adds is unknown.
@@ -94,10 +95,10 @@ def _first_loss(dpo: DpoConfig, t: int, loss: float, dtype: str, path: Path) -> 
     tolerance = (1e-3 if dtype == "float32" else 0.02) * max(1.0, expected, dpo.beta / 0.1)
     if not dpo.rpo_alpha and not abs(loss - expected) <= tolerance:
         text = _TEXTS["first_loss"].format(value=loss, limit=expected)
-        yield Finding(t, "first_loss", loss, expected, None, text, path)
+        yield Violation(t, "first_loss", loss, expected, None, text, path)
 
 
-def _training(cfg: Config, t: int, steps: list[dict[str, Any]], path: Path) -> Iterator[Finding]:
+def _training(cfg: Config, t: int, steps: list[dict[str, Any]], path: Path) -> Iterator[Violation]:
     """Gradient norms and implicit-reward accuracy over an iteration's steps."""
     norms = [step["grad_norm"] for step in steps if "grad_norm" in step]
     usual = [(norms[k] / m, k + 1) for k in range(FEW_STEPS, len(norms)) if (m := median(norms[:k]))]
@@ -110,7 +111,7 @@ def _training(cfg: Config, t: int, steps: list[dict[str, Any]], path: Path) -> I
         )
 
 
-def check_iteration(cfg: Config, rows: Sequence[Row], evaluations: Sequence[Evaluation]) -> Iterator[Finding]:
+def check_iteration(cfg: Config, rows: Sequence[Row], evaluations: Sequence[Evaluation]) -> Iterator[Violation]:
     """Hold the last policy's held-out figures against π0's and the previous policy's; π0 first, silent on π0 alone."""
     first, last, made = rows[0], rows[-1], evaluations[-1]
     if len(rows) < 2:
@@ -148,49 +149,60 @@ def _change(now: Artifact, before: Artifact) -> tuple[float, float]:
     return fmean(changes), stdev(changes) / math.sqrt(len(changes))
 
 
-def _beyond(cfg: Config, t: int, gate: str, key: str, value: float, where: Path, **figures: Any) -> Iterator[Finding]:
+def _beyond(cfg: Config, t: int, gate: str, key: str, value: float, where: Path, **figures: Any) -> Iterator[Violation]:
     limit = getattr(cfg.gates, key)
     if value < limit if key.startswith("min_") else value > limit:
         text = f"{_TEXTS[gate].format(t=t, value=value, **figures)} (gates.{key}={limit:g})"
-        yield Finding(t, gate, value, limit, key, text, where)
+        yield Violation(t, gate, value, limit, key, text, where)
 
 
 @dataclass
 class Gates:
-    """What was found so far, for the person who watches and for `summary.json`."""
+    """Holds what a run makes against its gates, and keeps what it found for `summary.json`."""
 
     run: Run
-    found: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: list[Evaluation]
+    """Those of the run so far, π0's first; the loop adds to them."""
+    violations: list[dict[str, Any]] = field(default_factory=list)
 
-    def heed(self, findings: Iterable[Finding], evaluations: Sequence[Evaluation]) -> None:
-        """Tell and keep findings; silent in a plan and for a stage alone.
+    def stage_finished(self, iteration: int, artifact: Artifact) -> None:
+        """Look at a finished stage; UserError where a gate whose action is `stop` does not let it pass."""
+        self._heed(check_stage(self.run.cfg, iteration, artifact))
+
+    def iteration_finished(self, rows: Sequence[Row]) -> None:
+        """Look at the figures of all policies so far; UserError as above."""
+        self._heed(check_iteration(self.run.cfg, rows, self.evaluations))
+
+    def _heed(self, violations: Iterable[Violation]) -> None:
+        """Tell and keep violations; silent in a plan and for a stage alone.
 
         Raises:
             UserError: one's action is `stop`; `summary.json` holds it and the figures so far.
         """
         if self.run.planning or self.run.only is not None:
             return
-        stops = []
-        for finding in findings:
-            action: Action = getattr(self.run.cfg.gates, finding.gate)
+        reasons_to_stop = []
+        for violation in violations:
+            action: Action = getattr(self.run.cfg.gates, violation.gate)
             if action is Action.ignore:
                 continue
-            where = str(finding.where.relative_to(self.run.folder))
-            self.found.append(vars(finding) | {"where": where, "action": action.value})
-            self.run.say(f"  ! gates.{finding.gate}: {finding.text}. See {where}")
-            stops += [_stopped(finding)] if action is Action.stop else []
-        if stops:
-            rows = rows_of(evaluations)
-            write_summary(self.run.folder, rows, rows[best(rows)].iteration, self.found)
-            raise UserError("\n".join(stops))
+            place = str(violation.where.relative_to(self.run.folder))
+            self.violations.append(vars(violation) | {"where": place, "action": action.value})
+            self.run.say(f"  ! gates.{violation.gate}: {violation.text}. See {place}")
+            if action is Action.stop:
+                reasons_to_stop.append(_stopped(violation))
+        if reasons_to_stop:
+            rows = rows_of(self.evaluations)
+            write_summary(self.run.folder, rows, rows[best(rows)].iteration, self.violations)
+            raise UserError("\n".join(reasons_to_stop))
 
 
-def _stopped(finding: Finding) -> str:
-    gate, limit = finding.gate, finding.limit
-    move = f" or move gates.{limit}, now {finding.threshold:g}, past {finding.value:.4g};" if limit else ""
+def _stopped(violation: Violation) -> str:
+    gate, limit = violation.gate, violation.limit
+    move = f" or move gates.{limit}, now {violation.threshold:g}, past {violation.value:.4g};" if limit else ""
     return (
-        f"gates.{gate}=stop stopped the run in iteration {finding.iteration}: {finding.text}.\n"
-        f"  look at: {finding.where}\n"
+        f"gates.{gate}=stop stopped the run in iteration {violation.iteration}: {violation.text}.\n"
+        f"  look at: {violation.where}\n"
         f"  ways out: change a setting named above, and the same command says what has to be redone;{move}\n"
         f"  or go on all the same with gates.{gate}=warn: all that is finished is kept."
     )

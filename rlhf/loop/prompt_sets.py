@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rlhf.config.schema import Config
+from rlhf.config.stage_configs import PromptsSettings
 from rlhf.data.records import what_became
 from rlhf.errors import ConfigError
-from rlhf.loop.step import settings
 from rlhf.run import sources
-from rlhf.run.plan import Artifact, Run
+from rlhf.run.artifact import Artifact
+from rlhf.run.plan import Run
 
 PLACEHOLDER = "{iteration}"
 
@@ -40,7 +41,7 @@ def prompt_sets(cfg: Config, run: Run) -> PromptSets:
     inputs = {"prompts": _file(cfg, run, 1)}
     if cfg.prompts.held_out_path is not None:
         inputs["held_out"] = sources.data_file(run, cfg.prompts.held_out_path, "prompts.held_out_path")
-    first = run.stage("prompts", "prompts", settings(cfg, "prompts"), inputs)
+    first = run.stage("prompts", "prompts", PromptsSettings(cfg.prompts.num_held_out), inputs)
     held_out, sets = first.part("held_out.parquet"), [first.part("train.parquet")]
     if shared and first.digest is not None and (problem := too_few(cfg, first.counts["train"], first.counts)):
         raise ConfigError(problem)
@@ -48,7 +49,7 @@ def prompt_sets(cfg: Config, run: Run) -> PromptSets:
         for t in range(2, cfg.num_iterations + 1):
             seen = {f"seen_{i:03d}": earlier for i, earlier in enumerate(sets, start=1)}
             own = {"prompts": _file(cfg, run, t), "seen_held_out": held_out} | seen
-            later = run.stage("prompts", f"iteration_{t:03d}/prompts", {"num_held_out": 0}, own)
+            later = run.stage("prompts", f"iteration_{t:03d}/prompts", PromptsSettings(num_held_out=0), own)
             sets.append(later.part("train.parquet"))
     return PromptSets(held_out, sets, cfg.prompts.num_per_iteration, shared)
 

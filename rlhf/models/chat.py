@@ -105,6 +105,37 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> lis
     return _render(tokenizer, messages, add_generation_prompt=True)
 
 
+def render_prompts(
+    rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int
+) -> tuple[list[tuple[dict[str, Any], list[int]]], dict[str, int]]:
+    """The prompts that can be sampled with their token ids, and what became of all of them.
+
+    Example:
+        rows: [{"id": "5f0c…", "messages": [{"role": "user", "content": "Hi"}]}]
+        counts: {"prompts": 1, "prompts_sampled": 1, "dropped/prompt_too_long": 0, "dropped/refused_by_template": 0}
+    """
+    rendered = []
+    num_refused = 0
+    num_too_long = 0
+    for row in rows:
+        try:
+            ids = render_prompt(tokenizer, row["messages"])
+        except TemplateRefuses:
+            num_refused += 1
+            continue
+        if len(ids) > max_prompt_tokens:
+            num_too_long += 1
+            continue
+        rendered.append((row, ids))
+    counts = {
+        "prompts": len(rows),
+        "prompts_sampled": len(rendered),
+        "dropped/prompt_too_long": num_too_long,
+        "dropped/refused_by_template": num_refused,
+    }
+    return rendered, counts
+
+
 def render_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
     """Token ids of a whole conversation, as a reward model reads it, with one BOS where the model has one.
 

@@ -17,21 +17,23 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 from rlhf.config.choices import Engine
+from rlhf.config.fields import filled
 from rlhf.config.limits import problems, value_at
 from rlhf.config.schema import Config
+from rlhf.config.stage_configs import PreflightStage, StageCompute
 from rlhf.config.training import DpoConfig
 from rlhf.data.prompts import read_prompts
 from rlhf.data.records import Message, Prompt, what_became
 from rlhf.errors import ConfigError, UserError, WorkerFailed
 from rlhf.launch.machine import gpus, memory
+from rlhf.loop.judges import models_of
 from rlhf.loop.prompt_sets import PLACEHOLDER, too_few
-from rlhf.loop.step import models_of
 from rlhf.models.folder import num_parameters, saved_dtype
 from rlhf.preflight.capacity import approximate_size, check_capacity
 from rlhf.run import hub, sources
 from rlhf.run.commit import VERSIONS
 from rlhf.run.job import Job, Kind
-from rlhf.run.plan import Launcher, plain
+from rlhf.run.plan import Launcher
 
 LARGE = 1e9  # parameters from which the usual learning rates are known; smaller models take larger ones
 ROWS, SECONDS, SAMPLE = 20_000, 5.0, 100  # read of each file of prompts at most, and rendered
@@ -100,8 +102,9 @@ def look(cfg: Config, launcher: Launcher) -> list[Finding]:
     found += collect("prompts", prompts(cfg, files, sample))
     named = cfg.report_to or cfg.dpo.lr_scheduler != DpoConfig().lr_scheduler
     if folders or named or any(value_at(cfg, f"{section}.trainer_args") for section in ("dpo", "sft", "reward_model")):
-        told = {"cfg": plain(cfg), "folders": {key: str(path) for key, path in folders.items()}, "prompts": sample}
-        job = Job("preflight", "preflight", told, {}, "", cfg.seed, plain(cfg.compute))
+        looked_at = PreflightStage(cfg, {key: str(path) for key, path in folders.items()}, sample)
+        compute = filled(StageCompute, cfg.compute)
+        job = Job("preflight", "preflight", looked_at, {}, "", cfg.seed, compute)
         try:
             found += launcher.launch(job, Kind.single, []).metrics["findings"]
         except (UserError, WorkerFailed) as error:
@@ -212,7 +215,7 @@ def prompts(cfg: Config, files: dict[str, Path], sample: list[list[Message]]) ->
 
 
 def _ranks(cfg: Config) -> int:
-    return cfg.compute.num_training_ranks or len(gpus(plain(cfg.compute))) or 1
+    return cfg.compute.num_training_ranks or len(gpus(cfg.compute)) or 1
 
 
 def training(cfg: Config, sizes: dict[str, float]) -> Iterator[Finding]:
@@ -260,7 +263,7 @@ def room(cfg: Config, sizes: dict[str, float], folders: dict[str, Path]) -> Iter
         ConfigError: the models are far too large for this machine.
     """
     check_capacity(cfg)
-    devices, ranks, held = gpus(plain(cfg.compute)), _ranks(cfg), dict[str, float]()
+    devices, ranks, held = gpus(cfg.compute), _ranks(cfg), dict[str, float]()
     there = memory(devices)
     yield finding(there is not None, f"{len(devices)} GPUs", "Without nvidia-smi their memory is unknown.")
     for key, dtype in (("model.path", cfg.model.dtype.value), ("reward_model.path", cfg.reward_model.dtype.value)):

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from rlhf.config.fields import plain
 from rlhf.data.digest import digest_files, digest_of_files, list_files, sealed, unsealed
 from rlhf.data.shards import fsync_dir, write_atomic
 from rlhf.errors import RunChanged
@@ -44,7 +45,7 @@ def commit(
     partial: Path,
     final: Path,
     identity: dict[str, Any],
-    job: Job,
+    job: Job[Any],
     counts: dict[str, int],
     metrics: dict[str, Any],
     seconds: float,
@@ -70,8 +71,8 @@ def commit(
         "counts": counts,
         "metrics": metrics,
         "seconds": round(seconds, 3),
-        "config": job.config,
-        "compute": job.compute,
+        "config": plain(job.config),
+        "compute": plain(job.compute),
         "versions": {package: version(package) for package in VERSIONS},
         "files": files,
     }

@@ -1,13 +1,8 @@
 """The contract between the driver and a stage.
 
-A stage is a module `rlhf.stages.<name>` with
-
-    KIND: Kind                            which processes run it
-    def num_shards(job) -> int            only where the stage is cut in shards
-    def run(job, worker) -> Outcome       called in every worker; rank 0's outcome is recorded
-
-It reads finished artifacts (`job.inputs`), writes into `job.out`, and returns what it counted. Importing the module
-loads no torch: heavy imports stand inside `run`.
+A stage is a function `(job, worker) -> Outcome` with a row in `rlhf.run.stage_table`. It is called in every worker, and
+rank 0's outcome is recorded. It reads finished artifacts (`job.inputs`), writes into `job.out`, and returns what it
+counted.
 """
 
 from __future__ import annotations
@@ -16,7 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
+
+from rlhf.config.stage_configs import StageCompute
+
+ConfigT = TypeVar("ConfigT")
+"""A class of `rlhf.config.stage_configs`."""
 
 
 class Kind(Enum):
@@ -28,20 +28,24 @@ class Kind(Enum):
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(Generic[ConfigT]):
     """One attempt at one stage.
 
-    `config` is the stage's own resolved section: plain dicts, lists, strings, numbers. Everything in it is part of
-    the fingerprint; `compute` is not. `inputs` maps a name to the folder (or file) of a finished artifact.
+    `config` is what the stage is told (`rlhf.config.stage_configs`): everything in it that is compared is part of the
+    fingerprint; `compute` is not. `inputs` maps a name to the folder (or file) of a finished artifact.
+
+    Example:
+        Job("pair", "iteration_001/pair", PairSettings(), {"candidates": "runs/x/iteration_001/generate",
+        "scores": "runs/x/iteration_001/score"}, "runs/x/iteration_001/.pair.partial", 42)
     """
 
     stage: str
     name: str
-    config: dict[str, Any]
+    config: ConfigT
     inputs: dict[str, str]
     out: str
     seed: int
-    compute: dict[str, Any]
+    compute: StageCompute = field(default_factory=StageCompute)
 
     @property
     def out_path(self) -> Path:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rlhf.config.stage_configs import DatasetStage
 from rlhf.data.digest import digest_files, digest_of, digest_of_files, sealed, unsealed
 from rlhf.data.files import resolved
 from rlhf.data.shards import write_atomic
 from rlhf.errors import ConfigError, DataError, ModelError
 from rlhf.models.folder import check_folder
 from rlhf.run import hub
-from rlhf.run.plan import Artifact, Run
+from rlhf.run.artifact import Artifact
+from rlhf.run.plan import Run
 
 
 def made_here(run: Run, path: str, key: str) -> Artifact:
@@ -105,7 +107,7 @@ def data_file(run: Run, path: str, key: str, name: str = "") -> Artifact:
         file = local_file(path, key)
         return Artifact(file, _remembered_digest(run, file.parent, [file.name]))
     folder = hub.fetch_dataset(wanted.repo, wanted.revision, key)
-    config = {"repo": wanted.repo, "commit": folder.name, "subset": wanted.subset, "split": wanted.split}
+    config = DatasetStage(wanted.repo, folder.name, wanted.subset, wanted.split)
     snapshot = Artifact(folder, digest_of([wanted.repo, folder.name]))
     return run.stage("dataset", f"data/{name or key}", config, {"snapshot": snapshot}).part("rows.parquet")
 

@@ -1,1 +1,22 @@
-"""One file per stage, each with KIND, num_shards and run (see rlhf.run.job)."""
+"""The stages that are no training: one function `run(job, worker)` each, named in `rlhf.run.stage_table`."""
+
+from __future__ import annotations
+
+import sys
+
+
+def _answer_the_old_spelling(command: list[str]) -> None:
+    """A stage used to be run as `python -m rlhf.stages.dpo`; say how it is now, and end with exit code 2.
+
+    Python imports this package before it looks for the module that follows `-m`.
+    """
+    if "-m" not in command[:-1]:
+        return
+    module = command[command.index("-m") + 1]
+    if module.startswith("rlhf.stages."):
+        stage = module.removeprefix("rlhf.stages.")
+        print(f"error: python -m {module} is now: python -m rlhf.stage {stage} run_dir=RUN …", file=sys.stderr)
+        sys.exit(2)
+
+
+_answer_the_old_spelling(sys.orig_argv)

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import shutil
 
+from rlhf.config.stage_configs import DatasetStage
 from rlhf.errors import DataError
-from rlhf.run.job import Job, Kind, Outcome, Worker
-
-KIND = Kind.single
+from rlhf.run.job import Job, Outcome, Worker
 
 
-def run(job: Job, worker: Worker) -> Outcome:
+def run(job: Job[DatasetStage], worker: Worker) -> Outcome:
     """Write `rows.parquet`; the split's rows as they are, in their order.
 
     Config: `repo`, `commit`, `subset` (null is the default one), `split`.
@@ -27,19 +26,13 @@ def run(job: Job, worker: Worker) -> Outcome:
     config, cache = job.config, job.out_path / ".cache"
     try:
         rows = load_dataset(
-            job.inputs["snapshot"], name=config["subset"], split=config["split"], cache_dir=str(cache), streaming=False
+            job.inputs["snapshot"], name=config.subset, split=config.split, cache_dir=str(cache), streaming=False
         )
     except (ValueError, OSError, DatasetGenerationError) as error:
         raise DataError(
-            f"{config['repo']} at {config['commit'][:12]}: subset {config['subset']}, split {config['split']} cannot "
+            f"{config.repo} at {config.commit[:12]}: subset {config.subset}, split {config.split} cannot "
             f"be read: {error}. Name another one as owner/name:subset/split, or download the data set and give a file."
         ) from error
     rows.to_parquet(str(job.out_path / "rows.parquet"))
     shutil.rmtree(cache)
     return Outcome(counts={"rows": len(rows)})
-
-
-if __name__ == "__main__":
-    from rlhf.stage import main
-
-    main("dataset")

@@ -8,29 +8,15 @@ import math
 from pathlib import Path
 from typing import Any
 
+from rlhf.config.stage_configs import GenerateStage
 from rlhf.data.records import CANDIDATES_SCHEMA, what_became
-from rlhf.data.shards import num_rows, read_rows, shard_name, shard_paths, sum_counts, write_atomic, write_shard
+from rlhf.data.shards import read_rows, shard_name, shard_paths, sum_counts, write_atomic, write_shard
 from rlhf.errors import DataError, ModelError, TemplateRefuses
-from rlhf.run.job import Job, Kind, Outcome, Worker
-
-KIND = Kind.inference
-
-
-def num_shards(job: Job) -> int:
-    """Shards of `shard_size` prompts of this stage's slice; as many as the prompts have when they come in shards."""
-    if job.input_path("prompts").is_dir():
-        return len(shard_paths(job.input_path("prompts")))
-    start, stop = _slice(job)
-    return math.ceil((stop - start) / job.config["shard_size"])
+from rlhf.run.job import Job, Outcome, Worker
+from rlhf.run.stage_table import num_shards, sliced_rows
 
 
-def _slice(job: Job) -> tuple[int, int]:
-    total = num_rows(job.input_path("prompts"))
-    start, stop = job.config["slice"] or (0, total)
-    return start, min(stop, total)
-
-
-def run(job: Job, worker: Worker) -> Outcome:
+def run(job: Job[GenerateStage], worker: Worker) -> Outcome:
     """Write a candidates shard per shard of prompts; inputs are `policy` and `prompts` (a Parquet file, or shards).
 
     Config beside the section's own: `iteration`, `slice` ([start, stop) rows of the prompts, null for all), `dtype`
@@ -48,14 +34,14 @@ def run(job: Job, worker: Worker) -> Outcome:
     from rlhf.models.chat import end_of_turn_id, load_tokenizer, longest_prompt, stop_token_ids, template_hash
 
     config, model = job.config, job.inputs["policy"]
-    tokenizer = load_tokenizer(model, config["trust_remote_code"])
-    stops = stop_token_ids(tokenizer, model, config["stop_token_ids"], config["trust_remote_code"])
+    tokenizer = load_tokenizer(model, config.trust_remote_code)
+    stops = stop_token_ids(tokenizer, model, config.stop_token_ids, config.trust_remote_code)
     if worker.rank == 0:
         tokens = {"end_of_turn_id": end_of_turn_id(tokenizer), "stop_token_ids": stops}
         tokens["template_sha256"] = template_hash(tokenizer)
         write_atomic(job.out_path / "tokens.json", json.dumps(tokens, indent=1).encode())
-    limit = longest_prompt(model, config["max_prompt_tokens"], config["max_new_tokens"], config["trust_remote_code"])
-    sampling = Sampling(config["max_new_tokens"], config["top_p"], config["top_k"], stops)
+    limit = longest_prompt(model, config.max_prompt_tokens, config.max_new_tokens, config.trust_remote_code)
+    sampling = Sampling(config.max_new_tokens, config.top_p, config.top_k, stops)
     sampler = None
     metrics = {}
     for index in worker.shards():
@@ -69,29 +55,30 @@ def run(job: Job, worker: Worker) -> Outcome:
 
 
 def _sample_shard(
-    job: Job, index: int, tokenizer: Any, sampler: Any, sampling: Any, max_prompt_tokens: int
+    job: Job[GenerateStage], index: int, tokenizer: Any, sampler: Any, sampling: Any, max_prompt_tokens: int
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     from rlhf.generation.request import Request, seed_of, temperatures_of
+    from rlhf.models.chat import render_prompts
 
     config = job.config
-    kept, counts = render(_prompts(job, index), tokenizer, max_prompt_tokens)
-    temperatures = temperatures_of(config["n"], config["temperatures"])
+    kept, counts = render_prompts(_prompts(job, index), tokenizer, max_prompt_tokens)
+    temperatures = temperatures_of(config.n, config.temperatures)
     requests = [
-        Request(ids, temperature, seed_of(job.seed, config["iteration"], row["id"], sample))
+        Request(ids, temperature, seed_of(job.seed, config.iteration, row["id"], sample))
         for row, ids in kept
         for sample, temperature in enumerate(temperatures)
     ]
     candidates = sampler.sample(requests, sampling) if requests else []
     if any(math.isnan(candidate.logprob) for candidate in candidates):
         what = f"{job.inputs['policy']}: its probabilities are no numbers (NaN): its weights hold some, or overflow"
-        raise ModelError(f"{what} in {config['dtype']}. Save the model anew, or set model.dtype=float32.")
+        raise ModelError(f"{what} in {config.dtype}. Save the model anew, or set model.dtype=float32.")
     stops = set(sampling.stop_token_ids)
     filled = []
     for candidate in candidates:
         ids = candidate.token_ids
         body = ids[:-1] if ids and ids[-1] in stops and not candidate.truncated else ids
         filled.append(vars(candidate) | {"text": tokenizer.decode(body, skip_special_tokens=True)})
-    n = config["n"]
+    n = config.n
     rows = [
         {"id": row["id"], "messages": row["messages"], "prompt_token_ids": ids, "candidates": filled[i * n : i * n + n]}
         for i, (row, ids) in enumerate(kept)
@@ -104,31 +91,7 @@ def _sample_shard(
     return rows, counts
 
 
-def render(
-    prompts: list[dict[str, Any]], tokenizer: Any, max_prompt_tokens: int
-) -> tuple[list[tuple[dict[str, Any], list[int]]], dict[str, int]]:
-    """The prompts that can be sampled with their token ids, and what became of all of them."""
-    from rlhf.models.chat import render_prompt
-
-    kept, refused = [], 0
-    for row in prompts:
-        try:
-            ids = render_prompt(tokenizer, row["messages"])
-        except TemplateRefuses:
-            refused += 1
-            continue
-        if len(ids) <= max_prompt_tokens:
-            kept.append((row, ids))
-    counts = {
-        "prompts": len(prompts),
-        "prompts_sampled": len(kept),
-        "dropped/prompt_too_long": len(prompts) - len(kept) - refused,
-        "dropped/refused_by_template": refused,
-    }
-    return kept, counts
-
-
-def _refuse_if_nothing_is_left(job: Job, tokenizer: Any, limit: int) -> None:
+def _refuse_if_nothing_is_left(job: Job[GenerateStage], tokenizer: Any, limit: int) -> None:
     """Raise when there were prompts and none was sampled; every worker asks, the last one sees all shards."""
     from rlhf.models.chat import render_prompt
 
@@ -149,16 +112,10 @@ def _refuse_if_nothing_is_left(job: Job, tokenizer: Any, limit: int) -> None:
             raise TemplateRefuses(f"No prompt can be sampled ({what_became(counts, 'prompts')}). {error}") from error
 
 
-def _prompts(job: Job, index: int) -> list[dict[str, Any]]:
+def _prompts(job: Job[GenerateStage], index: int) -> list[dict[str, Any]]:
     if job.input_path("prompts").is_dir():
         return list(read_rows(job.input_path("prompts") / shard_name(index)))
-    start, stop = _slice(job)
-    first = start + index * job.config["shard_size"]
-    last = min(first + job.config["shard_size"], stop)
+    start, stop = sliced_rows(job.input_path("prompts"), job.config.slice)
+    first = start + index * job.config.shard_size
+    last = min(first + job.config.shard_size, stop)
     return list(itertools.islice(read_rows(Path(job.inputs["prompts"])), first, last))
-
-
-if __name__ == "__main__":
-    from rlhf.stage import main
-
-    main("generate")

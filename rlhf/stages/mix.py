@@ -13,20 +13,15 @@ from statistics import fmean, pstdev
 
 import numpy as np
 
+from rlhf.config.stage_configs import MixStage
 from rlhf.data.records import SCORES_SCHEMA
-from rlhf.data.shards import read_all_rows, read_rows, shard_name, shard_paths, write_shard
+from rlhf.data.shards import read_all_rows, read_rows, shard_name, write_shard
 from rlhf.errors import DataError
-from rlhf.run.job import Job, Kind, Outcome, Worker
-
-KIND = Kind.single
-
-
-def num_shards(job: Job) -> int:
-    """As many as there are shards of scores."""
-    return len(shard_paths(job.input_path(f"scores.{min(job.config['weights'])}")))
+from rlhf.run.job import Job, Outcome, Worker
+from rlhf.run.stage_table import num_shards
 
 
-def run(job: Job, worker: Worker) -> Outcome:
+def run(job: Job[MixStage], worker: Worker) -> Outcome:
     """Write Σ_k w_k·(s_k − mean_k) / std_k of every response; NaN where a judge's score is not finite.
 
     Config: `weights` w by judge. The sum's unit is standard deviations on π0's held-out responses, where its mean is 0.
@@ -35,7 +30,7 @@ def run(job: Job, worker: Worker) -> Outcome:
     Raises:
         DataError: a judge's scores cannot be normalised.
     """
-    scales = {name: scale(job.input_path(f"initial.{name}"), name) for name in sorted(job.config["weights"])}
+    scales = {name: scale(job.input_path(f"initial.{name}"), name) for name in sorted(job.config.weights)}
     total = num_shards(job)
     for index in worker.shards():
         rows = [{"id": name, "scores": terms_KN.sum(axis=0).tolist()} for name, terms_KN in _terms(job, scales, index)]
@@ -65,10 +60,10 @@ def scale(scores: Path, name: str) -> dict[str, float]:
     return {"mean": fmean(finite), "std": std}
 
 
-def _terms(job: Job, scales: dict[str, dict[str, float]], index: int) -> Iterator[tuple[str, np.ndarray]]:
+def _terms(job: Job[MixStage], scales: dict[str, dict[str, float]], index: int) -> Iterator[tuple[str, np.ndarray]]:
     """Each prompt's id, and what the K judges add to the scores of its N responses: (K, N), NaN for no number."""
     shards = [read_rows(job.input_path(f"scores.{name}") / shard_name(index)) for name in scales]
-    gains_K1 = np.array([[job.config["weights"][name] / found["std"]] for name, found in scales.items()])
+    gains_K1 = np.array([[job.config.weights[name] / found["std"]] for name, found in scales.items()])
     means_K1 = np.array([[found["mean"]] for found in scales.values()])
     for rows in zip(*shards, strict=True):
         assert len({(row["id"], len(row["scores"])) for row in rows}) == 1, "the judges' scores are out of step"
@@ -103,9 +98,3 @@ def disagreement(prompts: Iterable[np.ndarray], names: list[str]) -> dict[str, f
     for name, times in zip(names, reversed_K, strict=True):
         found[f"reversed/{name}"] = float(times) / num_ordered if num_ordered else None
     return found
-
-
-if __name__ == "__main__":
-    from rlhf.stage import main
-
-    main("mix")

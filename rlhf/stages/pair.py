@@ -12,21 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rlhf.config.choices import Strategy, Truncated
-from rlhf.config.schema import PairConfig
+from rlhf.config.stage_configs import PairSettings
 from rlhf.data.pairing import Drop, Terminators, fault, make_pairs
 from rlhf.data.records import PAIRS_SCHEMA, ScoredPrompt, dropped, scored_prompt, to_row, what_became
 from rlhf.data.shards import num_rows, read_all_rows, read_rows, shard_name, shard_paths, sum_counts, write_shard
 from rlhf.errors import DataError
-from rlhf.run.job import Job, Kind, Outcome, Worker
-
-KIND = Kind.single
-
-
-def num_shards(job: Job) -> int:
-    """One shard of pairs per shard of candidates."""
-    return len(shard_paths(job.input_path("candidates")))
-
+from rlhf.run.job import Job, Outcome, Worker
+from rlhf.run.stage_table import num_shards
 
 _VARIED = "raise generate.temperatures or generate.n, or look at the judge"
 _WAYS_OUT = {
@@ -40,7 +32,7 @@ _WAYS_OUT = {
 }
 
 
-def run(job: Job, worker: Worker) -> Outcome:
+def run(job: Job[PairSettings], worker: Worker) -> Outcome:
     """Make the pairs of every shard; memory holds one shard at a time.
 
     Counts: `prompts` = `prompts_with_pairs` + the sum of `dropped/<reason>`; `pairs`; `candidates/<fault>` are
@@ -49,7 +41,7 @@ def run(job: Job, worker: Worker) -> Outcome:
     Raises:
         DataError: candidates and scores do not match, or no prompt at all gives a pair.
     """
-    config = pair_config(job.config)
+    config = job.config
     candidates, scores = job.input_path("candidates"), job.input_path("scores")
     terminators = read_terminators(candidates)
     total = num_shards(job)
@@ -73,13 +65,6 @@ def run(job: Job, worker: Worker) -> Outcome:
     counts_all = sum_counts(job.out_path)
     check_counts(counts_all)
     return Outcome(counts=counts_all, metrics=pair_metrics(job.out_path))
-
-
-def pair_config(section: dict[str, Any]) -> PairConfig:
-    """The section as the schema's class again."""
-    return PairConfig(
-        **{**section, "strategy": Strategy(section["strategy"]), "truncated": Truncated(section["truncated"])}
-    )
 
 
 def read_terminators(candidates: Path) -> Terminators | None:
@@ -114,7 +99,7 @@ def scored_prompts(candidates: Path, scores: Path) -> Iterator[ScoredPrompt]:
         yield scored_prompt(c, s)
 
 
-def count(counts: Counter[str], prompt: ScoredPrompt, config: PairConfig, num_pairs: int) -> None:
+def count(counts: Counter[str], prompt: ScoredPrompt, config: PairSettings, num_pairs: int) -> None:
     """Count one prompt, its pairs, and its candidates with their faults."""
     considered = list(zip(prompt.candidates, prompt.scores, strict=True))[: config.num_candidates]
     counts["prompts"] += 1
@@ -152,9 +137,3 @@ def pair_metrics(folder: Path) -> dict[str, float]:
             for name in ("score", "chars")
         },
     }
-
-
-if __name__ == "__main__":
-    from rlhf.stage import main
-
-    main("pair")

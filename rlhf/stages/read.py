@@ -11,14 +11,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from rlhf.config.stage_configs import ReadStage
 from rlhf.data.benchmarks import read_questions
 from rlhf.data.prompts import read_prompts
 from rlhf.data.records import CANDIDATES_SCHEMA, PROMPT_SCHEMA, SCORES_SCHEMA, to_row
 from rlhf.data.responses import read_best_of_n, read_comparisons, read_responses
 from rlhf.data.shards import shard_name, write_atomic, write_shard
-from rlhf.run.job import Job, Kind, Outcome, Worker
-
-KIND = Kind.single
+from rlhf.run.job import Job, Outcome, Worker
 
 _EXTRA = pa.field("extra", pa.string())
 _FOLDERS = {
@@ -32,7 +31,7 @@ _FOLDERS = {
 }
 
 
-def run(job: Job, worker: Worker) -> Outcome:
+def run(job: Job[ReadStage], worker: Worker) -> Outcome:
     """Write the rows of the input `file` in folders of shards, in the file's order.
 
     Config: `what` (a name in `_FOLDERS`) and `shard_size` in rows. Memory holds one shard,
@@ -41,12 +40,12 @@ def run(job: Job, worker: Worker) -> Outcome:
     Counts: `rows` = rows written + the sum of `dropped/<reason>`.
     """
     counts = Counter[str]()
-    folders = _FOLDERS[job.config["what"]]
+    folders = _FOLDERS[job.config.what]
     for name in folders:
         (job.out_path / name).mkdir(exist_ok=True)
-    rows = _rows(job.config["what"], job.input_path("file"), counts)
+    rows = _rows(job.config.what, job.input_path("file"), counts)
     for index in itertools.count():
-        block = list(itertools.islice(rows, job.config["shard_size"]))
+        block = list(itertools.islice(rows, job.config.shard_size))
         if not block:
             break
         for name, schema in folders.items():

@@ -6,21 +6,16 @@ import math
 from pathlib import Path
 from typing import Any
 
+from rlhf.config.stage_configs import ComparisonStage, ScoreStage
 from rlhf.data.records import SCORES_SCHEMA
-from rlhf.data.shards import read_rows, shard_name, shard_paths, write_shard
-from rlhf.run.job import Job, Kind, Outcome, Worker
+from rlhf.data.shards import read_rows, shard_name, write_shard
+from rlhf.run.job import Job, Outcome, Worker
 
-KIND = Kind.inference
 _QUESTION, _GOOD = "What is the capital of France?", "The capital of France is Paris."
 _ABSURD = "Purple bananas the the seven of loudly, therefore no."
 
 
-def num_shards(job: Job) -> int:
-    """As many as there are shards of candidates."""
-    return len(shard_paths(job.input_path("candidates")))
-
-
-def run(job: Job, worker: Worker) -> Outcome:
+def run(job: Job[ScoreStage], worker: Worker) -> Outcome:
     """Write a scores shard per candidates shard; inputs are `candidates` and, unless `rule` is set, `judge`.
 
     Config beside the section's own: `rule` (module:function or null), `dtype` and `trust_remote_code` of the judge; for
@@ -59,7 +54,7 @@ def run(job: Job, worker: Worker) -> Outcome:
             "cut_on_the_left": scored.num_truncated,
             "non_finite": sum(not math.isfinite(score) for values in scores for score in values),
         }
-        if job.config.get("kind") == "pairwise":
+        if isinstance(job.config, ComparisonStage):
             counts["judge_calls"] = scored.num_calls or 0
         out = [{"id": row["id"], "scores": values} for row, values in zip(rows, scores, strict=True)]
         write_shard(job.out_path / shard_name(index), SCORES_SCHEMA, out, counts)
@@ -67,7 +62,7 @@ def run(job: Job, worker: Worker) -> Outcome:
     return Outcome(metrics=warning | ({"engine": note} if note else {}))
 
 
-def _golden_pair(job: Job, judge: Any) -> dict[str, str]:
+def _golden_pair(job: Job[ScoreStage], judge: Any) -> dict[str, str]:
     """A metric `warning` when a judge from outside prefers an absurd answer; asked once, when π0 is scored."""
     from rlhf.scoring.tournament import Group, score_groups
 
@@ -79,13 +74,13 @@ def _golden_pair(job: Job, judge: Any) -> dict[str, str]:
     return {} if good > absurd else {"warning": f"{said}. Is its template its own, and higher better?"}
 
 
-def _texts(job: Job, name: str, index: int) -> dict[str, list[str]]:
+def _texts(job: Job[ScoreStage], name: str, index: int) -> dict[str, list[str]]:
     """What another policy answered in the same shard, by prompt id."""
     rows = read_rows(job.input_path(name) / shard_name(index), ["id", "candidates"])
     return {row["id"]: [candidate["text"] for candidate in row["candidates"]] for row in rows}
 
 
-def _known(job: Job, index: int) -> dict[tuple[str, str], float]:
+def _known(job: Job[ScoreStage], index: int) -> dict[tuple[str, str], float]:
     """Finite scores that the judge has given before in the same shard, by prompt id and response."""
     known: dict[tuple[str, str], float] = {}
     for name in sorted(job.inputs):
@@ -95,9 +90,3 @@ def _known(job: Job, index: int) -> dict[tuple[str, str], float]:
                 both = zip(texts[row["id"]], row["scores"], strict=True)
                 known |= {(row["id"], text): score for text, score in both if math.isfinite(score)}
     return known
-
-
-if __name__ == "__main__":
-    from rlhf.stage import main
-
-    main("score")

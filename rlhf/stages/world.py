@@ -7,13 +7,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rlhf.config.stage_configs import WorldConfig
 from rlhf.data.shards import write_atomic
-from rlhf.run.job import Job, Kind, Outcome, Worker
-
-KIND = Kind.single
+from rlhf.run.job import Job, Outcome, Worker
 
 
-def run(job: Job, worker: Worker) -> Outcome:
+def run(job: Job[WorldConfig], worker: Worker) -> Outcome:
     """Write the world into `job.out`; the same seed gives the same bytes.
 
     That is the folders `model` and `judge` and the files `sft.jsonl`, `preferences.jsonl`, `judge_prompts.jsonl`,
@@ -24,20 +23,20 @@ def run(job: Job, worker: Worker) -> Outcome:
 
     config, seed, out = job.config, job.seed, job.out_path
     counts = {
-        "sft": _write_jsonl(out / "sft.jsonl", tasks.sft_rows(seed, config["num_sft_examples"])),
-        "preferences": _write_jsonl(out / "preferences.jsonl", tasks.preference_rows(seed, config["num_preferences"])),
+        "sft": _write_jsonl(out / "sft.jsonl", tasks.sft_rows(seed, config.num_sft_examples)),
+        "preferences": _write_jsonl(out / "preferences.jsonl", tasks.preference_rows(seed, config.num_preferences)),
     }
     for split, number in (
-        ("judge_prompts", config["num_judge_prompts"]),
-        ("prompts", config["num_prompts"]),
-        ("held_out", config["num_held_out"]),
+        ("judge_prompts", config.num_judge_prompts),
+        ("prompts", config.num_prompts),
+        ("held_out", config.num_held_out),
     ):
         counts[split] = _write_jsonl(out / f"{split}.jsonl", tasks.prompt_rows(seed, split, number))
     tokenizer = build_tokenizer()
-    model = build.pretrain(tokenizer, tasks.base_rows(seed, config["num_base_examples"]), config, seed, out)
+    model = build.pretrain(tokenizer, tasks.base_rows(seed, config.num_base_examples), vars(config), seed, out)
     build.save_model(model, tokenizer, out / "model")
     build.save_model(build.judge_from(model, seed), tokenizer, out / "judge")
-    counts["base"] = config["num_base_examples"]
+    counts["base"] = config.num_base_examples
     return Outcome(counts=counts, metrics={"num_parameters": model.num_parameters()})
 
 
@@ -46,9 +45,3 @@ def _write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     lines = [json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows]
     write_atomic(path, "".join(lines).encode())
     return len(lines)
-
-
-if __name__ == "__main__":
-    from rlhf.stage import main
-
-    main("world")

@@ -7,16 +7,19 @@ from typing import Any
 
 import torch
 
+from rlhf.config.choices import Device
+from rlhf.config.schema import ComputeConfig
+
 _MAX_BUCKET = 500_000_000
 """DeepSpeed's own default number of elements in a communication bucket."""
 
 
-def on_gpu(compute: dict[str, Any]) -> bool:
+def on_gpu(compute: ComputeConfig) -> bool:
     """Whether training runs on GPUs."""
-    return compute["device"] != "cpu" and torch.cuda.is_available()
+    return compute.device is not Device.cpu and torch.cuda.is_available()
 
 
-def init_process_group(compute: dict[str, Any]) -> None:
+def init_process_group(compute: ComputeConfig) -> None:
     """Join the ranks of this training; a second call does nothing.
 
     RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT come from the launcher. It has to happen before a model
@@ -37,12 +40,12 @@ def init_process_group(compute: dict[str, Any]) -> None:
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
 
-def deepspeed_config(compute: dict[str, Any], dtype: torch.dtype, num_parameters: int) -> dict[str, Any]:
+def deepspeed_config(compute: ComputeConfig, dtype: torch.dtype, num_parameters: int) -> dict[str, Any]:
     """The DeepSpeed config of a model with so many parameters.
 
     Sizes that belong to the Trainer are "auto". Buckets are no larger than the model: DeepSpeed allocates them whole.
     """
-    stage = compute["zero_stage"]
+    stage = compute.zero_stage
     bucket = max(1024, min(num_parameters, _MAX_BUCKET))
     zero: dict[str, Any] = {
         "stage": stage,
@@ -53,7 +56,7 @@ def deepspeed_config(compute: dict[str, Any], dtype: torch.dtype, num_parameters
     }
     if stage == 3:
         zero |= {"stage3_prefetch_bucket_size": min(bucket, 50_000_000), "stage3_param_persistence_threshold": 100_000}
-    if compute["offload_optimizer"]:
+    if compute.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu(compute)}
     return {
         "train_batch_size": "auto",

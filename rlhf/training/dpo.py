@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from trl import DPOConfig
 
+from rlhf.config.stage_configs import DpoStage
 from rlhf.run.job import Job, Outcome, Worker
 from rlhf.training.checkpoints import train_resumable
 from rlhf.training.logprobs import response_logprobs
@@ -121,43 +122,43 @@ class DpoTrainer(StageTrainer):
         return {"pairs": [self.train_dataset.pairs[i].id for i in self.train_dataset.steps[step - 1]]}
 
 
-def _arguments(job: Job, policy: Path) -> DPOConfig:
+def _arguments(job: Job[DpoStage], policy: Path) -> DPOConfig:
     config = job.config
     own = common_arguments(job, policy) | {
-        "beta": config["beta"],
-        "loss_type": [config["loss"]],
-        "label_smoothing": config["label_smoothing"],
-        "max_length": config["max_length"],
+        "beta": config.beta,
+        "loss_type": [config.loss.value],
+        "label_smoothing": config.label_smoothing,
+        "max_length": config.max_length,
         "num_train_epochs": 1,  # one pass over StepShares, which holds all epochs
         "per_device_train_batch_size": 1,
         "gradient_accumulation_steps": 1,
-        "lr_scheduler_type": config["lr_scheduler"],
-        "weight_decay": config["weight_decay"],
-        "max_grad_norm": config["max_grad_norm"],
+        "lr_scheduler_type": config.lr_scheduler,
+        "weight_decay": config.weight_decay,
+        "max_grad_norm": config.max_grad_norm,
         "optim": "adamw_torch",
     }
-    return build_arguments(DPOConfig, "dpo", own, config["trainer_args"])
+    return build_arguments(DPOConfig, "dpo", own, config.trainer_args)
 
 
-def train_dpo(job: Job, worker: Worker) -> Outcome:
+def train_dpo(job: Job[DpoStage], worker: Worker) -> Outcome:
     """Train `policy` on `pairs` against `reference`; write `model/` and `metrics.jsonl`. Every rank calls this.
 
     With adapters (`lora`), `model/` is the policy with the adapter merged, and `adapter/` the adapter alone.
     """
     config, policy = job.config, job.input_path("policy")
-    lora = config["lora"] if config["lora"]["rank"] else None
-    pairs, counts = load_pairs(job.input_path("pairs"), job.input_path("reference"), config["max_length"])
-    steps = plan_steps(len(pairs), config["batch_size"], config["num_epochs"], job.seed)
+    lora = config.lora if config.lora.rank else None
+    pairs, counts = load_pairs(job.input_path("pairs"), job.input_path("reference"), config.max_length)
+    steps = plan_steps(len(pairs), config.batch_size, config.num_epochs, job.seed)
     args = _arguments(job, policy)
-    model = load_model(policy, resolve_dtype(config["dtype"], policy), config["trust_remote_code"])
+    model = load_model(policy, resolve_dtype(config.dtype, policy), config.trust_remote_code)
     if lora is not None:
         model = add_adapter(model, policy, lora, job.seed)
     trainer = DpoTrainer(
         model=model,
         args=args,
-        train_dataset=StepShares(pairs, steps, config["batch_tokens"], worker.rank, worker.world_size),
-        steps_per_epoch=len(steps) // config["num_epochs"],
-        rpo_alpha=config["rpo_alpha"],
+        train_dataset=StepShares(pairs, steps, config.batch_tokens, worker.rank, worker.world_size),
+        steps_per_epoch=len(steps) // config.num_epochs,
+        rpo_alpha=config.rpo_alpha,
     )
     attach(trainer, policy, worker)
     train_resumable(trainer, job.out_path)

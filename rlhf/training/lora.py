@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from rlhf.config.training import LoraConfig
 from rlhf.errors import ConfigError
 from rlhf.training.weights import fp32_parameters, used_weight_files, weight_names, write_model
 
@@ -24,7 +25,7 @@ _PREFIX = "base_model.model."
 """What peft puts in front of a module's name."""
 
 
-def add_adapter(model: Any, folder: Path, lora: dict[str, Any], seed: int) -> Any:
+def add_adapter(model: Any, folder: Path, lora: LoraConfig, seed: int) -> Any:
     """A causal LM with fresh adapters, its own weights frozen; B = 0, so it computes what it did before.
 
     Args:
@@ -38,12 +39,12 @@ def add_adapter(model: Any, folder: Path, lora: dict[str, Any], seed: int) -> An
     """
     import peft
 
-    targets = lora["target_modules"]
+    targets = lora.target_modules
     settings = peft.LoraConfig(
         task_type="CAUSAL_LM",
-        r=lora["rank"],
-        lora_alpha=lora["alpha"],
-        lora_dropout=lora["dropout"],
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
         target_modules="all-linear" if targets == ["all-linear"] else targets,
     )
     linear = sorted({name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)})

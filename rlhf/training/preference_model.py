@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
+from rlhf.config.stage_configs import PreferenceModelStage
 from rlhf.data.records import what_became
 from rlhf.errors import DataError, TemplateRefuses
 from rlhf.models.chat import load_tokenizer
@@ -42,9 +43,11 @@ class _Trainer(StageTrainer, SFTTrainer):
     pass
 
 
-def _rows(job: Job, tokenizer: PreTrainedTokenizerBase, counts: Counter[str]) -> Iterator[TokenRow]:
+def _rows(
+    job: Job[PreferenceModelStage], tokenizer: PreTrainedTokenizerBase, counts: Counter[str]
+) -> Iterator[TokenRow]:
     """Two rows per pair: the order it is trained in, drawn from the seed, then the other one."""
-    rng, answers, max_length = random.Random(f"order {job.seed}"), answer_ids(tokenizer), job.config["max_length"]
+    rng, answers, max_length = random.Random(f"order {job.seed}"), answer_ids(tokenizer), job.config.max_length
     for _, messages, chosen, rejected in conversations(job, counts):
         if chosen == rejected:
             counts["dropped/identical"] += 1
@@ -88,7 +91,7 @@ def accuracy(trainer: Any, dataset: Any, answers: tuple[int, int]) -> float | No
     return sum_over(trainer, range(num_pairs), 1, right)[0] / num_pairs
 
 
-def train_preference_model(job: Job, worker: Worker) -> Outcome:
+def train_preference_model(job: Job[PreferenceModelStage], worker: Worker) -> Outcome:
     """Train a judge from `model` on `data` and `on_policy`; write `model/` and `metrics.jsonl`. Every rank calls it.
 
     The loss is taken on the answer token alone.
@@ -98,10 +101,10 @@ def train_preference_model(job: Job, worker: Worker) -> Outcome:
         ModelError: `model` is a classifier, or has no single token for an answer.
         ConfigError: the batch size cannot be cut evenly, or `trainer_args` has a wrong key.
     """
-    config, source, micro = job.config, job.input_path("model"), job.config["micro_batch_size"]
-    steps = gradient_accumulation("reward_model", config["batch_size"], micro, worker.world_size)
+    config, source, micro = job.config, job.input_path("model"), job.config.micro_batch_size
+    steps = gradient_accumulation("reward_model", config.batch_size, micro, worker.world_size)
     own: dict[str, Any] = common_arguments(job, source) | {
-        "num_train_epochs": config["num_epochs"],
+        "num_train_epochs": config.num_epochs,
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": steps,
         "lr_scheduler_type": "cosine",
@@ -109,19 +112,19 @@ def train_preference_model(job: Job, worker: Worker) -> Outcome:
         "packing": False,
         "dataset_kwargs": {"skip_prepare_dataset": True},
     }
-    args = build_arguments(SFTConfig, "reward_model", own, config["trainer_args"])
-    require_causal_lm(source, load_config(source, config["trust_remote_code"]))
-    tokenizer = load_tokenizer(source, config["trust_remote_code"])
+    args = build_arguments(SFTConfig, "reward_model", own, config.trainer_args)
+    require_causal_lm(source, load_config(source, config.trust_remote_code))
+    tokenizer = load_tokenizer(source, config.trust_remote_code)
     counts: Counter[str] = Counter(rows=0, cut_left=0, chosen_first=0)
     tokens = job.out_path / "tokens.arrow"
     dataset = token_dataset(tokens, ["input_ids", "labels"], lambda: _rows(job, tokenizer, counts))
-    train, held_out = split(len(dataset) // 2, config["held_out_share"], job.seed)
+    train, held_out = split(len(dataset) // 2, config.held_out_share, job.seed)
     if not train:
         raise DataError(
             f"{job.inputs['data']}: no pair to train on ({what_became(counts, 'comparisons')}). Give pairs of two "
             "different answers, and as reward_model.path a model whose chat template takes a user turn."
         )
-    model = load_model(source, resolve_dtype(config["dtype"], source), config["trust_remote_code"])
+    model = load_model(source, resolve_dtype(config.dtype, source), config.trust_remote_code)
     rows = dataset.select([2 * pair for pair in train])
     trainer = _Trainer(model=model, args=args, train_dataset=rows, processing_class=tokenizer)
     attach(trainer, source, worker)

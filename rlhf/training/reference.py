@@ -1,31 +1,48 @@
-"""Response log-probabilities under a frozen model."""
+"""Stage `reference`: log-probabilities of responses under a frozen model.
+
+Of pairs (`pairs`: chosen and rejected, as DPO will cut them) or of candidates (`candidates`: as sampled).
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from rlhf.run.job import Job
+from rlhf.config.stage_configs import ReferenceStage
+from rlhf.data.records import LOGPROBS_SCHEMA
+from rlhf.data.shards import read_rows, shard_name, write_shard
+from rlhf.run.job import Job, Outcome, Worker
 from rlhf.training.deepspeed import on_gpu
 from rlhf.training.logprobs import bins_by_tokens, collate, response_budget, response_logprobs
 from rlhf.training.weights import load_model, resolve_dtype
+
+_ROWS_AT_A_TIME = 1024
+"""Rows that are sorted into bins together: enough to find some of like length."""
+_COLUMNS = {
+    "pairs": ["id", "prompt_token_ids", "chosen_token_ids", "rejected_token_ids"],
+    "candidates": ["id", "prompt_token_ids", "candidates"],
+}
+"""What is read of each kind of input."""
 
 Sequence = tuple[list[int], list[int]]
 """Prompt ids and response ids."""
 
 
-class Reference:
+class ReferenceModel:
     """A loaded reference model."""
 
-    def __init__(self, job: Job) -> None:
-        config, folder = job.config, job.input_path("model")
+    def __init__(self, job: Job[ReferenceStage]) -> None:
+        config = job.config
+        folder = job.input_path("model")
         self.device = torch.device("cuda" if on_gpu(job.compute) else "cpu")
-        dtype = resolve_dtype(config["dtype"], folder)
-        self.model = load_model(folder, dtype, config["trust_remote_code"]).to(self.device).eval()
-        self.batch_tokens = config["batch_tokens"]
-        self.max_length: int = config.get("max_length", 0)  # candidates have no budget
+        dtype = resolve_dtype(config.dtype, folder)
+        self.model = load_model(folder, dtype, config.trust_remote_code).to(self.device).eval()
+        self.batch_tokens = config.batch_tokens
+        self.max_length = config.max_length or 0  # candidates have no budget
 
     def score(self, rows: list[dict[str, Any]], counts: dict[str, int]) -> list[dict[str, Any]]:
         """A row of log-probabilities for each row of pairs or candidates, in the same order.
@@ -69,3 +86,24 @@ class Reference:
             for i, value in zip(chosen, result.tolist(), strict=True):
                 values[i] = value
         return values
+
+
+def compute_logprobs(job: Job[ReferenceStage], worker: Worker) -> Outcome:
+    """Write a shard of log-probabilities for each shard of the input, row by row."""
+    source = "pairs" if "pairs" in job.inputs else "candidates"
+    model: ReferenceModel | None = None
+    for index in worker.shards():
+        if model is None:  # only loaded when there is a shard left
+            model = ReferenceModel(job)
+        counts = {"rows": 0, "responses": 0, "long_prompts": 0}
+        rows = read_rows(job.input_path(source) / shard_name(index), _COLUMNS[source])
+        logprobs = list(_score_in_blocks(model, rows, counts))
+        write_shard(job.out_path / shard_name(index), LOGPROBS_SCHEMA, logprobs, counts)
+    return Outcome()
+
+
+def _score_in_blocks(
+    model: ReferenceModel, rows: Iterator[dict[str, Any]], counts: dict[str, int]
+) -> Iterator[dict[str, Any]]:
+    while block := list(itertools.islice(rows, _ROWS_AT_A_TIME)):
+        yield from model.score(block, counts)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from trl import RewardConfig, RewardTrainer
 
+from rlhf.config.stage_configs import RewardModelStage
 from rlhf.data.preferences import preferences_with_rows
 from rlhf.data.records import Message, what_became
 from rlhf.data.shards import read_all_rows
@@ -74,7 +75,7 @@ def source_of(row: Mapping[str, Any]) -> str:
     return next((name.strip() for name in named if isinstance(name, str) and name.strip()), "data")
 
 
-def conversations(job: Job, counts: Counter[str]) -> Iterator[tuple[str, list[Message], str, str]]:
+def conversations(job: Job[Any], counts: Counter[str]) -> Iterator[tuple[str, list[Message], str, str]]:
     """Source, context, chosen and rejected answer: of the preference file, then of π0's own pairs."""
     for given, preference in preferences_with_rows(job.input_path("data"), counts):
         yield source_of(given), *preference
@@ -86,10 +87,10 @@ def conversations(job: Job, counts: Counter[str]) -> Iterator[tuple[str, list[Me
 
 
 def _rows(
-    job: Job, tokenizer: PreTrainedTokenizerBase, counts: Counter[str], sources: dict[str, int]
+    job: Job[RewardModelStage], tokenizer: PreTrainedTokenizerBase, counts: Counter[str], sources: dict[str, int]
 ) -> Iterator[TokenRow]:
     """Pairs as token ids; `sources` gets a number for the name of each source."""
-    max_length = job.config["max_length"]
+    max_length = job.config.max_length
     for source, messages, *answers in conversations(job, counts):
         try:
             chosen, rejected = (
@@ -143,22 +144,22 @@ def _config(source: dict[str, Any], model: Any, vocab_size: int, pad_token_id: i
     }
 
 
-def train_reward_model(job: Job, worker: Worker) -> Outcome:
+def train_reward_model(job: Job[RewardModelStage], worker: Worker) -> Outcome:
     """Train a judge from `model` on `data` and `on_policy`; write `model/` and `metrics.jsonl`. Every rank calls it."""
-    config, source, micro = job.config, job.input_path("model"), job.config["micro_batch_size"]
+    config, source, micro = job.config, job.input_path("model"), job.config.micro_batch_size
     own: dict[str, Any] = common_arguments(job, source) | {
-        "num_train_epochs": config["num_epochs"],
+        "num_train_epochs": config.num_epochs,
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": gradient_accumulation(
-            "reward_model", config["batch_size"], micro, worker.world_size
+            "reward_model", config.batch_size, micro, worker.world_size
         ),
         "lr_scheduler_type": "cosine",
         "max_length": None,  # cut here already, on the left
     }
-    args = build_arguments(RewardConfig, "reward_model", own, config["trainer_args"])
-    tokenizer = load_tokenizer(source, config["trust_remote_code"])
+    args = build_arguments(RewardConfig, "reward_model", own, config.trainer_args)
+    tokenizer = load_tokenizer(source, config.trust_remote_code)
     torch.manual_seed(job.seed)  # of the new score head
-    model = load_model(source, resolve_dtype(config["dtype"], source), config["trust_remote_code"], reward_model=True)
+    model = load_model(source, resolve_dtype(config.dtype, source), config.trust_remote_code, reward_model=True)
     ensure_pad(tokenizer, model)
     if isinstance(getattr(model, "score", None), nn.Linear):
         model.score.__class__ = Fp32Linear
@@ -166,7 +167,7 @@ def train_reward_model(job: Job, worker: Worker) -> Outcome:
     sources: dict[str, int] = {}
     tokens = job.out_path / "tokens.arrow"
     dataset = token_dataset(tokens, [*_COLUMNS, "source"], lambda: _rows(job, tokenizer, counts, sources))
-    train, held_out = split(len(dataset), config["held_out_share"], job.seed)
+    train, held_out = split(len(dataset), config.held_out_share, job.seed)
     if not train:
         raise DataError(
             f"{job.inputs['data']}: no pair to train on ({what_became(counts, 'comparisons')}). Pairs refused by the "

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
+from rlhf.config.stage_configs import SftStage
 from rlhf.data.conversations import read_conversations
 from rlhf.data.records import what_became
 from rlhf.data.shards import write_atomic
@@ -94,8 +95,8 @@ def gradient_accumulation(section: str, batch_size: int, micro_batch_size: int, 
     return batch_size // (micro_batch_size * num_ranks)
 
 
-def _rows(job: Job, tokenizer: PreTrainedTokenizerBase, counts: Counter[str]) -> Iterator[TokenRow]:
-    end, max_length = end_of_turn_id(tokenizer), job.config["max_length"]
+def _rows(job: Job[SftStage], tokenizer: PreTrainedTokenizerBase, counts: Counter[str]) -> Iterator[TokenRow]:
+    end, max_length = end_of_turn_id(tokenizer), job.config.max_length
     for messages in read_conversations(job.input_path("data"), counts):
         try:
             row = tokenize(tokenizer, messages, end)
@@ -169,14 +170,14 @@ def _to(value: Any, device: torch.device) -> Any:
 def _stop_at(folder: Path, end: int) -> None:
     """Let generation_config.json of a base model stop at the end of a turn too."""
     path = folder / "generation_config.json"
-    config = json.loads(path.read_text()) if path.is_file() else {}
-    before = config.get("eos_token_id")
+    settings = json.loads(path.read_text()) if path.is_file() else {}
+    before = settings.get("eos_token_id")
     stops = [before] if isinstance(before, int) else before or []
-    config["eos_token_id"] = sorted({*stops, end})
-    write_atomic(path, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+    settings["eos_token_id"] = sorted({*stops, end})
+    write_atomic(path, (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode())
 
 
-def _datasets(job: Job, tokenizer: PreTrainedTokenizerBase, counts: Counter[str]) -> tuple[Any, Any]:
+def _datasets(job: Job[SftStage], tokenizer: PreTrainedTokenizerBase, counts: Counter[str]) -> tuple[Any, Any]:
     """What to train on, packed if so configured, and the held-out conversations. Every rank calls it.
 
     Raises:
@@ -184,7 +185,7 @@ def _datasets(job: Job, tokenizer: PreTrainedTokenizerBase, counts: Counter[str]
     """
     config = job.config
     dataset = token_dataset(job.out_path / _FILES[0], _COLUMNS, lambda: _rows(job, tokenizer, counts))
-    train, held_out = split(len(dataset), config["held_out_share"], job.seed)
+    train, held_out = split(len(dataset), config.held_out_share, job.seed)
     if not train:
         raise DataError(
             f"{job.inputs['data']}: no conversation to train on ({what_became(counts)}). refused_by_template: the "
@@ -193,45 +194,45 @@ def _datasets(job: Job, tokenizer: PreTrainedTokenizerBase, counts: Counter[str]
         )
     counts.update(conversations=len(train), held_out=len(held_out))
     kept = dataset.select(train)
-    if config["packing"]:
+    if config.packing:
         columns = [*_COLUMNS, "seq_lengths"]
         kept = token_dataset(
-            job.out_path / _FILES[1], columns, lambda: _packs(dataset.select(train), config["max_length"])
+            job.out_path / _FILES[1], columns, lambda: _packs(dataset.select(train), config.max_length)
         )
         counts["packs"] = len(kept)
-        if len(kept) < config["batch_size"]:
+        if len(kept) < config.batch_size:
             _log.warning(
-                "all data makes %d packs, less than one step of sft.batch_size=%d", len(kept), config["batch_size"]
+                "all data makes %d packs, less than one step of sft.batch_size=%d", len(kept), config.batch_size
             )
     return kept, dataset.select(held_out)
 
 
-def train_sft(job: Job, worker: Worker) -> Outcome:
+def train_sft(job: Job[SftStage], worker: Worker) -> Outcome:
     """Fine-tune `model` on `data`; write `model/` and `metrics.jsonl`. Every rank calls this."""
     config, source = job.config, job.input_path("model")
     own: dict[str, Any] = common_arguments(job, source) | {
-        "num_train_epochs": config["num_epochs"],
-        "per_device_train_batch_size": config["micro_batch_size"],
+        "num_train_epochs": config.num_epochs,
+        "per_device_train_batch_size": config.micro_batch_size,
         "gradient_accumulation_steps": gradient_accumulation(
-            "sft", config["batch_size"], config["micro_batch_size"], worker.world_size
+            "sft", config.batch_size, config.micro_batch_size, worker.world_size
         ),
         "lr_scheduler_type": "cosine",
-        "max_length": config["max_length"] if config["packing"] else None,  # cut and packed here already
-        "packing": config["packing"],
+        "max_length": config.max_length if config.packing else None,  # cut and packed here already
+        "packing": config.packing,
         "dataset_kwargs": {"skip_prepare_dataset": True},
     }
-    args = build_arguments(SFTConfig, "sft", own, config["trainer_args"])
-    tokenizer = load_tokenizer(source, config["trust_remote_code"], config["chat_template"])
+    args = build_arguments(SFTConfig, "sft", own, config.trainer_args)
+    tokenizer = load_tokenizer(source, config.trust_remote_code, config.chat_template)
     counts: Counter[str] = Counter(rows=0, cut=0)
     dataset, held_out = _datasets(job, tokenizer, counts)
-    model = load_model(source, resolve_dtype(config["dtype"], source), config["trust_remote_code"])
+    model = load_model(source, resolve_dtype(config.dtype, source), config.trust_remote_code)
     trainer = _Trainer(model=model, args=args, train_dataset=dataset, processing_class=tokenizer)
     attach(trainer, source, worker)
     train_resumable(trainer, job.out_path)
     metrics = {}
     if len(held_out):
-        metrics["held_out_loss"] = held_out_loss(trainer, held_out, config["micro_batch_size"])
-    given = config["chat_template"] is not None
+        metrics["held_out_loss"] = held_out_loss(trainer, held_out, config.micro_batch_size)
+    given = config.chat_template is not None
     export_model(model, source, job.out_path / "model", tokenizer=tokenizer if given else None)
     rows = step_rows(trainer)
     if dist.is_initialized():

@@ -23,11 +23,11 @@ from rlhf.training.deepspeed import deepspeed_config, init_process_group, on_gpu
 from rlhf.training.weights import init_master_weights, resolve_dtype
 
 
-def common_arguments(job: Job, model: Path) -> dict[str, Any]:
+def common_arguments(job: Job[Any], model: Path) -> dict[str, Any]:
     """Trainer arguments that follow from a job alike for every kind of training. Joins the process group."""
     config = job.config
     init_process_group(job.compute)
-    dtype = resolve_dtype(config["dtype"], model)
+    dtype = resolve_dtype(config.dtype, model)
     return {
         "output_dir": job.out,
         "seed": job.seed,
@@ -35,16 +35,16 @@ def common_arguments(job: Job, model: Path) -> dict[str, Any]:
         "deepspeed": deepspeed_config(job.compute, dtype, num_parameters(model)),
         "use_cpu": not on_gpu(job.compute),
         "bf16": dtype == torch.bfloat16,
-        "learning_rate": config["learning_rate"],
-        "warmup_steps": config["warmup_ratio"],  # transformers 5: below 1 it is a share of the steps
-        "gradient_checkpointing": config["gradient_checkpointing"],
+        "learning_rate": config.learning_rate,
+        "warmup_steps": config.warmup_ratio,  # transformers 5: below 1 it is a share of the steps
+        "gradient_checkpointing": config.gradient_checkpointing,
         "save_strategy": "steps",
-        "save_steps": config["save_steps"],
+        "save_steps": config.save_steps,
         "save_total_limit": None,
         "logging_strategy": "steps",
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
-        "report_to": list(job.compute.get("report_to") or []) or "none",
+        "report_to": list(job.compute.report_to) or "none",
         "disable_tqdm": True,
         "eval_strategy": "no",
         "push_to_hub": False,

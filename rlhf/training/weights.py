@@ -173,10 +173,10 @@ def write_model(
             shutil.copyfile(path, partial / path.name)
     if tokenizer is not None:
         tokenizer.save_pretrained(partial)
-    config = json.loads((source / "config.json").read_text()) if config is None else dict(config)
+    model_config = json.loads((source / "config.json").read_text()) if config is None else dict(config)
     for key in ("torch_dtype", "_name_or_path"):
-        config.pop(key, None)
-    config["dtype"] = "float32"
-    (partial / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        model_config.pop(key, None)
+    model_config["dtype"] = "float32"
+    (partial / "config.json").write_text(json.dumps(model_config, indent=2, sort_keys=True) + "\n")
     shutil.rmtree(out, ignore_errors=True)
     os.replace(partial, out)  # made durable with the rest of the stage, when it is committed

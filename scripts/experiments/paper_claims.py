@@ -224,9 +224,9 @@ prompt as it grows sure. `SFT` is π0. Means over {len(PRIMARY_SEEDS)} seeds:
 
 ## A judge that likes length, and the penalty
 
-For {100 * LENGTH_SHARE:.0f} % of the prompts the judge's labels go by length alone (`scripts/experiments/biased_labels.py`), in the
-given preferences and in those of π0's samples; responses may have 48 tokens. `length_penalty` has the same judge and
-`pair.length_penalty={PENALTY}`. Over {len(SECONDARY_SEEDS)} seeds:
+For {100 * LENGTH_SHARE:.0f} % of the prompts the judge's labels go by length alone
+(`scripts/experiments/biased_labels.py`), in the given preferences and in those of π0's samples; responses may have 48
+tokens. `length_penalty` has the same judge and `pair.length_penalty={PENALTY}`. Over {len(SECONDARY_SEEDS)} seeds:
 
 {tables[1]}
 

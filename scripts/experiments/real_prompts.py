@@ -1,6 +1,7 @@
 """Run one iteration of the real command on real prompts with a tiny random policy and judge of each model family.
 
-    python scripts/experiments/real_prompts.py prompts=FILE[,FILE…] [count=500] [families=llama3,qwen2,…] [out=DIR] [key=value …]
+    python scripts/experiments/real_prompts.py prompts=FILE[,FILE…] [count=500] [families=llama3,qwen2,…]
+        [out=DIR] [key=value …]
 
 Takes `count` distinct prompts, evenly over the files (and a few more to evaluate on), and follows each by its id: it
 is dropped for a counted reason or sampled once, and once sampled it gives a pair or is dropped for a counted reason.

@@ -15,17 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config.schema import Config
+from rlhf.config.stage_configs import PairSettings, ReadStage
 from rlhf.data.shards import read_all_rows
 from rlhf.errors import UserError, writing
-from rlhf.loop.step import rule_settings
+from rlhf.loop.judges import rule_config
+from rlhf.run.artifact import Artifact
 from rlhf.run.job import Job, Kind, Outcome
 from rlhf.run.lock import hold_run
-from rlhf.run.plan import Artifact, Run, plain
+from rlhf.run.plan import Run
+from rlhf.run.stage_table import stage_function
 from tests.faults import hooks
 
 NUM_PROMPTS, SHARD_SIZE = 10, 4
 for _stage in ("read", "score", "pair"):
-    importlib.import_module(f"rlhf.stages.{_stage}")
+    stage_function(_stage)
 for _module in ("rlhf.scoring.tournament", "rlhf.scoring.choose_judge", "pandas", "pyarrow.compute"):
     importlib.import_module(_module)
 
@@ -46,8 +49,7 @@ class Here:
     def launch(self, job: Job, kind: Kind, shards: list[int]) -> Outcome:
         """Run one stage attempt."""
         self.job, self.todo = job, shards
-        outcome: Outcome = importlib.import_module(f"rlhf.stages.{job.stage}").run(job, self)
-        return outcome
+        return stage_function(job.stage)(job, self)
 
     def shards(self) -> Iterator[int]:
         """Those that are missing."""
@@ -87,12 +89,11 @@ def prepare(folder: Path) -> None:
 def stages(run: Run, folder: Path) -> list[Artifact]:
     """Everything the run makes."""
     file = Artifact(folder / "in.jsonl", "in")
-    read = run.stage("read", "read", {"what": "responses", "shard_size": SHARD_SIZE}, {"file": file})
+    read = run.stage("read", "read", ReadStage("responses", SHARD_SIZE), {"file": file})
     candidates = read.part("candidates")
-    rule = {"kind": "scalar", "url": None} | rule_settings("tests.faults.subject:length", "rule")
-    scores = run.stage("score", "score", plain(Config().score) | rule, {"candidates": candidates})
-    section = {key: value for key, value in plain(Config().pair).items() if key != "data"}
-    return [read, scores, run.stage("pair", "pair", section, {"candidates": candidates, "scores": scores})]
+    rule = rule_config(Config(), "tests.faults.subject:length", "rule")
+    scores = run.stage("score", "score", rule, {"candidates": candidates})
+    return [read, scores, run.stage("pair", "pair", PairSettings(), {"candidates": candidates, "scores": scores})]
 
 
 def whole(folder: Path) -> dict[str, Any]:

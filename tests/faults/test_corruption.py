@@ -10,7 +10,8 @@ import pytest
 from rlhf.config.schema import Config
 from rlhf.data.shards import damaged_shards
 from rlhf.errors import RunChanged
-from rlhf.run.plan import Artifact, Run
+from rlhf.run.artifact import Artifact
+from rlhf.run.plan import Run
 from tests.faults import subject
 from tests.faults.conftest import IN_MEMORY
 from tests.faults.tally import contents

@@ -18,12 +18,13 @@ import pytest
 from hydra.core.config_store import ConfigStore
 from safetensors.numpy import save_file
 
-from rlhf import stage as alone
+from rlhf import stage
 from rlhf.command.line import main
 from rlhf.config import tools as tools_config
 from rlhf.config.schema import Config
 from rlhf.launch.local import LocalLauncher
 from rlhf.run.console import Console
+from rlhf.run.stage_table import stage_function
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMAS: dict[str, tuple[str, str, Any]] = {
@@ -83,7 +84,7 @@ class _Worker:
 
 
 def _launch_here(self: Any, job: Any, kind: Any, shards: list[int]) -> Any:
-    return importlib.import_module(f"rlhf.stages.{job.stage}").run(job, _Worker(shards))
+    return stage_function(job.stage)(job, _Worker(shards))
 
 
 def _closed_at_the_end(monkeypatch: pytest.MonkeyPatch) -> list[Console]:
@@ -110,8 +111,8 @@ def run_here(monkeypatch: pytest.MonkeyPatch, command: str) -> int:
     consoles = _closed_at_the_end(monkeypatch)
     handlers = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
     try:
-        if module.startswith("stages."):
-            alone.main(module.removeprefix("stages."))
+        if module == "stage":
+            stage.main(sys.argv[1:])
         function, config_name, schema = SCHEMAS[module]
         main(getattr(importlib.import_module(f"rlhf.{module}"), function), config_name, schema)
     except SystemExit as ended:

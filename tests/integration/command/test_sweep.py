@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rlhf.config.stage_configs import DatasetStage
 from rlhf.data.shards import read_rows
 from rlhf.errors import DataError
 from rlhf.stages import dataset
@@ -90,11 +91,11 @@ def test_a_split_of_a_hub_data_set_becomes_a_file(tmp_path):
     for split, texts in (("train", ["a", "b"]), ("test", ["c"])):
         table = pa.table({"context_messages": [[{"role": "user", "content": text}] for text in texts]})
         pq.write_table(table, snapshot / "data" / f"{split}-00000-of-00001.parquet")
-    config = {"repo": "some/prompts", "commit": "c" * 40, "subset": None, "split": "test"}
-    job = Job("dataset", "data/prompts", config, {"snapshot": str(snapshot)}, str(out), 1, {})
+    config = DatasetStage("some/prompts", "c" * 40, None, "test")
+    job = Job("dataset", "data/prompts", config, {"snapshot": str(snapshot)}, str(out), 1)
     assert dataset.run(job, FakeWorker()).counts == {"rows": 1}
     assert [row["context_messages"] for row in read_rows(out / "rows.parquet")] == [[{"role": "user", "content": "c"}]]
     assert [path.name for path in out.iterdir()] == ["rows.parquet"]
-    config["split"] = "nothing"
+    config.split = "nothing"
     with pytest.raises(DataError, match=r"some/prompts at cccccccccccc.*split nothing"):
         dataset.run(job, FakeWorker())

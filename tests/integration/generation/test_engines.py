@@ -8,15 +8,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from rlhf.config.choices import Engine
+from rlhf.config.stage_configs import GenerateStage
+
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
 os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
 
-from rlhf.config.schema import Config
 from rlhf.generation.choose_engine import load_sampler
 from rlhf.generation.request import Request, Sampling, seed_of, temperatures_of
 from rlhf.generation.transformers_sampler import draw
-from rlhf.run.plan import plain
 from tests.tiny import tiny_llama
 
 STOP = 7
@@ -30,8 +31,7 @@ def model(tmp_path_factory):
 
 
 def settings(engine):
-    config = plain(Config().generate) | {"engine": engine, "dtype": "auto", "trust_remote_code": False}
-    return config | {"max_prompt_tokens": 64, "max_new_tokens": 24}
+    return GenerateStage(engine=Engine(engine), max_prompt_tokens=64, max_new_tokens=24)
 
 
 @pytest.fixture(scope="module", params=["transformers", "vllm"])

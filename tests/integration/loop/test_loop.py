@@ -195,10 +195,10 @@ def test_one_stage_alone(world, finished):
     run = copy_of(finished[0], "alone")
     expected = digests(run)["iteration_001/pair"]
     shutil.rmtree(run / "iteration_001" / "pair")
-    code, said = loop(run, "iteration=1", module="rlhf.stages.pair")
+    code, said = loop(run, "pair", "iteration=1", module="rlhf.stage")
     assert code == 0, said
     assert digests(run)["iteration_001/pair"] == expected
-    code, said = loop(run, "iteration=7", module="rlhf.stages.pair")
+    code, said = loop(run, "pair", "iteration=7", module="rlhf.stage")
     assert code == 2 and "no such stage" in said
 
 

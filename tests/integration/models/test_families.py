@@ -15,6 +15,7 @@ os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
 os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
 
+from rlhf.config.fields import plain
 from rlhf.config.schema import Config, GenerateConfig
 from rlhf.data.records import PROMPT_SCHEMA, prompt_id
 from rlhf.data.shards import read_all_rows, sum_counts, write_shard
@@ -30,7 +31,6 @@ from rlhf.models.chat import (
     stop_token_ids,
 )
 from rlhf.models.folder import attention
-from rlhf.run.plan import plain
 from rlhf.scoring.classifier_judge import ClassifierJudge
 from rlhf.training.logprobs import collate, response_logprobs
 from rlhf.training.reward_model import ensure_pad

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from rlhf.config.schema import Config
+from rlhf.config.stage_configs import PreflightStage
 from rlhf.preflight.look import Level
 from rlhf.run.job import Job
-from rlhf.run.plan import plain
 from tests.families import FAMILIES, tiny_policy
-from tests.stage_runner import run_here
+from tests.stage_runner import config_of, run_here
 from tests.tiny import tiny_llama, tiny_reward_model, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -30,11 +30,13 @@ def folders(tmp_path_factory):
 
 def look(folder, key="model.path", prompts=(), **sections):
     """What the stage finds in one folder; `sections` are config values by section."""
-    cfg = plain(Config())
+    cfg = config_of(Config)
     for section, changes in sections.items():
-        cfg[section] |= changes
-    config = {"cfg": cfg, "folders": {key: str(folder)}, "prompts": list(prompts)}
-    return run_here(Job("preflight", "preflight", config, {}, "", 1, cfg["compute"])).metrics["findings"]
+        if isinstance(changes, dict):
+            changes = config_of(type(getattr(cfg, section)), getattr(cfg, section), **changes)
+        setattr(cfg, section, changes)
+    config = PreflightStage(cfg, {key: str(folder)}, list(prompts))
+    return run_here(Job("preflight", "preflight", config, {}, "", 1)).metrics["findings"]
 
 
 def odd(found):

@@ -13,12 +13,12 @@ os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
 os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
 
 from rlhf.config.choices import Engine
+from rlhf.config.fields import plain
 from rlhf.config.schema import Config, ScoreConfig
 from rlhf.config.training import RewardModelConfig
 from rlhf.data.records import CANDIDATES_SCHEMA, Candidate
 from rlhf.data.shards import shard_name, write_shard
 from rlhf.errors import ModelError
-from rlhf.run.plan import plain
 from rlhf.scoring.choose_judge import load_judge
 from rlhf.scoring.classifier_judge import ClassifierJudge
 from rlhf.scoring.vllm_judge import VllmJudge

@@ -51,8 +51,8 @@ class OneWorker:
 
 def make(out: Path, seed: int = 1, **changes: Any) -> Path:
     out.mkdir(exist_ok=True)
-    config = asdict(WorldConfig()) | SMALL | changes
-    world.run(Job("world", "world", config, {}, str(out), seed, {}), OneWorker())
+    config = WorldConfig(**(SMALL | changes))
+    world.run(Job("world", "world", config, {}, str(out), seed), OneWorker())
     return out
 
 

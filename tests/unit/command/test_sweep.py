@@ -12,8 +12,9 @@ import pytest
 from rlhf.command import sweep
 from rlhf.config.schema import Config
 from rlhf.errors import RunChanged
+from rlhf.run.artifact import open_artifact
 from rlhf.run.commit import take
-from rlhf.run.plan import Run, open_artifact
+from rlhf.run.plan import Run
 from tests.unit.run.test_plan import InProcess, make
 
 LINE = ["-m", "experiment=quickstart", "dpo.beta=0.05,0.1", "seed=1", "model.path=/a/b,/c"]

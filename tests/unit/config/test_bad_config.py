@@ -135,18 +135,18 @@ def config_folder(text):
     ),
     Case("config folder missing", "iterate --config-dir=nowhere", ["nowhere", "not found"]),
     Case("sweep of a tool", "pair -m input=a,b output=o.jsonl", ["sweeps (-m)", "once per output file"]),
-    Case("stage without a run", "stages.dpo run_dir=nowhere", ["run_dir=nowhere", "begin the run with"]),
-    Case("stage with half an argument", "stages.dpo run_dir", ["key=value", "usage"]),
+    Case("stage without a run", "stage dpo run_dir=nowhere", ["run_dir=nowhere", "begin the run with"]),
+    Case("stage with half an argument", "stage dpo run_dir", ["key=value", "usage"]),
     Case(
         "stage of iteration ²",
-        "stages.dpo run_dir=r iteration=²",
+        "stage dpo run_dir=r iteration=²",
         ["iteration=²", "whole number"],
         {"r/config.yaml": ""},
     ),
-    Case("stage of a broken config", "stages.dpo run_dir=r", ["config.yaml", "line 2"], {"r/config.yaml": "a: [\n"}),
+    Case("stage of a broken config", "stage dpo run_dir=r", ["config.yaml", "line 2"], {"r/config.yaml": "a: [\n"}),
     Case(
         "stage of a config with a new key",
-        "stages.dpo run_dir=r",
+        "stage dpo run_dir=r",
         ["nonsense: no such setting", "docs/configuration.md"],
         {"r/config.yaml": "nonsense: 1\n"},
     ),
@@ -155,7 +155,7 @@ def test_refused(case, tmp_path, monkeypatch, capsys):
     refuse(case, tmp_path, monkeypatch, capsys)
 
 
-@pytest.mark.parametrize("command", ["iterate dpo.beta=0", "pair input=a.jsonl output=o.jsonl", "stages.dpo run_dir=a"])
+@pytest.mark.parametrize("command", ["iterate dpo.beta=0", "pair input=a.jsonl output=o.jsonl", "stage dpo run_dir=a"])
 def test_the_real_command_ends_with_2_and_no_traceback(tmp_path, command):
     done = run_for_real(tmp_path, command)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr + done.stdout

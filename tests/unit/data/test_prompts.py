@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
+from rlhf.config.stage_configs import PromptsSettings
 from rlhf.data.preferences import Preference, read_preferences
 from rlhf.data.prompts import UnusableRow, load_prompts, to_messages
 from rlhf.data.records import dropped, prompt_id
 from rlhf.data.shards import read_rows
 from rlhf.errors import ConfigError, DataError
 from rlhf.run.job import Job, Kind, Outcome
-from rlhf.stages import prompts as stage
+from rlhf.run.stage_table import STAGES
+from rlhf.stages import split_prompts as stage
 
 USER = {"role": "user", "content": "Hi"}
 ANSWER = {"role": "assistant", "content": "Hello"}
@@ -122,8 +124,8 @@ class OneWorker:
 
 def run(tmp: Path, inputs: dict[str, Path], num_held_out: int, seed: int = 1) -> tuple[Outcome, list[str], list[str]]:
     (tmp / "out").mkdir(exist_ok=True)
-    config = {"path": "x", "held_out_path": None, "num_held_out": num_held_out}
-    job = Job("prompts", "prompts", config, {k: str(v) for k, v in inputs.items()}, str(tmp / "out"), seed, {})
+    paths = {k: str(v) for k, v in inputs.items()}
+    job = Job("prompts", "prompts", PromptsSettings(num_held_out), paths, str(tmp / "out"), seed)
     outcome = stage.run(job, OneWorker())
     parts = [
         [row["messages"][0]["content"] for row in read_rows(tmp / "out" / f"{name}.parquet")]
@@ -141,7 +143,7 @@ def names(start: int, stop: int) -> set[str]:
 
 
 def test_stage_cuts_the_held_out_prompts_off_first(tmp_path: Path) -> None:
-    assert stage.KIND is Kind.single
+    assert STAGES["prompts"].kind is Kind.single
     outcome, train, held_out = run(tmp_path, {"prompts": write(tmp_path / "p.jsonl", rows(0, 20))}, 5)
     assert (len(train), len(held_out)) == (15, 5)
     assert set(train) | set(held_out) == names(0, 20)

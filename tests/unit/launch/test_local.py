@@ -9,15 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.config.schema import Config
+from rlhf.config.schema import ComputeConfig, Config
+from rlhf.config.stage_configs import RuleStage
 from rlhf.data.records import CANDIDATES_SCHEMA
 from rlhf.data.shards import read_all_rows, shard_name, write_shard
 from rlhf.errors import ConfigError, DataError, WorkerFailed
 from rlhf.launch.local import LocalLauncher
 from rlhf.launch.machine import environments, gpus
+from rlhf.run.artifact import Artifact
 from rlhf.run.job import Kind
 from rlhf.run.lock import hold_run
-from rlhf.run.plan import Artifact, Run, plain
+from rlhf.run.plan import Run
+from tests.stage_runner import config_of
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -51,7 +54,7 @@ def score(folder, inputs, rule, token, workers=1, hang_seconds=60.0, say=print):
     cfg.compute.num_inference_workers = workers
     cfg.compute.device = type(cfg.compute.device).cpu
     run = Run(folder, cfg, LocalLauncher(folder, token, preload=False, say=say))
-    return run.stage("score", "score", {"rule": f"tests.unit.rules:{rule}"}, {"candidates": inputs})
+    return run.stage("score", "score", RuleStage(rule=f"tests.unit.rules:{rule}"), {"candidates": inputs})
 
 
 def all_scores(artifact):
@@ -124,7 +127,7 @@ import sys
 from pathlib import Path
 from rlhf.command.line import guarded
 from rlhf.run.lock import hold_run
-from rlhf.run.plan import Artifact
+from rlhf.run.artifact import Artifact
 from tests.unit.launch.test_local import score
 def main():
     folder = Path(sys.argv[1])
@@ -171,7 +174,7 @@ def is_alive(pid):
 
 
 def compute(**changes):
-    return plain(Config().compute) | changes
+    return config_of(ComputeConfig, None, **changes)
 
 
 def test_gpus_are_those_that_are_visible(monkeypatch):

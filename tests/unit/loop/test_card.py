@@ -9,13 +9,14 @@ from types import SimpleNamespace
 import pytest
 from omegaconf import OmegaConf
 
-from rlhf import iterate
 from rlhf.config.choices import Engine
 from rlhf.config.schema import Config
+from rlhf.config.stage_configs import ExportStage
 from rlhf.data.shards import write_atomic
-from rlhf.loop import card
+from rlhf.loop import card, outcome
 from rlhf.loop.figures import Row
-from rlhf.run.plan import Artifact, Run
+from rlhf.run.artifact import Artifact
+from rlhf.run.plan import Run
 from tests.unit.run.test_plan import InProcess
 
 
@@ -76,7 +77,7 @@ def trained(tmp_path):
 
 
 def export(run, trained, told):
-    config = {"dtype": "float32", "card": told}
+    config = ExportStage("float32", told)
     return run.stage("export", "iteration_001/export", config, {"model": trained}).part("model")
 
 
@@ -116,7 +117,7 @@ def test_the_best_policy_is_exported_and_linked_anew_when_another_is_better(tmp_
         ((0.0, 2.0), Path("iteration_001/export/model")),
         ((9.0, 2.0), outside.path),
     ):
-        monkeypatch.setattr(iterate, "rows_of", lambda _, scores=scores: [row(t, s) for t, s in enumerate(scores)])
-        iterate.conclude(Run(run, config(), InProcess()), evaluations, "float32")
+        monkeypatch.setattr(outcome, "rows_of", lambda _, scores=scores: [row(t, s) for t, s in enumerate(scores)])
+        outcome.conclude(Run(run, config(), InProcess()), evaluations, "float32")
         assert Path(os.readlink(run / "best")) == target
     assert "+2.000" in (run / "iteration_001" / "export" / "model" / "README.md").read_text()

@@ -9,7 +9,7 @@ import pytest
 from rlhf.data.records import CANDIDATES_SCHEMA, LOGPROBS_SCHEMA, SCORES_SCHEMA
 from rlhf.data.shards import shard_name, write_shard
 from rlhf.loop.figures import Evaluation, Row, best, kl_to_initial, rows_of, table, win_rate, write_summary
-from rlhf.run.plan import Artifact
+from rlhf.run.artifact import Artifact
 
 
 def candidates(folder, logprobs, tokens=3, truncated=0):

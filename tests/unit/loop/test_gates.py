@@ -17,8 +17,9 @@ from rlhf.data.shards import shard_name, write_shard
 from rlhf.errors import ConfigError, UserError
 from rlhf.loop.figures import Evaluation, Row
 from rlhf.loop.gates import Gates, check_iteration, check_stage, loss_at_equal_policies
+from rlhf.run.artifact import Artifact
 from rlhf.run.console import Console
-from rlhf.run.plan import Artifact, Run
+from rlhf.run.plan import Run
 
 
 def gates_of(findings):
@@ -208,28 +209,28 @@ def run(tmp_path):
 def test_what_is_found_warns_stops_or_is_ignored(run, capsys, monkeypatch, action):
     monkeypatch.setattr("rlhf.loop.gates.rows_of", lambda evaluations: [row(0)])
     run.cfg.gates.truncated = action
-    gates = Gates(run)
+    gates = Gates(run, [])
     findings = check_stage(run.cfg, 1, counted(run.folder / "iteration_001", "generate", responses=4, truncated=3))
     if action is Action.stop:
         with pytest.raises(UserError) as stopped:
-            gates.heed(findings, [])
+            gates._heed(findings)
         assert all(part in str(stopped.value) for part in ("75.0%", "gates.max_truncated", "gates.truncated=warn"))
         assert str(run.folder / "iteration_001" / "generate") in str(stopped.value)
-        assert json.loads((run.folder / "summary.json").read_text())["gates"] == gates.found
+        assert json.loads((run.folder / "summary.json").read_text())["gates"] == gates.violations
     else:
-        gates.heed(findings, [])
+        gates._heed(findings)
     assert ("  ! gates.truncated: 75.0%" in capsys.readouterr().out) == (action is not Action.ignore)
     assert ("! gates.truncated" in (run.folder / "logs" / "driver.log").read_text()) == (action is not Action.ignore)
-    assert [(f["iteration"], f["value"], f["threshold"], f["action"], f["where"]) for f in gates.found] == (
+    assert [(f["iteration"], f["value"], f["threshold"], f["action"], f["where"]) for f in gates.violations] == (
         [] if action is Action.ignore else [(1, 0.75, 0.2, action.value, "iteration_001/generate")]
     )
 
 
 @pytest.mark.parametrize("change", [{"planning": True}, {"only": "iteration_001/dpo"}])
 def test_a_plan_and_a_stage_alone_are_not_held_against_gates(run, change):
-    gates = Gates(replace(run, **change))
-    gates.heed(check_stage(run.cfg, 1, Artifact(run.folder / "dpo", None)), [])
-    assert gates.found == []
+    gates = Gates(replace(run, **change), [])
+    gates.stage_finished(1, Artifact(run.folder / "dpo", None))
+    assert gates.violations == []
 
 
 def test_a_negative_limit_is_refused():

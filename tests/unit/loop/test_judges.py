@@ -5,13 +5,15 @@ import struct
 
 import pytest
 
+from rlhf.config.fields import plain
 from rlhf.config.limits import check_config, check_stages
 from rlhf.config.schema import Config
+from rlhf.config.stage_configs import ReadStage
 from rlhf.data.digest import digest_of
 from rlhf.data.shards import read_all_rows
 from rlhf.errors import ConfigError, DataError
 from rlhf.iterate import iterate
-from rlhf.loop import step as steps
+from rlhf.loop import judges
 from rlhf.run.plan import Run
 from rlhf.scoring.judge import RuleJudge
 from tests.unit.run.test_plan import InProcess
@@ -24,8 +26,7 @@ def identity(tmp_path, **score):
     cfg.reward_model.url = score.pop("url", None)
     for key, value in score.items():
         setattr(cfg.score, key, value)
-    settings = steps.settings(cfg, "score") | steps.judge_settings(cfg)
-    return digest_of(Run(tmp_path, cfg)._identity("score", settings, {}))
+    return digest_of(Run(tmp_path, cfg)._identity("score", judges.training_judge_config(cfg), {}))
 
 
 def test_where_and_how_patiently_a_judge_is_asked_is_no_part_of_the_fingerprint(tmp_path):
@@ -41,9 +42,9 @@ def test_the_source_of_a_rule_is_part_of_the_fingerprint(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     file = tmp_path / "a_rule_of_this_test.py"
     file.write_text("def judge(messages, response):\n    return 1\n")
-    before = steps.judge_settings(cfg)
+    before = plain(judges.training_judge_config(cfg))
     file.write_text("def judge(messages, response):\n    return 2\n")
-    after = steps.judge_settings(cfg)
+    after = plain(judges.training_judge_config(cfg))
     assert {key for key in before if before[key] != after[key]} == {"rule_source"}
 
 
@@ -51,7 +52,7 @@ class Listening(Run):
     """Remembers what each stage is told."""
 
     def stage(self, stage, name, config, inputs):
-        self.told = getattr(self, "told", {}) | {name: (config, sorted(inputs))}
+        self.told = getattr(self, "told", {}) | {name: (plain(config), sorted(inputs))}
         return super().stage(stage, name, config, inputs)
 
 
@@ -81,9 +82,9 @@ def test_a_rule_scores_a_file(tmp_path):
     cfg.reward_model.rule = GOLD
     (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": "Reverse: a b c", "responses": ["c b a.", "a"]}) + "\n")
     run = Run(tmp_path / "run", cfg, InProcess())
-    file = steps.sources.data_file(run, str(tmp_path / "in.jsonl"), "input")
-    read = run.stage("read", "read", {"what": "responses", "shard_size": 8}, {"file": file})
-    scores = steps.scores_of(run, read.part("candidates"))
+    file = judges.sources.data_file(run, str(tmp_path / "in.jsonl"), "input")
+    read = run.stage("read", "read", ReadStage("responses", 8), {"file": file})
+    scores = judges.scores_of(run, read.part("candidates"))
     assert [row["scores"] for row in read_all_rows(scores.path)] == [[1.0, 0.0]]
 
 

@@ -13,7 +13,8 @@ from rlhf.data.shards import read_rows
 from rlhf.errors import ConfigError
 from rlhf.loop.prompt_sets import prompt_sets
 from rlhf.preflight import capacity
-from rlhf.run.plan import Artifact, Run
+from rlhf.run.artifact import Artifact
+from rlhf.run.plan import Run
 from tests.unit.run.test_plan import InProcess
 
 

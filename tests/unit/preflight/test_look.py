@@ -15,18 +15,18 @@ from omegaconf import OmegaConf
 from rlhf.command.line import to_config
 from rlhf.config.choices import Device, Engine
 from rlhf.config.schema import Config
+from rlhf.config.stage_configs import ScoreStage
 from rlhf.data.records import CANDIDATES_SCHEMA
 from rlhf.data.shards import shard_name, write_shard
 from rlhf.errors import ConfigError, WorkerFailed
 from rlhf.launch.machine import environments
 from rlhf.preflight import look as preflight
 from rlhf.preflight.look import Finding, Level, collect, look, refusal, require, table
+from rlhf.preflight.tokenizers import _names
 from rlhf.run.console import Console
 from rlhf.run.job import Job, Outcome
-from rlhf.run.plan import plain
 from rlhf.scoring.judge import Scored
 from rlhf.stages import score
-from rlhf.stages.preflight import _names
 from tests.stage_runner import FakeWorker
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -150,12 +150,12 @@ def test_names_that_are_passed_on_to_the_trainers():
     look(cfg, launcher)
     (job,) = launcher.jobs
     assert job.stage == "preflight", "it is needed even where no model is from outside"
-    found = list(_names(job.config["cfg"]))
+    found = list(_names(job.config.cfg))
     assert said(found, "dpo.lr_scheduler=cosin") is ERROR and said(found, "report_to=['wandbb']") is ERROR
     assert (
         said(found, "sft.trainer_args: betta") is ERROR and said(found, "reward_model.trainer_args: adam_beta2") is OK
     )
-    assert [each.level for each in _names(plain(Config()))] == [OK]
+    assert [each.level for each in _names(Config())] == [OK]
 
 
 def test_an_error_is_cut_behind_its_first_sentence():
@@ -347,7 +347,7 @@ class Preferring:
 def golden(tmp_path, absurd, name="iteration_000/held_out/score", judge="/elsewhere/judge"):
     inputs = {"judge": judge} if judge else {}
     out = tmp_path / Path(name).parent / ".score.partial"
-    return score._golden_pair(Job("score", name, {}, inputs, str(out), 1, {}), Preferring(absurd))
+    return score._golden_pair(Job("score", name, ScoreStage(), inputs, str(out), 1), Preferring(absurd))
 
 
 def test_the_golden_pair_is_asked_once_of_a_judge_from_outside(tmp_path):
@@ -370,7 +370,9 @@ def test_the_golden_pairs_warning_is_said_and_changes_no_file(tmp_path, monkeypa
         out = tmp_path / name
         out.mkdir(parents=True)
         inputs = {"candidates": str(candidates), "judge": "/elsewhere/judge"}
-        outcome = score.run(Job("score", name, {}, inputs, str(out), 1, {}), FakeWorker(out=str(out), num_shards=1))
+        outcome = score.run(
+            Job("score", name, ScoreStage(), inputs, str(out), 1), FakeWorker(out=str(out), num_shards=1)
+        )
         console.end(name, 1.0, outcome.metrics)
         made[name] = (out / shard_name(0)).read_bytes()
     console._log.close()

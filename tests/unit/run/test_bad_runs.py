@@ -42,7 +42,7 @@ def run(name, said, make, more=""):
 def split(here):
     """What stage `prompts` leaves behind, made by its own code."""
     from rlhf.config.schema import Config
-    from rlhf.loop.step import settings
+    from rlhf.loop.step import stage_config
     from rlhf.run.plan import Run
     from rlhf.run.sources import data_file
     from tests.unit.run.test_plan import InProcess
@@ -50,7 +50,9 @@ def split(here):
     cfg = Config()
     cfg.prompts.num_held_out = 1
     made = Run(here / "run", cfg, InProcess())
-    made.stage("prompts", "prompts", settings(cfg, "prompts"), {"prompts": data_file(made, str(here / "p.jsonl"), "k")})
+    made.stage(
+        "prompts", "prompts", stage_config(cfg, "prompts"), {"prompts": data_file(made, str(here / "p.jsonl"), "k")}
+    )
 
 
 def change(**changes):

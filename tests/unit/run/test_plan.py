@@ -1,15 +1,20 @@
 """Artifacts, fingerprints, commit, plan and refusal, with real torch-free stages run in this process."""
 
-import importlib
 import json
 from pathlib import Path
 
 import pytest
 
+from rlhf.config.fields import plain
 from rlhf.config.schema import Config
+from rlhf.config.stage_configs import DpoStage, GenerateStage, PromptsSettings
 from rlhf.data.digest import sealed
 from rlhf.errors import RunChanged, UserError
-from rlhf.run.plan import UNKNOWN, AloneDone, Artifact, Run, commit, differences, open_artifact, plain
+from rlhf.run.artifact import Artifact, open_artifact
+from rlhf.run.commit import commit
+from rlhf.run.plan import UNKNOWN, AloneDone, Run
+from rlhf.run.refusal import differences
+from rlhf.run.stage_table import stage_function
 
 
 class InProcess:
@@ -22,7 +27,7 @@ class InProcess:
     def launch(self, job, kind, shards):
         self.ran.append((job.name, shards))
         self._shards = shards
-        return importlib.import_module(f"rlhf.stages.{job.stage}").run(job, self)
+        return stage_function(job.stage)(job, self)
 
     def shards(self):
         yield from self._shards
@@ -43,7 +48,7 @@ def source(path, digest="d"):
 
 
 def make(run, prompts_file, num_held_out=4, digest="d"):
-    return run.stage("prompts", "prompts", {"num_held_out": num_held_out}, {"prompts": source(prompts_file, digest)})
+    return run.stage("prompts", "prompts", PromptsSettings(num_held_out), {"prompts": source(prompts_file, digest)})
 
 
 def test_a_finished_stage_is_reused(tmp_path, prompts_file):
@@ -106,12 +111,12 @@ def test_another_seed_is_a_change(tmp_path, prompts_file):
 
 def test_memory_budgets_and_machines_are_no_change(tmp_path):
     run = Run(tmp_path, Config())
-    lean = run._identity("dpo", {"beta": 0.1, "save_steps": 5, "batch_tokens": 100}, {})
-    rich = run._identity("dpo", {"beta": 0.1, "save_steps": 50, "batch_tokens": 9999}, {})
+    lean = run._identity("dpo", DpoStage(beta=0.1, save_steps=5, batch_tokens=100), {})
+    rich = run._identity("dpo", DpoStage(beta=0.1, save_steps=50, batch_tokens=9999), {})
     assert lean == rich
     cfg = Config()
     cfg.compute.zero_stage = 3
-    assert Run(tmp_path, cfg)._identity("dpo", {"beta": 0.1}, {}) == lean
+    assert Run(tmp_path, cfg)._identity("dpo", DpoStage(beta=0.1), {}) == lean
 
 
 def test_a_plan_runs_nothing_and_says_what_is_left(tmp_path, prompts_file):
@@ -128,10 +133,10 @@ def test_a_plan_names_everything_a_change_touches(tmp_path, prompts_file):
     folder = tmp_path / "run"
     first = make(Run(folder, Config(), InProcess()), prompts_file)
     run = Run(folder, Config(), InProcess())
-    run.stage("prompts", "later", {"num_held_out": 0}, {"prompts": first.part("train.parquet")})
+    run.stage("prompts", "later", PromptsSettings(num_held_out=0), {"prompts": first.part("train.parquet")})
     plan = Run(folder, Config(), planning=True)
     changed = make(plan, prompts_file, num_held_out=5)
-    later = plan.stage("prompts", "later", {"num_held_out": 0}, {"prompts": changed.part("train.parquet")})
+    later = plan.stage("prompts", "later", PromptsSettings(num_held_out=0), {"prompts": changed.part("train.parquet")})
     assert changed.stale and later.stale
     with pytest.raises(RunChanged) as refusal:
         plan.refuse_changes()
@@ -150,11 +155,11 @@ def test_what_is_redone_with_the_same_outcome_keeps_what_came_after(tmp_path, pr
     folder, launcher = tmp_path / "run", InProcess()
     run = Run(folder, Config(), launcher)
     first = make(run, prompts_file)
-    run.stage("prompts", "later", {"num_held_out": 0}, {"prompts": first.part("train.parquet")})
+    run.stage("prompts", "later", PromptsSettings(num_held_out=0), {"prompts": first.part("train.parquet")})
     (folder / "prompts").rename(tmp_path / "gone")
     run = Run(folder, Config(), launcher)
     again = make(run, prompts_file)
-    run.stage("prompts", "later", {"num_held_out": 0}, {"prompts": again.part("train.parquet")})
+    run.stage("prompts", "later", PromptsSettings(num_held_out=0), {"prompts": again.part("train.parquet")})
     assert [name for name, _ in launcher.ran] == ["prompts", "later", "prompts"]
 
 
@@ -162,15 +167,15 @@ def test_unfinished_work_of_a_long_stage_with_other_settings_is_refused(tmp_path
     partial = tmp_path / ".generate.partial"
     partial.mkdir()
     run = Run(tmp_path, Config(), InProcess())
-    (partial / ".identity.json").write_bytes(sealed(run._identity("generate", {"n": 8}, {})))
+    (partial / ".identity.json").write_bytes(sealed(run._identity("generate", GenerateStage(n=8), {})))
     plan = Run(tmp_path, Config(), planning=True)
-    plan.stage("generate", "generate", {"n": 4}, {})
+    plan.stage("generate", "generate", GenerateStage(n=4), {})
     assert plan.refusals == [], "nothing was made with the old settings, so nothing would be lost"
     (partial / "shard_00000.parquet").write_text("x")
     with pytest.raises(RunChanged, match=r"generate \(unfinished\)[\s\S]*config.n: 8 there, 4 now"):
-        run.stage("generate", "generate", {"n": 4}, {})
+        run.stage("generate", "generate", GenerateStage(n=4), {})
     plan = Run(tmp_path, Config(), planning=True)
-    plan.stage("generate", "generate", {"n": 4}, {})
+    plan.stage("generate", "generate", GenerateStage(n=4), {})
     assert plan.refusals == [("generate", ["config.n: 8 there, 4 now"])]
 
 
@@ -178,7 +183,7 @@ def test_unfinished_work_of_a_short_stage_with_other_settings_is_thrown_away(tmp
     partial = tmp_path / ".prompts.partial"
     partial.mkdir()
     run = Run(tmp_path, Config(), InProcess())
-    (partial / ".identity.json").write_bytes(sealed(run._identity("prompts", {"num_held_out": 9}, {})))
+    (partial / ".identity.json").write_bytes(sealed(run._identity("prompts", PromptsSettings(num_held_out=9), {})))
     (partial / "rubbish").write_text("x")
     assert "rubbish" not in make(run, prompts_file).record["files"]
 

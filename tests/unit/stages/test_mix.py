@@ -9,11 +9,13 @@ import pytest
 from rlhf.command.line import to_config
 from rlhf.config.limits import check_config
 from rlhf.config.schema import Config
+from rlhf.config.stage_configs import MixStage
 from rlhf.config.training import OtherJudge
 from rlhf.data.records import SCORES_SCHEMA
 from rlhf.data.shards import read_all_rows, shard_name, sum_counts, write_shard
 from rlhf.errors import ConfigError, DataError, ModelError
 from rlhf.run.job import Job
+from rlhf.run.stage_table import num_shards
 from rlhf.stages import mix
 from tests.stage_runner import run_here
 from tests.unit.config.test_experiments import composed, fetched, plan  # noqa: F401 - fetched is a fixture that is always on
@@ -35,7 +37,7 @@ def mixing(tmp_path, weights, initial, scores):
     inputs |= {f"scores.{name}": write_scores(tmp_path / f"scores_{name}", *scores[name]) for name in weights}
     (tmp_path / "out").mkdir()
     paths = {key: str(path) for key, path in inputs.items()}
-    return Job("mix", "mix", {"weights": weights}, paths, str(tmp_path / "out"), 1, {})
+    return Job("mix", "mix", MixStage(weights), paths, str(tmp_path / "out"), 1)
 
 
 INITIAL = {
@@ -50,7 +52,7 @@ SCORES = {
 
 def test_scores_are_normalised_by_the_initial_policys_and_summed(tmp_path):
     job = mixing(tmp_path, {"main": 2.0, "safety": 0.5}, INITIAL, SCORES)
-    assert mix.num_shards(job) == 2
+    assert num_shards(job) == 2
     outcome = run_here(job)
     p, q = (row["scores"] for row in read_all_rows(tmp_path / "out"))
     # p: main adds 2·(2, 0, 1), safety 0.5·(0, 2, -1); q: 2·(-1, ?, 0) and 0.5·(1, -0.5, ?)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rlhf.config.schema import PairConfig
+from rlhf.config.choices import Strategy, Truncated
+from rlhf.config.stage_configs import PairSettings
 from rlhf.data.records import CANDIDATES_SCHEMA, PAIRS_SCHEMA, SCORES_SCHEMA
 from rlhf.data.shards import num_rows, read_all_rows, read_counts, read_rows, shard_name, write_shard
 from rlhf.errors import DataError
 from rlhf.run.job import Job, Kind
+from rlhf.run.stage_table import STAGES, num_shards
 from rlhf.stages import pair as stage
 
 EOT, EOS = 9, 8
@@ -57,9 +57,8 @@ def write_inputs(tmp: Path, shards: list[list[tuple[dict[str, Any], list[float]]
 
 
 def job(tmp: Path, **settings: Any) -> Job:
-    config = {k: v.value if isinstance(v, Enum) else v for k, v in asdict(PairConfig(**settings)).items()}
     inputs = {"candidates": str(tmp / "candidates"), "scores": str(tmp / "scores")}
-    return Job("pair", "iteration_001/pair", config, inputs, str(tmp / "out"), 42, {})
+    return Job("pair", "iteration_001/pair", PairSettings(**settings), inputs, str(tmp / "out"), 42)
 
 
 TWO_SHARDS = [
@@ -71,8 +70,8 @@ TWO_SHARDS = [
 def test_shards_pairs_and_counts(tmp_path: Path) -> None:
     write_inputs(tmp_path, TWO_SHARDS)
     worker = OneWorker([0, 1])
-    assert stage.KIND is Kind.single
-    assert stage.num_shards(job(tmp_path)) == 2
+    assert STAGES["pair"].kind is Kind.single
+    assert num_shards(job(tmp_path)) == 2
     outcome = stage.run(job(tmp_path), worker)
     assert worker.done == [0.5, 1.0]
     assert [num_rows(tmp_path / "out" / shard_name(i)) for i in range(2)] == [1, 0]
@@ -117,15 +116,15 @@ def test_finished_shards_are_kept_and_counted(tmp_path: Path) -> None:
 
 def test_equal_work_gives_equal_bytes(tmp_path: Path) -> None:
     write_inputs(tmp_path, TWO_SHARDS)
-    stage.run(job(tmp_path, strategy="best_worst"), OneWorker([0, 1]))
+    stage.run(job(tmp_path, strategy=Strategy.best_worst), OneWorker([0, 1]))
     first = (tmp_path / "out" / shard_name(0)).read_bytes()
     stage.run(job(tmp_path), OneWorker([1, 0]))
     assert (tmp_path / "out" / shard_name(0)).read_bytes() == first
 
 
-def test_the_string_values_of_the_config_are_understood(tmp_path: Path) -> None:
+def test_other_strategies_and_cut_responses(tmp_path: Path) -> None:
     write_inputs(tmp_path, [[(candidates_row("p", ["a", "b"], finished=False), [1.0, 2.0])]])
-    stage.run(job(tmp_path, truncated="allow", strategy="best_second"), OneWorker([0]))
+    stage.run(job(tmp_path, truncated=Truncated.allow, strategy=Strategy.best_second), OneWorker([0]))
     (pair,) = read_all_rows(tmp_path / "out")
     assert (pair["chosen_token_ids"], pair["chosen_truncated"]) == ([21], True)
 

@@ -13,16 +13,15 @@ import hashlib
 from collections import Counter
 from pathlib import Path
 
+from rlhf.config.stage_configs import PromptsSettings
 from rlhf.data.prompts import load_prompts
 from rlhf.data.records import PROMPT_SCHEMA, Prompt, dropped, to_row, what_became
 from rlhf.data.shards import read_rows, write_shard
 from rlhf.errors import ConfigError, DataError
-from rlhf.run.job import Job, Kind, Outcome, Worker
-
-KIND = Kind.single
+from rlhf.run.job import Job, Outcome, Worker
 
 
-def run(job: Job, worker: Worker) -> Outcome:
+def run(job: Job[PromptsSettings], worker: Worker) -> Outcome:
     """Read, shuffle, split and write the prompts.
 
     All prompts are in memory (`load_prompts` says how much that takes).
@@ -33,7 +32,7 @@ def run(job: Job, worker: Worker) -> Outcome:
         ConfigError: `num_held_out` leaves nothing to train on.
         DataError: a file cannot be used, or every training prompt is held out.
     """
-    num_held_out = int(job.config["num_held_out"])
+    num_held_out = int(job.config.num_held_out)
     path = job.input_path("prompts")
     prompts, counts = load_prompts(path)
     if "held_out" in job.inputs:
@@ -99,9 +98,3 @@ def split_by_file(
             "on. Name another file, or set prompts.held_out_path=null to cut the held-out prompts off prompts.path."
         )
     return train, held_out
-
-
-if __name__ == "__main__":
-    from rlhf.stage import main
-
-    main("prompts")

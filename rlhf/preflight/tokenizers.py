@@ -6,55 +6,71 @@ Not a stage of the loop: it leaves no artifact; the metric `findings` is what `r
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from itertools import takewhile
 from typing import Any
 
+from rlhf.config.choices import JudgeKind
+from rlhf.config.schema import Config
+from rlhf.config.stage_configs import PreflightStage
 from rlhf.data.records import Message
 from rlhf.models.folder import context_length, own_classifier, require_trust
 from rlhf.preflight.look import Finding, Level, collect, finding
-from rlhf.run.job import Job, Kind, Outcome, Worker
-from rlhf.stages.generate import render
+from rlhf.run.job import Job, Outcome, Worker
 
-KIND = Kind.single
 _QUESTION = [{"role": "user", "content": "a"}]
 _ANSWER = "Zq7"
-_ONLY_EVALUATES = {"kind": "scalar", "data": None, "trust_remote_code": False}
 
 
-def run(job: Job, worker: Worker) -> Outcome:
+@dataclass(frozen=True)
+class JudgeFacts:
+    """What a config says of a judge that matters for its tokenizer; by default, that it only evaluates."""
+
+    pairwise: bool = False
+    trained_here: bool = False
+    trust_remote_code: bool = False
+
+
+def run(job: Job[PreflightStage], worker: Worker) -> Outcome:
     """Look at the tokenizers in `folders`, by config key, as `cfg` uses them; render `prompts` with the policy's."""
-    cfg, found = job.config["cfg"], []
-    for key, folder in job.config["folders"].items():
+    cfg = job.config.cfg
+    findings: list[Finding] = []
+    for key, folder in job.config.folders.items():
         if key == "model.path":
-            found += collect("policy", _policy(folder, cfg, job.config["prompts"] or [_QUESTION]))
+            findings += collect("policy", _policy(folder, cfg, job.config.prompts or [_QUESTION]))
         else:
-            section = _ONLY_EVALUATES
-            if key == "reward_model.path":
-                section = cfg["reward_model"]
-            elif key.startswith("reward_model.others."):
-                section = section | cfg["reward_model"]["others"][key.split(".", 2)[2].removesuffix(".path")]
-            found += collect("judge", _judge(key, folder, section, cfg["score"]["max_tokens"]))
-    found += collect("training", _names(cfg))
-    return Outcome(metrics={"findings": found})
+            findings += collect("judge", _judge(key, folder, _judge_facts(cfg, key), cfg.score.max_tokens))
+    findings += collect("training", _names(cfg))
+    return Outcome(metrics={"findings": findings})
 
 
-def _names(cfg: dict[str, Any]) -> Iterator[Finding]:
+def _judge_facts(cfg: Config, key: str) -> JudgeFacts:
+    section = cfg.reward_model
+    if key == "reward_model.path":
+        return JudgeFacts(section.kind is JudgeKind.pairwise, section.data is not None, section.trust_remote_code)
+    if key.startswith("reward_model.others."):
+        # reward_model.others.NAME.path, and a name may hold points
+        name = key.removeprefix("reward_model.others.").removesuffix(".path")
+        return JudgeFacts(trust_remote_code=section.others[name].trust_remote_code)
+    return JudgeFacts()
+
+
+def _names(cfg: Config) -> Iterator[Finding]:
     """What is passed on to the trainers by name: schedule, trackers, arguments."""
     from transformers.trainer_utils import SchedulerType
 
-    name, schedules = cfg["dpo"]["lr_scheduler"], [each.value for each in SchedulerType]
+    name, schedules = cfg.dpo.lr_scheduler, [each.value for each in SchedulerType]
     fix = f"transformers has {', '.join(schedules)}."
     yield finding(name in schedules, f"dpo.lr_scheduler={name}", fix, Level.error)
-    if cfg["report_to"]:
+    if cfg.report_to:
         from transformers.integrations import get_available_reporting_integrations
 
         there = [*get_available_reporting_integrations(), "all", "none"]
         fix = f"Here there are {', '.join(there)}; install the package of another."
-        yield finding(set(cfg["report_to"]) <= set(there), f"report_to={cfg['report_to']}", fix, Level.error)
-    own = "SFTConfig" if cfg["reward_model"]["kind"] == "pairwise" else "RewardConfig"
+        yield finding(set(cfg.report_to) <= set(there), f"report_to={cfg.report_to}", fix, Level.error)
+    own = "SFTConfig" if cfg.reward_model.kind is JudgeKind.pairwise else "RewardConfig"
     for section, arguments in {"dpo": "DPOConfig", "sft": "SFTConfig", "reward_model": own}.items():
-        if extra := cfg[section]["trainer_args"]:
+        if extra := getattr(cfg, section).trainer_args:
             import trl
 
             unknown = sorted(set(extra) - {field.name for field in fields(getattr(trl, arguments))})
@@ -62,18 +78,18 @@ def _names(cfg: dict[str, Any]) -> Iterator[Finding]:
             yield finding(not unknown, text, f"It is no field of trl.{arguments}.", Level.error)
 
 
-def _policy(path: str, cfg: dict[str, Any], prompts: list[list[Message]]) -> Iterator[Finding]:
+def _policy(path: str, cfg: Config, prompts: list[list[Message]]) -> Iterator[Finding]:
     from transformers import AutoConfig
 
     from rlhf.models import chat
 
-    trust, generate, trains = cfg["model"]["trust_remote_code"], cfg["generate"], cfg["sft"]["data"] is not None
-    tokenizer = chat.load_tokenizer(path, trust, cfg["sft"]["chat_template"] if trains else None)
+    trust, generate, trains = cfg.model.trust_remote_code, cfg.generate, cfg.sft.data is not None
+    tokenizer = chat.load_tokenizer(path, trust, cfg.sft.chat_template if trains else None)
     yield finding(
         True, f"chat template {chat.template_hash(tokenizer)}; the reference is π0 or an iterate, with the same"
     )
-    limit = chat.longest_prompt(path, generate["max_prompt_tokens"], generate["max_new_tokens"], trust)
-    kept, counts = render([{"messages": messages} for messages in prompts], tokenizer, limit)
+    limit = chat.longest_prompt(path, generate.max_prompt_tokens, generate.max_new_tokens, trust)
+    kept, counts = chat.render_prompts([{"messages": messages} for messages in prompts], tokenizer, limit)
     rendered, level = [ids for _, ids in kept], Level.warning if kept else Level.error
     refused, long = counts["dropped/refused_by_template"], counts["dropped/prompt_too_long"]
     why = "They are dropped. Take such turns (a system's, say) out of the data, or mend the template in a copy."
@@ -90,10 +106,10 @@ def _policy(path: str, cfg: dict[str, Any], prompts: list[list[Message]]) -> Ite
     yield finding(largest < rows, f"token ids up to {largest}, {rows} rows of embeddings", why, level)
     yield _one_bos(tokenizer, rendered)
     yield _header(tokenizer, rendered)
-    end, stops = chat.end_of_turn_id(tokenizer), chat.stop_token_ids(tokenizer, path, generate["stop_token_ids"], trust)
+    end, stops = chat.end_of_turn_id(tokenizer), chat.stop_token_ids(tokenizer, path, generate.stop_token_ids, trust)
     text = f"end of turn {tokenizer.convert_ids_to_tokens(end)!r} ({end}), sampling stops at {stops}"
     yield finding(end in stops, text, "It is no token of the model: mend eos_token or the template.", Level.error)
-    if trains or cfg["pair"]["data"] is not None:
+    if trains or cfg.pair.data is not None:
         last = chat.render_response(tokenizer, _QUESTION, _ANSWER)[1][-1]
         why = "The template ends no answer with it, so written responses do not teach where to stop: mend it."
         yield finding(last == end, "written responses end with the end of turn", why, Level.error)
@@ -131,24 +147,24 @@ def _common(one: list[int], other: list[int]) -> int:
     return len(list(takewhile(lambda both: both[0] == both[1], zip(one, other, strict=False))))
 
 
-def _judge(key: str, path: str, told: dict[str, Any], max_tokens: int) -> Iterator[Finding]:
+def _judge(key: str, path: str, facts: JudgeFacts, max_tokens: int) -> Iterator[Finding]:
     from transformers import AutoConfig
 
     from rlhf.models.chat import end_of_turn_id, load_tokenizer, template_hash
     from rlhf.models.comparison import answer_ids, require_causal_lm
     from rlhf.scoring.classifier_judge import require_one_logit
 
-    require_trust(path, told["trust_remote_code"])
-    tokenizer = load_tokenizer(path, told["trust_remote_code"])
-    config = AutoConfig.from_pretrained(path, trust_remote_code=told["trust_remote_code"])
+    require_trust(path, facts.trust_remote_code)
+    tokenizer = load_tokenizer(path, facts.trust_remote_code)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=facts.trust_remote_code)
     yield finding(True, f"{key}: chat template {template_hash(tokenizer)}")
-    if told["kind"] == "pairwise":
+    if facts.pairwise:
         require_causal_lm(path, config)
         answer_ids(tokenizer)
         yield finding(True, f"{key}: a causal LM for which A and B are one token each")
     elif own := own_classifier(path):
         yield finding(True, f"{key}: computed by its own code ({own})")
-    elif told["data"] is None:
+    elif not facts.trained_here:
         require_one_logit(path, config)
         pad, ends = config.get_text_config().pad_token_id, (tokenizer.eos_token_id, end_of_turn_id(tokenizer))
         same = "is the end of a turn; scores are read by length here, but not in a pipeline elsewhere"

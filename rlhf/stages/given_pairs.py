@@ -11,17 +11,16 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from rlhf.config.stage_configs import GivenPairsStage
 from rlhf.data.preferences import Preference, read_preferences
 from rlhf.data.records import PAIRS_SCHEMA, prompt_id
 from rlhf.data.shards import shard_name, write_shard
-from rlhf.run.job import Job, Kind, Outcome, Worker
-
-KIND = Kind.single
+from rlhf.run.job import Job, Outcome, Worker
 
 _ROWS_OF_A_SHARD = 4096
 
 
-def run(job: Job, worker: Worker) -> Outcome:
+def run(job: Job[GivenPairsStage], worker: Worker) -> Outcome:
     """Write shards of pairs in the file's order, as a stream.
 
     There are no scores: they are NaN. Counts: `rows` = `pairs` + the sum of `dropped/<reason>`.
@@ -31,7 +30,7 @@ def run(job: Job, worker: Worker) -> Outcome:
     """
     from rlhf.models.chat import load_tokenizer
 
-    tokenizer = load_tokenizer(job.inputs["policy"], job.config["trust_remote_code"])
+    tokenizer = load_tokenizer(job.inputs["policy"], job.config.trust_remote_code)
     counts = Counter[str]()
     path = job.input_path("data")
     rows = (_row(tokenizer, preference) for preference in read_preferences(path, counts))
@@ -61,9 +60,3 @@ def _row(tokenizer: Any, preference: Preference) -> dict[str, Any]:
             f"{side}_truncated": False,
         }
     return row
-
-
-if __name__ == "__main__":
-    from rlhf.stage import main
-
-    main("preferences")

@@ -1,0 +1,195 @@
+"""What each stage is told: its section of the config, and what it needs of others.
+
+Everything in such a config is part of the stage's fingerprint, but for fields that are not compared
+(`rlhf.config.fields.setting`). A field added here, or a default changed, makes every finished artifact of the stage
+another one; so fields that only some judges have stand in a class of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from rlhf.config.choices import JudgeKind
+from rlhf.config.fields import setting
+from rlhf.config.schema import (
+    ComputeConfig,
+    Config,
+    GenerateSettings,
+    PairSettings,
+    PromptsSettings,
+    ReferenceConfig,
+    ScoreSettings,
+    WorldConfig,
+)
+from rlhf.config.training import DpoConfig, RewardModelSettings, SftSettings
+
+__all__ = ["PairSettings", "PromptsSettings", "WorldConfig"]
+
+
+@dataclass
+class StageCompute(ComputeConfig):
+    """Where a stage runs, and the trackers it reports to; recorded, never compared."""
+
+    report_to: list[str] = field(default_factory=list)
+    """Trackers the Trainer reports to."""
+
+
+@dataclass
+class GenerateStage(GenerateSettings):
+    """Sampling of one iteration, or of held-out prompts."""
+
+    dtype: str = "auto"
+    """Of the policy: `auto`, `float32` or `bfloat16`."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the policy."""
+    iteration: int = 0
+    """Which one; seeds depend on it."""
+    slice: Optional[list[int]] = None
+    """Rows [start, stop) of the prompts; null is all."""
+
+
+@dataclass
+class ScoreStage(ScoreSettings):
+    """Scoring with a reward model: loaded, or behind a server."""
+
+    dtype: str = "auto"
+    """Of the judge's body: `auto`, `float32` or `bfloat16`."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the judge."""
+    rule: Optional[str] = None
+    """`module:function` in place of a model (`RuleStage`)."""
+    url: Optional[str] = setting(None, compared=False)
+    """Base URL of the server that has the model; null loads it."""
+
+
+@dataclass
+class RuleStage(ScoreStage):
+    """Scoring with a Python function."""
+
+    rule_source: str = ""
+    """Digest of the module's source: another source is another rule."""
+
+
+@dataclass
+class ComparisonStage(ScoreStage):
+    """Scoring with a pairwise preference model."""
+
+    kind: JudgeKind = JudgeKind.pairwise
+    """Always `pairwise`."""
+    opponents: Optional[int] = None
+    """Responses of the same prompt that each is compared with, at least; null is all others."""
+
+
+@dataclass
+class MixStage:
+    """The weighted sum of several judges."""
+
+    weights: dict[str, float] = field(default_factory=dict)
+    """Weight of each judge, by name."""
+
+
+@dataclass
+class GivenPairsStage:
+    """Given preference pairs as training pairs."""
+
+    dtype: str = "auto"
+    """Of the policy, which is not loaded: part of the fingerprint since the first version."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the policy's tokenizer."""
+
+
+@dataclass
+class ReferenceStage(ReferenceConfig):
+    """Log-probabilities of responses under a frozen model."""
+
+    dtype: str = "auto"
+    """Of the model: `auto`, `float32` or `bfloat16`."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+    max_length: Optional[int] = None
+    """Tokens of prompt and response, as DPO will cut them; null takes responses whole."""
+
+
+@dataclass
+class DpoStage(DpoConfig):
+    """DPO of one iteration."""
+
+    dtype: str = "auto"
+    """Of the policy: `auto`, `float32` or `bfloat16`."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the policy."""
+
+
+@dataclass
+class SftStage(SftSettings):
+    """Supervised fine-tuning."""
+
+    dtype: str = "auto"
+    """Of the model: `auto`, `float32` or `bfloat16`."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+
+
+@dataclass
+class RewardModelStage(RewardModelSettings):
+    """Training of a Bradley-Terry reward model."""
+
+    dtype: str = "auto"
+    """Of the body: `auto`, `float32` or `bfloat16`."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+
+
+@dataclass
+class PreferenceModelStage(RewardModelStage):
+    """Training of a pairwise preference model."""
+
+    kind: JudgeKind = JudgeKind.pairwise
+    """Always `pairwise`."""
+
+
+@dataclass
+class ExportStage:
+    """A policy as people serve it."""
+
+    dtype: str = "auto"
+    """Of the exported weights."""
+    card: dict[str, Any] = field(default_factory=dict)
+    """Facts of the model card (`rlhf.loop.card`)."""
+
+
+@dataclass
+class DatasetStage:
+    """A split of a data set of the Hub."""
+
+    repo: str = ""
+    """`owner/name`."""
+    commit: str = ""
+    """Which snapshot of it."""
+    subset: Optional[str] = None
+    """Its configuration; null is the default one."""
+    split: str = "train"
+    """Which split."""
+
+
+@dataclass
+class ReadStage:
+    """Rows of a plain file as shards, for the tools on files."""
+
+    what: str = "prompts"
+    """What the rows are; a name in `rlhf.stages.read.FOLDERS`."""
+    shard_size: int = 256
+    """Rows of one shard."""
+
+
+@dataclass
+class PreflightStage:
+    """What tokenizers and templates say before a run; no stage of the loop, and no artifact."""
+
+    cfg: Config = field(default_factory=Config)
+    """The run's config."""
+    folders: dict[str, str] = field(default_factory=dict)
+    """Model folders from outside, by config key."""
+    prompts: list[list[dict[str, str]]] = field(default_factory=list)
+    """Some of the run's prompts, as messages."""

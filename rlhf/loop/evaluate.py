@@ -1,0 +1,111 @@
+"""The held-out evaluation of one policy, made of the stages that also make training data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rlhf.config.choices import JudgeKind
+from rlhf.config.schema import Config
+from rlhf.config.training import MAIN_JUDGE
+from rlhf.loop.figures import Evaluation
+from rlhf.loop.judges import Judge, evaluation_judges, rule_config, scored
+from rlhf.loop.step import Step
+from rlhf.run.artifact import Artifact
+from rlhf.run.plan import Run
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What every policy is held against: π0, the judges that train, those that only evaluate, the held-out prompts."""
+
+    initial: Artifact
+    judges: dict[str, Judge]
+    others: dict[str, Judge]
+    held_out: Artifact
+
+
+def yardstick_of(cfg: Config, run: Run, initial: Artifact, judges: dict[str, Judge], held_out: Artifact) -> Yardstick:
+    """The yardstick of a run."""
+    return Yardstick(initial, judges, evaluation_judges(cfg, run), held_out)
+
+
+def evaluate(
+    step: Step,
+    policy: Artifact,
+    yardstick: Yardstick,
+    earlier: Sequence[Evaluation] = (),
+    generate: Artifact | None = None,
+    pair: Artifact | None = None,
+) -> Evaluation:
+    """Sample and score the held-out prompts; π0's log-probs of the samples give the KL.
+
+    What a judge has scored in an earlier evaluation is not scored again: equal responses have equal scores.
+
+    Args:
+        step: the iteration.
+        policy: the one to evaluate; π0 where `earlier` is empty.
+        yardstick: what it is held against.
+        earlier: the evaluations of the policies before it, π0's first.
+        generate: the candidates it was trained on, for the figures.
+        pair: the pairs it was trained on, likewise.
+    """
+    step = step.inside("held_out")
+    section = step.run.cfg.evaluate
+    sampling = step.config(
+        "generate", n=section.n, temperatures=[section.temperature], iteration=step.iteration, slice=None
+    )
+    candidates = step.stage("generate", config=sampling, policy=policy, prompts=yardstick.held_out)
+    known = known_scores(step.run.cfg, yardstick, earlier)
+    initial_scores = earlier[0].others if earlier else {}
+    against = _opponents(step.run.cfg, earlier)
+    scores, others = scored(step, yardstick.judges, candidates, initial_scores, known, against)
+    gold = None
+    if section.gold is not None:
+        rule = rule_config(step.run.cfg, section.gold, "evaluate.gold")
+        gold = step.stage("score", name="gold", config=rule, candidates=candidates)
+    for name, judge in yardstick.others.items():
+        others[name] = step.stage(
+            "score",
+            name=f"score_{name}",
+            config=judge.config,
+            candidates=candidates,
+            judge=judge.model,
+            **known.get(name, {}),
+        )
+    reference = None
+    if earlier:
+        # Held-out responses are not cut to `dpo.max_length`: the KL is of what was sampled.
+        whole = step.config("reference", max_length=None)
+        reference = step.stage("reference", config=whole, model=yardstick.initial, candidates=candidates)
+    return Evaluation(step.iteration, policy, candidates, scores, gold, reference, generate, pair, others)
+
+
+def _opponents(cfg: Config, earlier: Sequence[Evaluation]) -> Artifact | None:
+    """π0's held-out responses, with which a pairwise judge compares every iterate's; None for other judges and π0."""
+    if not earlier or cfg.reward_model.kind is not JudgeKind.pairwise:
+        return None
+    return earlier[0].candidates
+
+
+def known_scores(cfg: Config, yardstick: Yardstick, earlier: Sequence[Evaluation]) -> dict[str, dict[str, Artifact]]:
+    """What each judge that is a model has said of earlier policies' responses to the same prompts, by its name.
+
+    Example:
+        {"main": {"known_candidates.0": π0's held-out responses, "known_scores.0": their scores by the judge}}
+    """
+    has_opponents = _opponents(cfg, earlier) is not None
+    known: dict[str, dict[str, Artifact]] = {}
+    for name, judge in (yardstick.judges | yardstick.others).items():
+        if judge.model is None:  # a rule costs nothing
+            continue
+        inputs: dict[str, Artifact] = {}
+        for evaluation in earlier:
+            if has_opponents and name == MAIN_JUDGE and evaluation.iteration == 0:
+                continue  # π0's responses were compared with each other, not with π0's
+            # Where several judges are summed, `scores` is the sum, and the main judge's own stand in `others`.
+            scores_of_judge = {MAIN_JUDGE: evaluation.scores} | evaluation.others
+            inputs[f"known_candidates.{evaluation.iteration}"] = evaluation.candidates
+            inputs[f"known_scores.{evaluation.iteration}"] = scores_of_judge[name]
+        known[name] = inputs
+    return known

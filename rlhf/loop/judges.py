@@ -1,0 +1,222 @@
+"""The policy and the judges that a run begins with, and the scores they give."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf.config.choices import Engine, JudgeKind, Strategy, Truncated
+from rlhf.config.fields import filled
+from rlhf.config.schema import Config
+from rlhf.config.stage_configs import (
+    ComparisonStage,
+    MixStage,
+    PairSettings,
+    PreferenceModelStage,
+    RuleStage,
+    ScoreStage,
+)
+from rlhf.config.training import MAIN_JUDGE
+from rlhf.loop.step import Step, policy_dtype, stage_config
+from rlhf.models.folder import require_trust
+from rlhf.run import sources
+from rlhf.run.artifact import Artifact
+from rlhf.run.plan import Run
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What the `score` stage of a judge is told, and the reward model it loads; a rule has none."""
+
+    config: ScoreStage
+    model: Artifact | None
+
+
+def initial_policy(cfg: Config, run: Run) -> Artifact:
+    """π0: the model as given, or fine-tuned on `sft.data`."""
+    if cfg.world.enabled:
+        run.stage("world", "world", cfg.world, {})
+    model = sources.model(run, cfg.model.path, cfg.model.revision, "model.path")
+    if cfg.sft.data is None:
+        return model
+    data = sources.data_file(run, cfg.sft.data, "sft.data")
+    trained = run.stage("sft", "sft", stage_config(cfg, "sft"), {"model": model, "data": data})
+    return trained.part("model")
+
+
+def models_of(cfg: Config) -> dict[str, tuple[str, str | None]]:
+    """Path and revision of the models that a run is given, by config key: the policy, and every judge.
+
+    Example:
+        {"model.path": ("meta-llama/Meta-Llama-3-8B-Instruct", None), "evaluate.judges.other": ("owner/name", "v2")}
+    """
+    models = {"model.path": (cfg.model.path, cfg.model.revision)}
+    if cfg.reward_model.rule is None:
+        models["reward_model.path"] = (cfg.reward_model.path, cfg.reward_model.revision)
+    for name, other in cfg.reward_model.others.items():
+        if other.path is not None:
+            models[f"reward_model.others.{name}.path"] = (other.path, other.revision)
+    for name, path in cfg.evaluate.judges.items():
+        if path.startswith("@"):  # something this run makes has no revision
+            models[f"evaluate.judges.{name}"] = (path, None)
+            continue
+        repo, _, revision = path.partition("@")
+        models[f"evaluate.judges.{name}"] = (repo, revision or None)
+    return models
+
+
+def ready_judge(run: Run) -> Artifact | None:
+    """The reward model as given; None where a rule judges."""
+    section = run.cfg.reward_model
+    if section.rule is not None:
+        return None
+    model = sources.model(run, section.path, section.revision, "reward_model.path")
+    if section.kind is JudgeKind.scalar:
+        require_trust(model.path, section.trust_remote_code)
+    return model
+
+
+def training_judge_config(cfg: Config) -> ScoreStage:
+    """What makes a `score` stage ask the training judge: a rule, comparisons, or where the reward model is served."""
+    section = cfg.reward_model
+    if section.rule is not None:
+        return rule_config(cfg, section.rule, "reward_model.rule")
+    config: ScoreStage = stage_config(cfg, "score", url=section.url)
+    if section.kind is JudgeKind.pairwise:
+        return filled(ComparisonStage, config, url=None, kind=section.kind, opponents=cfg.score.opponents)
+    return config
+
+
+def rule_config(cfg: Config, rule: str, key: str) -> RuleStage:
+    """What makes a `score` stage use a Python function; its source is part of the fingerprint."""
+    config: ScoreStage = stage_config(cfg, "score")
+    return filled(
+        RuleStage,
+        config,
+        rule=rule,
+        rule_source=sources.function_source(rule, key),
+        # Of no concern to a rule: fixed, so that changing them for a model leaves the rule's artifacts alone.
+        engine=Engine.transformers,
+        tensor_parallel_size=1,
+        dtype="auto",
+        trust_remote_code=False,
+    )
+
+
+def scores_of(run: Run, candidates: Artifact) -> Artifact:
+    """The `score` stage of a tool that works on files."""
+    inputs = {"candidates": candidates}
+    judge = ready_judge(run)
+    if judge is not None:
+        inputs["judge"] = judge
+    return run.stage("score", "score", training_judge_config(run.cfg), inputs)
+
+
+def judges_of(cfg: Config, run: Run, initial: Artifact) -> dict[str, Judge]:
+    """The judges whose scores count, by name: the training judge, then those that are summed with it."""
+    counted = {MAIN_JUDGE: Judge(training_judge_config(cfg), training_judge(cfg, run, initial))}
+    for name, other in cfg.reward_model.others.items():
+        key = f"reward_model.others.{name}"
+        if other.path is None:
+            counted[name] = Judge(rule_config(cfg, str(other.rule), f"{key}.rule"), None)
+        else:
+            counted[name] = _model_judge(run, other.path, other.revision, other.trust_remote_code, f"{key}.path")
+    return counted
+
+
+def evaluation_judges(cfg: Config, run: Run) -> dict[str, Judge]:
+    """The judges that only evaluate, by name."""
+    models = models_of(cfg)
+    others = {}
+    for name in cfg.evaluate.judges:
+        key = f"evaluate.judges.{name}"
+        path, revision = models[key]
+        others[name] = _model_judge(run, path, revision, False, key)
+    return others
+
+
+def _model_judge(run: Run, path: str, revision: str | None, trusted: bool, key: str) -> Judge:
+    model = sources.model(run, path, revision, key)
+    require_trust(model.path, trusted)
+    return Judge(stage_config(run.cfg, "score", dtype="auto", trust_remote_code=trusted), model)
+
+
+def scored(
+    step: Step,
+    judges: dict[str, Judge],
+    candidates: Artifact,
+    initial_scores: dict[str, Artifact],
+    known: dict[str, dict[str, Artifact]] | None = None,
+    against: Artifact | None = None,
+) -> tuple[Artifact, dict[str, Artifact]]:
+    """The scores that count, and where several judges make them, those of each.
+
+    Args:
+        step: where the stages lie.
+        judges: by name; the scores of several are summed.
+        candidates: the responses.
+        initial_scores: each judge's scores of π0's held-out responses, which fix its scale; empty where these are they.
+        known: by judge, the inputs of its stage that say what it has scored before.
+        against: another policy's responses, with which a pairwise judge compares these.
+    """
+    scores_of_judge = {}
+    for name, judge in judges.items():
+        folder = "score" if name == MAIN_JUDGE else f"score_{name}"
+        earlier = known.get(name, {}) if known else {}
+        scores_of_judge[name] = step.stage(
+            "score",
+            name=folder,
+            config=judge.config,
+            candidates=candidates,
+            judge=judge.model,
+            **earlier,
+            against=against,
+        )
+    if len(scores_of_judge) == 1:
+        return scores_of_judge[MAIN_JUDGE], {}
+    section = step.run.cfg.reward_model
+    weights = {MAIN_JUDGE: section.weight}
+    for name, other in section.others.items():
+        weights[name] = other.weight
+    scale_of_judge = initial_scores or scores_of_judge
+    inputs: dict[str, Any] = {}
+    for name, scores in scores_of_judge.items():
+        inputs[f"scores.{name}"] = scores
+        inputs[f"initial.{name}"] = scale_of_judge[name]
+    return step.stage("mix", config=MixStage(weights), **inputs), scores_of_judge
+
+
+def training_judge(cfg: Config, run: Run, initial: Artifact) -> Artifact | None:
+    """The training judge: ready, or trained on `reward_model.data` and on labelled samples of π0; None is a rule."""
+    section = cfg.reward_model
+    model = ready_judge(run)
+    if model is None or section.data is None:
+        return model
+    inputs = {"model": model, "data": sources.data_file(run, section.data, "reward_model.data")}
+    if section.on_policy.prompts is not None:
+        inputs["on_policy"] = _on_policy_pairs(cfg, run, initial)
+    config = stage_config(cfg, "reward_model")
+    if section.kind is JudgeKind.pairwise:
+        config = filled(PreferenceModelStage, config)
+    return run.stage("reward_model", "reward_model", config, inputs).part("model")
+
+
+def _on_policy_pairs(cfg: Config, run: Run, initial: Artifact) -> Artifact:
+    """Pairs of π0's own samples, labelled by a program."""
+    on_policy = cfg.reward_model.on_policy
+    assert on_policy.prompts is not None and on_policy.rule is not None, "checked with the config"
+    step = Step(run, "judge", 0, policy_dtype(cfg, initial))
+    file = sources.data_file(run, on_policy.prompts, "reward_model.on_policy.prompts")
+    prompts = step.stage("prompts", config=step.config("prompts", num_held_out=0), prompts=file)
+    sampling = step.config("generate", n=on_policy.n, temperatures=[1.0])
+    train = prompts.part("train.parquet")
+    candidates = step.stage("generate", config=sampling, policy=initial, prompts=train)
+    rule = rule_config(cfg, on_policy.rule, "reward_model.on_policy.rule")
+    labels = step.stage("score", config=rule, candidates=candidates)
+    # Not the section `pair`: what the policy trains on is no reason to make another judge.
+    pairing = PairSettings(
+        strategy=Strategy.best_worst,
+        max_pairs_per_prompt=on_policy.max_pairs_per_prompt,
+        truncated=Truncated.allow,
+    )
+    return step.stage("pair", config=pairing, candidates=candidates, scores=labels)
