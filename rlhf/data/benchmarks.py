@@ -65,7 +65,9 @@ def question_text(row: Mapping[str, Any]) -> Any:
         if key in row:
             return row[key]
     keys = sorted(row)
-    raise DataError(f"No question found: the keys are {keys}; AlpacaEval has instruction, Arena-Hard turns or prompt.")
+    raise DataError(
+        f"No question found: the keys are {keys}; AlpacaEval has instruction, Arena-Hard turns or prompt.",
+    )
 
 
 def alpaca_eval_answer(
