@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf.data.records import PAIRS_SCHEMA, prompt_id
+from rlhf.data.records import PAIRS_SCHEMA, prompt_id, side_columns
 from rlhf.data.shards import shard_name, write_shard
 
 if TYPE_CHECKING:
@@ -77,18 +77,9 @@ def random_pairs(
             name: [rng.randrange(10, 400) for _ in range(rng.randint(*limits))]
             for name, limits in (("prompt", prompt), ("chosen", response), ("rejected", response))
         }
-        sides = {"chosen": ("good", 1.0, 0), "rejected": ("bad", 0.0, 1)}
         row: dict[str, Any] = {"id": prompt_id(messages), "messages": messages, "prompt_token_ids": ids["prompt"]}
-        for side, (text, score, rank) in sides.items():
-            row |= {
-                f"{side}_token_ids": ids[side],
-                side: text,
-                f"{side}_score": score,
-                f"{side}_penalised": score,
-                f"{side}_rank": rank,
-                f"{side}_chars": len(text),
-                f"{side}_truncated": False,
-            }
+        for side, text, score, rank in (("chosen", "good", 1.0, 0), ("rejected", "bad", 0.0, 1)):
+            row |= side_columns(side, ids[side], text, score, penalised=score, rank=rank, truncated=False)
         rows.append(row)
     return rows
 

@@ -16,7 +16,7 @@ from typing import Any
 from rlhf.data.digest import digest_of
 from rlhf.data.files import read_records
 from rlhf.data.prompts import from_text
-from rlhf.data.records import prompt_id
+from rlhf.data.records import FINISHED, prompt_id
 from rlhf.errors import DataError
 
 
@@ -25,68 +25,111 @@ def read_questions(path: Path | str, counts: Counter[str]) -> list[dict[str, Any
 
     Raises:
         DataError: the file cannot be read, or a row is no question of a known benchmark.
+
+    Example:
+        {"id": "91b9…", "messages": [{"role": "user", "content": "2+2?"}], "extra": '{"uid": "u1", …}'}
     """
-    made = []
-    for number, row in enumerate(read_records(path), start=1):
+    rows = []
+    for number, question in enumerate(read_records(path), start=1):
         try:
-            messages = from_text(question_text(row), "the question")
+            messages = from_text(question_text(question), "the question")
         except DataError as error:
+            # Other readers skip such a row; a benchmark's score is only worth something over all questions.
             raise DataError(f"{path}, row {number}: {error}") from None
-        made.append({"id": prompt_id(messages), "messages": messages, "extra": json.dumps(row, default=str)})
-    counts["rows"] += len(made)
-    return made
+        # Parquet files may hold dates, which JSON has no form for: they are kept as text.
+        extra = json.dumps(question, default=str)
+        rows.append({"id": prompt_id(messages), "messages": messages, "extra": extra})
+    counts["rows"] += len(rows)
+    return rows
 
 
 def question_text(row: Mapping[str, Any]) -> Any:
-    """What the question asks.
+    """What the question asks, not yet cleaned.
 
     Raises:
         DataError: no known shape, or more than one turn.
+
+    Example:
+        {"question_id": "q1", "turns": [{"content": "2+2?"}]}
     """
     if "turns" in row:
         turns = row["turns"]
         if not isinstance(turns, list) or len(turns) != 1 or not isinstance(turns[0], dict):
             raise DataError(
-                f"turns={turns!r:.80}: must hold one turn. For MT-Bench, whose second turn needs an answer to the "
-                "first, see docs/evaluation.md."
+                f"turns={turns!r:.80}: must hold one turn. For MT-Bench, whose second turn needs "
+                "an answer to the first, see docs/evaluation.md."
             )
         return turns[0].get("content")
+    # AlpacaEval, then Arena-Hard v2.0; only v0.1 has turns.
     for key in ("instruction", "prompt"):
         if key in row:
             return row[key]
+    keys = sorted(row)
     raise DataError(
-        f"No question found: the keys are {sorted(row)}; AlpacaEval has instruction, Arena-Hard turns or prompt."
+        f"No question found: the keys are {keys}; AlpacaEval has instruction, Arena-Hard turns or prompt.",
     )
 
 
-def alpaca_eval_answer(question: Mapping[str, Any], candidate: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """One entry of AlpacaEval's model outputs."""
-    kept = {key: question[key] for key in ("dataset", "instruction") if key in question}
-    return kept | {"output": candidate["text"], "generator": name}
+def alpaca_eval_answer(
+    question: Mapping[str, Any],
+    candidate: Mapping[str, Any],
+    name: str,
+) -> dict[str, Any]:
+    """One entry of AlpacaEval's model outputs.
+
+    Example:
+        {"dataset": "helpful_base", "instruction": "2+2?", "output": "4", "generator": "mine"}
+    """
+    answer = {}
+    # Questions also hold `output` and `generator` of the baseline, which must not pass for this model's.
+    for key in ("dataset", "instruction"):
+        if key in question:
+            answer[key] = question[key]
+    answer["output"] = candidate["text"]
+    answer["generator"] = name
+    return answer
 
 
 def arena_hard_answer(question: Mapping[str, Any], candidate: Mapping[str, Any], name: str) -> dict[str, Any]:
     """One line of Arena-Hard's model answers, v2.0 for questions with a `uid`, else v0.1.
 
     `token_len` is counted by the policy's tokenizer; the benchmark's own script counts with OpenAI's.
+
+    Example:
+        {"uid": "u1", "ans_id": "5d2c…", "model": "mine", "messages": […], "tstamp": 1.7e9, "metadata": {…}}
     """
-    text, stamp = candidate["text"], time.time()
-    num_tokens = len(candidate["token_ids"]) - (candidate["finish_reason"] == "stop")
+    text = candidate["text"]
+    stamp = time.time()
+    num_tokens = len(candidate["token_ids"])
+    if candidate["finish_reason"] == FINISHED:
+        num_tokens -= 1  # the sampled terminator is no part of the answer
     if "uid" in question:
-        turns = [
-            {"role": "user", "content": question["prompt"]},
-            {"role": "assistant", "content": {"answer": text}},
-        ]
-        identity = digest_of([name, question["uid"]])[:22]
-        answer = {"uid": question["uid"], "ans_id": identity, "model": name, "messages": turns, "tstamp": stamp}
-        return answer | {"metadata": {"token_len": num_tokens}}
+        user_turn = {"role": "user", "content": question["prompt"]}
+        answer_turn = {"role": "assistant", "content": {"answer": text}}
+        return {
+            "uid": question["uid"],
+            "ans_id": _answer_id(name, question["uid"]),
+            "model": name,
+            "messages": [user_turn, answer_turn],
+            "tstamp": stamp,
+            "metadata": {"token_len": num_tokens},
+        }
     if "question_id" not in question:
-        raise DataError(f"No question_id or uid: the keys are {sorted(question)}. Is this an Arena-Hard question file?")
+        raise DataError(
+            f"No question_id or uid: the keys are {sorted(question)}. Is this an Arena-Hard question file?",
+        )
+    # One choice of one turn: the question has one, and one greedy answer was sampled.
     choice = {"index": 0, "turns": [{"content": text, "token_len": num_tokens}]}
     return {
         "question_id": question["question_id"],
-        "answer_id": digest_of([name, question["question_id"]])[:22],
+        "answer_id": _answer_id(name, question["question_id"]),
         "model_id": name,
         "choices": [choice],
         "tstamp": stamp,
     }
+
+
+def _answer_id(name: str, question_id: Any) -> str:
+    """As long as the benchmark's own random ids; the same for the same model and question."""
+    digest = digest_of([name, question_id])
+    return digest[:22]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf.data.comparisons import from_speaker
+from rlhf.data.comparisons import from_speakers
 from rlhf.data.prompts import UnusableRow, clean_messages, clean_text, from_text, parsed_rows, to_messages
 from rlhf.data.records import Message
 from rlhf.errors import DataError
@@ -35,36 +35,71 @@ def to_conversation(row: Mapping[str, Any]) -> list[Message]:
     Raises:
         DataError: no known shape; names the keys found and the shapes known.
         UnusableRow: (a DataError) a known shape with something wrong in it.
+
+    Example:
+        {"prompt": "Hi", "response": "Hello!"} gives
+        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
     """
-    turns = row.get("conversations")
+    turns: Any = row.get("conversations")
     if row.get("messages") is not None:
         messages = clean_messages(row["messages"], "messages")
-    elif isinstance(turns, list) and any(isinstance(turn, Mapping) and "from" in turn for turn in turns):
-        messages = [from_speaker(turn, f"conversations[{i}]") for i, turn in enumerate(turns)]
+    elif _has_speakers(turns):
+        messages = from_speakers(turns, "conversations")
     elif turns is not None:
         messages = clean_messages(turns, "conversations")
     else:
-        messages = _asked_and_answered(row)
+        messages = _question_and_answer(row)
     system = row.get("system")
+    # A system turn of the conversation itself goes before the one beside it; templates take only one.
     if isinstance(system, str) and system.strip() and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": clean_text(system, "system")})
+        system_turn = {"role": "system", "content": clean_text(system, "system")}
+        messages.insert(0, system_turn)
     return messages
 
 
-def _asked_and_answered(row: Mapping[str, Any]) -> list[Message]:
-    for key, names in _ANSWERS.items():
-        present = sorted((name for name in names if name in row), key=lambda name: row[name] is None)
-        if row.get(key) is None or not present:
+def _has_speakers(turns: Any) -> bool:
+    """Whether these are turns with `from` and `value` (ShareGPT)."""
+    if not isinstance(turns, list):
+        return False
+    # One such turn is enough: the error about the others then speaks of `from`, not of `role`.
+    return any(isinstance(turn, Mapping) and "from" in turn for turn in turns)
+
+
+def _question_and_answer(row: Mapping[str, Any]) -> list[Message]:
+    for key, answer_keys in _ANSWERS.items():
+        answer_key = _present_key(row, answer_keys)
+        if row.get(key) is None or answer_key is None:
             continue
-        asked, answer = row[key], row[present[0]]
-        if key == "instruction":
-            messages = to_messages({key: asked, "input": row.get("input") or row.get("context")})
-        else:
-            messages = clean_messages(asked, key) if isinstance(asked, list) else from_text(asked, key)
+        answer = row[answer_key]
+        messages = _question(row, key)
         if isinstance(answer, list):
-            return messages + clean_messages(answer, present[0])
-        return [*messages, {"role": "assistant", "content": clean_text(answer, present[0])}]
-    raise DataError(f"No conversation found: the keys are {sorted(row)}; known shapes are: {'; '.join(SHAPES)}.")
+            return messages + clean_messages(answer, answer_key)
+        answer_turn = {"role": "assistant", "content": clean_text(answer, answer_key)}
+        return [*messages, answer_turn]
+    raise DataError(
+        f"No conversation found: the keys are {sorted(row)}; known shapes are: {'; '.join(SHAPES)}.",
+    )
+
+
+def _present_key(row: Mapping[str, Any], keys: tuple[str, ...]) -> str | None:
+    """The first of the keys that holds something, else the first that is there at all."""
+    present = [key for key in keys if key in row]
+    for key in present:
+        if row[key] is not None:
+            return key
+    # A null answer is a row of this shape with an empty answer, to be counted, and not an unknown shape.
+    return present[0] if present else None
+
+
+def _question(row: Mapping[str, Any], key: str) -> list[Message]:
+    value = row[key]
+    if key == "instruction":
+        # Dolly calls `context` what Alpaca calls `input`.
+        return to_messages({key: value, "input": row.get("input") or row.get("context")})
+    # What is neither text nor a list is called "no text" here, and "no messages" by `text_or_messages`.
+    if isinstance(value, list):
+        return clean_messages(value, key)
+    return from_text(value, key)
 
 
 def read_conversations(path: Path | str, counts: Counter[str]) -> Iterator[list[Message]]:
@@ -78,5 +113,6 @@ def read_conversations(path: Path | str, counts: Counter[str]) -> Iterator[list[
         DataError: the file cannot be read, or a row has no known shape.
     """
     for _, _, conversation in parsed_rows(path, counts, to_conversation):
+        # `parsed_rows` has counted why.
         if not isinstance(conversation, UnusableRow):
             yield conversation

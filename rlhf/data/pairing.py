@@ -1,25 +1,28 @@
 """How preference pairs are made of scored candidates.
 
-For one prompt with candidates i = 0 … n−1, judge's scores r̂_i and texts a_i, everything here selects *and* orients on
+For one prompt with candidates i = 0 … n−1, judge's scores r̂_i and texts a_i, everything here selects
+*and* orients on
 
-    p_i = r̂_i − λ·|a_i|        λ = `pair.length_penalty`, |a_i| in characters (the paper's concise variant; λ = 0 else)
+    p_i = r̂_i − λ·|a_i|
 
-A strategy proposes oriented pairs (chosen, rejected) with p_chosen > p_rejected. Ties go to the lowest index. A prompt
-gives pairs or exactly one `Drop`.
+λ is `pair.length_penalty`, |a_i| is in characters (the paper's concise variant; λ = 0 else).
+
+A strategy proposes oriented pairs (chosen, rejected) with p_chosen > p_rejected. Ties go to the lowest
+index. A prompt gives pairs or exactly one `Drop`.
 """
 
 from __future__ import annotations
 
 import math
-import random as random_numbers
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from itertools import takewhile
+from typing import Any
 
 from rlhf.config.choices import Strategy, Truncated
 from rlhf.config.schema import PairSettings
-from rlhf.data.records import Candidate, PreferencePair, ScoredPrompt
+from rlhf.data.records import SIDES, Candidate, PreferencePair, ScoredPrompt, side_columns
 from rlhf.errors import DataError
 
 IndexPair = tuple[int, int]
@@ -40,7 +43,7 @@ class Drop(Enum):
 
 @dataclass(frozen=True)
 class Terminators:
-    """What ends a turn: `end_of_turn_id` in a training target, any of `stop_token_ids` in a sampled response."""
+    """What ends a turn: `end_of_turn_id` a training target, any of `stop_token_ids` a sampled response."""
 
     end_of_turn_id: int
     stop_token_ids: frozenset[int]
@@ -58,51 +61,89 @@ class Pool:
     usable: Sequence[int]
     choosable: Sequence[int]
 
+    # sorted() leaves equals where they are, even with `reverse=True`, and indices ascend: so ties go to the
+    # lowest index in both directions.
     def best_first(self, indices: Sequence[int]) -> list[int]:
-        """Indices by falling penalised score; equal scores in the order sampled."""
-        return sorted(indices, key=lambda i: (-self.penalised[i], i))
+        """Ascending indices by falling penalised score; equal scores in the order sampled."""
+        return sorted(indices, key=self.penalised.__getitem__, reverse=True)
 
     def worst_first(self, indices: Sequence[int]) -> list[int]:
-        """Indices by rising penalised score; equal scores in the order sampled."""
-        return sorted(indices, key=lambda i: (self.penalised[i], i))
+        """Ascending indices by rising penalised score; equal scores in the order sampled."""
+        return sorted(indices, key=self.penalised.__getitem__)
 
-    def below(self, i: int) -> list[int]:
-        """Usable candidates with a lower penalised score and another text than candidate i."""
-        return [j for j in self.usable if self.penalised[j] < self.penalised[i] and self.texts[j] != self.texts[i]]
+    def below(self, index: int) -> list[int]:
+        """Usable candidates with a lower penalised score and another text than this one."""
+        lower = []
+        for rival in self.usable:
+            is_lower = self.penalised[rival] < self.penalised[index]
+            # A judge may give the same text two scores; a pair of equal texts teaches nothing.
+            if is_lower and self.texts[rival] != self.texts[index]:
+                lower.append(rival)
+        return lower
+
+    def pairs_with_best(self) -> list[IndexPair]:
+        """Every pair in which b = argmax p is chosen and some j of {j : p_j < p_b, a_j ≠ a_b} rejected."""
+        if not self.choosable:
+            return []
+        best = self.best_first(self.choosable)[0]
+        return [(best, rival) for rival in self.below(best)]
 
 
-def best_worst(pool: Pool, rng: random_numbers.Random) -> list[IndexPair]:
-    """(argmax p, argmin p), then second best with second worst, and so on, while p_chosen > p_rejected (Alg. 2).
+def best_worst(pool: Pool, rng: random.Random) -> list[IndexPair]:
+    """(argmax p, argmin p), then second best with second worst, …, while p_chosen > p_rejected (Alg. 2).
 
     Both orders are monotone, so pairs with a positive margin never share a candidate.
     """
-    ends = zip(pool.best_first(pool.choosable), pool.worst_first(pool.usable), strict=False)
-    return list(takewhile(lambda pair: pool.penalised[pair[0]] > pool.penalised[pair[1]], ends))
+    best = pool.best_first(pool.choosable)
+    worst = pool.worst_first(pool.usable)
+    pairs = []
+    # Not all that are usable may be chosen: the shorter list ends the pairing.
+    for chosen, rejected in zip(best, worst, strict=False):
+        if pool.penalised[chosen] <= pool.penalised[rejected]:
+            break
+        pairs.append((chosen, rejected))
+    return pairs
 
 
-def best_random(pool: Pool, rng: random_numbers.Random) -> list[IndexPair]:
+def best_random(pool: Pool, rng: random.Random) -> list[IndexPair]:
     """Chosen b = argmax p; rejected uniform over {j : p_j < p_b, a_j ≠ a_b}."""
-    best = pool.best_first(pool.choosable)[:1]
-    return [(b, rng.choice(below)) for b in best if (below := pool.below(b))]
+    return _draw_one(pool.pairs_with_best(), rng)
 
 
-def best_second(pool: Pool, rng: random_numbers.Random) -> list[IndexPair]:
+def best_second(pool: Pool, rng: random.Random) -> list[IndexPair]:
     """Chosen b = argmax p; rejected = argmax p over {j : p_j < p_b, a_j ≠ a_b}."""
-    best = pool.best_first(pool.choosable)[:1]
-    return [(b, pool.best_first(below)[0]) for b in best if (below := pool.below(b))]
+    pairs = pool.pairs_with_best()
+    if not pairs:
+        return []
+    # max() takes the first of equals, which has the lowest index.
+    second = max(pairs, key=lambda pair: pool.penalised[pair[1]])
+    return [second]
 
 
-def random(pool: Pool, rng: random_numbers.Random) -> list[IndexPair]:
-    """{i, j} uniform over unordered pairs with p_i ≠ p_j, a_i ≠ a_j whose better one may be chosen; p orients it."""
-    pairs = [(i, j) for i in pool.choosable for j in pool.below(i)]
-    return [rng.choice(pairs)] if pairs else []
+def random_pair(pool: Pool, rng: random.Random) -> list[IndexPair]:
+    """{i, j} uniform over unordered pairs with p_i ≠ p_j, a_i ≠ a_j whose better one may be chosen.
+
+    p orients it.
+    """
+    pairs: list[IndexPair] = []
+    for chosen in pool.choosable:
+        for rejected in pool.below(chosen):
+            pairs.append((chosen, rejected))
+    return _draw_one(pairs, rng)
 
 
-STRATEGIES: dict[Strategy, Callable[[Pool, random_numbers.Random], list[IndexPair]]] = {
+def _draw_one(pairs: list[IndexPair], rng: random.Random) -> list[IndexPair]:
+    """One of the pairs, each as likely as the others; none of none."""
+    if not pairs:
+        return []
+    return [rng.choice(pairs)]
+
+
+STRATEGIES: dict[Strategy, Callable[[Pool, random.Random], list[IndexPair]]] = {
     Strategy.best_worst: best_worst,
     Strategy.best_random: best_random,
     Strategy.best_second: best_second,
-    Strategy.random: random,
+    Strategy.random: random_pair,
 }
 
 
@@ -111,8 +152,8 @@ def make_pairs(
 ) -> list[PreferencePair] | Drop:
     """The preference pairs of one prompt, or why there is none.
 
-    Random draws depend on the seed and the prompt's id alone, not on what was drawn before. Without `terminators` the
-    responses are text alone, and so are the pairs.
+    Random draws depend on the seed and the prompt's id alone, not on what was drawn before. Without
+    `terminators` the responses are text alone, and so are the pairs.
 
     Raises:
         DataError: a finished response does not end in one of `terminators.stop_token_ids`.
@@ -120,25 +161,36 @@ def make_pairs(
     pool = candidate_pool(prompt, config)
     if isinstance(pool, Drop):
         return pool
-    rng = random_numbers.Random(f"{seed}/{prompt.id}")
-    proposed = STRATEGIES[config.strategy](pool, rng)[: config.max_pairs_per_prompt]
+    # A generator for each prompt, so that neither the order of prompts nor their number moves a draw.
+    rng = random.Random(f"{seed}/{prompt.id}")
+    propose = STRATEGIES[config.strategy]
+    proposed = propose(pool, rng)[: config.max_pairs_per_prompt]
     if not proposed:
         return _why_none(pool)
-    different = [(i, j) for i, j in proposed if pool.texts[i] != pool.texts[j]]
+    # After the cut above: a pair that falls out here is not replaced by the next best one.
+    different = []
+    for chosen, rejected in proposed:
+        if pool.texts[chosen] != pool.texts[rejected]:
+            different.append((chosen, rejected))
     if not different:
         return Drop.identical_text
-    wide = [(i, j) for i, j in different if pool.penalised[i] - pool.penalised[j] >= config.min_margin]
-    if not wide:
+    pairs = []
+    for chosen, rejected in different:
+        margin = pool.penalised[chosen] - pool.penalised[rejected]
+        if margin >= config.min_margin:
+            pairs.append(_build_pair(prompt, pool, terminators, (chosen, rejected)))
+    if not pairs:
         return Drop.below_margin
-    return [_build(prompt, pool, terminators, pair) for pair in wide]
+    return pairs
 
 
 def fault(candidate: Candidate, score: float) -> Drop | None:
-    """What is wrong with one candidate: `non_finite`, `empty` (nothing but white space), `truncated`, or nothing."""
+    """What is wrong with a candidate: `non_finite`, `empty` (white space alone), `truncated`, or nothing."""
     if not math.isfinite(score):
         return Drop.non_finite
     if not candidate.text.strip():
         return Drop.empty
+    # Last, for this is the one fault that may be allowed.
     return Drop.truncated if candidate.truncated else None
 
 
@@ -148,21 +200,30 @@ def candidate_pool(prompt: ScoredPrompt, config: PairSettings) -> Pool | Drop:
     Candidates with non-finite scores and empty ones go first, then, if asked for, truncated ones.
     """
     candidates = prompt.candidates[: config.num_candidates]
+    scores = prompt.scores[: config.num_candidates]
     usable = list(range(len(candidates)))
     if len(usable) < 2:
         return Drop.too_few_candidates
-    faults = [fault(c, score) for c, score in zip(candidates, prompt.scores, strict=False)]
-    reasons = [Drop.non_finite, Drop.empty] + [Drop.truncated] * (config.truncated is Truncated.drop)
+    faults = list(map(fault, candidates, scores))
+    reasons = [Drop.non_finite, Drop.empty]
+    if config.truncated is Truncated.drop:
+        reasons.append(Drop.truncated)
+    # One reason after the other: the one that left too few is the one to name.
     for reason in reasons:
-        usable = [i for i in usable if faults[i] is not reason]
+        usable = [index for index in usable if faults[index] is not reason]
         if len(usable) < 2:
             return reason
-    may_choose_all = config.truncated is not Truncated.never_chosen
+    choosable = usable
+    if config.truncated is Truncated.never_chosen:
+        choosable = [index for index in usable if not candidates[index].truncated]
+    penalised = []
+    for candidate, score in zip(candidates, scores, strict=True):
+        penalised.append(score - config.length_penalty * len(candidate.text))
     return Pool(
-        penalised=[s - config.length_penalty * len(c.text) for c, s in zip(candidates, prompt.scores, strict=False)],
-        texts=[c.text for c in candidates],
+        penalised=penalised,
+        texts=[candidate.text for candidate in candidates],
         usable=usable,
-        choosable=[i for i in usable if may_choose_all or not candidates[i].truncated],
+        choosable=choosable,
     )
 
 
@@ -170,13 +231,15 @@ def _why_none(pool: Pool) -> Drop:
     """Why no two candidates of a pool could be put in order."""
     if not pool.choosable:
         return Drop.truncated
-    if len({pool.texts[i] for i in pool.usable}) == 1:
+    texts = {pool.texts[index] for index in pool.usable}
+    if len(texts) == 1:
         return Drop.identical_text
-    if len({pool.penalised[i] for i in pool.usable}) == 1:
+    scores = {pool.penalised[index] for index in pool.usable}
+    if len(scores) == 1:
         return Drop.all_tied
     best = pool.best_first(pool.choosable)[0]
     worst = pool.worst_first(pool.usable)[0]
-    # Without a truncated candidate that is as good as the best finished one, only equal texts can be in the way.
+    # A truncated candidate as good as the best finished one is in the way, or else equal texts are.
     return Drop.identical_text if pool.penalised[best] > pool.penalised[worst] else Drop.truncated
 
 
@@ -193,34 +256,38 @@ def training_target(candidate: Candidate, terminators: Terminators | None) -> li
         return list(ids)
     if not ids or ids[-1] not in terminators.stop_token_ids:
         raise DataError(
-            f"A response with finish_reason {candidate.finish_reason!r} ends in token {ids[-1:]}, which is none of the "
-            f"stop tokens {sorted(terminators.stop_token_ids)}. Either it was cut, then its finish_reason is 'length'; "
-            "or tokens.json beside the candidates lacks that stop token: add it, or generate the candidates anew."
+            f"A response with finish_reason {candidate.finish_reason!r} ends in token {ids[-1:]}, which is "
+            f"none of the stop tokens {sorted(terminators.stop_token_ids)}. Either it was cut, then its "
+            "finish_reason is 'length'; or tokens.json beside the candidates lacks that stop token: add it, "
+            "or generate the candidates anew."
         )
+    # Samplers stop at end-of-text as well; after it the template would not go on with a next turn.
     return [*ids[:-1], terminators.end_of_turn_id]
 
 
-def _build(prompt: ScoredPrompt, pool: Pool, terminators: Terminators | None, pair: IndexPair) -> PreferencePair:
+def _build_pair(
+    prompt: ScoredPrompt,
+    pool: Pool,
+    terminators: Terminators | None,
+    pair: IndexPair,
+) -> PreferencePair:
     """The record of one pair; ranks are those among the usable candidates, by penalised score."""
-    i, j = pair
-    chosen, rejected = prompt.candidates[i], prompt.candidates[j]
-    rank = {index: place for place, index in enumerate(pool.best_first(pool.usable))}
+    ranked = pool.best_first(pool.usable)
+    columns: dict[str, Any] = {}
+    for side, index in zip(SIDES, pair, strict=True):
+        candidate = prompt.candidates[index]
+        columns |= side_columns(
+            side,
+            token_ids=training_target(candidate, terminators),
+            text=candidate.text,
+            score=prompt.scores[index],
+            penalised=pool.penalised[index],
+            rank=ranked.index(index),
+            truncated=candidate.truncated,
+        )
     return PreferencePair(
         id=prompt.id,
         messages=prompt.messages,
         prompt_token_ids=prompt.prompt_token_ids,
-        chosen_token_ids=training_target(chosen, terminators),
-        rejected_token_ids=training_target(rejected, terminators),
-        chosen=chosen.text,
-        rejected=rejected.text,
-        chosen_score=prompt.scores[i],
-        rejected_score=prompt.scores[j],
-        chosen_penalised=pool.penalised[i],
-        rejected_penalised=pool.penalised[j],
-        chosen_rank=rank[i],
-        rejected_rank=rank[j],
-        chosen_chars=len(chosen.text),
-        rejected_chars=len(rejected.text),
-        chosen_truncated=chosen.truncated,
-        rejected_truncated=rejected.truncated,
+        **columns,
     )

@@ -21,11 +21,15 @@ def read_preferences(path: Path | str, counts: Counter[str]) -> Iterator[Prefere
 
     Args:
         path: JSON, JSONL or Parquet file with rows in one of `rlhf.data.comparisons.SHAPES`.
-        counts: is added to while reading: `rows`, and `comparisons` (one of a row, or more where a row has n answers;
-            a row that cannot be read counts as one) = `pairs` + the sum of `dropped/<reason>`.
+        counts: is added to while reading: `rows`, and `comparisons` (one of a row, or more where a row
+            has n answers; a row that cannot be read counts as one) = `pairs` + the sum of
+            `dropped/<reason>`.
 
     Raises:
         DataError: the file cannot be read, a row has no known shape, or no comparison is a pair.
+
+    Example:
+        ([{"role": "user", "content": "2+2?"}], "4", "5")
     """
     for _, preference in preferences_with_rows(path, counts):
         yield preference
@@ -35,6 +39,7 @@ def preferences_with_rows(path: Path | str, counts: Counter[str]) -> Iterator[tu
     """As `read_preferences`, each with the row it comes from."""
     for _, row, comparisons in parsed_rows(path, counts, to_comparisons):
         if isinstance(comparisons, UnusableRow):
+            # `parsed_rows` has counted why; what the row would have held nobody knows, so it counts as one.
             counts["comparisons"] += 1
             continue
         for comparison in comparisons:
@@ -46,10 +51,11 @@ def preferences_with_rows(path: Path | str, counts: Counter[str]) -> Iterator[tu
                 continue
             counts["pairs"] += 1
             yield row, preference
+    # Only now, for rows are not looked at before they are asked for.
     if not counts["pairs"]:
         raise DataError(
-            f"{path}: no preference pair ({what_became(counts, 'comparisons')}). Give two different answers, one of "
-            "them the better, to the same user's turn."
+            f"{path}: no preference pair ({what_became(counts, 'comparisons')}). "
+            "Give two different answers, one of them the better, to the same user's turn."
         )
 
 
@@ -62,12 +68,16 @@ def to_preference(comparison: Comparison) -> Preference:
     first, second = comparison.sides
     context = first.context
     answers = [clean_text(side.answer, "an answer") for side in comparison.sides]
+    # The order of these decides under which reason a row with two mistakes is counted.
     if context != second.context:
         raise UnusableRow("context_differs", "chosen and rejected differ before the last turn.")
     if not context or context[-1]["role"] != "user":
         raise UnusableRow("no_user_turn", "no user's turn stands before the answer.")
+    # Compared after trimming: a pair that differs in white space alone teaches nothing.
     if answers[0] == answers[1]:
         raise UnusableRow("equal", "chosen and rejected are the same text.")
     if comparison.better is None:
         raise UnusableRow("tie", "neither answer is the better one.")
-    return context, answers[comparison.better], answers[1 - comparison.better]
+    chosen = answers[comparison.better]
+    rejected = answers[1 - comparison.better]
+    return context, chosen, rejected

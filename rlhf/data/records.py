@@ -1,8 +1,8 @@
 """The rows that travel between stages, and their Parquet schemas.
 
-One row of a `candidates` shard is one prompt with its n responses, one row of a `scores` shard is the same prompt
-with n scores in the same order, one row of a `pairs` shard is one preference pair. Token ids travel; text is kept
-for the judge and for people.
+One row of a `candidates` shard is one prompt with its n responses, one row of a `scores` shard is the
+same prompt with n scores in the same order, one row of a `pairs` shard is one preference pair. Token
+ids travel; text is kept for the judge and for people.
 """
 
 from __future__ import annotations
@@ -10,33 +10,52 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import Annotated, Any, get_args, get_type_hints
 
 import pyarrow as pa
 
 Message = dict[str, str]
 """`{"role": "system" | "user" | "assistant", "content": text}`"""
 
+Int32 = Annotated[int, "int32"]
+"""A number whose column holds 32 bits; a plain `int` takes 64."""
+
 FINISHED = "stop"
 """`finish_reason` of a response that ended by itself; "length" marks one cut at the token limit."""
+
+SIDES = ("chosen", "rejected")
+"""The two responses of a pair, as its columns name them."""
 
 
 def prompt_id(messages: Sequence[Mapping[str, str]]) -> str:
     """16 hex digits that depend on the conversation alone."""
-    canonical = json.dumps([[m["role"], m["content"]] for m in messages], ensure_ascii=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    # Role and content only: the ids of old runs hang on these very bytes, whatever else messages hold.
+    turns = [[message["role"], message["content"]] for message in messages]
+    text = json.dumps(turns, ensure_ascii=False)
+    digest = hashlib.sha256(text.encode())
+    return digest.hexdigest()[:16]
 
 
 def dropped(counts: Mapping[str, int]) -> dict[str, int]:
-    """How many were dropped, by reason: the counts `dropped/<reason>` that are not zero."""
-    return {key.removeprefix("dropped/"): n for key, n in counts.items() if key.startswith("dropped/") and n}
+    """How many were dropped, by reason: the counts `dropped/<reason>` that are not zero.
+
+    Example:
+        {"rows": 9, "dropped/empty": 2} gives {"empty": 2}
+    """
+    by_reason = {}
+    for key, count in counts.items():
+        if key.startswith("dropped/") and count:
+            by_reason[key.removeprefix("dropped/")] = count
+    return by_reason
 
 
 def what_became(counts: Mapping[str, int], of: str = "rows") -> str:
-    """How many there were and why some were dropped, as text."""
-    reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(dropped(counts).items()))
-    return f"{counts.get(of, 0)} {of}, dropped: {reasons or 'none'}"
+    """How many there were and why some were dropped, as text: "9 rows, dropped: 2 empty"."""
+    by_reason = sorted(dropped(counts).items())
+    reasons = ", ".join(f"{count} {reason}" for reason, count in by_reason)
+    total = counts.get(of, 0)
+    return f"{total} {of}, dropped: {reasons or 'none'}"
 
 
 @dataclass(frozen=True)
@@ -55,16 +74,18 @@ class Candidate:
     `token_ids` of the sampler's log-probabilities at temperature 1, in nats.
     """
 
-    token_ids: list[int]
+    token_ids: list[Int32]
     text: str
     finish_reason: str
     logprob: float
+    # 64 bits, although the seeds that `generate` draws fit in 31: a file's rows bring their own.
     seed: int
     temperature: float
 
     @property
     def truncated(self) -> bool:
         """Whether the response was cut at the token limit."""
+        # Everything that did not stop by itself: vLLM also says "abort", for one.
         return self.finish_reason != FINISHED
 
 
@@ -74,7 +95,7 @@ class ScoredPrompt:
 
     id: str
     messages: tuple[Message, ...]
-    prompt_token_ids: list[int]
+    prompt_token_ids: list[Int32]
     candidates: tuple[Candidate, ...]
     scores: tuple[float, ...]
 
@@ -83,27 +104,28 @@ class ScoredPrompt:
 class PreferencePair:
     """A preferred and a dispreferred response to one prompt.
 
-    `chosen_token_ids` and `rejected_token_ids` are training targets: the response without its sampled terminator,
-    then the token the chat template ends a turn with, unless the response was truncated. `*_score` is the judge's
-    raw output, `*_penalised` what the pair was selected and oriented on, `*_rank` its rank among the prompt's
-    candidates (0 is best), `*_chars` the length the penalty saw.
+    `chosen_token_ids` and `rejected_token_ids` are training targets: the response without its sampled
+    terminator, then the token the chat template ends a turn with, unless the response was truncated.
+    `*_score` is the judge's raw output, `*_penalised` what the pair was selected and oriented on,
+    `*_rank` its rank among the prompt's candidates (0 is best), `*_chars` the length the penalty saw.
     """
 
+    # The order is that of the columns: in another one, equal pairs would have other bytes.
     id: str
     messages: tuple[Message, ...]
-    prompt_token_ids: list[int]
-    chosen_token_ids: list[int]
-    rejected_token_ids: list[int]
+    prompt_token_ids: list[Int32]
+    chosen_token_ids: list[Int32]
+    rejected_token_ids: list[Int32]
     chosen: str
     rejected: str
     chosen_score: float
     rejected_score: float
     chosen_penalised: float
     rejected_penalised: float
-    chosen_rank: int
-    rejected_rank: int
-    chosen_chars: int
-    rejected_chars: int
+    chosen_rank: Int32
+    rejected_rank: Int32
+    chosen_chars: Int32
+    rejected_chars: Int32
     chosen_truncated: bool
     rejected_truncated: bool
 
@@ -113,66 +135,98 @@ class PreferencePair:
         return self.chosen_penalised - self.rejected_penalised
 
 
-_messages = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-_ids = pa.list_(pa.int32())
+def side_columns(
+    side: str,
+    token_ids: list[int],
+    text: str,
+    score: float,
+    penalised: float,
+    rank: int,
+    truncated: bool,
+) -> dict[str, Any]:
+    """What a pair holds of one response, under the names of `PreferencePair`; `side` is one of `SIDES`.
 
-PROMPT_SCHEMA = pa.schema([("id", pa.string()), ("messages", _messages)])
-CANDIDATES_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("messages", _messages),
-        ("prompt_token_ids", _ids),
-        (
-            "candidates",
-            pa.list_(
-                pa.struct(
-                    [
-                        ("token_ids", _ids),
-                        ("text", pa.string()),
-                        ("finish_reason", pa.string()),
-                        ("logprob", pa.float64()),
-                        ("seed", pa.int64()),
-                        ("temperature", pa.float64()),
-                    ]
-                )
-            ),
-        ),
-    ]
-)
-SCORES_SCHEMA = pa.schema([("id", pa.string()), ("scores", pa.list_(pa.float64()))])
-PAIRS_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("messages", _messages),
-        ("prompt_token_ids", _ids),
-        ("chosen_token_ids", _ids),
-        ("rejected_token_ids", _ids),
-        ("chosen", pa.string()),
-        ("rejected", pa.string()),
-        *[(f"{side}_score", pa.float64()) for side in ("chosen", "rejected")],
-        *[(f"{side}_penalised", pa.float64()) for side in ("chosen", "rejected")],
-        *[(f"{side}_rank", pa.int32()) for side in ("chosen", "rejected")],
-        *[(f"{side}_chars", pa.int32()) for side in ("chosen", "rejected")],
-        *[(f"{side}_truncated", pa.bool_()) for side in ("chosen", "rejected")],
-    ]
-)
+    Example:
+        {"chosen_token_ids": [5, 9], "chosen": "4", "chosen_score": 1.5, "chosen_penalised": 1.5,
+         "chosen_rank": 0, "chosen_chars": 1, "chosen_truncated": False}
+    """
+    return {
+        f"{side}_token_ids": token_ids,
+        side: text,
+        f"{side}_score": score,
+        f"{side}_penalised": penalised,
+        f"{side}_rank": rank,
+        f"{side}_chars": len(text),
+        f"{side}_truncated": truncated,
+    }
+
+
+_ARROW_TYPES = {
+    str: pa.string(),
+    bool: pa.bool_(),
+    int: pa.int64(),
+    Int32: pa.int32(),
+    float: pa.float64(),
+    # Not a map, as the hint would have it: every message has these two keys and no other.
+    Message: pa.struct([("role", pa.string()), ("content", pa.string())]),
+}
+
+
+def _arrow_type(hint: Any) -> pa.DataType:
+    """The type of a column whose values are hinted like this."""
+    if hint in _ARROW_TYPES:
+        return _ARROW_TYPES[hint]
+    if is_dataclass(hint):
+        return pa.struct(_arrow_fields(hint))
+    # What is left are list[X] and tuple[X, ...].
+    element = get_args(hint)[0]
+    return pa.list_(_arrow_type(element))
+
+
+def _arrow_fields(record: Any) -> list[pa.Field]:
+    """The columns of a record's class, in the order of its fields; properties are none."""
+    # Without extras, Int32 would come back as a plain int.
+    hints = get_type_hints(record, include_extras=True)
+    fields = []
+    for name, hint in hints.items():
+        fields.append(pa.field(name, _arrow_type(hint)))
+    return fields
+
+
+PROMPT_SCHEMA = pa.schema(_arrow_fields(Prompt))
+PAIRS_SCHEMA = pa.schema(_arrow_fields(PreferencePair))
+# What a `ScoredPrompt` joins is made by two stages, so it stands in two shards.
+_SCORED_PROMPT = pa.schema(_arrow_fields(ScoredPrompt))
+CANDIDATES_SCHEMA = _SCORED_PROMPT.remove(_SCORED_PROMPT.get_field_index("scores"))
+SCORES_SCHEMA = pa.schema([_SCORED_PROMPT.field("id"), _SCORED_PROMPT.field("scores")])
 LOGPROBS_SCHEMA = pa.schema([("id", pa.string()), ("logprobs", pa.list_(pa.float64()))])
-"""Summed response log-probabilities: [chosen, rejected] for a row of pairs, one per candidate for candidates."""
+"""Summed response log-probabilities: [chosen, rejected] for a row of pairs, else one per candidate."""
 
 
 def to_row(record: Prompt | Candidate | ScoredPrompt | PreferencePair) -> dict[str, Any]:
-    """A record as the mapping that its schema takes."""
+    """A record as the mapping that its schema takes.
+
+    Example:
+        {"id": "d7760b4ba3077c46", "messages": ({"role": "user", "content": "Hi"},)}
+    """
     return asdict(record)
 
 
 def scored_prompt(candidates_row: Mapping[str, Any], scores_row: Mapping[str, Any]) -> ScoredPrompt:
-    """Join one row of a candidates shard with the row of the scores shard that stands at the same place."""
+    """Join one row of a candidates shard with the row of the scores shard that stands at the same place.
+
+    Args:
+        candidates_row: `{"id": "5f1c…", "messages": […], "prompt_token_ids": […], "candidates": [{…}, {…}]}`.
+        scores_row: `{"id": "5f1c…", "scores": [1.5, -0.3]}`.
+    """
+    # A score that went to another response would turn pairs around without a trace.
     assert candidates_row["id"] == scores_row["id"], "scores and candidates are out of step"
     assert len(candidates_row["candidates"]) == len(scores_row["scores"]), "one score per candidate"
+    candidates = [Candidate(**candidate) for candidate in candidates_row["candidates"]]
     return ScoredPrompt(
         id=candidates_row["id"],
         messages=tuple(candidates_row["messages"]),
         prompt_token_ids=candidates_row["prompt_token_ids"],
-        candidates=tuple(Candidate(**c) for c in candidates_row["candidates"]),
+        candidates=tuple(candidates),
         scores=tuple(scores_row["scores"]),
     )

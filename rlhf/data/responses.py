@@ -1,19 +1,19 @@
 """Prompts with their responses, and preference pairs, as plain rows for other programs.
 
-A row is `{"prompt": messages, "responses": [text, …]}`, after scoring with `"rewards": [number, …]` in the same order
-(RLHFlow's schema). What else a row holds is carried along; of that, `finish_reasons` is read: a response whose reason
-is neither "stop" nor null was cut at the token limit. Pairs are in TRL's conversational preference format.
+A row is `{"prompt": messages, "responses": [text, …]}`, after scoring with `"rewards": [number, …]` in
+the same order (RLHFlow's schema). What else a row holds is carried along; of that, `finish_reasons` is
+read: a response whose reason is neither "stop" nor null was cut at the token limit. Pairs are in TRL's
+conversational preference format.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any
 from rlhf.data.digest import digest_of
 from rlhf.data.preferences import preferences_with_rows
 from rlhf.data.prompts import UnusableRow, parsed_rows, to_messages
-from rlhf.data.records import FINISHED, Candidate, prompt_id
+from rlhf.data.records import FINISHED, SIDES, Candidate, Message, prompt_id
 from rlhf.errors import DataError, writing
 
 _MAKERS = {
@@ -32,10 +32,15 @@ _MAKERS = {
 }
 
 
-def read_responses(path: Path | str, counts: Counter[str], numbers: str | None = None) -> Iterator[dict[str, Any]]:
-    """Rows of a `candidates` shard, with `scores` if they are asked for, and with `extra`: all other keys, as JSON.
+def read_responses(
+    path: Path | str,
+    counts: Counter[str],
+    numbers: str | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Rows of a `candidates` shard, with `scores` if asked for, and with `extra`: all other keys, as JSON.
 
-    Rows that repeat an earlier one, responses and rewards included, are dropped; 64 bits of each are remembered.
+    Rows that repeat an earlier one, responses and rewards included, are dropped; 64 bits of each are
+    remembered.
 
     Args:
         path: JSON, JSONL or Parquet file.
@@ -47,18 +52,23 @@ def read_responses(path: Path | str, counts: Counter[str], numbers: str | None =
     """
     seen: set[int] = set()
     first_problem = ""
-    for number, row, made in parsed_rows(path, counts, partial(to_candidates, numbers=numbers)):
-        if isinstance(made, UnusableRow):
-            first_problem = first_problem or f"row {number}: {made}"
+    parse = partial(to_candidates, numbers=numbers)
+    for number, row, candidates_row in parsed_rows(path, counts, parse):
+        if isinstance(candidates_row, UnusableRow):
+            first_problem = first_problem or f"row {number}: {candidates_row}"
             continue
-        identity = int(digest_of([made["id"], row["responses"], row.get("rewards")])[:16], 16)
-        if identity in seen:
+        # Not the prompt alone: files of several rounds hold the same prompt with new responses.
+        digest = digest_of([candidates_row["id"], row["responses"], row.get("rewards")])
+        key = int(digest[:16], 16)
+        if key in seen:
             counts["dropped/duplicate"] += 1
             continue
-        seen.add(identity)
-        yield made
+        seen.add(key)
+        yield candidates_row
     if not seen:
-        raise DataError(f"{path}: none of {counts['rows']} rows can be used; {first_problem} Mend it or name another.")
+        raise DataError(
+            f"{path}: none of {counts['rows']} rows can be used; {first_problem} Mend it or name another.",
+        )
 
 
 def to_candidates(row: Mapping[str, Any], numbers: str | None = None) -> dict[str, Any]:
@@ -67,31 +77,76 @@ def to_candidates(row: Mapping[str, Any], numbers: str | None = None) -> dict[st
     Raises:
         DataError: `responses`, or the numbers that must be there, are missing.
         UnusableRow: (a DataError) something is wrong in them.
+
+    Example:
+        {"prompt": [{"role": "user", "content": "Hi"}], "responses": ["Hello!", "Yo."], "rewards": [1.5, 0.3]}
     """
-    for key in filter(None, ("responses", numbers)):
+    required = ["responses"]
+    if numbers is not None:
+        required.append(numbers)
+    for key in required:
         if key not in row:
             raise DataError(f"No {key}: the keys are {sorted(row)}. {_MAKERS[key]}")
-    messages, responses = to_messages(row), row["responses"]
+    messages = to_messages(row)
+    responses = row["responses"]
     if not isinstance(responses, list) or not responses:
         raise UnusableRow("no_responses", f"responses must be a list of text; found {responses!r:.80}.")
     if not all(isinstance(text, str) for text in responses):
         raise UnusableRow("response_not_text", "responses must be text, each of them.")
-    reasons = _beside(row, "finish_reasons", responses) if row.get("finish_reasons") is not None else []
+    finish_reasons = _finish_reasons(row, responses)
+    # Without `numbers` the row is about to be scored: rewards it may hold are those of another judge.
     read = {"prompt", "responses", numbers or "rewards"}
-    extra = json.dumps({k: v for k, v in row.items() if k not in read}, ensure_ascii=False, default=str)
+    rest = {key: value for key, value in row.items() if key not in read}
+    extra = json.dumps(rest, ensure_ascii=False, default=str)
+    # Responses are not trimmed as prompts are: judges and pairs must see what was sampled, to the last space.
     try:
         "".join([*responses, extra]).encode()
     except UnicodeEncodeError:
         raise UnusableRow("invalid_unicode", "the row holds half a surrogate pair.") from None
-    truncated = [reason not in (None, FINISHED) for reason in reasons] or [False] * len(responses)
-    candidates = [
-        Candidate([], text, "length" if cut else FINISHED, logprob=math.nan, seed=0, temperature=math.nan)
-        for text, cut in zip(responses, truncated, strict=True)
-    ]
-    made: dict[str, Any] = {"id": prompt_id(messages), "messages": messages, "prompt_token_ids": [], "extra": extra}
+    candidates_row = _candidates_row(messages, responses, finish_reasons, extra)
     if numbers is not None:
-        made["scores"] = [to_number(value, numbers) for value in _beside(row, numbers, responses)]
-    return made | {"candidates": [vars(candidate) for candidate in candidates]}
+        values = _one_for_each(row, numbers, responses)
+        candidates_row["scores"] = [to_number(value, numbers) for value in values]
+    return candidates_row
+
+
+def _finish_reasons(row: Mapping[str, Any], responses: list[str]) -> list[str]:
+    """For each response "stop" or "length"; a row that gives no reasons holds whole responses."""
+    if row.get("finish_reasons") is None:
+        return [FINISHED] * len(responses)
+    finish_reasons = []
+    for reason in _one_for_each(row, "finish_reasons", responses):
+        is_finished = reason is None or reason == FINISHED
+        finish_reasons.append(FINISHED if is_finished else "length")
+    return finish_reasons
+
+
+def _candidates_row(
+    messages: list[Message],
+    responses: Sequence[str],
+    finish_reasons: Sequence[str],
+    extra: str,
+) -> dict[str, Any]:
+    """A row of a `candidates` shard that was not sampled here: its tokens and probabilities are unknown."""
+    candidates = []
+    for text, finish_reason in zip(responses, finish_reasons, strict=True):
+        candidate = Candidate(
+            token_ids=[],
+            text=text,
+            finish_reason=finish_reason,
+            # NaN is "unknown" where numbers may be missing; a seed has no such value.
+            logprob=math.nan,
+            seed=0,
+            temperature=math.nan,
+        )
+        candidates.append(vars(candidate))
+    return {
+        "id": prompt_id(messages),
+        "messages": messages,
+        "prompt_token_ids": [],
+        "extra": extra,
+        "candidates": candidates,
+    }
 
 
 def read_comparisons(path: Path | str, counts: Counter[str]) -> Iterator[dict[str, Any]]:
@@ -103,22 +158,26 @@ def read_comparisons(path: Path | str, counts: Counter[str]) -> Iterator[dict[st
         path: JSON, JSONL or Parquet file with rows in one of `rlhf.data.comparisons.SHAPES`.
         counts: is added to while reading, as by `rlhf.data.preferences.read_preferences`.
     """
-    numbers = itertools.count()
-    for row, preference in preferences_with_rows(path, counts):
-        messages, *answers = preference
-        about = {"id": row.get("id", next(numbers)), "subset": row.get("subset") or Path(path).stem}
-        candidates = [Candidate([], text, FINISHED, logprob=math.nan, seed=0, temperature=math.nan) for text in answers]
-        made: dict[str, Any] = {"id": prompt_id(messages), "messages": messages, "prompt_token_ids": []}
-        yield made | {"extra": json.dumps(about, default=str), "candidates": [vars(c) for c in candidates]}
+    for number, (row, preference) in enumerate(preferences_with_rows(path, counts)):
+        messages, chosen, rejected = preference
+        # `number` counts the pairs, not the rows of the file.
+        about = {
+            "id": row.get("id", number),
+            "subset": row.get("subset") or Path(path).stem,
+        }
+        extra = json.dumps(about, default=str)
+        yield _candidates_row(messages, [chosen, rejected], [FINISHED, FINISHED], extra)
 
 
 def read_best_of_n(path: Path | str, counts: Counter[str]) -> Iterator[dict[str, Any]]:
-    """RewardBench 2's rows as rows of a `candidates` shard: all responses, the right ones first, texts as they are.
+    """RewardBench 2's rows as rows of a `candidates` shard: all responses, the right ones first.
 
-    `extra` holds `id` (else the row's number, from 0), `subset` (else the file's name) and `num_correct`, as JSON.
+    Texts stay as they are. `extra` holds `id` (else the row's number, from 0), `subset` (else the file's
+    name) and `num_correct`, as JSON.
 
     Args:
-        path: JSON, JSONL or Parquet file with `prompt`, `chosen` and `rejected`, the latter two lists of text.
+        path: JSON, JSONL or Parquet file with `prompt`, `chosen` and `rejected`, the latter two lists
+            of text.
         counts: is added to while reading: `rows` = rows given + the sum of `dropped/<reason>`.
 
     Raises:
@@ -126,69 +185,135 @@ def read_best_of_n(path: Path | str, counts: Counter[str]) -> Iterator[dict[str,
     """
 
     def parse(row: Mapping[str, Any]) -> dict[str, Any]:
-        return _best_of_n(row, row.get("id", counts["rows"] - 1), row.get("subset") or Path(path).stem)
+        # `parsed_rows` has counted this row already.
+        number = counts["rows"] - 1
+        name = row.get("id", number)
+        subset = row.get("subset") or Path(path).stem
+        return _best_of_n(row, name, subset)
 
-    return (made for _, _, made in parsed_rows(path, counts, parse) if not isinstance(made, UnusableRow))
+    for _, _, candidates_row in parsed_rows(path, counts, parse):
+        if not isinstance(candidates_row, UnusableRow):
+            yield candidates_row
 
 
 def _best_of_n(row: Mapping[str, Any], name: Any, subset: str) -> dict[str, Any]:
-    prompt, chosen, rejected = (row.get(key) for key in ("prompt", "chosen", "rejected"))
+    """One row of RewardBench 2.
+
+    Example:
+        {"id": "7", "subset": "Math", "prompt": "2+2?", "chosen": ["4"], "rejected": ["5", "3", "22"]}
+    """
+    chosen = row.get("chosen")
+    rejected = row.get("rejected")
     if not isinstance(chosen, list) or not isinstance(rejected, list):
         raise DataError(
             f"chosen and rejected must be lists of text; found {chosen!r:.80} and {rejected!r:.80}. "
             "Rows with one of each are read with version=1."
         )
     if not chosen or not rejected:
-        raise UnusableRow("one_sided", f"{len(chosen)} chosen, {len(rejected)} rejected; it takes one of each.")
+        raise UnusableRow(
+            "one_sided",
+            f"{len(chosen)} chosen, {len(rejected)} rejected; it takes one of each.",
+        )
     if row.get("num_correct") not in (None, len(chosen)):
-        raise UnusableRow("num_correct", f"num_correct is {row['num_correct']!r}, but chosen holds {len(chosen)}.")
+        raise UnusableRow(
+            "num_correct",
+            f"num_correct is {row['num_correct']!r}, but chosen holds {len(chosen)}.",
+        )
+    # This subset is scored by pairs of rows, `ref:1` and `tied:1`: ids must say which belong together.
     if subset == "Ties" and not re.fullmatch(r"(ref|tied):\d+", str(name)):
         raise UnusableRow("ties_id", f"id is {name!r}; ids of the subset Ties read ref:1 or tied:1.")
-    about = {"id": name, "subset": subset, "num_correct": len(chosen)}
-    return to_candidates({"prompt": prompt, "responses": chosen + rejected} | about)
+    plain_row = {
+        "prompt": row.get("prompt"),
+        "responses": chosen + rejected,
+        "id": name,
+        "subset": subset,
+        "num_correct": len(chosen),
+    }
+    return to_candidates(plain_row)
 
 
-def _beside(row: Mapping[str, Any], key: str, responses: list[str]) -> list[Any]:
+def _one_for_each(row: Mapping[str, Any], key: str, responses: list[str]) -> list[Any]:
     """A list that must be as long as the responses."""
     values = row[key]
-    if not isinstance(values, list) or len(values) != len(responses):
-        raise UnusableRow(f"{key}_do_not_match", f"{key} must be a list of {len(responses)}; found {values!r:.80}.")
-    return values
+    if isinstance(values, list) and len(values) == len(responses):
+        return values
+    raise UnusableRow(
+        f"{key}_do_not_match",
+        f"{key} must be a list of {len(responses)}; found {values!r:.80}.",
+    )
 
 
 def to_number(value: Any, key: str) -> float:
     """A score as JSON has it; null is NaN. Raises UnusableRow."""
+    # JSON has no NaN: `scored_line` writes null for it.
     if value is None:
-        return math.nan  # what no number can be written as in JSON
+        return math.nan
+    # Python counts true and false among its integers.
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UnusableRow(f"{key}_not_numbers", f"{key} must be numbers or null; found {value!r:.80}.")
     try:
+        # JSON's integers have no bound, floats do.
         return float(value)
     except OverflowError:
-        raise UnusableRow(f"{key}_not_numbers", f"{key} must be numbers of 64 bits; found {value!r:.80}.") from None
+        raise UnusableRow(
+            f"{key}_not_numbers",
+            f"{key} must be numbers of 64 bits; found {value!r:.80}.",
+        ) from None
 
 
 def candidates_line(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of a `candidates` shard as others read it."""
+    """A row of a `candidates` shard as others read it.
+
+    Example:
+        {"prompt": [{"role": "user", "content": "Hi"}], "responses": ["Hello!", "Yo."],
+         "finish_reasons": ["stop", "stop"], "temperatures": [1.0, 0.7], "seeds": [41, 97]}
+    """
     candidates = row["candidates"]
-    names = {"responses": "text", "finish_reasons": "finish_reason", "temperatures": "temperature", "seeds": "seed"}
-    return {"prompt": row["messages"]} | {name: [c[key] for c in candidates] for name, key in names.items()}
+    line = {"prompt": row["messages"]}
+    plural_names = {
+        "responses": "text",
+        "finish_reasons": "finish_reason",
+        "temperatures": "temperature",
+        "seeds": "seed",
+    }
+    for plural, name in plural_names.items():
+        line[plural] = [candidate[name] for candidate in candidates]
+    return line
 
 
 def scored_line(row: Mapping[str, Any], scores: list[float]) -> dict[str, Any]:
-    """A row that `read_responses` gave, with its scores as `rewards`; one that is not finite becomes null."""
-    rewards = [score if math.isfinite(score) else None for score in scores]
-    texts = [candidate["text"] for candidate in row["candidates"]]
-    return {"prompt": row["messages"], "responses": texts, "rewards": rewards} | json.loads(row["extra"])
+    """A row that `read_responses` gave, with its scores as `rewards`; one that is not finite becomes null.
+
+    Example:
+        {"prompt": [{"role": "user", "content": "Hi"}], "responses": ["Hello!", ""], "rewards": [1.5, null]}
+    """
+    line = {
+        "prompt": row["messages"],
+        "responses": [candidate["text"] for candidate in row["candidates"]],
+        "rewards": [score if math.isfinite(score) else None for score in scores],
+    }
+    # What the row held besides comes last, as it stood.
+    return line | json.loads(row["extra"])
 
 
 def pair_line(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of a `pairs` shard in TRL's conversational preference format, with what it was chosen by."""
-    sides = ("chosen", "rejected")
-    line = {"prompt": row["messages"]} | {side: [{"role": "assistant", "content": row[side]}] for side in sides}
+    """A row of a `pairs` shard in TRL's conversational preference format, with what it was chosen by.
+
+    Example:
+        {"prompt": [{"role": "user", "content": "Hi"}],
+         "chosen": [{"role": "assistant", "content": "Hello!"}],
+         "rejected": [{"role": "assistant", "content": "Yo."}],
+         "margin": 1.8, "chosen_score": 1.5, "rejected_score": -0.3, …}
+    """
+    line = {"prompt": row["messages"]}
+    for side in SIDES:
+        line[side] = [{"role": "assistant", "content": row[side]}]
     line["margin"] = row["chosen_penalised"] - row["rejected_penalised"]
-    kept = ("score", "penalised", "rank", "chars", "truncated")
-    return line | {f"{side}_{name}": row[f"{side}_{name}"] for name in kept for side in sides}
+    # Token ids are left out: they mean nothing without this policy's tokenizer.
+    for name in ("score", "penalised", "rank", "chars", "truncated"):
+        for side in SIDES:
+            line[f"{side}_{name}"] = row[f"{side}_{name}"]
+    return line
 
 
 class Form(Enum):
@@ -201,15 +326,24 @@ class Form(Enum):
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], form: Form = Form.lines) -> int:
     """Write rows as a stream and flush them to disk; returns how many."""
-    number, many = 0, form is Form.list
+    num_rows = 0
+    # People read the only object of a file, so it is indented.
+    indent = 1 if form is Form.object else None
+    # "\n" on every system, else the same rows would give other bytes on Windows.
     with writing(path), open(path, "w", encoding="utf-8", newline="\n") as file:
-        for number, row in enumerate(rows, start=1):
-            assert number == 1 or form is not Form.object, "an object is one row"
-            before = "" if not many else "[\n" if number == 1 else ",\n"
-            indent = 1 if form is Form.object else None
-            file.write(before + json.dumps(row, ensure_ascii=False, indent=indent) + ("" if many else "\n"))
-        if many:
-            file.write("\n]\n" if number else "[]\n")
+        for row in rows:
+            num_rows += 1
+            assert num_rows == 1 or form is not Form.object, "an object is one row"
+            text = json.dumps(row, ensure_ascii=False, indent=indent)
+            if form is not Form.list:
+                file.write(f"{text}\n")
+            elif num_rows == 1:
+                file.write(f"[\n{text}")
+            else:
+                file.write(f",\n{text}")
+        if form is Form.list:
+            file.write("\n]\n" if num_rows else "[]\n")
         file.flush()
+        # Whoever is told that it is written may delete what it was made of.
         os.fsync(file.fileno())
-    return number
+    return num_rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,19 @@ from rlhf.data.digest import digest_file
 from rlhf.errors import writing
 
 _COUNTS = b"rlhf.counts"
+_BATCH_ROWS = 256
 
 
 def shard_name(index: int) -> str:
-    """File name of a shard."""
+    """File name of a shard: `shard_00003.parquet`."""
     return f"shard_{index:05d}.parquet"
 
 
 def shard_paths(folder: Path) -> list[Path]:
     """All finished shards of an artifact, in order."""
-    return sorted(folder.glob("shard_*.parquet"))
+    # An unfinished one is named `.shard_….parquet.tmp`, which the pattern does not match.
+    paths = folder.glob("shard_*.parquet")
+    return sorted(paths)
 
 
 def fsync_dir(path: Path) -> None:
@@ -44,42 +48,71 @@ def write_atomic(path: Path, data: bytes) -> None:
         with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
+            # Before the rename: else the name could outlive a power loss and its bytes not.
             os.fsync(file.fileno())
         os.replace(temporary, path)
         fsync_dir(path.parent)
 
 
-def _note(path: Path) -> Path:
+def _digest_path(path: Path) -> Path:
     """Where the digest of an unfinished stage's shard stands; hidden, so no part of the artifact."""
-    return path.with_name(f".{path.name}.sha256")
+    name = f".{path.name}.sha256"
+    return path.with_name(name)
 
 
 def damaged_shards(folder: Path) -> list[Path]:
     """The shards of an unfinished stage that are not what `write_shard` wrote, or of which nobody knows."""
-    return [path for path in shard_paths(folder) if not _is_as_written(path)]
+    damaged = []
+    for path in shard_paths(folder):
+        if not _is_as_written(path):
+            damaged.append(path)
+    return damaged
 
 
 def _is_as_written(path: Path) -> bool:
-    return _note(path).is_file() and _note(path).read_bytes() == digest_file(path).encode()
+    digest_path = _digest_path(path)
+    if not digest_path.is_file():
+        return False
+    # Bytes, not text: a damaged digest may be no UTF-8 at all.
+    written = digest_path.read_bytes()
+    return written == digest_file(path).encode()
 
 
 def write_shard(
-    path: Path, schema: pa.Schema, rows: Iterable[Mapping[str, Any]], counts: Mapping[str, int] | None = None
+    path: Path,
+    schema: pa.Schema,
+    rows: Iterable[Mapping[str, Any]],
+    counts: Mapping[str, int] | None = None,
 ) -> None:
-    """Write one shard, after its digest, with what was counted while making it; equal rows give equal bytes."""
-    metadata = {_COUNTS: json.dumps(dict(counts or {}), sort_keys=True).encode()}
-    table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema.with_metadata(metadata))
+    """Write one shard, after its digest, with what was counted while making it; equal rows give equal bytes.
+
+    Args:
+        path: the shard's final name.
+        schema: its columns; keys of a row that the schema does not name are left out.
+        rows: rows such as `{"id": "5f1c…", "scores": [1.5, -0.3]}` for `SCORES_SCHEMA`.
+        counts: such as `{"rows": 2, "dropped/empty": 1}`.
+    """
+    # Sorted keys, for the order of counting may differ between two runs that count the same.
+    counts_json = json.dumps(dict(counts or {}), sort_keys=True)
+    schema = schema.with_metadata({_COUNTS: counts_json.encode()})
+    table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     data = sink.getvalue().to_pybytes()
-    write_atomic(_note(path), hashlib.sha256(data).hexdigest().encode())
+    digest = hashlib.sha256(data).hexdigest()
+    # The digest goes first: a shard without one cannot be told from a damaged one and is made again.
+    write_atomic(_digest_path(path), digest.encode())
     write_atomic(path, data)
 
 
 def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Rows of one shard, a batch in memory at a time."""
+    """Rows of one shard, a batch in memory at a time; of all columns, or of those named.
+
+    Example:
+        {"id": "5f1c…", "scores": [1.5, -0.3]}
+    """
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=256, columns=columns):
+        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
             yield from batch.to_pylist()
 
 
@@ -91,19 +124,21 @@ def read_all_rows(folder: Path, columns: list[str] | None = None) -> Iterator[di
 
 def num_rows(path: Path) -> int:
     """Rows of one shard, from its footer."""
-    return pq.read_metadata(path).num_rows
+    footer = pq.read_metadata(path)
+    return footer.num_rows
 
 
 def read_counts(path: Path) -> dict[str, int]:
     """What was counted while a shard was made."""
     metadata = pq.read_schema(path).metadata or {}
-    return json.loads(metadata.get(_COUNTS, b"{}"))
+    counts_json = metadata.get(_COUNTS, b"{}")
+    return json.loads(counts_json)
 
 
 def sum_counts(folder: Path) -> dict[str, int]:
     """The counts of all shards of a folder, added up."""
-    total: dict[str, int] = {}
+    total = Counter[str]()
     for path in shard_paths(folder):
-        for key, value in read_counts(path).items():
-            total[key] = total.get(key, 0) + value
-    return total
+        # `update` keeps counts of 0, which `+` of two Counters would drop.
+        total.update(read_counts(path))
+    return dict(total)

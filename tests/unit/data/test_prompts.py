@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import random
 from collections import Counter
@@ -11,7 +13,8 @@ from typing import Any
 import pytest
 
 from rlhf.config.stage_configs import PromptsSettings
-from rlhf.data.preferences import Preference, read_preferences
+from rlhf.data.comparisons import SHAPES, Shape
+from rlhf.data.preferences import Preference, read_preferences, to_preference
 from rlhf.data.prompts import UnusableRow, load_prompts, to_messages
 from rlhf.data.records import dropped, prompt_id
 from rlhf.data.shards import read_rows
@@ -329,3 +332,13 @@ def test_preferences_dropped_by_reason(tmp_path: Path) -> None:
 def test_preferences_of_unknown_shape_are_refused(tmp_path: Path, row: dict[str, Any]) -> None:
     with pytest.raises(DataError, match=r"a\.jsonl, row 1: .*known"):
         list(read_preferences(write(tmp_path / "a.jsonl", [row]), Counter()))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.looks)
+def test_every_shape_shows_a_row_that_it_reads(shape: Shape) -> None:
+    example = (inspect.getdoc(shape.read) or "").split("Example:")[1]
+    row = ast.literal_eval(example.strip())
+    assert [shape.fits(row) for shape in SHAPES].index(True) == SHAPES.index(shape)
+    messages, chosen, rejected = to_preference(shape.read(row)[0])
+    assert messages[-1]["role"] == "user"
+    assert chosen != rejected
