@@ -33,3 +33,5 @@ lint: setup
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m mypy
+	.venv/bin/lint-imports --no-logo
+	.venv/bin/python scripts/readability.py --check

@@ -1,0 +1,115 @@
+"""A run that older code has finished goes on with today's: nothing is redone, and what is redone has the same bytes.
+
+`tests/data/old_run.tar.gz` holds the run and what it was given; its README says how it was made.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+ARCHIVE = ROOT / "tests" / "data" / "old_run.tar.gz"
+NUM_STAGES = 41
+SETTINGS = """
+model.path=policy reward_model.path=judge prompts.path=prompts.json prompts.num_per_iteration=10
+prompts.num_held_out=5 num_iterations=2
+sft.data=sft.jsonl sft.packing=false sft.batch_size=4 sft.max_length=128 sft.learning_rate=1.0e-3
+sft.gradient_checkpointing=false
+reward_model.data=preferences.jsonl reward_model.on_policy.prompts=judge_prompts.jsonl
+reward_model.on_policy.rule=old_run_rules:num_words reward_model.batch_size=4 reward_model.max_length=128
+reward_model.gradient_checkpointing=false
++evaluate.judges.second=second_judge evaluate.gold=old_run_rules:has_letter
+generate.engine=transformers generate.n=4 generate.max_new_tokens=12 generate.shard_size=4 score.max_tokens=1000
+pair.truncated=allow dpo.batch_size=4 dpo.learning_rate=1.0e-3 dpo.gradient_checkpointing=false evaluate.n=2
+compute.device=cpu compute.num_threads=1
+""".split()
+OTHERS = "+reward_model.others={words: {rule: 'old_run_rules:num_words', weight: 0.5}}"
+
+
+@pytest.fixture
+def old(tmp_path):
+    """The folder with `given` and `run`."""
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(tmp_path, filter="data")
+    return tmp_path
+
+
+def resume(old, *changes):
+    """The command of then, with changes; exit code and output."""
+    environment = dict(os.environ, PYTHONPATH=f"{ROOT}:{old / 'given'}", HF_HUB_OFFLINE="1")
+    command = [sys.executable, "-m", "rlhf.iterate", "run_dir=../run", OTHERS, *SETTINGS, *changes]
+    done = subprocess.run(
+        command,
+        cwd=old / "given",
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    return done.returncode, done.stdout
+
+
+def identities(run):
+    """What every finished stage was made of, and what came out."""
+    manifests = {}
+    for path in sorted(run.rglob("artifact.json")):
+        record = json.loads(path.read_text())
+        manifests[str(path.parent.relative_to(run))] = (record["identity"], record["digest"], record["files"])
+    return manifests
+
+
+def test_a_finished_run_has_nothing_to_do(old):
+    before = identities(old / "run")
+    summary = json.loads((old / "run" / "summary.json").read_text())
+    code, said = resume(old)
+    assert code == 0 and f"{NUM_STAGES} stages are finished, 0 to do" in said, said
+    assert "✓" not in said, "a stage was made again"
+    assert identities(old / "run") == before
+    assert json.loads((old / "run" / "summary.json").read_text()) == summary
+    assert os.readlink(old / "run" / "best") == "iteration_001/export/model"
+
+
+def test_what_is_redone_without_a_model_has_the_same_bytes(old):
+    # What models compute may differ in its last bits between machines; these stages may not.
+    redone = ["prompts", "judge/pair", "iteration_001/mix", "iteration_001/pair", "iteration_002/held_out/gold"]
+    before = identities(old / "run")
+    for name in redone:
+        shutil.rmtree(old / "run" / name)
+    code, said = resume(old)
+    assert code == 0, said
+    assert [line.split()[1] for line in said.splitlines() if line.startswith("  ✓")] == [
+        "judge/pair",
+        "prompts",
+        "iteration_001/mix",
+        "iteration_001/pair",
+        "iteration_002/held_out/gold",
+    ]
+    assert identities(old / "run") == before
+
+
+def test_a_changed_setting_is_refused_with_its_name(old):
+    code, said = resume(old, "pair.length_penalty=0.5")
+    assert code == 2 and "config.length_penalty: 0.0 there, 0.5 now" in said, said
+    assert "iteration_001/pair:" in said and "rm -r" in said
+
+
+def test_another_rule_of_the_same_name_is_refused(old):
+    rules = old / "given" / "old_run_rules.py"
+    rules.write_text(rules.read_text().replace("float(len", "2 * float(len"))
+    code, said = resume(old)
+    assert code == 2 and "config.rule_source:" in said, said
+
+
+def test_the_rules_of_the_package_are_what_they_were():
+    """Folders of the quickstart hold the digest of `rlhf.world.tasks`: only its wording has changed since then."""
+    from rlhf.run.sources import function_source
+
+    of_then = "5e8fae084b75a834c8e0f18be369d055241f434792778fe204d7a7be5c52df16"
+    assert function_source("rlhf.world.tasks:gold", "evaluate.gold") == of_then
