@@ -25,13 +25,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# Control characters but for tab and line feed, line separators, marks that turn the direction of writing, and
+# lone surrogates, which no encoding can write.
 _UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s]+@")
 
 
 def printable(text: str) -> str:
-    """Text as a terminal or a log may have it: control characters escaped but for line ends, no password in a URL."""
-    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), _CREDENTIALS.sub("***@", text))
+    """Text fit for a terminal or a log: control characters escaped but line ends, no password in a URL."""
+    without_credentials = _CREDENTIALS.sub("***@", text)
+    return _UNSEEN.sub(_escape, without_credentials)
+
+
+def _escape(match: re.Match[str]) -> str:
+    escaped = match[0].encode("unicode_escape")
+    return escaped.decode()
 
 
 class RlhfError(Exception):
@@ -59,7 +67,7 @@ class ModelError(UserError):
 
 
 class TemplateRefuses(ModelError):
-    """A chat template takes no conversation of this form: a system turn, say, or two turns of one role in a row."""
+    """A chat template takes no conversation of this form, such as two turns of one role in a row."""
 
 
 class RunChanged(UserError):
@@ -83,9 +91,11 @@ class Stopped(RlhfError):
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by signal {signal_number}; the same command goes on from here")
+        # A shell's convention: 130 for SIGINT, 143 for SIGTERM.
         self.exit_code = 128 + signal_number
 
 
+# EFBIG is a limit set by `ulimit -f`: the disk has room, this user has not.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
@@ -98,19 +108,34 @@ def writing(path: Path | None = None) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (*_FULL, *_FORBIDDEN):
             raise
-        path = (path or Path(os.fsdecode(error.filename or "."))).absolute()
+        if path is None:
+            path = Path(os.fsdecode(error.filename or "."))
+        path = path.absolute()
+        # The folder of the file may be what could not be made.
         folder = next(parent for parent in path.parents if parent.is_dir())
-        way_out = f"Get the right to write in {folder}, remove what is in the way, or choose another folder"
         if error.errno in _FULL:
             way_out = "Make room, or raise the quota or the limit on file sizes (ulimit -f)"
-        free = shutil.disk_usage(folder).free / 1e9
+        else:
+            way_out = f"Get the right to write in {folder}, remove what is in the way, "
+            way_out += "or choose another folder"
+        free_gb = shutil.disk_usage(folder).free / 1e9
         raise StorageError(
-            f"{path} cannot be written: {error.strerror} ({free:.1f} GB are free there). {way_out}; then the same "
-            "command goes on from what is finished."
+            f"{path} cannot be written: {error.strerror} ({free_gb:.1f} GB are free there). {way_out}; "
+            "then the same command goes on from what is finished."
         ) from error
 
 
+# A worker sends its error to the driver as a name and a message; this gives the driver the class again.
 USER_ERRORS: dict[str, type[UserError]] = {
-    cls.__name__: cls
-    for cls in (UserError, ConfigError, DataError, ModelError, TemplateRefuses, RunChanged, StorageError, RunInUse)
+    error_type.__name__: error_type
+    for error_type in (
+        UserError,
+        ConfigError,
+        DataError,
+        ModelError,
+        TemplateRefuses,
+        RunChanged,
+        StorageError,
+        RunInUse,
+    )
 }

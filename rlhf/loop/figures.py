@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
@@ -21,8 +22,7 @@ KL_ESTIMATOR = "k1: mean over samples of log π_t − log π0, nats per response
 class Evaluation:
     """The artifacts that say how good one policy is, and how its training data came about.
 
-    `gold`, `reference` (log-probs of the samples under π0), `generate` and `pair` (of the iteration that trained it)
-    are None where there is nothing; `others` are scores by judges that only evaluate, and by each judge of a sum.
+    Where there is nothing, an artifact is None.
     """
 
     iteration: int
@@ -31,9 +31,12 @@ class Evaluation:
     scores: Artifact
     gold: Artifact | None = None
     reference: Artifact | None = None
+    """Log-probs of the samples under π0."""
     generate: Artifact | None = None
+    """Of the iteration that trained the policy, as is `pair`."""
     pair: Artifact | None = None
     others: dict[str, Artifact] = field(default_factory=dict)
+    """Scores by judges that only evaluate, and by each judge of a sum, by the judge's name."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Row:
-    """One evaluated policy; rates and `disagreement` (`rlhf.stages.mix`) in 0–1, `kl` in nats per response, or None."""
+    """One evaluated policy.
+
+    Rates and `disagreement` (`rlhf.stages.mix`) are in 0–1, `kl` is in nats per response; None where unknown.
+    """
 
     iteration: int
     mean_score: float
@@ -67,7 +73,10 @@ class Row:
 
 def scores_by_prompt(scores: Artifact) -> dict[str, list[float]]:
     """Scores of each prompt's responses, by prompt id."""
-    return {row["id"]: row["scores"] for row in read_all_rows(scores.path)}
+    scores_of: dict[str, list[float]] = {}
+    for row in read_all_rows(scores.path):
+        scores_of[row["id"]] = row["scores"]
+    return scores_of
 
 
 def win_rate(policy: dict[str, list[float]], initial: dict[str, list[float]]) -> tuple[float, float, float]:
@@ -75,35 +84,67 @@ def win_rate(policy: dict[str, list[float]], initial: dict[str, list[float]]) ->
 
     Every response of one is compared with every response of the other; the 95 % interval takes prompts, not
     comparisons, as independent. Returns (rate, low, high) in 0–1.
+
+    Example:
+        policy {"p1": [1.5, -0.3]} against initial {"p1": [0.2]} wins one of two comparisons: 0.5.
     """
     per_prompt = []
-    for prompt, ours in policy.items():
-        theirs = [score for score in initial.get(prompt, []) if math.isfinite(score)]
-        mine = [score for score in ours if math.isfinite(score)]
-        if mine and theirs:
-            wins = sum((a > b) + 0.5 * (a == b) for a in mine for b in theirs)
-            per_prompt.append(wins / (len(mine) * len(theirs)))
+    for prompt_id, scores in policy.items():
+        # A score that is not finite says nothing of the response, so it is no comparison lost.
+        policy_scores = _finite(scores)
+        initial_scores = _finite(initial.get(prompt_id, []))
+        if policy_scores and initial_scores:
+            comparisons = itertools.product(policy_scores, initial_scores)
+            wins = [_win(policy_score, initial_score) for policy_score, initial_score in comparisons]
+            per_prompt.append(fmean(wins))
     return mean_and_interval(per_prompt)
+
+
+def _win(score: float, opponent: float) -> float:
+    if score == opponent:
+        return 0.5
+    return float(score > opponent)
+
+
+def _finite(scores: Iterable[float]) -> list[float]:
+    """The scores that a judge could give; NaN and ±inf mark those that it could not."""
+    return list(filter(math.isfinite, scores))
 
 
 def mean_and_interval(per_prompt: Sequence[float]) -> tuple[float, float, float]:
     """Mean of figures in 0–1 and its 95 % interval (mean, low, high); NaN of nothing."""
     if not per_prompt:
         return math.nan, math.nan, math.nan
-    rate = fmean(per_prompt)
-    half = 1.96 * stdev(per_prompt) / math.sqrt(len(per_prompt)) if len(per_prompt) > 1 else 1.0
-    return rate, max(0.0, rate - half), min(1.0, rate + half)
+    mean = fmean(per_prompt)
+    # One prompt has no spread to estimate from, so that its interval is all of 0–1.
+    half_width = 1.0
+    if len(per_prompt) > 1:
+        half_width = 1.96 * stdev(per_prompt) / math.sqrt(len(per_prompt))
+    # A normal interval may reach beyond what a rate can be, and is cut there.
+    low = max(0.0, mean - half_width)
+    high = min(1.0, mean + half_width)
+    return mean, low, high
 
 
 def kl_to_initial(candidates: Artifact, reference: Artifact) -> float:
     """KL(π_t‖π0), estimated as the mean of log π_t(y) − log π0(y) over sampled responses y, in nats."""
-    differences = []
-    rows = zip(read_all_rows(candidates.path, ["id", "candidates"]), read_all_rows(reference.path), strict=True)
-    for sampled, under_initial in rows:
+    log_ratios = []
+    # The two artifacts have the same prompts in the same order, so that neither need be held in memory.
+    candidate_rows = read_all_rows(candidates.path, ["id", "candidates"])
+    reference_rows = read_all_rows(reference.path)
+    for sampled, under_initial in zip(candidate_rows, reference_rows, strict=True):
         assert sampled["id"] == under_initial["id"], "reference log-probs and candidates are out of step"
-        pairs = zip(sampled["candidates"], under_initial["logprobs"], strict=True)
-        differences += [candidate["logprob"] - logprob for candidate, logprob in pairs]
-    return fmean(differences) if differences else math.nan
+        responses = zip(sampled["candidates"], under_initial["logprobs"], strict=True)
+        for candidate, initial_logprob in responses:
+            log_ratios.append(candidate["logprob"] - initial_logprob)
+    return _mean(log_ratios)
+
+
+def _mean(values: Sequence[float]) -> float:
+    """The mean; NaN of nothing."""
+    if not values:
+        return math.nan
+    return fmean(values)
 
 
 def verdict(scores: Artifact, initial: Artifact | None) -> Verdict:
@@ -111,79 +152,142 @@ def verdict(scores: Artifact, initial: Artifact | None) -> Verdict:
 
     A pairwise judge's score is the probability of beating π0's response already, so its mean is the win rate.
     """
-    ours = scores_by_prompt(scores)
-    finite = [score for values in ours.values() for score in values if math.isfinite(score)]
-    mean = fmean(finite) if finite else math.nan
+    prompts = scores_by_prompt(scores)
+    mean_score = _mean(_finite(_flat(prompts)))
     if initial is None:
-        return Verdict(mean)
+        return Verdict(mean_score)
+    # Only a pairwise judge counts its calls.
     if "judge_calls" in scores.counts:
-        whole = [fmean(values) for values in ours.values() if all(map(math.isfinite, values))]
-        return Verdict(mean, *mean_and_interval(whole))
-    return Verdict(mean, *win_rate(ours, scores_by_prompt(initial)))
+        per_prompt = []
+        for prompt_scores in prompts.values():
+            if all(map(math.isfinite, prompt_scores)):
+                per_prompt.append(fmean(prompt_scores))
+        return Verdict(mean_score, *mean_and_interval(per_prompt))
+    return Verdict(mean_score, *win_rate(prompts, scores_by_prompt(initial)))
+
+
+def _flat(prompts: dict[str, list[float]]) -> list[float]:
+    """The scores of all responses, whatever their prompt."""
+    scores: list[float] = []
+    for prompt_scores in prompts.values():
+        scores += prompt_scores
+    return scores
 
 
 def row_of(evaluation: Evaluation, initial: Evaluation) -> Row:
     """The figures of one policy beside π0's."""
-    first = evaluation is initial
-    own = verdict(evaluation.scores, None if first else initial.scores)
-    gold = [s for values in scores_by_prompt(evaluation.gold).values() for s in values] if evaluation.gold else []
-    kl: float | None = 0.0
-    if not first:
-        kl = kl_to_initial(evaluation.candidates, evaluation.reference) if evaluation.reference else None
-    counts, trained_on = evaluation.candidates.counts, (evaluation.generate, evaluation.pair)
+    # π0 against itself would be a tie by definition, hence no rate; its KL is exactly 0 without an estimate.
+    is_initial = evaluation is initial
+    own = verdict(evaluation.scores, None if is_initial else initial.scores)
+    judges = {}
+    for name, scores in evaluation.others.items():
+        judges[name] = verdict(scores, None if is_initial else initial.others[name])
+    counts = evaluation.candidates.counts
+    # No response at all gives rates of 0 instead of a division by zero.
+    num_responses = max(1, counts["responses"])
     return Row(
         iteration=evaluation.iteration,
         mean_score=own.mean_score,
-        gold_accuracy=fmean(gold) if gold else None,
+        gold_accuracy=_gold_accuracy(evaluation),
         win_rate=own.win_rate,
         win_rate_low=own.win_rate_low,
         win_rate_high=own.win_rate_high,
-        mean_response_tokens=counts["response_tokens"] / max(1, counts["responses"]),
-        kl=kl,
-        truncated=counts["truncated"] / max(1, counts["responses"]),
+        mean_response_tokens=counts["response_tokens"] / num_responses,
+        kl=0.0 if is_initial else _kl(evaluation),
+        truncated=counts["truncated"] / num_responses,
         pairs=evaluation.pair.counts["pairs"] if evaluation.pair else None,
-        dropped=dropped({key: n for made in trained_on if made for key, n in made.counts.items()}),
-        judges={
-            name: verdict(scores, None if first else initial.others[name]) for name, scores in evaluation.others.items()
-        },
+        dropped=_dropped(evaluation),
+        judges=judges,
         disagreement=evaluation.scores.metrics.get("disagreement"),
     )
 
 
+def _gold_accuracy(evaluation: Evaluation) -> float | None:
+    if evaluation.gold is None:
+        return None
+    gold_scores = _flat(scores_by_prompt(evaluation.gold))
+    return fmean(gold_scores) if gold_scores else None
+
+
+def _kl(evaluation: Evaluation) -> float | None:
+    if evaluation.reference is None:
+        return None
+    return kl_to_initial(evaluation.candidates, evaluation.reference)
+
+
+def _dropped(evaluation: Evaluation) -> dict[str, int]:
+    """What was dropped on the way to the pairs that this policy was trained on, by reason."""
+    counts: dict[str, int] = {}
+    # No reason occurs in both stages, so that nothing is overwritten.
+    for artifact in (evaluation.generate, evaluation.pair):
+        if artifact is not None:
+            counts.update(artifact.counts)
+    return dropped(counts)
+
+
 def rows_of(evaluations: Sequence[Evaluation]) -> list[Row]:
     """The figures of every evaluated policy, π0 first."""
-    return [row_of(evaluation, evaluations[0]) for evaluation in evaluations]
+    initial = evaluations[0]
+    return [row_of(evaluation, initial) for evaluation in evaluations]
 
 
 def table(rows: Sequence[Row]) -> str:
     """The figures as text, a line per policy."""
-    others = [column for name in rows[0].judges for column in (name, "win rate")]
-    heads = ["policy", "score", "gold", "win rate vs π0 (95 %)", *others]
+    # Every policy is evaluated by the same judges, so that the first row names all columns.
+    lines = [_heads(rows[0])]
+    for row in rows:
+        lines.append(_cells(row))
+    widths = []
+    for column in zip(*lines, strict=True):
+        widths.append(max(map(len, column)))
+    text = [_aligned(line, widths) for line in lines]
+    rule = "  ".join("─" * width for width in widths)
+    text.insert(1, rule)
+    return "\n".join(text)
+
+
+def _heads(row: Row) -> list[str]:
+    heads = ["policy", "score", "gold", "win rate vs π0 (95 %)"]
+    for judge in row.judges:
+        heads += [judge, "win rate"]
     heads += ["tokens", "KL to π0", "cut", "pairs", "dropped"]
-    lines = [heads, *[_cells(row) for row in rows]]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([text[0], "  ".join("─" * width for width in widths), *text[1:]])
+    return heads
 
 
 def _cells(row: Row) -> list[str]:
-    lost = ", ".join(f"{reason} {count}" for reason, count in sorted(row.dropped.items()))
-    others = [cell for other in row.judges.values() for cell in (f"{other.mean_score:+.3f}", _rate(other))]
-    return [
-        f"π{row.iteration}",
-        f"{row.mean_score:+.3f}",
-        "–" if row.gold_accuracy is None else f"{row.gold_accuracy:.3f}",
-        _rate(row),
-        *others,
-        f"{row.mean_response_tokens:.1f}",
-        "–" if row.kl is None else f"{row.kl:.2f}",
-        f"{100 * row.truncated:.1f} %",
-        "–" if row.pairs is None else str(row.pairs),
-        lost or "–",
-    ]
+    """One line of the table, in the order of its heads."""
+    cells = [f"π{row.iteration}"]
+    cells.append(f"{row.mean_score:+.3f}")
+    cells.append(_number(row.gold_accuracy, ".3f"))
+    cells.append(_win_rate_cell(row))
+    for judge in row.judges.values():
+        cells.append(f"{judge.mean_score:+.3f}")
+        cells.append(_win_rate_cell(judge))
+    cells.append(f"{row.mean_response_tokens:.1f}")
+    cells.append(_number(row.kl, ".2f"))
+    cells.append(f"{100 * row.truncated:.1f} %")
+    cells.append(_number(row.pairs, "d"))
+    reasons = [f"{reason} {count}" for reason, count in sorted(row.dropped.items())]
+    cells.append(", ".join(reasons) or "–")
+    return cells
 
 
-def _rate(row: Row | Verdict) -> str:
+def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    padded = []
+    for cell, width in zip(cells, widths, strict=True):
+        padded.append(cell.ljust(width))
+    # The last cell's padding would only make copies of the table wrap.
+    return "  ".join(padded).rstrip()
+
+
+def _number(value: float | None, form: str) -> str:
+    if value is None:
+        return "–"
+    return format(value, form)
+
+
+def _win_rate_cell(row: Row | Verdict) -> str:
+    # π0 is not compared with itself.
     if row.win_rate is None:
         return "–"
     return f"{row.win_rate:.3f} [{row.win_rate_low:.3f}, {row.win_rate_high:.3f}]"
@@ -191,21 +295,37 @@ def _rate(row: Row | Verdict) -> str:
 
 def best(rows: Sequence[Row]) -> int:
     """Index of the policy with the highest mean held-out score of the judge; the earlier one of equals."""
-    return max(range(len(rows)), key=lambda i: (rows[i].mean_score, -i))
+    scores = [row.mean_score for row in rows]
+    # `index` finds the first of equal scores.
+    return scores.index(max(scores))
 
 
-def write_summary(folder: Path, rows: Sequence[Row], best_iteration: int, gates: Sequence[dict[str, Any]] = ()) -> None:
-    """`summary.json`: the figures for programs, and what `rlhf.loop.gates` found."""
-    body = {
-        "iterations": [{key: _json(value) for key, value in asdict(row).items()} for row in rows],
+def write_summary(
+    folder: Path,
+    rows: Sequence[Row],
+    best_iteration: int,
+    gates: Sequence[dict[str, Any]] = (),
+) -> None:
+    """`summary.json`: the figures for programs, and what `rlhf.loop.gates` found.
+
+    Example:
+        One of `gates`, shortened:
+        {"iteration": 2, "gate": "kl", "value": 61.5, "threshold": 50.0, "limit": "max_kl", "action": "warn"}
+    """
+    summary = {
+        "iterations": [_jsonable(asdict(row)) for row in rows],
         "best_iteration": best_iteration,
         "kl_estimator": KL_ESTIMATOR,
-        "gates": [_json(found) for found in gates],
+        "gates": [_jsonable(gate) for gate in gates],
     }
-    write_atomic(folder / "summary.json", (json.dumps(body, indent=1, ensure_ascii=False) + "\n").encode())
+    text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
+    write_atomic(folder / "summary.json", text.encode())
 
 
-def _json(value: object) -> object:
+def _jsonable(value: object) -> object:
+    """The value with null for numbers that JSON has no word for: NaN and ±inf."""
     if isinstance(value, dict):
-        return {key: _json(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return {key: _jsonable(item) for key, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -32,6 +32,8 @@ _SHOWN = [
     "engine",
 ]
 """Counts and metrics worth a place on a stage's line, beside what was dropped."""
+# To the start of the terminal's line, and clear it: the progress shown there is overwritten.
+_CLEAR_LINE = "\r\x1b[K"
 
 
 class Console:
@@ -39,44 +41,59 @@ class Console:
 
     def __init__(self, folder: Path) -> None:
         (folder / "logs").mkdir(parents=True, exist_ok=True)
-        self._log = open(folder / "logs" / "driver.log", "a", encoding="utf-8")  # noqa: SIM115 - for the run's life
-        self._terminal = sys.stdout.isatty()
-        self._said = time.monotonic()
-        self._name = ""
+        # Appended to, for a run may be resumed; open for the run's life, so there is no `with`.
+        self._log = open(folder / "logs" / "driver.log", "a", encoding="utf-8")  # noqa: SIM115
+        self._is_terminal = sys.stdout.isatty()
+        self._progress_printed_at = time.monotonic()
+        self._stage_name = ""
 
     def say(self, text: str = "") -> None:
         """Print some lines."""
+        # Text may hold names out of data or models, and these anything, such as a terminal's commands.
         text = printable(text)
-        print(("\r\x1b[K" if self._terminal else "") + text, flush=True)
+        if self._is_terminal:
+            print(_CLEAR_LINE, end="")
+        print(text, flush=True)
         now = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
         for line in text.split("\n"):
             self._log.write(f"{now} {line}\n")
+        # A driver that is killed leaves the log complete.
         self._log.flush()
 
     def begin(self, name: str) -> None:
         """Say that a stage begins."""
-        self._name, self._said = name, time.monotonic()
-        if self._terminal:
+        self._stage_name = name
+        self._progress_printed_at = time.monotonic()
+        if self._is_terminal:
             print(f"  … {name}", end="", flush=True)
 
     def end(self, name: str, seconds: float, figures: dict[str, Any]) -> None:
         """Say that a stage has ended well, how long it took and what came out."""
-        shown = {key: figures[key] for key in _SHOWN if figures.get(key) not in (0, None)}
-        shown |= {f"{reason} dropped": n for reason, n in dropped(figures).items()}
-        text = ", ".join(f"{_figure(value)} {key.replace('_', ' ')}" for key, value in shown.items())
+        parts = []
+        for key in _SHOWN:
+            if figures.get(key) not in (0, None):
+                parts.append(_labelled(figures[key], key))
+        for reason, count in dropped(figures).items():
+            parts.append(_labelled(count, f"{reason} dropped"))
+        text = ", ".join(parts)
         self.say(f"  ✓ {name:<32}{seconds:6.1f} s  {text}")
         if figures.get("warning"):
             self.say(f"  ⚠ {figures['warning']}")
 
     def progress(self, done: float, total: float, note: str) -> None:
         """Show how far the present stage is."""
-        text = f"  … {self._name}  {done:g}/{total:g} {note}"
-        if self._terminal:
-            print(f"\r\x1b[K{text}", end="", flush=True)
-        elif time.monotonic() - self._said > EVERY_SECONDS:
-            self._said = time.monotonic()
+        text = f"  … {self._stage_name}  {done:g}/{total:g} {note}"
+        now = time.monotonic()
+        # Without a terminal every report would be a line of its own, and a file of them unreadable.
+        if self._is_terminal:
+            print(f"{_CLEAR_LINE}{text}", end="", flush=True)
+        elif now - self._progress_printed_at > EVERY_SECONDS:
+            self._progress_printed_at = now
             self.say(text)
 
 
-def _figure(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _labelled(value: Any, key: str) -> str:
+    if isinstance(value, float):
+        value = f"{value:.4g}"
+    label = key.replace("_", " ")
+    return f"{value} {label}"

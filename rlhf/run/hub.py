@@ -6,17 +6,32 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rlhf.data.files import READERS
 from rlhf.errors import DataError, ModelError, UserError
 
+# No *.bin: those are pickles, and to load one runs whatever code is in it.
 MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py")
-DATA_FILES = ("*.parquet", "*.json", "*.jsonl", "*.json.gz", "*.jsonl.gz", "*.json.zst", "*.csv", "README.md")
+DATA_FILES = (
+    "*.parquet",
+    "*.json",
+    "*.jsonl",
+    "*.json.gz",
+    "*.jsonl.gz",
+    "*.json.zst",
+    "*.csv",
+    "README.md",
+)
 SILENCE_SECONDS = 8.0
 """After so long without a byte the Hub counts as unreachable, and what the local cache has is taken."""
+# A run asks for several models and data sets; after one silence the others need not wait through theirs.
+SILENCE_KEPT_SECONDS = 60.0
 _silent_until = 0.0
 _DATASET = re.compile(
-    r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?(:((?P<subset>[^/\s]+)/)?(?P<split>\w+))?"
+    r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)"
+    r"(@(?P<revision>[\w./-]+))?"
+    r"(:((?P<subset>[^/\s]+)/)?(?P<split>\w+))?"
 )
 
 
@@ -33,9 +48,14 @@ class DatasetName:
 def parse_dataset(text: str) -> DatasetName | None:
     """A data set on the Hub; None for what cannot be one, such as the path of a file."""
     match = _DATASET.fullmatch(text)
-    if match is None or Path(match["repo"]).suffix.lower() in READERS:
+    if match is None:
         return None
-    return DatasetName(match["repo"], match["revision"], match["subset"], match["split"] or "train")
+    repo = match["repo"]
+    # `data/prompts.jsonl` has the form of a name, too.
+    if Path(repo).suffix.lower() in READERS:
+        return None
+    split = match["split"] or "train"
+    return DatasetName(repo, match["revision"], match["subset"], split)
 
 
 def fetch_model(repo: str, revision: str | None, key: str, weights: bool = True) -> Path:
@@ -46,8 +66,10 @@ def fetch_model(repo: str, revision: str | None, key: str, weights: bool = True)
     Raises:
         ModelError: gated, missing, or not to be reached.
     """
-    files = tuple(pattern for pattern in MODEL_FILES if weights or pattern != "*.safetensors")
-    return _snapshot(repo, revision, key, "model", files, ModelError)
+    patterns = list(MODEL_FILES)
+    if not weights:
+        patterns.remove("*.safetensors")
+    return _snapshot(repo, revision, key, "model", patterns, ModelError)
 
 
 def fetch_dataset(repo: str, revision: str | None, key: str, rows: bool = True) -> Path:
@@ -58,11 +80,19 @@ def fetch_dataset(repo: str, revision: str | None, key: str, rows: bool = True) 
     Raises:
         DataError: gated, missing, or not to be reached.
     """
-    return _snapshot(repo, revision, key, "dataset", DATA_FILES if rows else ("README.md",), DataError)
+    patterns = list(DATA_FILES)
+    if not rows:
+        patterns = ["README.md"]
+    return _snapshot(repo, revision, key, "dataset", patterns, DataError)
 
 
 def _snapshot(
-    repo: str, revision: str | None, key: str, kind: str, files: tuple[str, ...], error_type: type[UserError]
+    repo: str,
+    revision: str | None,
+    key: str,
+    kind: Literal["model", "dataset"],
+    patterns: list[str],
+    error_type: type[UserError],
 ) -> Path:
     from httpx2 import TransportError
     from huggingface_hub import snapshot_download
@@ -75,43 +105,56 @@ def _snapshot(
         RevisionNotFoundError,
     )
 
-    what = "model" if kind == "model" else "data set"
-    local = "folder" if kind == "model" else "file"
-    where = f"{key}={repo}" + (f", revision {revision}" if revision else "")
-    download = f"hf download{'' if kind == 'model' else ' --repo-type dataset'} {repo}"
+    if kind == "model":
+        what = "model"
+        local = "folder"
+        download = f"hf download {repo}"
+    else:
+        what = "data set"
+        local = "file"
+        download = f"hf download --repo-type dataset {repo}"
+    where = f"{key}={repo}"
+    if revision:
+        where += f", revision {revision}"
     try:
-        silent = _is_silent(repo, revision, kind)
-        return Path(
-            snapshot_download(
-                repo, revision=revision, repo_type=kind, allow_patterns=list(files), local_files_only=silent
-            )
+        folder = snapshot_download(
+            repo,
+            revision=revision,
+            repo_type=kind,
+            allow_patterns=patterns,
+            local_files_only=_is_silent(repo, revision, kind),
         )
+        return Path(folder)
     except HFValidationError as error:
         raise error_type(
             f"{where}: no such {local} here, and no Hub id either ({error}). Give the path of one."
         ) from error
+    # Before RepositoryNotFoundError, whose subclass it is.
     except GatedRepoError as error:
         raise error_type(
-            f"{where}: the {what} is gated. Accept its licence on its Hub page, then log in with `hf auth login` or "
-            "set HF_TOKEN."
+            f"{where}: the {what} is gated. Accept its licence on its Hub page, then log in with "
+            "`hf auth login` or set HF_TOKEN."
         ) from error
     except RevisionNotFoundError as error:
-        raise error_type(f"{where}: the {what} has no such revision. Give a branch, tag or commit it has.") from error
+        advice = "Give a branch, tag or commit it has."
+        raise error_type(f"{where}: the {what} has no such revision. {advice}") from error
     except RepositoryNotFoundError as error:
         raise error_type(
             f"{where}: no such {what} on the Hub, or it is private. Check the spelling, or log in with "
             f"`hf auth login`; a local {local} is given by its path."
         ) from error
+    # Last, for HfHubHTTPError and OSError are bases of the errors above. Every way of not getting through is
+    # the same to a user: no network, a proxy, the Hub's own failure, or nothing in the cache to fall back on.
     except (LocalEntryNotFoundError, HfHubHTTPError, TransportError, OSError) as error:
         raise error_type(
-            f"{where}: the Hub cannot be reached and the {what} is not in the local cache. Download it where there is "
-            f"a network (`{download}`), or give a local {local}. The quickstart needs no download: "
-            "python -m rlhf.iterate experiment=quickstart"
+            f"{where}: the Hub cannot be reached and the {what} is not in the local cache. "
+            f"Download it where there is a network (`{download}`), or give a local {local}. "
+            "The quickstart needs no download: python -m rlhf.iterate experiment=quickstart"
         ) from error
 
 
 def _is_silent(repo: str, revision: str | None, kind: str) -> bool:
-    """Whether the Hub does not answer at all: `snapshot_download` would wait for ever. It meets other errors itself."""
+    """Whether the Hub does not answer at all: `snapshot_download` would wait for ever."""
     global _silent_until
     from httpx2 import TimeoutException, TransportError
     from huggingface_hub import HfApi
@@ -119,11 +162,13 @@ def _is_silent(repo: str, revision: str | None, kind: str) -> bool:
 
     if time.monotonic() < _silent_until:
         return True
+    # One small request, the only one with a time limit; whatever answers at all is left to the download.
     try:
         HfApi().repo_info(repo, revision=revision, repo_type=kind, timeout=SILENCE_SECONDS)
     except TimeoutException:
-        _silent_until = time.monotonic() + 60.0
+        _silent_until = time.monotonic() + SILENCE_KEPT_SECONDS
         return True
+    # The download meets the same error and names it.
     except (HfHubHTTPError, TransportError, OSError):
         pass
     return False

@@ -1,10 +1,10 @@
 """Fencing: one driver on a run folder, and no new work while a process of an old attempt lives.
 
-Two lock files. The driver holds `.driver.lock` exclusively; every worker holds `.workers.lock` shared. A driver first
-takes its own lock, writes its token, then takes the workers' lock exclusively for a moment, which waits for every
-worker of an earlier driver to be gone. A worker takes the shared lock, then checks that the token is still its
-driver's: if it started too late, it leaves. Kernel locks vanish with their processes, so nothing is stale after a
-crash.
+Two lock files. The driver holds `.driver.lock` exclusively; every worker holds `.workers.lock` shared. A
+driver first takes its own lock, writes its token, then takes the workers' lock exclusively for a moment,
+which waits for every worker of an earlier driver to be gone. A worker takes the shared lock, then checks that
+the token is still its driver's: if it started too late, it leaves. Kernel locks vanish with their processes,
+so nothing is stale after a crash.
 """
 
 from __future__ import annotations
@@ -25,50 +25,69 @@ DRIVER_LOCK = ".driver.lock"
 WORKERS_LOCK = ".workers.lock"
 
 
-def _holder(file: IO[str]) -> dict[str, str]:
-    file.seek(0)
+def _read_holder(driver_file: IO[str]) -> dict[str, str]:
+    """What the driver wrote: {"pid": "4711", "host": "node7", "token": "5f0c…"}; empty before it has."""
+    driver_file.seek(0)
     try:
-        return dict(json.loads(file.read()))
+        return dict(json.loads(driver_file.read()))
+    # Between a driver's lock and its line the file is empty, or holds a part of it.
     except ValueError:
         return {}
 
 
 @contextmanager
-def hold_run(folder: Path, say: Callable[[str], None], elsewhere: str = "run_dir=<a new folder>") -> Iterator[str]:
+def hold_run(
+    folder: Path,
+    say: Callable[[str], None],
+    elsewhere: str = "run_dir=<a new folder>",
+) -> Iterator[str]:
     """Hold a run folder for as long as the context lasts; yields the token that workers must know.
 
     Raises:
         ConfigError: the folder cannot be made, or nothing can be written in it.
         RunInUse: another driver holds it.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / DRIVER_LOCK, "a+", encoding="utf-8")  # noqa: SIM115 - closed below
-    except OSError as error:
-        what = f"{folder}: no folder that can be written ({error.strerror})"
-        raise ConfigError(
-            f"{what}. Mind what is in its place and its rights, or work elsewhere: {elsewhere}."
-        ) from None
-    with lock as driver:
+    with _open_driver_file(folder, elsewhere) as driver_file:
         try:
-            fcntl.flock(driver, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(driver_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = _holder(driver)
+            holder = _read_holder(driver_file)
+            pid = holder.get("pid", "?")
+            host = holder.get("host", "?")
             raise RunInUse(
-                f"{folder} is in use by process {holder.get('pid', '?')} on {holder.get('host', '?')}. Wait for it, "
+                f"{folder} is in use by process {pid} on {host}. Wait for it, "
                 f"stop it (Ctrl-C or SIGTERM: it can be resumed), or work elsewhere with {elsewhere}."
             ) from None
         token = uuid.uuid4().hex
-        driver.truncate(0)
-        driver.write(json.dumps({"pid": str(os.getpid()), "host": socket.gethostname(), "token": token}))
-        driver.flush()
-        with open(folder / WORKERS_LOCK, "a", encoding="utf-8") as workers:
-            try:
-                fcntl.flock(workers, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                say("waiting for the processes of the run's last attempt to leave …")
-                fcntl.flock(workers, fcntl.LOCK_EX)
+        holder = {"pid": str(os.getpid()), "host": socket.gethostname(), "token": token}
+        driver_file.truncate(0)
+        driver_file.write(json.dumps(holder))
+        # Before the wait: a late worker that gets its share meanwhile must find the new token.
+        driver_file.flush()
+        _wait_for_old_workers(folder, say)
         yield token
+
+
+def _open_driver_file(folder: Path, elsewhere: str) -> IO[str]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Not "w", which would empty the file before it is known whether another driver holds it.
+        return open(folder / DRIVER_LOCK, "a+", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: no folder that can be written ({error.strerror}). "
+            f"Mind what is in its place and its rights, or work elsewhere: {elsewhere}."
+        ) from None
+
+
+def _wait_for_old_workers(folder: Path, say: Callable[[str], None]) -> None:
+    # Closed at the end, which gives the lock back for this driver's own workers.
+    with open(folder / WORKERS_LOCK, "a", encoding="utf-8") as workers_file:
+        try:
+            fcntl.flock(workers_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("waiting for the processes of the run's last attempt to leave …")
+            fcntl.flock(workers_file, fcntl.LOCK_EX)
 
 
 def join_run(folder: Path, token: str) -> IO[str]:
@@ -77,10 +96,12 @@ def join_run(folder: Path, token: str) -> IO[str]:
     Raises:
         WorkerFailed: another driver has taken over meanwhile.
     """
-    workers = open(folder / WORKERS_LOCK, "a", encoding="utf-8")  # noqa: SIM115 - held until the process ends
-    fcntl.flock(workers, fcntl.LOCK_SH)
-    with open(folder / DRIVER_LOCK, encoding="utf-8") as driver:
-        if _holder(driver).get("token") != token:
-            workers.close()
-            raise WorkerFailed("another driver has taken over the run folder; this worker came too late")
-    return workers
+    workers_file = open(folder / WORKERS_LOCK, "a", encoding="utf-8")  # noqa: SIM115 - kept open
+    fcntl.flock(workers_file, fcntl.LOCK_SH)
+    # After the lock, not before: from here on a new driver waits for this worker.
+    with open(folder / DRIVER_LOCK, encoding="utf-8") as driver_file:
+        holder = _read_holder(driver_file)
+    if holder.get("token") != token:
+        workers_file.close()
+        raise WorkerFailed("another driver has taken over the run folder; this worker came too late")
+    return workers_file

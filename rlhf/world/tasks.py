@@ -1,14 +1,14 @@
 """The quickstart's tasks: short string puzzles with one right answer, and the data made of them.
 
-A prompt is a phrasing and an operand, as in `Reverse: a d c`; the answer is what stands before the first full stop of
-a response. Everything is drawn from `random.Random`, so that a seed fixes every text. Operands are dealt to the
-splits by a hash, so that no operand, in whatever phrasing, is seen in two of them.
+A prompt is a phrasing and an operand, as in `Reverse: a d c`; the answer is what stands before the first full
+stop of a response. Everything is drawn from `random.Random`, so that a seed fixes every text. Operands are
+dealt to the splits by a hash, so that no operand, in whatever phrasing, is seen in two of them.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -26,24 +26,33 @@ FILLER_SHARE = 0.2
 """Share of the answers that are followed by a sentence without content."""
 FILLERS = ("I hope this helps.", "Let me know.", "Happy to help.")
 REFUSALS = ("I cannot help.", "Sorry, I do not know.", "I am not sure.")
-SPLITS = {"base": 0.4, "sft": 0.16, "preferences": 0.18, "judge_prompts": 0.1, "prompts": 0.1, "held_out": 0.06}
+SPLITS = {
+    "base": 0.4,
+    "sft": 0.16,
+    "preferences": 0.18,
+    "judge_prompts": 0.1,
+    "prompts": 0.1,
+    "held_out": 0.06,
+}
 """Share of the operands that each set may draw on; no operand is in two sets."""
+MAX_DRAWS = 2000
+"""After so many in a row without a new puzzle for the set, it counts as used up."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One kind of puzzle: operands of `lengths` symbols out of `symbols`, joined by `separator` in the prompt.
-
-    `base_share` is how often it comes in one round of the pre-training's data: the harder, the more often.
-    """
+    """One kind of puzzle: operands of `lengths` symbols out of `symbols`."""
 
     name: str
     phrasings: tuple[str, ...]
     lengths: tuple[int, ...]
     symbols: str
     separator: str
+    """Stands between the symbols in prompts and answers."""
     base_share: int
+    """How often it comes in one round of the pre-training's data: the harder, the more often."""
     solve: Callable[[str], str]
+    """From an operand's symbols to the answer's, both without separators."""
 
     def render(self, symbols: str) -> str:
         """Symbols as they stand in prompts and answers."""
@@ -51,19 +60,81 @@ class Task:
 
     def parse(self, text: str) -> str | None:
         """The inverse of `render`; None for a text that is no operand of this task."""
-        symbols = "".join(text.split(self.separator)) if self.separator else text
-        good = self.render(symbols) == text and len(symbols) in self.lengths and set(symbols) <= set(self.symbols)
-        return symbols if good else None
+        symbols = text.replace(self.separator, "")
+        # Rendered again, it shows whether every separator stood where it should.
+        if self.render(symbols) != text:
+            return None
+        if len(symbols) not in self.lengths:
+            return None
+        if not set(symbols) <= set(self.symbols):
+            return None
+        return symbols
+
+
+def _last_and_first(operand: str) -> str:
+    last = operand[-1]
+    first = operand[0]
+    return last + first
+
+
+def _every_second(operand: str) -> str:
+    return operand[1::2]
+
+
+def _backwards(operand: str) -> str:
+    return operand[::-1]
+
+
+def _sorted(operand: str) -> str:
+    return "".join(sorted(operand))
 
 
 TASKS = (
-    Task("upper", ("Upper case: ", "Make capital: "), (3, 4, 5), LETTERS, " ", 2, str.upper),
     Task(
-        "ends", ("Last and first: ", "Give last, then first: "), (4, 5, 6, 7), LETTERS, " ", 1, lambda s: s[-1] + s[0]
+        name="upper",
+        phrasings=("Upper case: ", "Make capital: "),
+        lengths=(3, 4, 5),
+        symbols=LETTERS,
+        separator=" ",
+        base_share=2,
+        solve=str.upper,
     ),
-    Task("second", ("Every second: ", "Skip each other letter: "), (4, 5, 6, 7), LETTERS, " ", 3, lambda s: s[1::2]),
-    Task("reverse", ("Reverse: ", "Write backwards: "), (3, 4), LETTERS, " ", 2, lambda s: s[::-1]),
-    Task("sort", ("Sort: ", "From low to high: "), (3, 4), DIGITS, "", 3, lambda s: "".join(sorted(s))),
+    Task(
+        name="ends",
+        phrasings=("Last and first: ", "Give last, then first: "),
+        lengths=(4, 5, 6, 7),
+        symbols=LETTERS,
+        separator=" ",
+        base_share=1,
+        solve=_last_and_first,
+    ),
+    Task(
+        name="second",
+        phrasings=("Every second: ", "Skip each other letter: "),
+        lengths=(4, 5, 6, 7),
+        symbols=LETTERS,
+        separator=" ",
+        base_share=3,
+        solve=_every_second,
+    ),
+    Task(
+        name="reverse",
+        phrasings=("Reverse: ", "Write backwards: "),
+        lengths=(3, 4),
+        symbols=LETTERS,
+        separator=" ",
+        base_share=2,
+        solve=_backwards,
+    ),
+    Task(
+        name="sort",
+        phrasings=("Sort: ", "From low to high: "),
+        lengths=(3, 4),
+        symbols=DIGITS,
+        separator="",
+        base_share=3,
+        solve=_sorted,
+    ),
 )
 
 
@@ -78,12 +149,15 @@ class Puzzle:
     @property
     def prompt(self) -> str:
         """What the user says."""
-        return self.task.phrasings[self.phrasing] + self.task.render(self.operand)
+        phrasing = self.task.phrasings[self.phrasing]
+        operand = self.task.render(self.operand)
+        return phrasing + operand
 
     @property
     def answer(self) -> str:
         """The right answer, without its full stop."""
-        return self.task.render(self.task.solve(self.operand))
+        symbols = self.task.solve(self.operand)
+        return self.task.render(symbols)
 
     @property
     def messages(self) -> list[Message]:
@@ -98,10 +172,12 @@ def parse_prompt(text: str) -> Puzzle:
         DataError: if the text is none of this world's prompts.
     """
     for task in TASKS:
-        for number, phrasing in enumerate(task.phrasings):
-            operand = task.parse(text.removeprefix(phrasing)) if text.startswith(phrasing) else None
+        for index, phrasing in enumerate(task.phrasings):
+            if not text.startswith(phrasing):
+                continue
+            operand = task.parse(text.removeprefix(phrasing))
             if operand is not None:
-                return Puzzle(task, number, operand)
+                return Puzzle(task, index, operand)
     raise DataError(
         f"rlhf.world.tasks: not a prompt of the synthetic world: {text[:200]!r}. "
         "Use this rule only with prompts that the `world` stage wrote, or name another rule or null."
@@ -109,23 +185,36 @@ def parse_prompt(text: str) -> Puzzle:
 
 
 def gold(messages: Sequence[Mapping[str, str]], response: str) -> float:
-    """1.0 if the text before the response's first full stop is the right answer to the last user message, else 0.0.
+    """1.0 for the right answer to the last user message, else 0.0: a rule for `reward_model.rule`.
+
+    The answer is the text before the response's first full stop.
+
+    Example:
+        gold([{"role": "user", "content": "Reverse: a d c"}], "c d a. Let me know.") is 1.0.
 
     Raises:
         DataError: if that message is none of this world's prompts.
     """
-    question = [message["content"] for message in messages if message["role"] == "user"][-1]
-    return float(response.partition(".")[0].strip() == parse_prompt(question.strip()).answer)
+    # Of a longer conversation only the last question counts.
+    user_texts = [message["content"] for message in messages if message["role"] == "user"]
+    puzzle = parse_prompt(user_texts[-1].strip())
+    # Behind the full stop may stand a filler, which is neither right nor wrong.
+    answer, _, _ = response.partition(".")
+    return float(answer.strip() == puzzle.answer)
 
 
 def split_of(seed: int, task: str, operand: str) -> str:
     """The one split that may use this operand of this task."""
+    # Not `hash`, which differs from process to process. The phrasing is left out, so that no split sees an
+    # operand of another in other words.
     digest = hashlib.sha256(f"{seed}/{task}/{operand}".encode()).digest()
+    # A point in [0, 1); each split owns a stretch of that line, as long as its share.
     point = int.from_bytes(digest[:8], "big") / 2**64
-    for name, share in SPLITS.items():
+    for split, share in SPLITS.items():
         point -= share
         if point < 0:
-            return name
+            return split
+    # The shares add up to 1 but for rounding, which may leave a point at the very end.
     return next(reversed(SPLITS))
 
 
@@ -146,49 +235,74 @@ def draw_puzzles(
     """
     rng = Random(f"{seed}/{split}/puzzles")
     turns = turns or TASKS
-    seen: set[str] = set()
+    seen_prompts: set[str] = set()
+    # The tasks take turns, not by chance: however few puzzles are asked for, all tasks are among them.
     for index in range(number):
-        for _ in range(2000):
-            puzzle = _draw(rng, turns[index % len(turns)])
-            if split_of(seed, puzzle.task.name, puzzle.operand) == split and puzzle.prompt not in seen:
-                break
-        else:
+        task = turns[index % len(turns)]
+        puzzle = _draw_for(rng, task, seed, split, seen_prompts)
+        if puzzle is None:
             raise ConfigError(
-                f"world: {number} different puzzles asked for `{split}`, but after {index} no new one was found. "
+                f"world: {number} different puzzles asked for `{split}`, "
+                f"but after {index} no new one was found. "
                 f"Ask for fewer (world.num_{split}), or widen the tasks in rlhf/world/tasks.py."
             )
         if unique:
-            seen.add(puzzle.prompt)
+            seen_prompts.add(puzzle.prompt)
         yield puzzle
 
 
+def _draw_for(rng: Random, task: Task, seed: int, split: str, seen_prompts: Container[str]) -> Puzzle | None:
+    """A puzzle that the split may use and whose prompt is new; None if a long search finds none."""
+    for _ in range(MAX_DRAWS):
+        puzzle = _draw(rng, task)
+        owner = split_of(seed, task.name, puzzle.operand)
+        if owner == split and puzzle.prompt not in seen_prompts:
+            return puzzle
+    return None
+
+
 def _draw(rng: Random, task: Task) -> Puzzle:
+    # The order of these three draws is part of every world's text; so it is in the functions below.
     length = rng.choice(task.lengths)
-    return Puzzle(task, rng.randrange(len(task.phrasings)), "".join(rng.choices(task.symbols, k=length)))
+    phrasing = rng.randrange(len(task.phrasings))
+    symbols = rng.choices(task.symbols, k=length)
+    return Puzzle(task, phrasing, "".join(symbols))
 
 
 def with_filler(rng: Random, answer: str) -> str:
     """An answer, its full stop, and now and then a sentence without content."""
-    return f"{answer}. {rng.choice(FILLERS)}" if rng.random() < FILLER_SHARE else f"{answer}."
+    if rng.random() < FILLER_SHARE:
+        filler = rng.choice(FILLERS)
+        return f"{answer}. {filler}"
+    return f"{answer}."
 
 
 def bad_answer(rng: Random, puzzle: Puzzle) -> str:
-    """A wrong response: a refusal, the operand itself, shuffled, or cut, or random symbols of the answer's kind."""
-    render, operand = puzzle.task.render, puzzle.operand
+    """A wrong response: a refusal, the operand itself, shuffled, or cut, or random symbols of its kind."""
     while True:
         kind = rng.choice(("refusal", "echo", "shuffled", "cut", "random"))
         if kind == "refusal":
             return rng.choice(REFUSALS)
-        if kind == "echo":
-            text = render(operand)
-        elif kind == "shuffled":
-            text = render("".join(rng.sample(operand, len(operand))))
-        elif kind == "cut":
-            text = render(operand[: rng.randint(1, len(operand) - 1)])
-        else:
-            text = render("".join(rng.choices(puzzle.task.symbols, k=rng.choice(puzzle.task.lengths))))
+        symbols = _wrong_symbols(rng, kind, puzzle)
+        text = puzzle.task.render(symbols)
+        # By chance it may be right: a sorted operand, say, is its own answer.
         if text != puzzle.answer:
             return with_filler(rng, text)
+
+
+def _wrong_symbols(rng: Random, kind: str, puzzle: Puzzle) -> str:
+    operand = puzzle.operand
+    if kind == "echo":
+        return operand
+    if kind == "shuffled":
+        shuffled = rng.sample(operand, len(operand))
+        return "".join(shuffled)
+    if kind == "cut":
+        num_left = rng.randint(1, len(operand) - 1)
+        return operand[:num_left]
+    length = rng.choice(puzzle.task.lengths)
+    symbols = rng.choices(puzzle.task.symbols, k=length)
+    return "".join(symbols)
 
 
 def good_answer(rng: Random, puzzle: Puzzle) -> str:
@@ -198,49 +312,81 @@ def good_answer(rng: Random, puzzle: Puzzle) -> str:
 
 def conversation(puzzle: Puzzle, response: str) -> list[Message]:
     """The prompt and its response."""
-    return [*puzzle.messages, {"role": "assistant", "content": response}]
+    answer: Message = {"role": "assistant", "content": response}
+    return [*puzzle.messages, answer]
 
 
 def base_rows(seed: int, number: int) -> Iterator[dict[str, Any]]:
-    """Right answers and nothing else, for the pre-training."""
-    turns = [task for task in TASKS for _ in range(task.base_share)]
+    """Right answers and nothing else, for the pre-training.
+
+    Example:
+        {"messages": [{"role": "user", "content": "Sort: 3101"}, {"role": "assistant", "content": "0113."}]}
+    """
+    turns: list[Task] = []
+    for task in TASKS:
+        # The model meets the harder tasks more often, but the other sets take all tasks alike.
+        turns += [task] * task.base_share
     for puzzle in draw_puzzles(seed, "base", number, unique=False, turns=turns):
-        yield {"messages": conversation(puzzle, f"{puzzle.answer}.")}
+        response = f"{puzzle.answer}."
+        yield {"messages": conversation(puzzle, response)}
 
 
 def sft_rows(seed: int, number: int) -> Iterator[dict[str, Any]]:
-    """Conversations of which `BAD_ANSWER_SHARE` end in a wrong answer."""
+    """Conversations of which `BAD_ANSWER_SHARE` end in a wrong answer.
+
+    Example:
+        {"messages": [{"role": "user", "content": "Sort: 3101"}, {"role": "assistant", "content": "3101."}]}
+    """
+    # Not the puzzles' generator: the same operands come whatever the answers draw.
     rng = Random(f"{seed}/sft/answers")
     for puzzle in draw_puzzles(seed, "sft", number, unique=False):
-        answer = bad_answer if rng.random() < BAD_ANSWER_SHARE else good_answer
-        yield {"messages": conversation(puzzle, answer(rng, puzzle))}
+        is_bad = rng.random() < BAD_ANSWER_SHARE
+        response = bad_answer(rng, puzzle) if is_bad else good_answer(rng, puzzle)
+        yield {"messages": conversation(puzzle, response)}
 
 
 def preference_rows(seed: int, number: int) -> Iterator[dict[str, Any]]:
-    """Right against wrong responses, `FLIPPED_SHARE` of them the wrong way round."""
+    """Right against wrong responses, `FLIPPED_SHARE` of them the wrong way round.
+
+    Example:
+        {"chosen": [{"role": "user", "content": "Sort: 3101"}, {"role": "assistant", "content": "0113."}],
+        "rejected": [{"role": "user", "content": "Sort: 3101"}, {"role": "assistant", "content": "013."}]}
+    """
     rng = Random(f"{seed}/preferences/answers")
     for puzzle in draw_puzzles(seed, "preferences", number, unique=False):
-        sides = [conversation(puzzle, good_answer(rng, puzzle)), conversation(puzzle, near_miss(rng, puzzle))]
+        chosen = conversation(puzzle, good_answer(rng, puzzle))
+        rejected = conversation(puzzle, near_miss(rng, puzzle))
+        # As labels by people have mistakes, too.
         if rng.random() < FLIPPED_SHARE:
-            sides.reverse()
-        yield {"chosen": sides[0], "rejected": sides[1]}
+            chosen, rejected = rejected, chosen
+        yield {"chosen": chosen, "rejected": rejected}
 
 
 def near_miss(rng: Random, puzzle: Puzzle) -> str:
-    """A wrong response; every second one is the right answer with one symbol exchanged, dropped or doubled."""
+    """A wrong response; every second one is right but for one symbol exchanged, dropped or doubled."""
     if rng.random() < 0.5:
         return bad_answer(rng, puzzle)
     right = puzzle.task.solve(puzzle.operand)
-    symbols = puzzle.task.symbols.upper() if right.isupper() else puzzle.task.symbols
+    symbols = puzzle.task.symbols
+    # Among capitals a small letter would give the mistake away.
+    if right.isupper():
+        symbols = symbols.upper()
     while True:
         place = rng.randrange(len(right))
-        middle = rng.choice((rng.choice(symbols), "", right[place] * 2))
-        text = right[:place] + middle + right[place + 1 :]
-        if text and text != right:
-            return with_filler(rng, puzzle.task.render(text))
+        exchanged = rng.choice(symbols)
+        doubled = right[place] * 2
+        replacement = rng.choice((exchanged, "", doubled))
+        wrong = right[:place] + replacement + right[place + 1 :]
+        # Exchanged for itself it is right after all.
+        if wrong and wrong != right:
+            return with_filler(rng, puzzle.task.render(wrong))
 
 
 def prompt_rows(seed: int, split: str, number: int) -> Iterator[dict[str, Any]]:
-    """Prompts without answers, each once."""
+    """Prompts without answers, each once.
+
+    Example:
+        {"messages": [{"role": "user", "content": "Reverse: a d c"}]}
+    """
     for puzzle in draw_puzzles(seed, split, number):
         yield {"messages": puzzle.messages}

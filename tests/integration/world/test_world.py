@@ -169,13 +169,13 @@ def test_killed_in_pre_training_and_run_again_it_gives_the_same_bytes(
         return items[0]
 
     out = tmp_path / "out"
-    monkeypatch.setattr(build, "_only", dies_at_the_tenth)
+    monkeypatch.setattr(build, "_single_item", dies_at_the_tenth)
     with pytest.raises(KeyboardInterrupt):
         make(out)
     assert (out / "checkpoint-8").is_dir()
     assert not (out / "model").exists()
     counted: list[int] = []
-    monkeypatch.setattr(build, "_only", lambda items: counted.append(1) or items[0])
+    monkeypatch.setattr(build, "_single_item", lambda items: counted.append(1) or items[0])
     assert digests(make(out)) == digests(made)
     assert len(counted) < 12, "it began again instead of going on"
 
