@@ -33,7 +33,7 @@ def run(job: Job[WorldConfig], worker: Worker) -> Outcome:
     ):
         counts[split] = _write_jsonl(out / f"{split}.jsonl", tasks.prompt_rows(seed, split, number))
     tokenizer = build_tokenizer()
-    model = build.pretrain(tokenizer, tasks.base_rows(seed, config.num_base_examples), vars(config), seed, out)
+    model = build.pretrain(tokenizer, tasks.base_rows(seed, config.num_base_examples), config, seed, out)
     build.save_model(model, tokenizer, out / "model")
     build.save_model(build.judge_from(model, seed), tokenizer, out / "judge")
     counts["base"] = config.num_base_examples

@@ -20,6 +20,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from rlhf.config.schema import WorldConfig
 from rlhf.data.records import Message
 from rlhf.training.checkpoints import train_resumable
 
@@ -143,7 +144,7 @@ def _single_item(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 def pretrain(
     tokenizer: PreTrainedTokenizerBase,
     rows: Iterable[Mapping[str, Any]],
-    settings: Mapping[str, Any],
+    settings: WorldConfig,
     seed: int,
     out: Path,
 ) -> LlamaForCausalLM:
@@ -164,18 +165,18 @@ def pretrain(
     model = LlamaForCausalLM(base_config(tokenizer))
     encoded = encode(tokenizer, [row["messages"] for row in rows])
     rng = Random(f"{seed}/base/order")
-    batches = make_batches(encoded, settings["base_steps"], tokenizer.pad_token_id, rng)
+    batches = make_batches(encoded, settings.base_steps, tokenizer.pad_token_id, rng)
     arguments = TrainingArguments(
         output_dir=str(out),
         max_steps=len(batches),
         # An item is a whole batch, so the order is fixed and resuming skips items.
         per_device_train_batch_size=1,
         train_sampling_strategy="sequential",
-        learning_rate=settings["base_learning_rate"],
+        learning_rate=settings.base_learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=max(1, len(batches) // 20),
         optim="adamw_torch_fused",
-        save_steps=settings["save_steps"],
+        save_steps=settings.save_steps,
         logging_steps=max(1, len(batches) // 10),
         report_to=[],
         disable_tqdm=True,

@@ -174,7 +174,7 @@ def main(arguments: list[str]) -> int:
     given |= {"reward_model.path": base, "reward_model.data": out / "train.jsonl"}
     with open(run / "config.yaml", "w") as config:
         call("rlhf.iterate", "--cfg", "job", *(f"{k}={v}" for k, v in (SETTINGS | given | keys).items()), stdout=config)
-    call("rlhf.stages.reward_model", f"run_dir={run}")
+    call("rlhf.stage", "reward_model", f"run_dir={run}")
     report = out / "held_out.json"
     report.unlink(missing_ok=True)
     judge = f"reward_model.path={run / 'reward_model' / 'model'}"

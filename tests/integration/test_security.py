@@ -19,7 +19,7 @@ import pytest
 from rlhf.config.schema import ReferenceConfig
 from rlhf.config.training import DpoConfig
 from rlhf.errors import ConfigError, ModelError, UserError
-from rlhf.scoring import remote
+from rlhf.scoring import remote_judge
 from rlhf.scoring.remote_judge import RemoteJudge
 from rlhf.training import checkpoints
 from rlhf.training.checkpoints import SEAL, find_checkpoint
@@ -29,7 +29,8 @@ from tests.tiny import random_pairs, tiny_llama, tiny_reward_model, write_pairs
 ROOT = Path(__file__).resolve().parents[2]
 ITEM = ([{"role": "user", "content": "q"}], "a")
 SECRETS = {
-    name: f"planted-{name.lower()}-5b1e" for name in ("HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY", remote.API_KEY)
+    name: f"planted-{name.lower()}-5b1e"
+    for name in ("HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY", remote_judge.API_KEY)
 }
 
 
@@ -163,7 +164,7 @@ def test_a_certificate_nobody_signed_is_refused_at_once(judge, tmp_path, capsys)
 
 
 def test_an_answer_has_a_limit(judge, monkeypatch):
-    monkeypatch.setattr(remote, "_LARGEST_ANSWER", 2**20)
+    monkeypatch.setattr(remote_judge, "_LARGEST_ANSWER", 2**20)
 
     def answer(handler):
         reply(200, b"" if handler.command == "GET" else b" " * 2**21)(handler)
@@ -181,8 +182,8 @@ def test_a_redirect_is_not_followed(judge):
 
 
 def test_the_key_is_sent_and_never_said(judge, monkeypatch, capsys):
-    key = SECRETS[remote.API_KEY]
-    monkeypatch.setenv(remote.API_KEY, key + "\n")
+    key = SECRETS[remote_judge.API_KEY]
+    monkeypatch.setenv(remote_judge.API_KEY, key + "\n")
     with server(
         lambda handler: reply(401, f"no \x1b[31m{handler.headers['Authorization']}\r\n".encode())(handler)
     ) as httpd:
@@ -193,8 +194,8 @@ def test_the_key_is_sent_and_never_said(judge, monkeypatch, capsys):
 
 
 def test_a_key_that_is_no_header_is_refused_without_showing_it(judge, monkeypatch):
-    monkeypatch.setenv(remote.API_KEY, "hunter\n2")
-    with pytest.raises(ConfigError, match=remote.API_KEY) as refusal:
+    monkeypatch.setenv(remote_judge.API_KEY, "hunter\n2")
+    with pytest.raises(ConfigError, match=remote_judge.API_KEY) as refusal:
         RemoteJudge(judge, "http://127.0.0.1:1")
     assert "hunter" not in str(refusal.value)
 

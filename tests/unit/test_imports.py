@@ -16,7 +16,7 @@ TORCH_FREE_FILES = ("models/folder.py",)
 
 def torch_free_files():
     """Files that the driver, or a stage without a model, imports."""
-    files = [path for path in PACKAGE.glob("*.py")]
+    files = list(PACKAGE.glob("*.py"))
     files += [path for room in TORCH_FREE_ROOMS for path in (PACKAGE / room).glob("*.py")]
     return sorted(files + [PACKAGE / name for name in TORCH_FREE_FILES])
 

@@ -18,17 +18,16 @@ ARCHIVE = ROOT / "tests" / "data" / "old_run.tar.gz"
 NUM_STAGES = 41
 SETTINGS = """
 model.path=policy reward_model.path=judge prompts.path=prompts.json prompts.num_per_iteration=10
-prompts.num_held_out=5 num_iterations=2
-sft.data=sft.jsonl sft.packing=false sft.batch_size=4 sft.max_length=128 sft.learning_rate=1.0e-3
-sft.gradient_checkpointing=false
+prompts.num_held_out=5 num_iterations=2 sft.data=sft.jsonl sft.packing=false sft.batch_size=4
+sft.max_length=128 sft.learning_rate=1.0e-3 sft.gradient_checkpointing=false
 reward_model.data=preferences.jsonl reward_model.on_policy.prompts=judge_prompts.jsonl
 reward_model.on_policy.rule=old_run_rules:num_words reward_model.batch_size=4 reward_model.max_length=128
-reward_model.gradient_checkpointing=false
-+evaluate.judges.second=second_judge evaluate.gold=old_run_rules:has_letter
-generate.engine=transformers generate.n=4 generate.max_new_tokens=12 generate.shard_size=4 score.max_tokens=1000
-pair.truncated=allow dpo.batch_size=4 dpo.learning_rate=1.0e-3 dpo.gradient_checkpointing=false evaluate.n=2
+reward_model.gradient_checkpointing=false +evaluate.judges.second=second_judge
+evaluate.gold=old_run_rules:has_letter generate.engine=transformers generate.n=4
+generate.max_new_tokens=12 generate.shard_size=4 score.max_tokens=1000 pair.truncated=allow
+dpo.batch_size=4 dpo.learning_rate=1.0e-3 dpo.gradient_checkpointing=false evaluate.n=2
 compute.device=cpu compute.num_threads=1
-""".split()
+"""
 OTHERS = "+reward_model.others={words: {rule: 'old_run_rules:num_words', weight: 0.5}}"
 
 
@@ -43,7 +42,7 @@ def old(tmp_path):
 def resume(old, *changes):
     """The command of then, with changes; exit code and output."""
     environment = dict(os.environ, PYTHONPATH=f"{ROOT}:{old / 'given'}", HF_HUB_OFFLINE="1")
-    command = [sys.executable, "-m", "rlhf.iterate", "run_dir=../run", OTHERS, *SETTINGS, *changes]
+    command = [sys.executable, "-m", "rlhf.iterate", "run_dir=../run", OTHERS, *SETTINGS.split(), *changes]
     done = subprocess.run(
         command,
         cwd=old / "given",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +183,7 @@ def test_the_base_learns(tmp_path: Path) -> None:
     """Answer loss of the last batches against that of an untrained model."""
     tokenizer = build_tokenizer()
     rows = list(tasks.base_rows(1, 1600))
-    settings = asdict(WorldConfig()) | {"base_steps": 60, "save_steps": 1000}
+    settings = WorldConfig(base_steps=60, save_steps=1000)
     model = build.pretrain(tokenizer, rows, settings, 1, tmp_path).eval()
     batch = build.make_batches(build.encode(tokenizer, [row["messages"] for row in rows]), 1, 0, build.Random(1))[0]
     with torch.no_grad():
