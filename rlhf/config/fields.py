@@ -30,16 +30,20 @@ class Range:
         if self.most == math.inf:
             if self.least == -math.inf:
                 return ""
-            return f"{'>' if self.least_is_open else '≥'} {self.least}"
-        return f"in {'(' if self.least_is_open else '['}{self.least}, {self.most}{')' if self.most_is_open else ']'}"
+            sign = ">" if self.least_is_open else "≥"
+            return f"{sign} {self.least}"
+        left = "(" if self.least_is_open else "["
+        right = ")" if self.most_is_open else "]"
+        return f"in {left}{self.least}, {self.most}{right}"
 
     def holds(self, value: object) -> bool:
         """Whether a value is a number of this range."""
         if not isinstance(value, int | float) or not math.isfinite(value):
             return False
-        above = value > self.least if self.least_is_open else value >= self.least
-        below = value < self.most if self.most_is_open else value <= self.most
-        return above and below
+        if not self.least <= value <= self.most:
+            return False
+        at_an_open_end = (self.least_is_open and value == self.least) or (self.most_is_open and value == self.most)
+        return not at_an_open_end
 
 
 NOT_NEGATIVE = Range("must not be negative.", least=0)

@@ -49,6 +49,7 @@ class PromptsSettings:
 class PromptsConfig(PromptsSettings):
     """The prompts of all iterations and of the evaluation."""
 
+    # The article's own sets: a prompt never comes twice, and each iteration has 20,000.
     path: str = "RLHFlow/iterative-prompt-v1-iter{iteration}-20K"
     """JSON, JSONL or Parquet file, data set on the Hub (`owner/name[@revision][:[subset/]split]`, split train if not
     said), or `@stage/…`. With `{iteration}` in it each iteration has a set of its own, else they share this one."""
@@ -66,6 +67,7 @@ class GenerateSettings:
     """`vllm`, or `transformers` where vLLM is missing."""
     n: int = 8
     """Responses per prompt (paper: 8)."""
+    # The article says both temperatures; its scripts sample at 1.0 alone (experiment rlhf_workflow_scripts).
     temperatures: list[float] = field(default_factory=lambda: [1.0, 0.7])
     """The n responses are shared out evenly over these (paper: n/2 at 1.0, n/2 at 0.7)."""
     top_p: float = setting(1.0, within=POSITIVE_SHARE)
@@ -100,6 +102,7 @@ class GenerateConfig(GenerateSettings):
 class ScoreSettings:
     """Scoring responses with the judge: what the stage is told, whatever the judge."""
 
+    # Strict in the loop: two engines' scores differ in their last digits, and a run should not change engines unasked.
     engine: Engine = Engine.transformers
     """`transformers`, or `vllm`: the same scores, faster where prompts are long and have many responses."""
     max_tokens: int = 4096
@@ -181,6 +184,7 @@ class GatesConfig:
     so limits may change at any time.
     """
 
+    # The one gate that stops by itself: the whole training would be anchored to something else.
     first_loss: Action = Action.stop
     """The first DPO loss where the policy is the reference: ln 2, or what `dpo.loss` is at equal policies."""
     grad_norm: Action = Action.warn
@@ -205,6 +209,7 @@ class GatesConfig:
     """So many times π0's."""
     kl: Action = Action.warn
     """KL to π0 on the held-out prompts."""
+    # Far beyond what the article's β and rate lead to; best-of-n stays below log n.
     max_kl: float = setting(50.0, within=NOT_NEGATIVE)
     """Nats per response."""
     second_judge: Action = Action.warn
@@ -220,6 +225,7 @@ class WorldConfig:
 
     enabled: bool = False
     """Build it as the run's first stage."""
+    # The smallest world in which π0 is far from perfect, the judge is fallible, and a run takes minutes.
     num_base_examples: int = 16000
     """Clean conversations the base is pre-trained on."""
     num_sft_examples: int = 1600
@@ -260,6 +266,7 @@ class ComputeConfig:
     """Keep the optimizer's states in CPU memory."""
     preload: bool = True
     """Start workers from a process that has the heavy imports done."""
+    # Four hours: the slowest shard of the defaults on one small GPU, with room to spare.
     hang_seconds: float = setting(14400.0, within=NOT_NEGATIVE)
     """A stage whose worker says nothing for so long (no shard, no step) is stopped; the same command resumes it. 0 is
     for ever. Must be longer than a shard takes: on a slow machine raise it, or lower `generate.shard_size`."""

@@ -39,6 +39,7 @@ class DpoConfig:
 
     beta: float = 0.1
     """Strength of the KL anchor (paper: 0.1)."""
+    # So small that bf16 weights would not move: they are fp32 between iterations.
     learning_rate: float = 5.0e-7
     """Peak (paper: 5e-7)."""
     reference: Reference = Reference.initial
@@ -53,6 +54,7 @@ class DpoConfig:
     """Adapters in place of full fine-tuning."""
     num_epochs: int = 2
     """Passes over an iteration's pairs (paper: 2)."""
+    # Reproductions at 32 lost half a point of MT-Bench.
     batch_size: int = 128
     """Pairs of one optimizer step, over all ranks (paper: 128)."""
     max_length: int = 2048
@@ -69,6 +71,7 @@ class DpoConfig:
     """Gradient clipping; 0 is off."""
     gradient_checkpointing: bool = setting(True, compared=False)
     """Recompute activations in the backward pass: slower, far less memory."""
+    # About a minute apart at 8B on eight GPUs.
     save_steps: int = setting(50, compared=False)
     """Optimizer steps between checkpoints: what a kill can cost at most."""
     trainer_args: dict[str, Any] = field(default_factory=dict)

@@ -16,30 +16,44 @@ from rlhf.config.schema import Config
 from rlhf.loop.figures import KL_ESTIMATOR, Row, table
 from rlhf.run.artifact import Artifact
 
+# Where and how it ran, and limits that change nothing: no part of what the model is.
 _NOT_SHOWN = {"run_dir", "debug", "report_to", "compute", "reuse", "gates"}
+# Keys whose value may be a relative path, which cannot be told from a name by its looks.
 _PATHS = {"path", "data", "prompts", "held_out_path"}
 
 
 def is_hub_id(path: str) -> bool:
     """Whether a model's path names it on the Hub."""
-    return path.count("/") == 1 and not path.startswith(("/", ".", "~", "@")) and not Path(path).exists()
+    if path.startswith(("/", ".", "~", "@")) or path.count("/") != 1:
+        return False
+    return not Path(path).exists()  # owner/name may be a folder here as well, and then that is read
 
 
 def name_of(path: str) -> str:
-    """What a model or file is called without saying where it lies; Hub ids and parts of the run stay whole."""
-    return path.removeprefix("@") if path.startswith("@") or is_hub_id(path) else Path(path).name
+    """What a model or file is called without saying where it lies; Hub ids and parts of the run stay whole.
+
+    Example:
+        "/data/models/policy" is "policy", "@world/model" is "world/model", "meta-llama/Llama-3.1-8B" stays as it is
+    """
+    if path.startswith("@"):
+        return path.removeprefix("@")
+    if is_hub_id(path):
+        return path
+    return Path(path).name
 
 
 def facts(cfg: Config, rows: Sequence[Row], policies: Sequence[Artifact], iteration: int) -> dict[str, Any]:
-    """What the card of π_iteration says; `policies` are all that were evaluated, π0 first."""
-    base, judge, others = cfg.model.path, cfg.reward_model.rule or cfg.reward_model.path, cfg.reward_model.others
+    """What the card of π_iteration says; `policies` are all that were evaluated, π0 first.
+
+    Example:
+        {"base": "owner/name", "base_model": "owner/name", "sft": False, "judge": "owner/judge", "iteration": 3, …}
+    """
+    base = cfg.model.path
     return {
         "base": name_of(base),
         "base_model": base if is_hub_id(base) else None,
         "sft": cfg.sft.data is not None,
-        "judge": name_of(judge)
-        + (", trained in this run" if cfg.reward_model.data is not None else "")
-        + "".join(f" + {name_of(other.rule or other.path or '')}" for other in others.values()),
+        "judge": _judge_names(cfg),
         "prompts": name_of(cfg.prompts.path),
         "iteration": iteration,
         "num_iterations": len(policies) - 1,
@@ -50,21 +64,48 @@ def facts(cfg: Config, rows: Sequence[Row], policies: Sequence[Artifact], iterat
     }
 
 
+def _judge_names(cfg: Config) -> str:
+    """The training judge, and those that are summed with it."""
+    section = cfg.reward_model
+    names = name_of(section.rule or section.path)
+    if section.data is not None:
+        names += ", trained in this run"
+    for other in section.others.values():
+        names += f" + {name_of(other.rule or other.path or '')}"
+    return names
+
+
 def _shown(section: dict[str, Any]) -> dict[str, Any]:
-    """Settings that make the model what it is."""
+    """Settings that make the model what it is; paths are shortened to names."""
     shown: dict[str, Any] = {}
     for key, value in section.items():
-        if key in _NOT_SHOWN or (key == "world" and not value["enabled"]) or (key == "sft" and value["data"] is None):
+        if key in _NOT_SHOWN or _is_unused(key, value):
             continue
         if key == "reward_model" and value["data"] is None:
-            ready = ("path", "revision", "dtype", "trust_remote_code") if value["rule"] is None else ("rule",)
-            value = {name: value[name] for name in (*ready, *(("weight", "others") if value["others"] else ()))}
+            value = _ready_judge(value)
         if isinstance(value, dict):
             value = _shown(value)
         elif isinstance(value, str) and (key in _PATHS or value.startswith(("/", "~"))):
             value = name_of(value)
         shown[key] = value
     return shown
+
+
+def _is_unused(key: str, section: Any) -> bool:
+    """Whether a section is of something that the run does not do."""
+    if key == "world":
+        return not section["enabled"]
+    return key == "sft" and section["data"] is None
+
+
+def _ready_judge(section: dict[str, Any]) -> dict[str, Any]:
+    """What the section `reward_model` says of a judge that is not trained here."""
+    names = ["rule"]
+    if section["rule"] is None:
+        names = ["path", "revision", "dtype", "trust_remote_code"]
+    if section["others"]:
+        names += ["weight", "others"]
+    return {name: section[name] for name in names}
 
 
 def _yaml(value: dict[str, Any]) -> str:

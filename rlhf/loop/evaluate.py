@@ -27,7 +27,8 @@ class Yardstick:
 
 def yardstick_of(cfg: Config, run: Run, initial: Artifact, judges: dict[str, Judge], held_out: Artifact) -> Yardstick:
     """The yardstick of a run."""
-    return Yardstick(initial, judges, evaluation_judges(cfg, run), held_out)
+    others = evaluation_judges(cfg, run)
+    return Yardstick(initial, judges, others, held_out)
 
 
 def evaluate(

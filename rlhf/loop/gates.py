@@ -59,20 +59,30 @@ class Violation:
     where: Path
 
 
-def check_stage(cfg: Config, t: int, made: Artifact) -> Iterator[Violation]:
-    """Hold a finished `generate`, `pair` or `dpo` of iteration t against its gates; what cannot be known is silent."""
-    counts, stage = made.counts, made.path.name
+def check_stage(cfg: Config, t: int, artifact: Artifact) -> Iterator[Violation]:
+    """Hold a finished `generate`, `pair` or `dpo` of iteration t against its gates; what is unknown passes.
+
+    Example:
+        `pair` with counts {"prompts": 10, "pairs": 4, "dropped/all_tied": 6} yields one violation of `same_candidates`,
+        whose value is 0.6.
+    """
+    counts = artifact.counts
+    stage = artifact.path.name
     if stage == "generate" and counts.get("responses"):
-        yield from _beyond(cfg, t, "truncated", "max_truncated", counts["truncated"] / counts["responses"], made.path)
+        share = counts["truncated"] / counts["responses"]
+        yield from _beyond(cfg, t, "truncated", "max_truncated", share, artifact.path)
     if stage == "pair" and counts.get("prompts"):
-        same = counts.get("dropped/identical_text", 0) + counts.get("dropped/all_tied", 0)
-        yield from _beyond(cfg, t, "same_candidates", "max_same_candidates", same / counts["prompts"], made.path)
+        num_alike = counts.get("dropped/identical_text", 0) + counts.get("dropped/all_tied", 0)
+        share = num_alike / counts["prompts"]
+        yield from _beyond(cfg, t, "same_candidates", "max_same_candidates", share, artifact.path)
     if stage == "dpo":
-        path = made.path / "metrics.jsonl"
+        path = artifact.path / "metrics.jsonl"
         steps = [json.loads(line) for line in path.read_text().splitlines()]
+        # Only here is the policy its own reference before the first update.
         if t == 1 or cfg.dpo.reference is Reference.previous:
-            yield from _first_loss(cfg.dpo, t, steps[0]["loss"], made.record["config"]["dtype"], path)
-        yield from _training(cfg, t, steps, path)
+            yield from _first_loss(cfg.dpo, t, steps[0]["loss"], artifact.record["config"]["dtype"], path)
+        yield from _grad_norm(cfg, t, steps, path)
+        yield from _accuracy(cfg, t, steps, path)
 
 
 def loss_at_equal_policies(dpo: DpoConfig) -> float:
@@ -82,78 +92,124 @@ def loss_at_equal_policies(dpo: DpoConfig) -> float:
     if dpo.loss is Loss.ipo:
         return 1 / (4 * dpo.beta**2)
     if dpo.loss is Loss.exo_pair:
-        return -math.log(2) - math.log(dpo.label_smoothing * (1 - dpo.label_smoothing)) / 2
+        smoothing = dpo.label_smoothing
+        return -math.log(2) - math.log(smoothing * (1 - smoothing)) / 2
     return math.log(2)
 
 
 def _first_loss(dpo: DpoConfig, t: int, loss: float, dtype: str, path: Path) -> Iterator[Violation]:
-    """Before its first update a policy that is its own reference has a known loss, up to rounding.
-
-    Losses grow with β times the error of a log-probability, `ipo`'s with its value. What `rpo_alpha` adds is unknown.
-    """
+    """Before its first update a policy that is its own reference has a known loss, up to rounding."""
+    if dpo.rpo_alpha:
+        return  # what the added likelihood of the chosen responses is, nobody knows beforehand
     expected = loss_at_equal_policies(dpo)
-    tolerance = (1e-3 if dtype == "float32" else 0.02) * max(1.0, expected, dpo.beta / 0.1)
-    if not dpo.rpo_alpha and not abs(loss - expected) <= tolerance:
+    # So far off may a loss be at β = 0.1, where policy and reference batch their rows differently (docs/gates.md).
+    rounding = 1e-3 if dtype == "float32" else 0.02
+    # Losses grow with β times the error of a log-probability, `ipo`'s with its value.
+    tolerance = rounding * max(1.0, expected, dpo.beta / 0.1)
+    is_close = abs(loss - expected) <= tolerance  # never for NaN
+    if not is_close:
         text = _TEXTS["first_loss"].format(value=loss, limit=expected)
         yield Violation(t, "first_loss", loss, expected, None, text, path)
 
 
-def _training(cfg: Config, t: int, steps: list[dict[str, Any]], path: Path) -> Iterator[Violation]:
-    """Gradient norms and implicit-reward accuracy over an iteration's steps."""
+def _grad_norm(cfg: Config, t: int, steps: list[dict[str, Any]], path: Path) -> Iterator[Violation]:
+    """The largest gradient norm of an iteration beside the median of the steps before it."""
     norms = [step["grad_norm"] for step in steps if "grad_norm" in step]
-    usual = [(norms[k] / m, k + 1) for k in range(FEW_STEPS, len(norms)) if (m := median(norms[:k]))]
-    growth, number = max(usual, default=(0.0, 0))
-    yield from _beyond(cfg, t, "grad_norm", "max_grad_growth", growth, path, step=number)
-    later = steps[math.ceil(len(steps) * max(0.5, cfg.dpo.warmup_ratio)) :]
-    if len(steps) >= FEW_STEPS and later:
-        yield from _beyond(
-            cfg, t, "accuracy", "min_accuracy", fmean(step["rewards/accuracies"] for step in later), path
-        )
+    largest_growth = 0.0
+    at_step = 0
+    for index in range(FEW_STEPS, len(norms)):
+        usual = median(norms[:index])
+        # All zero so far: there is no usual norm to grow from.
+        if usual and norms[index] / usual >= largest_growth:
+            largest_growth = norms[index] / usual
+            at_step = index + 1
+    yield from _beyond(cfg, t, "grad_norm", "max_grad_growth", largest_growth, path, step=at_step)
+
+
+def _accuracy(cfg: Config, t: int, steps: list[dict[str, Any]], path: Path) -> Iterator[Violation]:
+    """How often the policy prefers the chosen response, over the later half of the steps and after the warm-up."""
+    if len(steps) < FEW_STEPS:
+        return
+    begin = math.ceil(len(steps) * max(0.5, cfg.dpo.warmup_ratio))
+    accuracies = [step["rewards/accuracies"] for step in steps[begin:]]
+    if accuracies:
+        yield from _beyond(cfg, t, "accuracy", "min_accuracy", fmean(accuracies), path)
 
 
 def check_iteration(cfg: Config, rows: Sequence[Row], evaluations: Sequence[Evaluation]) -> Iterator[Violation]:
     """Hold the last policy's held-out figures against π0's and the previous policy's; π0 first, silent on π0 alone."""
-    first, last, made = rows[0], rows[-1], evaluations[-1]
     if len(rows) < 2:
         return
-    t, where = last.iteration, made.candidates.path
+    first, last = rows[0], rows[-1]
+    t = last.iteration
+    place = evaluations[-1].candidates.path
     growth = last.mean_response_tokens / max(first.mean_response_tokens, 1e-9)
-    yield from _beyond(cfg, t, "length", "max_length_growth", growth, where)
+    yield from _beyond(cfg, t, "length", "max_length_growth", growth, place)
     if last.kl is not None:
-        yield from _beyond(cfg, t, "kl", "max_kl", last.kl, where)
-    for base in sorted({len(rows) - 2, 0}, reverse=True):
-        rise = last.mean_score - rows[base].mean_score
-        for judge, scores in _others(cfg, made).items() if rise > 0 else ():
-            change, error = _change(scores, _others(cfg, evaluations[base])[judge])
-            fall = -change / error if error else math.inf * (change < 0 or math.nan)
-            figures = {"judge": judge, "change": change, "rise": rise, "base": base}
-            yield from _beyond(cfg, t, "second_judge", "max_fall", fall, scores.path, **figures)
+        yield from _beyond(cfg, t, "kl", "max_kl", last.kl, place)
+    previous = len(rows) - 2
+    for base in sorted({previous, 0}, reverse=True):  # in iteration 1 they are the same
+        yield from _second_judge(cfg, rows, evaluations, base)
 
 
-def _others(cfg: Config, evaluation: Evaluation) -> dict[str, Artifact]:
+def _second_judge(
+    cfg: Config, rows: Sequence[Row], evaluations: Sequence[Evaluation], base: int
+) -> Iterator[Violation]:
+    """Judges that fall between policy `base` and the last one, while the training judge rises."""
+    last = rows[-1]
+    rise = last.mean_score - rows[base].mean_score
+    if not rise > 0:  # also where it is NaN
+        return
+    scores_at_base = _unseen_scores(cfg, evaluations[base])
+    for judge, scores in _unseen_scores(cfg, evaluations[-1]).items():
+        change, error = _change(scores, scores_at_base[judge])
+        figures = {"judge": judge, "change": change, "rise": rise, "base": base}
+        fall = _standard_errors(-change, error)
+        yield from _beyond(cfg, last.iteration, "second_judge", "max_fall", fall, scores.path, **figures)
+
+
+def _standard_errors(fall: float, error: float) -> float:
+    """A fall in standard errors; without any spread it is beyond every limit."""
+    if error:
+        return fall / error
+    return math.inf if fall > 0 else 0.0
+
+
+def _unseen_scores(cfg: Config, evaluation: Evaluation) -> dict[str, Artifact]:
     """Scores that no training sees, by the key that asks for them; judges of a sum are not among them."""
     summed = {MAIN_JUDGE, *cfg.reward_model.others}
-    gold = {"evaluate.gold": evaluation.gold} if evaluation.gold is not None else {}
-    return gold | {
-        f"evaluate.judges.{name}": scores for name, scores in evaluation.others.items() if name not in summed
-    }
+    unseen = {}
+    if evaluation.gold is not None:
+        unseen["evaluate.gold"] = evaluation.gold
+    for name, scores in evaluation.others.items():
+        if name not in summed:
+            unseen[f"evaluate.judges.{name}"] = scores
+    return unseen
 
 
 def _change(now: Artifact, before: Artifact) -> tuple[float, float]:
     """Mean over prompts of how a judge's mean score changes, and its standard error; NaN of fewer than two prompts."""
-    old = scores_by_prompt(before)
-    changes = [sum(new) / len(new) - sum(old[p]) / len(old[p]) for p, new in scores_by_prompt(now).items() if p in old]
-    changes = [change for change in changes if math.isfinite(change)]
+    scores_before = scores_by_prompt(before)
+    changes = []
+    for prompt, scores in scores_by_prompt(now).items():
+        if prompt not in scores_before:
+            continue
+        earlier = scores_before[prompt]
+        change = sum(scores) / len(scores) - sum(earlier) / len(earlier)
+        if math.isfinite(change):
+            changes.append(change)
     if len(changes) < 2:
         return math.nan, math.nan
     return fmean(changes), stdev(changes) / math.sqrt(len(changes))
 
 
-def _beyond(cfg: Config, t: int, gate: str, key: str, value: float, where: Path, **figures: Any) -> Iterator[Violation]:
+def _beyond(cfg: Config, t: int, gate: str, key: str, value: float, place: Path, **figures: Any) -> Iterator[Violation]:
+    """A violation where a value is beyond the limit of `gates.<key>`; a NaN never is."""
     limit = getattr(cfg.gates, key)
-    if value < limit if key.startswith("min_") else value > limit:
-        text = f"{_TEXTS[gate].format(t=t, value=value, **figures)} (gates.{key}={limit:g})"
-        yield Violation(t, gate, value, limit, key, text, where)
+    is_beyond = value < limit if key.startswith("min_") else value > limit
+    if is_beyond:
+        text = _TEXTS[gate].format(t=t, value=value, **figures)
+        yield Violation(t, gate, value, limit, key, f"{text} (gates.{key}={limit:g})", place)
 
 
 @dataclass
@@ -167,11 +223,13 @@ class Gates:
 
     def stage_finished(self, iteration: int, artifact: Artifact) -> None:
         """Look at a finished stage; UserError where a gate whose action is `stop` does not let it pass."""
-        self._heed(check_stage(self.run.cfg, iteration, artifact))
+        violations = check_stage(self.run.cfg, iteration, artifact)
+        self._heed(violations)
 
     def iteration_finished(self, rows: Sequence[Row]) -> None:
         """Look at the figures of all policies so far; UserError as above."""
-        self._heed(check_iteration(self.run.cfg, rows, self.evaluations))
+        violations = check_iteration(self.run.cfg, rows, self.evaluations)
+        self._heed(violations)
 
     def _heed(self, violations: Iterable[Violation]) -> None:
         """Tell and keep violations; silent in a plan and for a stage alone.
@@ -198,8 +256,11 @@ class Gates:
 
 
 def _stopped(violation: Violation) -> str:
-    gate, limit = violation.gate, violation.limit
-    move = f" or move gates.{limit}, now {violation.threshold:g}, past {violation.value:.4g};" if limit else ""
+    """Why the run stopped, where to look, and every way out."""
+    gate = violation.gate
+    move = ""
+    if violation.limit is not None:
+        move = f" or move gates.{violation.limit}, now {violation.threshold:g}, past {violation.value:.4g};"
     return (
         f"gates.{gate}=stop stopped the run in iteration {violation.iteration}: {violation.text}.\n"
         f"  look at: {violation.where}\n"

@@ -27,7 +27,8 @@ class PromptSets:
     def of(self, iteration: int) -> tuple[Artifact, list[int]]:
         """The set of an iteration, from 1, and the rows [start, stop) of it; `stop` may lie beyond its end."""
         if self.shared:
-            return self.sets[0], [(iteration - 1) * self.size, iteration * self.size]
+            start = (iteration - 1) * self.size
+            return self.sets[0], [start, start + self.size]
         return self.sets[iteration - 1], [0, self.size]
 
 
@@ -42,38 +43,53 @@ def prompt_sets(cfg: Config, run: Run) -> PromptSets:
     if cfg.prompts.held_out_path is not None:
         inputs["held_out"] = sources.data_file(run, cfg.prompts.held_out_path, "prompts.held_out_path")
     first = run.stage("prompts", "prompts", PromptsSettings(cfg.prompts.num_held_out), inputs)
-    held_out, sets = first.part("held_out.parquet"), [first.part("train.parquet")]
-    if shared and first.digest is not None and (problem := too_few(cfg, first.counts["train"], first.counts)):
-        raise ConfigError(problem)
+    held_out = first.part("held_out.parquet")
+    sets = [first.part("train.parquet")]
+    if shared and first.digest is not None:
+        problem = too_few(cfg, first.counts["train"], first.counts)
+        if problem:
+            raise ConfigError(problem)
     if not shared:
         for t in range(2, cfg.num_iterations + 1):
-            seen = {f"seen_{i:03d}": earlier for i, earlier in enumerate(sets, start=1)}
-            own = {"prompts": _file(cfg, run, t), "seen_held_out": held_out} | seen
-            later = run.stage("prompts", f"iteration_{t:03d}/prompts", PromptsSettings(num_held_out=0), own)
-            sets.append(later.part("train.parquet"))
+            sets.append(_later_set(cfg, run, t, held_out, sets))
     return PromptSets(held_out, sets, cfg.prompts.num_per_iteration, shared)
 
 
+def _later_set(cfg: Config, run: Run, iteration: int, held_out: Artifact, earlier: list[Artifact]) -> Artifact:
+    """Training prompts of an iteration with a set of its own, without any prompt that was seen or is held out."""
+    inputs = {"prompts": _file(cfg, run, iteration), "seen_held_out": held_out}
+    for number, prompts in enumerate(earlier, start=1):
+        inputs[f"seen_{number:03d}"] = prompts
+    config = PromptsSettings(num_held_out=0)  # they were cut off iteration 1's
+    split = run.stage("prompts", f"iteration_{iteration:03d}/prompts", config, inputs)
+    return split.part("train.parquet")
+
+
 def _file(cfg: Config, run: Run, iteration: int) -> Artifact:
+    """The file that an iteration's prompts come from."""
     path = cfg.prompts.path.replace(PLACEHOLDER, str(iteration))
+    # A data set of the Hub becomes an artifact, and each iteration's needs a name of its own.
     name = "" if path == cfg.prompts.path else f"prompts.path.{iteration}"
     return sources.data_file(run, path, "prompts.path", name)
 
 
-def too_few(cfg: Config, there: int, counts: dict[str, int]) -> str | None:
+def too_few(cfg: Config, num_prompts: int, counts: dict[str, int]) -> str | None:
     """What to say when one set for all iterations has only so many prompts to train on; None when they are enough."""
     size = cfg.prompts.num_per_iteration
-    if cfg.num_iterations * size <= there:
+    num_needed = cfg.num_iterations * size
+    if num_needed <= num_prompts:
         return None
-    lower = {"prompts.num_per_iteration": there // cfg.num_iterations, "num_iterations": there // size}
-    ways_out = [f"{key}={value}" for key, value in lower.items() if value > 0]
+    ways_out = []
+    if num_prompts >= cfg.num_iterations:
+        ways_out.append(f"prompts.num_per_iteration={num_prompts // cfg.num_iterations}")
+    if num_prompts >= size:
+        ways_out.append(f"num_iterations={num_prompts // size}")
     ways_out += [
         "more prompts",
         "fewer of them held out",
         "a set for each iteration (prompts.path with {iteration} in it)",
     ]
     return (
-        f"num_iterations={cfg.num_iterations} with prompts.num_per_iteration={size} needs {cfg.num_iterations * size} "
-        f"training prompts, but {cfg.prompts.path} gives {max(there, 0)} ({what_became(counts)}). Ways out: "
-        f"{', '.join(ways_out)}."
+        f"num_iterations={cfg.num_iterations} with prompts.num_per_iteration={size} needs {num_needed} training "
+        f"prompts, but {cfg.prompts.path} gives {max(num_prompts, 0)} ({what_became(counts)}). Ways out: {', '.join(ways_out)}."
     )

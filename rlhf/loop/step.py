@@ -85,12 +85,14 @@ class Step:
 
     def inside(self, folder: str) -> Step:
         """A step in a folder of this one, which nobody watches."""
-        return replace(self, folder=f"{self.folder}/{folder}", watcher=None)
+        path = f"{self.folder}/{folder}"
+        return replace(self, folder=path, watcher=None)
 
 
 def iteration_step(run: Run, iteration: int, dtype: str, watcher: Watcher | None = None) -> Step:
     """The step of an iteration; 0 is the evaluation of π0."""
-    return Step(run, f"iteration_{iteration:03d}", iteration, dtype, watcher)
+    folder = f"iteration_{iteration:03d}"
+    return Step(run, folder, iteration, dtype, watcher)
 
 
 def policy_dtype(cfg: Config, initial: Artifact) -> str:

@@ -35,10 +35,11 @@ def damaged(path: Path, how: str, folder: Path) -> RunChanged:
 
 def check_files(folder: Path, files: dict[str, dict[str, Any]], names: list[str], read: Path | None = None) -> None:
     """Hold files of a finished stage, or copies of them in `read`, against its manifest; RunChanged names one."""
-    for name, found in digest_files(read or folder, names).items():
-        if found != files[name]:
-            there, said = found["sha256"][:12], files[name]["sha256"][:12]
-            raise damaged(folder / name, f"its SHA-256 is {there}…, but the manifest says {said}…", folder)
+    for name, entry in digest_files(read or folder, names).items():
+        if entry != files[name]:
+            actual = entry["sha256"][:12]
+            recorded = files[name]["sha256"][:12]
+            raise damaged(folder / name, f"its SHA-256 is {actual}…, but the manifest says {recorded}…", folder)
 
 
 def commit(
@@ -56,12 +57,13 @@ def commit(
     """
     (partial / "artifact.json").unlink(missing_ok=True)  # of a commit that was killed before its rename
     names = [name for name in list_files(partial) if not name.startswith("checkpoint-")]
-    umask = os.umask(0)
+    umask = os.umask(0)  # there is no way to read it but to set it
     os.umask(umask)
     for name in names:
         os.chmod(partial / name, 0o666 & ~umask)  # safetensors writes for the owner alone
         with open(partial / name, "rb") as file:
             os.fsync(file.fileno())
+    # Only now are the files' names on the disk too: a manifest must never name what a power cut can take away.
     for parent in {(partial / name).parent for name in names}:
         fsync_dir(parent)
     files = digest_files(partial, names)
@@ -77,6 +79,7 @@ def commit(
         "files": files,
     }
     write_atomic(partial / "artifact.json", sealed(record))
+    # The one moment in which the stage becomes finished: before it nothing has the final name, after it everything.
     os.rename(partial, final)
     fsync_dir(final.parent)
     tidy(final)
@@ -89,7 +92,7 @@ def take(source: Path, record: dict[str, Any], final: Path) -> None:
         RunChanged: the source is damaged.
     """
     partial = final.with_name(f".{final.name}.taken")
-    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(partial, ignore_errors=True)  # of a copy that was killed
     for name in [*record["files"], "artifact.json"]:
         (partial / name).parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -100,6 +103,7 @@ def take(source: Path, record: dict[str, Any], final: Path) -> None:
                 os.fsync(file.fileno())
     for parent in {(partial / name).parent for name in [*record["files"], "artifact.json"]}:
         fsync_dir(parent)
+    # The copies are hashed, not the source: what counts is what this run will read.
     check_files(source, record["files"], list(record["files"]), partial)
     os.rename(partial, final)
     fsync_dir(final.parent)
@@ -115,5 +119,9 @@ def discard(folder: Path) -> None:
 
 def tidy(final: Path) -> None:
     """Remove what a stage needed only while it was unfinished: hidden files and checkpoints."""
-    for path in [*final.rglob(".*"), *final.glob("checkpoint-*")]:
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    leftovers = [*final.rglob(".*"), *final.glob("checkpoint-*")]
+    for path in leftovers:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

@@ -296,15 +296,19 @@ def _known_differences(recorded: Identity, identity: Identity) -> list[str]:
 
 def _is_cheap(stage: str, partial: Path) -> bool:
     """Whether unfinished work is that of seconds, or none at all."""
-    return not _has_work(partial) or STAGES[stage].kind is Kind.single
+    if STAGES[stage].kind is Kind.single:
+        return True
+    return not _has_work(partial)
 
 
 def _has_work(partial: Path) -> bool:
-    return any(partial.glob("shard_*")) or any(partial.glob("checkpoint-*"))
+    has_shards = any(partial.glob("shard_*"))
+    return has_shards or any(partial.glob("checkpoint-*"))
 
 
 def _has_begun(partial: Path) -> bool:
-    return (partial / ".identity.json").is_file() or _has_work(partial)
+    identity = partial / ".identity.json"
+    return identity.is_file() or _has_work(partial)
 
 
 def _partial(final: Path) -> Path:

@@ -40,13 +40,16 @@ def made_here(run: Run, path: str, key: str) -> Artifact:
             f"{key}={path}: no stage of this run makes {name!r} before it is needed; made by then: "
             f"{', '.join(sorted(run.made)) or 'nothing'}. Name one of those, or a path or Hub id without the @."
         )
-    made = run.made[name]
-    files = made.record.get("files", [part])
+    artifact = run.made[name]
+    files = artifact.record.get("files", [part])  # in a plan nobody knows yet what is in it
     if ".." in Path(part).parts:
         raise ConfigError(f"{key}={path}: '..' leads out of what {name!r} is. Name a part of it, such as @world/model.")
-    if part and not any(f"{file}/".startswith(f"{part}/") for file in files):
+    if not part:
+        return artifact
+    is_there = any(f"{file}/".startswith(f"{part}/") for file in files)  # a file, or a folder of files
+    if not is_there:
         raise ConfigError(f"{key}={path}: {name!r} has no such part. Name one of {', '.join(sorted(files))}.")
-    return made.part(part) if part else made
+    return artifact.part(part)
 
 
 def model(run: Run, path: str, revision: str | None, key: str) -> Artifact:
@@ -58,10 +61,13 @@ def model(run: Run, path: str, revision: str | None, key: str) -> Artifact:
     if path.startswith("@"):
         return made_here(run, path, key)
     folder = model_folder(path, revision, key)
-    if not resolved(path, key).exists():  # of the Hub
+    if not resolved(path, key).exists():
+        # Of the Hub: the folder's name is the commit, which says what is in it.
         return Artifact(folder, digest_of([path, folder.name]))
-    names = sorted({file.name for pattern in hub.MODEL_FILES for file in folder.glob(pattern) if file.is_file()})
-    return Artifact(folder, _remembered_digest(run, folder, names))
+    names = set()
+    for pattern in hub.MODEL_FILES:
+        names |= {file.name for file in folder.glob(pattern) if file.is_file()}
+    return Artifact(folder, _remembered_digest(run, folder, sorted(names)))
 
 
 def model_folder(path: str, revision: str | None, key: str, weights: bool = True) -> Path:
@@ -92,9 +98,13 @@ def _remembered_digest(run: Run, folder: Path, names: list[str]) -> str:
     try:
         known = unsealed(memory.read_bytes())
     except (OSError, ValueError):
-        known = {}
-    stats = {name: (folder / name).stat() for name in names}
-    stamp = digest_of([str(folder), {n: [s.st_size, s.st_mtime_ns, s.st_ino] for n, s in stats.items()}])
+        known = {}  # missing or damaged: it only saves time
+    stats = {}
+    for name in names:
+        stat = (folder / name).stat()
+        # The inode too: a file that was replaced within the clock's resolution is another one.
+        stats[name] = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+    stamp = digest_of([str(folder), stats])
     if stamp not in known:
         known[stamp] = digest_of_files(digest_files(folder, names))
         if run.folder.is_dir():
@@ -113,6 +123,7 @@ def data_file(run: Run, path: str, key: str, name: str = "") -> Artifact:
     if path.startswith("@"):
         return made_here(run, path, key)
     wanted = hub.parse_dataset(path)
+    # A path such as data/prompts reads like a Hub id; what is here comes first.
     if wanted is None or resolved(path, key).exists():
         file = local_file(path, key)
         return Artifact(file, _remembered_digest(run, file.parent, [file.name]))

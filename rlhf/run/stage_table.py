@@ -56,9 +56,10 @@ STAGES = {
 
 def stage_function(name: str) -> Callable[[Job[Any], Worker], Outcome]:
     """The function of a stage; imports its module, and with it the engines it needs."""
-    module, _, function = STAGES[name].function.partition(":")
-    stage: Callable[[Job[Any], Worker], Outcome] = getattr(importlib.import_module(module), function)
-    return stage
+    module_name, _, function_name = STAGES[name].function.partition(":")
+    module = importlib.import_module(module_name)
+    function: Callable[[Job[Any], Worker], Outcome] = getattr(module, function_name)
+    return function
 
 
 def num_shards(job: Job[Any]) -> int:
