@@ -91,5 +91,6 @@ def too_few(cfg: Config, num_prompts: int, counts: dict[str, int]) -> str | None
     ]
     return (
         f"num_iterations={cfg.num_iterations} with prompts.num_per_iteration={size} needs {num_needed} training "
-        f"prompts, but {cfg.prompts.path} gives {max(num_prompts, 0)} ({what_became(counts)}). Ways out: {', '.join(ways_out)}."
+        f"prompts, but {cfg.prompts.path} gives {max(num_prompts, 0)} ({what_became(counts)}). Ways out: "
+        f"{', '.join(ways_out)}."
     )
