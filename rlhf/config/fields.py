@@ -66,6 +66,7 @@ def setting(
     factory: Callable[[], Any] | Any = MISSING,
     within: Range | None = None,
     compared: bool = True,
+    later: bool = False,
 ) -> Any:
     """A field of a config section.
 
@@ -75,8 +76,10 @@ def setting(
         within: the numbers it takes; None is `POSITIVE` for a number, and no limit for anything else.
         compared: False for what changes the cost of a stage and not its result, such as memory budgets and the
             spacing of checkpoints: a finished stage is kept when such a setting changes.
+        later: True for a field that came after runs were made without it: at its default it is left out of the
+            comparison, so that those runs go on.
     """
-    metadata = {"within": within, "compared": compared}
+    metadata = {"within": within, "compared": compared, "later": later}
     if factory is not MISSING:
         return field(default_factory=factory, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -115,9 +118,18 @@ def compared(section: Any) -> dict[str, Any]:
     kept = {}
     for item in dataclasses.fields(section):
         value = getattr(section, item.name)
-        if item.metadata.get("compared", True):
-            kept[item.name] = compared(value) if dataclasses.is_dataclass(value) else plain(value)
+        if not item.metadata.get("compared", True):
+            continue
+        if item.metadata.get("later") and value == _default_of(item):
+            continue
+        kept[item.name] = compared(value) if dataclasses.is_dataclass(value) else plain(value)
     return kept
+
+
+def _default_of(item: dataclasses.Field[Any]) -> Any:
+    if item.default_factory is not MISSING:
+        return item.default_factory()
+    return item.default
 
 
 def filled(cls: type[Config], section: Any, **values: Any) -> Config:
