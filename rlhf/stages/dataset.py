@@ -23,10 +23,16 @@ def run(job: Job[DatasetStage], worker: Worker) -> Outcome:
     from datasets import load_dataset
     from datasets.exceptions import DatasetGenerationError
 
-    config, cache = job.config, job.out_path / ".cache"
+    config = job.config
+    # In the stage's own folder, so that nothing stays behind in the user's.
+    cache = job.out_path / ".cache"
     try:
         rows = load_dataset(
-            job.inputs["snapshot"], name=config.subset, split=config.split, cache_dir=str(cache), streaming=False
+            job.inputs["snapshot"],
+            name=config.subset,
+            split=config.split,
+            cache_dir=str(cache),
+            streaming=False,
         )
     except (ValueError, OSError, DatasetGenerationError) as error:
         raise DataError(
@@ -34,5 +40,6 @@ def run(job: Job[DatasetStage], worker: Worker) -> Outcome:
             f"be read: {error}. Name another one as owner/name:subset/split, or download the data set and give a file."
         ) from error
     rows.to_parquet(str(job.out_path / "rows.parquet"))
+    # Everything left in the folder would become part of the artifact.
     shutil.rmtree(cache)
     return Outcome(counts={"rows": len(rows)})

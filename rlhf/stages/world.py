@@ -21,27 +21,36 @@ def run(job: Job[WorldConfig], worker: Worker) -> Outcome:
     from rlhf.world import build, tasks
     from rlhf.world.tokenizer import build_tokenizer
 
-    config, seed, out = job.config, job.seed, job.out_path
-    counts = {
-        "sft": _write_jsonl(out / "sft.jsonl", tasks.sft_rows(seed, config.num_sft_examples)),
-        "preferences": _write_jsonl(out / "preferences.jsonl", tasks.preference_rows(seed, config.num_preferences)),
+    config = job.config
+    seed = job.seed
+    out = job.out_path
+    rows_by_file: dict[str, Iterable[Mapping[str, Any]]] = {
+        "sft": tasks.sft_rows(seed, config.num_sft_examples),
+        "preferences": tasks.preference_rows(seed, config.num_preferences),
+        "judge_prompts": tasks.prompt_rows(seed, "judge_prompts", config.num_judge_prompts),
+        "prompts": tasks.prompt_rows(seed, "prompts", config.num_prompts),
+        "held_out": tasks.prompt_rows(seed, "held_out", config.num_held_out),
     }
-    for split, number in (
-        ("judge_prompts", config.num_judge_prompts),
-        ("prompts", config.num_prompts),
-        ("held_out", config.num_held_out),
-    ):
-        counts[split] = _write_jsonl(out / f"{split}.jsonl", tasks.prompt_rows(seed, split, number))
+    counts = {}
+    for name, rows in rows_by_file.items():
+        counts[name] = _write_jsonl(out / f"{name}.jsonl", rows)
     tokenizer = build_tokenizer()
-    model = build.pretrain(tokenizer, tasks.base_rows(seed, config.num_base_examples), vars(config), seed, out)
+    base_rows = tasks.base_rows(seed, config.num_base_examples)
+    model = build.pretrain(tokenizer, base_rows, vars(config), seed, out)
     build.save_model(model, tokenizer, out / "model")
-    build.save_model(build.judge_from(model, seed), tokenizer, out / "judge")
+    # It has still to be trained, by the run's reward-model stage.
+    judge = build.judge_from(model, seed)
+    build.save_model(judge, tokenizer, out / "judge")
     counts["base"] = config.num_base_examples
     return Outcome(counts=counts, metrics={"num_parameters": model.num_parameters()})
 
 
 def _write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Write rows, one a line; returns how many."""
-    lines = [json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows]
+    lines = []
+    for row in rows:
+        # Sorted keys: files of the same rows have the same digest, in whatever order the keys were set.
+        line = json.dumps(row, ensure_ascii=False, sort_keys=True)
+        lines.append(line + "\n")
     write_atomic(path, "".join(lines).encode())
     return len(lines)
