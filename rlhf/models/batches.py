@@ -1,4 +1,4 @@
-"""Token ids as batches: which rows go through a model together, and how they are padded. One way for all that do it."""
+"""Token ids as batches: which rows go through a model together, and how they are padded."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def bins_by_tokens(
 ) -> list[list[int]]:
     """Split items into bins whose padded size, items × longest × `per_item`, is at most `batch_tokens`.
 
-    Items of like length share a bin, the longest first, so that memory runs out at once or never. An item that is too
-    large by itself gets a bin of its own.
+    Items of like length share a bin, the longest first, so that memory runs out at once or never.
+    An item that is too large by itself gets a bin of its own.
 
     Args:
         lengths: of each item, in tokens.
@@ -38,7 +38,8 @@ def bins_by_tokens(
 
     bins: list[list[int]] = []
     # Equal lengths in the order given: equal work must make equal bins.
-    for item in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    for item in order:
         # Only the last bin may still grow: looking for room in earlier ones would mix lengths.
         if bins and joins(item, bins[-1]):
             bins[-1].append(item)
@@ -62,9 +63,11 @@ def unbinned(bins: Iterable[Sequence[int]], values_by_bin: Iterable[Sequence[Val
 def right_padded(rows: Sequence[Sequence[int]], padding: int = 0) -> tuple[Tensor, Tensor]:
     """Token ids (B, T) with `padding` behind each row, and the rows' lengths (B,).
 
-    Under causal attention no real token sees what stands behind it, so the padding's value matters to labels alone.
+    Under causal attention no real token sees what stands behind it, so the padding's value matters
+    to labels alone.
     """
     lengths_B = torch.tensor([len(row) for row in rows])
+    # The longest of these rows, not of all there are: a batch of short ones stays small.
     longest = int(lengths_B.max())
     ids_BT = torch.full((len(rows), longest), padding, dtype=torch.long)
     for index, row in enumerate(rows):

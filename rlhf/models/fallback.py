@@ -20,7 +20,8 @@ def load_in_engine(
     Args:
         engine: `vllm`, `transformers` or `auto`.
         load_vllm: imports vLLM and loads the model in it.
-        load_transformers: the same with transformers; it takes a note why, mostly empty, that people are to see.
+        load_transformers: the same with transformers; it takes a note why, mostly empty, that
+            people are to see.
 
     Raises:
         UserError: vLLM is asked for by name and is missing, or cannot load the model.
