@@ -1,4 +1,6 @@
-"""A reward model as judge: the raw logit of a one-label sequence classifier, or the score its own code gives."""
+"""A reward model as judge: the raw logit of a one-label sequence classifier, or the score its own
+code gives.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,12 @@ from rlhf.scoring.token_rows import TokenIds, padded_inputs, score_distinct, sco
 class ClassifierJudge:
     """Reads conversations with its own tokenizer and template; the score head runs in fp32.
 
-    Rows are padded on the right, so under causal attention padding is never seen and a score does not depend on its
-    batch.
+    Rows are padded on the right, so under causal attention padding is never seen and a score does
+    not depend on its batch.
 
-    A model whose class is Python code of its own (ArmoRM: several objectives and a gate) runs as it is, and the field
-    `score` of what it gives back is read. Such code may look for padding anywhere, so its rows are never padded.
+    A model whose class is Python code of its own (ArmoRM: several objectives and a gate) runs as it
+    is, and the field `score` of what it gives back is read. Such code may look for padding
+    anywhere, so its rows are never padded.
     """
 
     def __init__(
@@ -47,7 +50,8 @@ class ClassifierJudge:
         if own is None:
             # Before the weights are read: a judge that cannot be used is refused at once.
             require_one_logit(path, load_config(path, trust_remote_code))
-        model = load_weights(AutoModelForSequenceClassification, path, saved_dtype(path, dtype), trust_remote_code)
+        body_dtype = saved_dtype(path, dtype)
+        model = load_weights(AutoModelForSequenceClassification, path, body_dtype, trust_remote_code)
         # Set for a judge with code of its own only; others are split into body and head.
         self._whole: Any = None
         if own:
@@ -58,8 +62,9 @@ class ClassifierJudge:
             return
         if not hasattr(model, "score"):
             raise ModelError(
-                f"{path}: {type(model).__name__} has no linear head named `score`. Use a model whose sequence "
-                "classification class is a decoder with a score head (Llama, Qwen, Mistral, Gemma, Phi, …)."
+                f"{path}: {type(model).__name__} has no linear head named `score`. Use a model "
+                "whose sequence classification class is a decoder with a score head (Llama, Qwen, "
+                "Mistral, Gemma, Phi, …)."
             )
         self._body = model.base_model.to(self._device).eval()
         self._head = model.score.to(self._device, torch.float32).eval()
@@ -68,7 +73,8 @@ class ClassifierJudge:
         """Raw logits (see `rlhf.scoring.judge.Judge`).
 
         Raises:
-            TemplateRefuses: the judge's chat template does not take a conversation that the policy has answered.
+            TemplateRefuses: the judge's chat template does not take a conversation that the policy
+                has answered.
             ModelError: the model's own code gives back no score.
         """
         return score_distinct(self._tokenizer, items, self._max_tokens, self._score_rows)
@@ -83,6 +89,7 @@ class ClassifierJudge:
         if self._whole is not None:
             output = self._whole(**inputs)
             return self._own_scores(output, len(rows))
+        # Without a cache: nothing is generated, and it would take more memory than the activations.
         hidden_BTD = self._body(**inputs, use_cache=False).last_hidden_state
         row_B = torch.arange(len(rows))
         last_BD = hidden_BTD[row_B, last_B]
@@ -96,8 +103,9 @@ class ClassifierJudge:
             score = getattr(output, "logits", None)
         if not isinstance(score, Tensor) or score.numel() != num_rows:
             raise ModelError(
-                f"{self._path}: the judge's own code gives back no number per conversation, as `score` or `logits` "
-                f"(found {getattr(score, 'shape', score)} for {num_rows}). Choose another judge, or mend a copy of it."
+                f"{self._path}: the judge's own code gives back no number per conversation, as "
+                f"`score` or `logits` (found {getattr(score, 'shape', score)} for {num_rows}). "
+                "Choose another judge, or mend a copy of it."
             )
         return [float(value) for value in score.flatten()]
 
@@ -114,8 +122,10 @@ def require_one_logit(path: str, config: Any) -> None:
             f"{path}: the judge's score is computed by Python code that comes with it ({own}), which runs in "
             "transformers only. Use score.engine=transformers (or auto) and reward_model.url=null."
         )
+    # Transformers takes two labels where a config says nothing, so this finds causal LMs too.
     if config.num_labels != 1:
         raise ModelError(
-            f"{path}: the judge has {config.num_labels} labels, and which of them is the reward is not known. Use a "
-            "sequence classifier with one logit, or a model whose own code says it (`score`; docs/recipe.md)."
+            f"{path}: the judge has {config.num_labels} labels, and which of them is the reward "
+            "is not known. Use a sequence classifier with one logit, or a model whose own code "
+            "says it (`score`; docs/recipe.md)."
         )

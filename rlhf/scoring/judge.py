@@ -49,10 +49,11 @@ class RuleJudge:
         module_name, _, name = path.partition(":")
         module = importlib.import_module(module_name)
         function: Callable[[list[Message], str], float] | None = getattr(module, name, None)
+        # Here, and not at the first response: sampling before it takes hours.
         if not callable(function):
             raise ConfigError(
-                f"rule={path}: {module_name} has no function {name!r}. Name one that takes (messages, response) and "
-                "gives back a number."
+                f"rule={path}: {module_name} has no function {name!r}. Name one that takes "
+                "(messages, response) and gives back a number."
             )
         self._path = path
         self._function = function
@@ -75,6 +76,7 @@ class RuleJudge:
             return float(value)
         except (TypeError, ValueError) as error:
             raise DataError(
-                f"rule={self._path}: gave back {value!r}, which is no number, for the response {response[:200]!r} to "
-                f"{messages[-1]['content'][:200]!r}. Let it give back a number for every response; NaN leaves one out."
+                f"rule={self._path}: gave back {value!r}, which is no number, for the response "
+                f"{response[:200]!r} to {messages[-1]['content'][:200]!r}. Let it give back a "
+                "number for every response; NaN leaves one out."
             ) from error

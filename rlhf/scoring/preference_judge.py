@@ -38,8 +38,8 @@ def _two_token_head(whole_head: Any, answers: list[int]) -> _TwoTokenHead:
 class PairwiseJudge:
     """P(first is better): softmax over the tokens A and B, averaged over both orders of the two responses.
 
-    The logits are fp32 from the last hidden state on. Rows are padded on the right and read at their last real token,
-    so a probability does not depend on its batch.
+    The logits are fp32 from the last hidden state on. Rows are padded on the right and read at
+    their last real token, so a probability does not depend on its batch.
     """
 
     def __init__(
@@ -58,7 +58,8 @@ class PairwiseJudge:
         require_causal_lm(path, load_config(path, trust_remote_code))
         model = load_weights(AutoModelForCausalLM, path, saved_dtype(path, dtype), trust_remote_code)
         head = _two_token_head(model.get_output_embeddings(), list(answers))
-        # Put into the model and not called by itself: the model's own scaling and capping of logits comes after it.
+        # Put into the model and not called by itself: the model's own scaling and capping of logits
+        # comes after it.
         model.set_output_embeddings(head)
         self._model = model.to(self._device).eval()
 

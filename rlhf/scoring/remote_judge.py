@@ -21,7 +21,8 @@ from rlhf.scoring.classifier_judge import require_one_logit
 from rlhf.scoring.judge import Scored
 from rlhf.scoring.token_rows import TokenIds, score_distinct
 
-# The pause doubles from the first to the longest: short hiccups cost little, and a server that starts is not flooded.
+# The pause doubles from the first to the longest: short hiccups cost little, and a server that
+# starts is not flooded.
 _FIRST_PAUSE_SECONDS = 0.25
 _LONGEST_PAUSE_SECONDS = 2.0
 _SHOWN_CHARS = 400
@@ -35,9 +36,10 @@ API_KEY = "RLHF_JUDGE_API_KEY"
 class RemoteJudge:
     """Sends the token ids that `ClassifierJudge` reads to `/classify`, asks for raw logits.
 
-    The tokenizer and chat template are those of the local folder `path`. A request holds at most `batch_tokens`
-    padded tokens, and `concurrency` requests are on their way at once. What may pass (no connection, no answer in
-    `timeout_seconds`, HTTP 408, 429, 5xx) is tried again for `retry_seconds`; answered requests are never asked again.
+    The tokenizer and chat template are those of the local folder `path`. A request holds at most
+    `batch_tokens` padded tokens, and `concurrency` requests are on their way at once. What may pass
+    (no connection, no answer in `timeout_seconds`, HTTP 408, 429, 5xx) is tried again for
+    `retry_seconds`; answered requests are never asked again.
 
     Source: vLLM 0.32, `vllm/entrypoints/pooling/classify`.
 
@@ -70,18 +72,21 @@ class RemoteJudge:
         self._key = os.environ.get(API_KEY, "").strip()
         if not (self._key.isascii() and self._key.isprintable()):
             # At the first request the HTTP library would refuse it too, and show it.
-            raise ConfigError(f"{API_KEY}: holds characters that no HTTP header takes. Set the variable anew.")
+            problem = "holds characters that no HTTP header takes"
+            raise ConfigError(f"{API_KEY}: {problem}. Set the variable anew.")
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._client = httpx.Client(timeout=timeout_seconds, limits=limits, headers=headers)
         weakref.finalize(self, self._client.close)
-        # Whether anything answers is known before the first shard is rendered. 404 is fine: not every server has it.
+        # Whether anything answers is known before the first shard is rendered. 404 is fine: not
+        # every server has it.
         self._insist("GET", "/health")
 
     def score(self, items: list[tuple[list[Message], str]]) -> Scored:
         """Raw logits (see `rlhf.scoring.judge.Judge`).
 
         Raises:
-            ModelError: the server refuses a request, or answers something else than one number per conversation.
+            ModelError: the server refuses a request, or answers something else than one number per
+                conversation.
             WorkerFailed: a request has failed for `retry_seconds`.
         """
         return score_distinct(self._tokenizer, items, self._max_tokens, self._score_rows)
@@ -109,9 +114,10 @@ class RemoteJudge:
         if answer.status_code != 200:
             raise ModelError(
                 f"{self._url}/classify: HTTP {answer.status_code}: {self._quoted(answer)}\n"
-                "reward_model.url must be the base URL (no /v1) of a server started with `vllm serve MODEL --runner "
-                f"pooling` (a key that it wants stands in {API_KEY}); if it is about length, lower score.max_tokens="
-                f"{self._max_tokens} or raise the server's --max-model-len."
+                "reward_model.url must be the base URL (no /v1) of a server started with `vllm "
+                f"serve MODEL --runner pooling` (a key that it wants stands in {API_KEY}); if it "
+                f"is about length, lower score.max_tokens={self._max_tokens} or raise the "
+                "server's --max-model-len."
             )
         try:
             # By index: nothing promises that results come in the order in which they were asked for.
@@ -139,8 +145,9 @@ class RemoteJudge:
                 # A refused certificate is a connection error like others, but waiting mends none.
                 if "CERTIFICATE_VERIFY_FAILED" in str(error):
                     raise ModelError(
-                        f"{self._url}: the server's certificate is not to be trusted ({error}). Name the authority "
-                        "that signed it in SSL_CERT_FILE (environment), or give the server another certificate."
+                        f"{self._url}: the server's certificate is not to be trusted ({error}). "
+                        "Name the authority that signed it in SSL_CERT_FILE (environment), or "
+                        "give the server another certificate."
                     ) from error
                 trouble = f"{type(error).__name__}: {error}"
             if pause == _FIRST_PAUSE_SECONDS:
@@ -149,11 +156,13 @@ class RemoteJudge:
             # The event wakes a waiting request at once when another one has failed for good.
             if waited + pause > self._retry_seconds or self._given_up.wait(pause):
                 raise WorkerFailed(
-                    f"{self._url}{path}: still no answer after {time.monotonic() - started:.0f} s of attempts; the "
-                    f"last one: {trouble}. Finished shards are kept: start the server (or name another one in "
-                    "reward_model.url) and give the same command again. If it is only slow, raise "
-                    f"score.timeout_seconds={self._timeout_seconds:g}, or lower score.batch_tokens or "
-                    f"score.concurrency; score.retry_seconds={self._retry_seconds:g} says how long is tried."
+                    f"{self._url}{path}: still no answer after {time.monotonic() - started:.0f} s "
+                    f"of attempts; the last one: {trouble}. Finished shards are kept: start the "
+                    "server (or name another one in reward_model.url) and give the same command "
+                    "again. If it is only slow, raise "
+                    f"score.timeout_seconds={self._timeout_seconds:g}, or lower "
+                    "score.batch_tokens or score.concurrency; "
+                    f"score.retry_seconds={self._retry_seconds:g} says how long is tried."
                 )
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
@@ -166,15 +175,16 @@ class RemoteJudge:
                 content += part
                 if len(content) > _LARGEST_ANSWER:
                     raise ModelError(
-                        f"{self._url}{path} answered more than {_LARGEST_ANSWER >> 20} MiB, more than scores need. "
-                        "Look at what runs there, or name another server in reward_model.url."
+                        f"{self._url}{path} answered more than {_LARGEST_ANSWER >> 20} MiB, more "
+                        "than scores need. Look at what runs there, or name another server in "
+                        "reward_model.url."
                     )
             return httpx.Response(answer.status_code, content=bytes(content))
 
     def _quoted(self, answer: httpx.Response) -> str:
         """The beginning of an answer in one line, as a log may have it."""
-        # Servers may repeat a request's headers in their errors. NUL stands in for no key: an empty text would be found
-        # between any two characters.
+        # Servers may repeat a request's headers in their errors. NUL stands in for no key: an empty
+        # text would be found between any two characters.
         secret = self._key or "\0"
         text = answer.text.replace(secret, "***")
         one_line = " ".join(text.split())
@@ -182,13 +192,16 @@ class RemoteJudge:
 
     def _garbage(self, answer: httpx.Response, what: str) -> ModelError:
         return ModelError(
-            f"{self._url}/classify answered {what}: {self._quoted(answer)}\nServe a reward model with one label "
-            "by `vllm serve MODEL --runner pooling`, and give its base URL as reward_model.url."
+            f"{self._url}/classify answered {what}: {self._quoted(answer)}\n"
+            "Serve a reward model with one label by `vllm serve MODEL --runner pooling`, and give "
+            "its base URL as reward_model.url."
         )
 
 
 def _may_pass(status_code: int) -> bool:
-    """Whether a server that answers so may answer otherwise in a moment: time-outs, overload, its own failures."""
+    """Whether a server that answers so may answer otherwise in a moment: time-outs, overload, its
+    own failures.
+    """
     return status_code >= 500 or status_code in (408, 429)
 
 

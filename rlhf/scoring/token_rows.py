@@ -24,7 +24,7 @@ def score_distinct(
     max_tokens: int,
     score_rows: Callable[[list[TokenIds]], list[float]],
 ) -> Scored:
-    """Scores of responses from a function that scores rows of token ids and is asked once for each different row.
+    """Scores of responses from a function that scores rows of token ids, each different row once.
 
     Args:
         tokenizer: the judge's own.
@@ -43,7 +43,11 @@ def score_distinct(
     return Scored([score_by_row[row] for row in rows], num_truncated)
 
 
-def read_items(tokenizer: Any, items: list[tuple[list[Message], str]], max_tokens: int) -> tuple[list[TokenIds], int]:
+def read_items(
+    tokenizer: Any,
+    items: list[tuple[list[Message], str]],
+    max_tokens: int,
+) -> tuple[list[TokenIds], int]:
     """Token ids of each conversation, the last `max_tokens` of them, and how many conversations lost some.
 
     Raises:
@@ -52,6 +56,7 @@ def read_items(tokenizer: Any, items: list[tuple[list[Message], str]], max_token
     rendered = []
     for messages, response in items:
         conversation = [*messages, {"role": "assistant", "content": response}]
+        # Refused, not left out: the policy's template has taken these turns, so the judge is at fault.
         try:
             rendered.append(render_conversation(tokenizer, conversation))
         except TemplateRefuses as error:
@@ -83,7 +88,8 @@ def score_in_batches(
 ) -> list[float]:
     """The scores of all rows in order, from a forward pass that takes as many as `batch_tokens` allows.
 
-    `equal_lengths` is for a forward pass whose rows must not be padded (`rlhf.models.batches.bins_by_tokens`).
+    `equal_lengths` is for a forward pass whose rows must not be padded
+    (`rlhf.models.batches.bins_by_tokens`).
     """
     lengths = [len(row) for row in rows]
     bins = bins_by_tokens(lengths, batch_tokens, equal_lengths=equal_lengths)
@@ -95,12 +101,10 @@ def score_in_batches(
 
 
 def padded_inputs(rows: Sequence[TokenIds], device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
-    """What a model takes of these rows, padded on the right: ids and mask (B, T); and where each row ends (B,).
-
-    The last real token is found from lengths, not from a pad id: a model whose pad is its end-of-turn token would
-    otherwise be read at the user's turn.
-    """
+    """What a model takes of these rows, padded on the right (B, T), and the last place of each row (B,)."""
     ids_BT, lengths_B = right_padded(rows)
+    # From lengths and not from a pad id: a model whose pad is its end-of-turn token would be read
+    # at the user's turn.
     mask_BT = torch.arange(ids_BT.shape[1]) < lengths_B[:, None]
     inputs = {"input_ids": ids_BT.to(device), "attention_mask": mask_BT.long().to(device)}
     return inputs, lengths_B - 1

@@ -34,7 +34,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Compared:
-    """One P(first is better) in [0, 1] per comparison, in order; how often the model was asked; inputs cut."""
+    """One P(first is better) in [0, 1] per comparison, in order; how often the model was asked;
+    inputs cut.
+    """
 
     probabilities: list[float]
     num_calls: int
@@ -52,10 +54,11 @@ class PairJudge(Protocol):
 class Tournament:
     """A judge that compares, as one that scores.
 
-    A response's score is its mean probability, in [0, 1], of beating its opponents: `group.against` where that is
-    given, else the other responses of its group. Equal texts tie (0.5) without a call; a response alone scores 0.5.
-    Two responses score P and 1 − P. Within a group the scores' mean is 0.5, so they compare policies only with
-    `against`. Where not everyone meets everyone, the probabilities of the rest come from `strengths`.
+    A response's score is its mean probability, in [0, 1], of beating its opponents: `group.against`
+    where that is given, else the other responses of its group. Equal texts tie (0.5) without a
+    call; a response alone scores 0.5. Two responses score P and 1 − P. Within a group the scores'
+    mean is 0.5, so they compare policies only with `against`. Where not everyone meets everyone,
+    the probabilities of the rest come from `strengths`.
     """
 
     def __init__(self, judge: PairJudge, opponents: int | None = None) -> None:
@@ -65,7 +68,8 @@ class Tournament:
 
     def score_groups(self, groups: Sequence[Group]) -> Scored:
         """Scores of all responses, group after group."""
-        # The same pair of texts is compared once; a dict for its order, since equal work must make equal batches.
+        # The same pair of texts is compared once; a dict for its order, since equal work must make
+        # equal batches.
         matchups: dict[tuple[int, str, str], None] = {}
         for number, group in enumerate(groups):
             for text, opponent in self._meetings(group):
@@ -84,7 +88,9 @@ class Tournament:
         return Scored(scores, compared.num_truncated, compared.num_calls)
 
     def _meetings(self, group: Group) -> list[tuple[str, str]]:
-        """Each response with each of its opponents; a pair of texts may come several times, and either way round."""
+        """Each response with each of its opponents; a pair of texts may come several times, and
+        either way round.
+        """
         meetings = []
         for index, text in enumerate(group.responses):
             opponents = group.against
@@ -107,6 +113,7 @@ def _mean_probabilities(group: Group, table: Table) -> list[float]:
             opponents = group.responses[:index] + group.responses[index + 1 :]
         probabilities = []
         for opponent in opponents:
+            # Never asked: the judge's leaning to one place would decide between equals.
             tied = opponent == text
             probabilities.append(0.5 if tied else table[text, opponent])
         scores.append(sum(probabilities) / len(probabilities) if probabilities else 0.5)
@@ -133,9 +140,11 @@ def _predicted(table: Table) -> Table:
 
 
 def strengths(table: Table) -> dict[str, float]:
-    """Log-odds strength s of each text: least squares of s_a − s_b = log(P / (1 − P)) over the comparisons made.
+    """Log-odds strength s of each text: least squares of s_a − s_b = log(P / (1 − P)) over the
+    comparisons made.
 
-    A mean over few opponents would depend on who they are. P is kept within 1e-6 of 0 and 1; NaN makes all NaN.
+    A mean over few opponents would depend on who they are. P is kept within 1e-6 of 0 and 1; NaN
+    makes all NaN.
 
     Example:
         {("a", "b"): 0.75, ("b", "a"): 0.25} gives {"a": 0.549, "b": -0.549}
@@ -150,20 +159,25 @@ def strengths(table: Table) -> dict[str, float]:
     for row, ((first, second), probability) in enumerate(table.items()):
         design[row, column_of[first]] = 1
         design[row, column_of[second]] = -1
-        # A judge that is certain would make the log-odds infinite.
-        clipped = min(max(probability, 1e-6), 1 - 1e-6)
-        log_odds[row] = math.log(clipped / (1 - clipped))
+        log_odds[row] = _log_odds(probability)
     # Only differences are determined; lstsq takes the solution of least norm, whose mean is 0.
     solution = np.linalg.lstsq(design, log_odds, rcond=None)[0]
     return dict(zip(texts, map(float, solution), strict=True))
 
 
+def _log_odds(probability: float) -> float:
+    # A judge that is certain would make them infinite.
+    clipped = min(max(probability, 1e-6), 1 - 1e-6)
+    odds = clipped / (1 - clipped)
+    return math.log(odds)
+
+
 def opponents_of(index: int, n: int, wanted: int | None) -> list[int]:
     """Whom response `index` of n is compared with: all others, or at least `wanted` of them.
 
-    The n responses stand in a ring, and each meets those farthest from it first. So everyone has equally many
-    opponents, and where the responses are ordered by temperature, mostly of the other one. From `wanted` = 2 on, all
-    are linked by comparisons.
+    The n responses stand in a ring, and each meets those farthest from it first. So everyone has
+    equally many opponents, and where the responses are ordered by temperature, mostly of the other
+    one. From `wanted` = 2 on, all are linked by comparisons.
 
     Example:
         `opponents_of(0, n=8, wanted=3)` gives `[3, 4, 5]`

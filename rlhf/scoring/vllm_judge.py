@@ -36,8 +36,8 @@ class VllmJudge:
             from vllm import LLM, PoolingParams
         except ImportError as error:
             raise ConfigError(
-                f"score.engine=vllm, but vLLM cannot be imported here ({error}). Install it (README, set-up), or use "
-                "score.engine=transformers."
+                f"score.engine=vllm, but vLLM cannot be imported here ({error}). Install it "
+                "(README, set-up), or use score.engine=transformers."
             ) from error
         self._tokenizer = load_tokenizer(path, trust_remote_code)
         self._max_tokens = max_tokens
@@ -66,13 +66,15 @@ class VllmJudge:
             tasks = self._llm.supported_tasks
         except (ValueError, NotImplementedError) as error:
             raise ModelError(
-                f"{path}: vLLM cannot load it as a judge: {error}. Lower score.max_tokens={max_tokens} if it is about "
-                "length, or use score.engine=transformers."
+                f"{path}: vLLM cannot load it as a judge: {error}. Lower "
+                f"score.max_tokens={max_tokens} if it is about length, or use "
+                "score.engine=transformers."
             ) from error
         if "classify" not in tasks:
             raise ModelError(
-                f"{path}: vLLM does not serve it as a classifier (it offers {', '.join(tasks)}). Use "
-                "score.engine=transformers, or a judge whose architecture vLLM knows as a sequence classifier."
+                f"{path}: vLLM does not serve it as a classifier (it offers {', '.join(tasks)}). "
+                "Use score.engine=transformers, or a judge whose architecture vLLM knows as a "
+                "sequence classifier."
             )
         # Without this vLLM puts a sigmoid over the only logit.
         self._raw_logits = PoolingParams(use_activation=False)

@@ -1,4 +1,5 @@
-"""Stage `dataset`: a split of a data set from the Hub as one Parquet file, so that a run holds what it was made of.
+"""Stage `dataset`: a split of a data set from the Hub as one Parquet file, so that a run holds what
+it was made of.
 
 Input: `snapshot`, the folder of the data set's files at one commit.
 """
@@ -36,8 +37,9 @@ def run(job: Job[DatasetStage], worker: Worker) -> Outcome:
         )
     except (ValueError, OSError, DatasetGenerationError) as error:
         raise DataError(
-            f"{config.repo} at {config.commit[:12]}: subset {config.subset}, split {config.split} cannot "
-            f"be read: {error}. Name another one as owner/name:subset/split, or download the data set and give a file."
+            f"{config.repo} at {config.commit[:12]}: subset {config.subset}, split {config.split} "
+            f"cannot be read: {error}. Name another one as owner/name:subset/split, or download "
+            "the data set and give a file."
         ) from error
     rows.to_parquet(str(job.out_path / "rows.parquet"))
     # Everything left in the folder would become part of the artifact.

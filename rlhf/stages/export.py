@@ -16,8 +16,8 @@ from rlhf.run.job import Job, Outcome, Worker
 def run(job: Job[ExportStage], worker: Worker) -> Outcome:
     """Copy `model` to `model/`; config is `dtype` and the facts of its `card` (`rlhf.loop.card`).
 
-    Weights that have the dtype already are linked, not copied: both names belong to finished artifacts, which nothing
-    changes. The rest is cast.
+    Weights that have the dtype already are linked, not copied: both names belong to finished
+    artifacts, which nothing changes. The rest is cast.
     """
     dtype = job.config.dtype
     source = job.input_path("model")

@@ -18,10 +18,12 @@ from rlhf.run.stage_table import num_shards, sliced_rows
 
 
 def run(job: Job[GenerateStage], worker: Worker) -> Outcome:
-    """Write a candidates shard per shard of prompts; inputs are `policy` and `prompts` (a Parquet file, or shards).
+    """Write a candidates shard per shard of prompts; inputs are `policy` and `prompts` (a Parquet
+    file, or shards).
 
-    Config beside the section's own: `iteration`, `slice` ([start, stop) rows of the prompts, null for all), `dtype`
-    and `trust_remote_code` of the model. `tokens.json` tells later stages the terminators and the end of a turn.
+    Config beside the section's own: `iteration`, `slice` ([start, stop) rows of the prompts, null
+    for all), `dtype` and `trust_remote_code` of the model. `tokens.json` tells later stages the
+    terminators and the end of a turn.
 
     Counts: `prompts` = `prompts_sampled` + the sum of `dropped/<reason>`.
 
@@ -35,11 +37,13 @@ def run(job: Job[GenerateStage], worker: Worker) -> Outcome:
 
     config = job.config
     model = job.inputs["policy"]
-    tokenizer = load_tokenizer(model, config.trust_remote_code)
-    stops = stop_token_ids(tokenizer, model, config.stop_token_ids, config.trust_remote_code)
+    trusted = config.trust_remote_code
+    tokenizer = load_tokenizer(model, trusted)
+    stops = stop_token_ids(tokenizer, model, config.stop_token_ids, trusted)
+    # One worker is enough: all would write the same.
     if worker.rank == 0:
         _write_tokens(job.out_path / "tokens.json", tokenizer, stops)
-    limit = longest_prompt(model, config.max_prompt_tokens, config.max_new_tokens, config.trust_remote_code)
+    limit = longest_prompt(model, config.max_prompt_tokens, config.max_new_tokens, trusted)
     sampling = Sampling(config.max_new_tokens, config.top_p, config.top_k, stops)
     sampler = None
     metrics = {}
@@ -78,8 +82,9 @@ def _sample_shard(
     """Rows of `CANDIDATES_SCHEMA`, and what was counted.
 
     Example:
-        row: {"id": "5f1c…", "messages": […], "prompt_token_ids": [1, 306], "candidates": [{"text": "Yo.", …}, {…}]}
-        counts: {"prompts": 1, "prompts_sampled": 1, "responses": 2, "truncated": 0, "response_tokens": 31, …}
+        row: {"id": "5f1c…", "messages": […], "prompt_token_ids": [1, 306],
+            "candidates": [{"text": "Yo.", …}, {"text": "Hello!", …}]}
+        counts: {"prompts": 1, "prompts_sampled": 1, "responses": 2, "truncated": 0, …}
     """
     from rlhf.models.chat import render_prompts
 
@@ -95,18 +100,22 @@ def _sample_shard(
     candidates = sampler.sample(requests, sampling) if requests else []
     # Nobody else notices: sampling from NaN raises no error.
     if any(math.isnan(candidate.logprob) for candidate in candidates):
-        finding = f"{job.inputs['policy']}: its probabilities are no numbers (NaN): its weights hold some, or overflow"
-        raise ModelError(f"{finding} in {config.dtype}. Save the model anew, or set model.dtype=float32.")
+        raise ModelError(
+            f"{job.inputs['policy']}: its probabilities are no numbers (NaN): its weights hold some, or "
+            f"overflow in {config.dtype}. Save the model anew, or set model.dtype=float32."
+        )
     rows = []
     for number, (row, prompt_token_ids) in enumerate(rendered):
         first = number * config.n
-        candidates_of_prompt = candidates[first : first + config.n]
+        candidate_rows = []
+        for candidate in candidates[first : first + config.n]:
+            candidate_rows.append(_with_text(candidate, tokenizer, sampling))
         rows.append(
             {
                 "id": row["id"],
                 "messages": row["messages"],
                 "prompt_token_ids": prompt_token_ids,
-                "candidates": [_with_text(candidate, tokenizer, sampling) for candidate in candidates_of_prompt],
+                "candidates": candidate_rows,
             }
         )
     counts["responses"] = len(candidates)
@@ -137,8 +146,9 @@ def _refuse_if_nothing_is_left(job: Job[GenerateStage], tokenizer: Any, limit: i
         return
     if not counts.get("dropped/refused_by_template"):
         raise DataError(
-            f"{job.inputs['prompts']}: all {counts['prompts']} prompts have more than {limit} tokens. Raise generate."
-            "max_prompt_tokens, lower generate.max_new_tokens (the context holds both), or give shorter prompts."
+            f"{job.inputs['prompts']}: all {counts['prompts']} prompts have more than {limit} "
+            "tokens. Raise generate.max_prompt_tokens, lower generate.max_new_tokens (the context "
+            "holds both), or give shorter prompts."
         )
     # Counts do not say why the template refused: the first prompt that it refuses again is the example.
     rows = itertools.chain.from_iterable(_prompts(job, index) for index in range(total))
@@ -146,7 +156,8 @@ def _refuse_if_nothing_is_left(job: Job[GenerateStage], tokenizer: Any, limit: i
         try:
             render_prompt(tokenizer, row["messages"])
         except TemplateRefuses as error:
-            raise TemplateRefuses(f"No prompt can be sampled ({what_became(counts, 'prompts')}). {error}") from error
+            reasons = what_became(counts, "prompts")
+            raise TemplateRefuses(f"No prompt can be sampled ({reasons}). {error}") from error
 
 
 def _prompts(job: Job[GenerateStage], index: int) -> list[dict[str, Any]]:
@@ -155,6 +166,7 @@ def _prompts(job: Job[GenerateStage], index: int) -> list[dict[str, Any]]:
     if path.is_dir():
         return list(read_rows(path / shard_name(index)))
     start, stop = sliced_rows(path, job.config.slice)
+    # A slice is cut into shards anew from its own beginning.
     first = start + index * job.config.shard_size
     last = min(first + job.config.shard_size, stop)
     return list(itertools.islice(read_rows(path), first, last))

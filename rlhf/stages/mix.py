@@ -1,7 +1,7 @@
 """Stage `mix`: the weighted sum of several judges' scores, each normalised once for the whole run.
 
-Inputs, for every judge NAME: `scores.NAME`, its scores of the same responses, and `initial.NAME`, its scores of π0's
-held-out responses. Output: shards as of `score`.
+Inputs, for every judge NAME: `scores.NAME`, its scores of the same responses, and `initial.NAME`,
+its scores of π0's held-out responses. Output: shards as of `score`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from rlhf.run.stage_table import num_shards
 def run(job: Job[MixStage], worker: Worker) -> Outcome:
     """Write Σ_k w_k·(s_k − mean_k) / std_k of every response; NaN where a judge's score is not finite.
 
-    Config: `weights` w by judge. The sum's unit is standard deviations on π0's held-out responses, where its mean is 0.
-    Metrics: `mean/NAME` and `std/NAME` of each judge, and those of `disagreement`.
+    Config: `weights` w by judge. The sum's unit is standard deviations on π0's held-out responses,
+    where its mean is 0. Metrics: `mean/NAME` and `std/NAME` of each judge, and those of
+    `disagreement`.
 
     Raises:
         DataError: a judge's scores cannot be normalised.
@@ -78,14 +79,17 @@ def scale(scores: Path, name: str) -> dict[str, float]:
         if finite:
             reason = f"all {len(finite)} finite scores are {finite[0]:g}"
         raise DataError(
-            f"{scores}: judge {name} cannot be normalised: of π0's held-out responses {reason}. Look at the judge, "
-            "take it out of reward_model.others, or measure on more responses (prompts.num_held_out, evaluate.n)."
+            f"{scores}: judge {name} cannot be normalised: of π0's held-out responses {reason}. "
+            "Look at the judge, take it out of reward_model.others, or measure on more responses "
+            "(prompts.num_held_out, evaluate.n)."
         )
     return {"mean": fmean(finite), "std": std}
 
 
 class _Prompt(NamedTuple):
-    """What the K judges add to the scores of a prompt's N responses: (K, N), NaN where a score is not finite."""
+    """What the K judges add to the scores of a prompt's N responses: (K, N), NaN where a score is
+    not finite.
+    """
 
     id: str
     terms_KN: np.ndarray
@@ -120,9 +124,10 @@ def _all_terms(job: Job[MixStage], scales: dict[str, dict[str, float]], total: i
 def disagreement(prompts: Iterable[np.ndarray], names: list[str]) -> dict[str, float | None]:
     """How far judges differ, from what each adds to the scores of a prompt's responses (K, N).
 
-    `reversed/NAME`: share of prompts whose best and worst response by the sum that judge alone orders the other way, a
-    tie half. `disagreement`: share of response pairs of a prompt that two judges order differently, where neither has a
-    tie, averaged over pairs of judges. In 0–1, None of nothing. Responses with a score that is not finite are left out.
+    `reversed/NAME`: share of prompts whose best and worst response by the sum that judge alone
+    orders the other way, a tie half. `disagreement`: share of response pairs of a prompt that two
+    judges order differently, where neither has a tie, averaged over pairs of judges. In 0–1, None
+    of nothing. Responses with a score that is not finite are left out.
 
     Example:
         {"disagreement": 0.25, "reversed/main": 0.0, "reversed/safety": 0.5}
@@ -146,7 +151,8 @@ def disagreement(prompts: Iterable[np.ndarray], names: list[str]) -> dict[str, f
         orders_KP = np.sign(finite_KN[:, first] - finite_KN[:, second])
         is_ordered_KP = abs(orders_KP)
         compared_KK += is_ordered_KP @ is_ordered_KP.T
-        # The product is 1 where two judges agree and −1 where they differ: pairs in agreement less the others.
+        # The product is 1 where two judges agree and −1 where they differ: pairs in agreement less
+        # the others.
         agreed_KK += orders_KP @ orders_KP.T
     judge_pairs = np.triu_indices(num_judges, k=1)
     compared = compared_KK[judge_pairs]

@@ -1,7 +1,7 @@
 """Stage `pair`: preference pairs of scored candidates.
 
-Inputs: `candidates` (shards and `tokens.json` of `generate`) and `scores` (shards of `score`). Output: one shard of
-pairs per shard of candidates, with the same index.
+Inputs: `candidates` (shards and `tokens.json` of `generate`) and `scores` (shards of `score`).
+Output: one shard of pairs per shard of candidates, with the same index.
 """
 
 from __future__ import annotations
@@ -15,7 +15,15 @@ from typing import Any
 from rlhf.config.stage_configs import PairSettings
 from rlhf.data.pairing import Drop, Terminators, fault, make_pairs
 from rlhf.data.records import PAIRS_SCHEMA, SIDES, ScoredPrompt, dropped, scored_prompt, to_row, what_became
-from rlhf.data.shards import num_rows, read_all_rows, read_rows, shard_name, shard_paths, sum_counts, write_shard
+from rlhf.data.shards import (
+    num_rows,
+    read_all_rows,
+    read_rows,
+    shard_name,
+    shard_paths,
+    sum_counts,
+    write_shard,
+)
 from rlhf.errors import DataError
 from rlhf.run.job import Job, Outcome, Worker
 from rlhf.run.stage_table import num_shards
@@ -36,8 +44,8 @@ _WAYS_OUT = {
 def run(job: Job[PairSettings], worker: Worker) -> Outcome:
     """Make the pairs of every shard; memory holds one shard at a time.
 
-    Counts: `prompts` = `prompts_with_pairs` + the sum of `dropped/<reason>`; `pairs`; `candidates/<fault>` are
-    candidates with that fault, whether their prompt was dropped or not.
+    Counts: `prompts` = `prompts_with_pairs` + the sum of `dropped/<reason>`; `pairs`;
+    `candidates/<fault>` are candidates with that fault, whether their prompt was dropped or not.
 
     Raises:
         DataError: candidates and scores do not match, or no prompt at all gives a pair.
@@ -84,7 +92,8 @@ def read_terminators(candidates: Path) -> Terminators | None:
     """
     path = candidates / "tokens.json"
     if not path.is_file():
-        raise DataError(f"{path} is missing: `generate` writes it beside its shards. Generate the candidates anew.")
+        message = f"{path} is missing: `generate` writes it beside its shards. Generate the candidates anew."
+        raise DataError(message)
     tokens = json.loads(path.read_text(encoding="utf-8"))
     end_of_turn_id = tokens["end_of_turn_id"]
     # Candidates that were read from a file of texts have no tokens, so nothing ends them.
@@ -116,12 +125,16 @@ def scored_prompts(candidates: Path, scores: Path) -> Iterator[ScoredPrompt]:
     for number, (candidates_row, scores_row) in enumerate(rows, start=1):
         name = candidates_row["id"]
         if name != scores_row["id"]:
-            raise _mismatch(candidates, scores, f"row {number} is prompt {scores_row['id']} there and {name} here")
+            difference = f"row {number} is prompt {scores_row['id']} there and {name} here"
+            raise _mismatch(candidates, scores, difference)
         num_candidates = len(candidates_row["candidates"])
         num_scores = len(scores_row["scores"])
         if num_candidates != num_scores:
-            difference = f"row {number}, prompt {name}, has {num_scores} scores for {num_candidates} candidates"
-            raise _mismatch(candidates, scores, difference)
+            raise _mismatch(
+                candidates,
+                scores,
+                f"row {number}, prompt {name}, has {num_scores} scores for {num_candidates} candidates",
+            )
         yield scored_prompt(candidates_row, scores_row)
 
 
@@ -155,14 +168,18 @@ def check_counts(counts: dict[str, int]) -> None:
         DataError: no prompt gives a pair.
     """
     by_reason = dropped(counts)
-    num_accounted_for = counts.get("prompts_with_pairs", 0) + sum(by_reason.values())
-    assert counts.get("prompts", 0) == num_accounted_for, counts
+    # A prompt that got lost on the way would make the counts that people read a lie.
+    num_dropped = sum(by_reason.values())
+    num_with_pairs = counts.get("prompts_with_pairs", 0)
+    assert counts.get("prompts", 0) == num_with_pairs + num_dropped, counts
+    # Training would start on nothing. One pair is enough: few pairs may be what somebody wants.
     if counts.get("pairs", 0):
         return
     ways_out = []
     for reason in sorted(by_reason):
         ways_out.append(f"{reason}: {_WAYS_OUT[Drop(reason)]}.")
-    raise DataError(f"No prompt gives a preference pair ({what_became(counts, 'prompts')}). {' '.join(ways_out)}")
+    reasons = what_became(counts, "prompts")
+    raise DataError(f"No prompt gives a preference pair ({reasons}). {' '.join(ways_out)}")
 
 
 def pair_metrics(folder: Path) -> dict[str, float]:
@@ -172,6 +189,7 @@ def pair_metrics(folder: Path) -> dict[str, float]:
         {"mean_margin": 1.8, "mean_chosen_score": 1.5, "mean_chosen_chars": 712.0,
          "mean_rejected_score": -0.3, "mean_rejected_chars": 640.5}
     """
+    # These columns alone: token ids and texts are most of a shard.
     columns = []
     for side in SIDES:
         columns += [f"{side}_score", f"{side}_penalised", f"{side}_chars"]

@@ -21,10 +21,12 @@ _ABSURD = "Purple bananas the the seven of loudly, therefore no."
 def run(job: Job[ScoreStage], worker: Worker) -> Outcome:
     """Write a scores shard per candidates shard; inputs are `candidates` and, unless `rule` is set, `judge`.
 
-    Config beside the section's own: `rule` (module:function or null), `dtype` and `trust_remote_code` of the judge; for
-    a pairwise judge `kind` and `opponents`. With it the input `against` may be the candidates of another policy for the
-    same prompts: scores are then comparable between policies. `known_candidates.N` and `known_scores.N`, for any N, are
-    what this judge has scored on the same prompts before (with the same `against`): equal responses keep their score.
+    Config beside the section's own: `rule` (module:function or null), `dtype` and
+    `trust_remote_code` of the judge; for a pairwise judge `kind` and `opponents`. With it the input
+    `against` may be the candidates of another policy for the same prompts: scores are then
+    comparable between policies. `known_candidates.N` and `known_scores.N`, for any N, are what this
+    judge has scored on the same prompts before (with the same `against`): equal responses keep
+    their score.
     """
     from rlhf.scoring.choose_judge import load_judge
 
@@ -57,22 +59,30 @@ def run(job: Job[ScoreStage], worker: Worker) -> Outcome:
 def _groups(
     job: Job[ScoreStage], rows: list[dict[str, Any]], known: dict[tuple[str, str], float], index: int
 ) -> list[Group]:
-    """Of each row of candidates the responses that the judge has not scored before; none of a row without any."""
+    """Of each row of candidates the responses that the judge has not scored before; none of a row
+    without any.
+    """
     against = _texts(job, "against", index) if "against" in job.inputs else {}
     groups = []
     for row in rows:
+        prompt_id = row["id"]
         new = []
         for candidate in row["candidates"]:
-            if (row["id"], candidate["text"]) not in known:
-                new.append(candidate["text"])
+            text = candidate["text"]
+            if (prompt_id, text) not in known:
+                new.append(text)
         if new:
-            groups.append(Group(row["messages"], new, against.get(row["id"])))
+            groups.append(Group(row["messages"], new, against.get(prompt_id)))
     # A group without opponents of the other policy would be held against itself, and nobody would notice.
     assert not against or all(group.against for group in groups), "against and candidates are out of step"
     return groups
 
 
-def _all_scores(rows: list[dict[str, Any]], known: dict[tuple[str, str], float], scored: Scored) -> list[list[float]]:
+def _all_scores(
+    rows: list[dict[str, Any]],
+    known: dict[tuple[str, str], float],
+    scored: Scored,
+) -> list[list[float]]:
     """The scores of each row's candidates: the known ones, and in the other places the new ones in order."""
     new_scores = iter(scored.scores)
     scores = []
@@ -108,7 +118,7 @@ def _golden_pair(job: Job[ScoreStage], judge: Any) -> dict[str, str]:
     """A metric `warning` when a judge from outside prefers an absurd answer; asked once, when π0 is scored.
 
     Example:
-        {"warning": "judge /models/rm scores 'Purple bananas …' 1.2 and 'The capital …' -0.5 for 'What is …'. …"}
+        {"warning": "judge /models/rm scores 'Purple …' 1.2 and 'The capital …' -0.5 for 'What is …'. …"}
     """
     # The job's name is its folder inside of the run, as deep as it has parts.
     depth = len(Path(job.name).parts)
@@ -121,8 +131,11 @@ def _golden_pair(job: Job[ScoreStage], judge: Any) -> dict[str, str]:
     good, absurd = score_groups(judge, [group]).scores
     if good > absurd:
         return {}
-    finding = f"judge {job.inputs['judge']} scores {_ABSURD!r} {absurd:.3g} and {_GOOD!r} {good:.3g} for {_QUESTION!r}"
-    return {"warning": f"{finding}. Is its template its own, and higher better?"}
+    warning = (
+        f"judge {job.inputs['judge']} scores {_ABSURD!r} {absurd:.3g} and {_GOOD!r} {good:.3g} for "
+        f"{_QUESTION!r}. Is its template its own, and higher better?"
+    )
+    return {"warning": warning}
 
 
 def _texts(job: Job[ScoreStage], name: str, index: int) -> dict[str, list[str]]:
@@ -132,7 +145,8 @@ def _texts(job: Job[ScoreStage], name: str, index: int) -> dict[str, list[str]]:
         {"5f1c…": ["Hello!", "Yo."]}
     """
     texts = {}
-    for row in read_rows(job.input_path(name) / shard_name(index), ["id", "candidates"]):
+    path = job.input_path(name) / shard_name(index)
+    for row in read_rows(path, ["id", "candidates"]):
         texts[row["id"]] = [candidate["text"] for candidate in row["candidates"]]
     return texts
 
@@ -144,14 +158,16 @@ def _known(job: Job[ScoreStage], index: int) -> dict[tuple[str, str], float]:
         {("5f1c…", "Hello!"): 1.5}
     """
     known: dict[tuple[str, str], float] = {}
-    # Sorted, for where two have scored a response, the last one counts.
+    # In a fixed order: where two of them hold the same response, the last one counts.
     for name in sorted(job.inputs):
         if not name.startswith("known_scores."):
             continue
         texts = _texts(job, name.replace("scores", "candidates"), index)
-        for row in read_rows(job.input_path(name) / shard_name(index)):
-            for text, score in zip(texts[row["id"]], row["scores"], strict=True):
+        path = job.input_path(name) / shard_name(index)
+        for row in read_rows(path):
+            prompt_id = row["id"]
+            for text, score in zip(texts[prompt_id], row["scores"], strict=True):
                 # A score that is not finite is asked for again: the judge may have been mended.
                 if math.isfinite(score):
-                    known[row["id"], text] = score
+                    known[prompt_id, text] = score
     return known

@@ -1,10 +1,11 @@
 """Stage `prompts`: which prompts train, in which order, and which are held out.
 
-Inputs: `prompts` (a file) and, if the experiment has one, `held_out` (a file). Output: `train.parquet`, whose slices
-the iterations take in turn, and `held_out.parquet`. Neither depends on the file's order or on `num_iterations`.
+Inputs: `prompts` (a file) and, if the experiment has one, `held_out` (a file). Output:
+`train.parquet`, whose slices the iterations take in turn, and `held_out.parquet`. Neither depends
+on the file's order or on `num_iterations`.
 
-Where each iteration has a set of its own, this stage runs for each; the inputs `seen_held_out` and `seen_<T>` are then
-prompts that the set must not have again.
+Where each iteration has a set of its own, this stage runs for each; the inputs `seen_held_out` and
+`seen_<T>` are then prompts that the set must not have again.
 """
 
 from __future__ import annotations
@@ -44,10 +45,12 @@ def run(job: Job[PromptsSettings], worker: Worker) -> Outcome:
         train = ordered[num_held_out:]
         if not train:
             raise ConfigError(
-                f"prompts.num_held_out is {num_held_out}, and {path} has {len(prompts)} distinct prompts: none is left "
-                "to train on. Lower it, give more prompts, or name a file of its own in prompts.held_out_path."
+                f"prompts.num_held_out is {num_held_out}, and {path} has {len(prompts)} distinct "
+                "prompts: none is left to train on. Lower it, give more prompts, or name a file "
+                "of its own in prompts.held_out_path."
             )
     seen = sorted(name for name in job.inputs if name.startswith("seen_"))
+    # One after the other, so that each prompt is counted as dropped once, for the first reason.
     for name in seen:
         train = without_seen(train, job.input_path(name), name, counts)
     if not train:
@@ -56,8 +59,8 @@ def run(job: Job[PromptsSettings], worker: Worker) -> Outcome:
             "Give other prompts, or hold out fewer (prompts.num_held_out)."
         )
     counts.update(train=len(train), held_out=len(held_out))
-    num_accounted_for = len(train) + len(held_out) + sum(dropped(counts).values())
-    assert counts["rows"] == num_accounted_for, counts
+    num_dropped = sum(dropped(counts).values())
+    assert counts["rows"] == len(train) + len(held_out) + num_dropped, counts
     write_shard(job.out_path / "train.parquet", PROMPT_SCHEMA, map(to_row, train))
     write_shard(job.out_path / "held_out.parquet", PROMPT_SCHEMA, map(to_row, held_out))
     return Outcome(counts=dict(counts))
@@ -68,7 +71,8 @@ def shuffled(prompts: list[Prompt], seed: int) -> list[Prompt]:
 
     def place(prompt: Prompt) -> bytes:
         text = f"{seed}/{prompt.id}"
-        return hashlib.sha256(text.encode()).digest()
+        digest = hashlib.sha256(text.encode())
+        return digest.digest()
 
     # No random.shuffle: there one more prompt, or another order of the file, would move all the others.
     return sorted(prompts, key=place)
@@ -108,7 +112,8 @@ def split_by_file(
             counts[f"dropped/{reason}"] += number
     if not train:
         raise DataError(
-            f"Every prompt of prompts.path is also in prompts.held_out_path ({held_out_path}): none is left to train "
-            "on. Name another file, or set prompts.held_out_path=null to cut the held-out prompts off prompts.path."
+            f"Every prompt of prompts.path is also in prompts.held_out_path ({held_out_path}): "
+            "none is left to train on. Name another file, or set prompts.held_out_path=null to "
+            "cut the held-out prompts off prompts.path."
         )
     return train, held_out

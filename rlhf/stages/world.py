@@ -1,4 +1,6 @@
-"""The quickstart's synthetic world: tokenizer, base policy, judge to be trained, and every data file, from the seed."""
+"""The quickstart's synthetic world: tokenizer, base policy, judge to be trained, and every data
+file, from the seed.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ from rlhf.run.job import Job, Outcome, Worker
 def run(job: Job[WorldConfig], worker: Worker) -> Outcome:
     """Write the world into `job.out`; the same seed gives the same bytes.
 
-    That is the folders `model` and `judge` and the files `sft.jsonl`, `preferences.jsonl`, `judge_prompts.jsonl`,
-    `prompts.jsonl` and `held_out.jsonl`.
+    That is the folders `model` and `judge` and the files `sft.jsonl`, `preferences.jsonl`,
+    `judge_prompts.jsonl`, `prompts.jsonl` and `held_out.jsonl`.
     """
     from rlhf.world import build, tasks
     from rlhf.world.tokenizer import build_tokenizer
@@ -31,6 +33,7 @@ def run(job: Job[WorldConfig], worker: Worker) -> Outcome:
         "prompts": tasks.prompt_rows(seed, "prompts", config.num_prompts),
         "held_out": tasks.prompt_rows(seed, "held_out", config.num_held_out),
     }
+    # Each draws from a stream of its own, so none depends on the number of the others.
     counts = {}
     for name, rows in rows_by_file.items():
         counts[name] = _write_jsonl(out / f"{name}.jsonl", rows)
