@@ -178,7 +178,7 @@ class ReadStage:
     """Rows of a plain file as shards, for the tools on files."""
 
     what: str = "prompts"
-    """What the rows are; a name in `rlhf.stages.read.FOLDERS`."""
+    """What the rows are; a name in `rlhf.stages.read`."""
     shard_size: int = 256
     """Rows of one shard."""
 

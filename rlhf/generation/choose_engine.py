@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from rlhf.config.choices import Engine
 from rlhf.config.stage_configs import GenerateStage
-from rlhf.errors import UserError
 from rlhf.generation.request import Sampler
+from rlhf.models.fallback import load_in_engine
 
 
 def load_sampler(config: GenerateStage, model: str, seed: int, max_prompt_tokens: int) -> Sampler:
@@ -14,16 +13,16 @@ def load_sampler(config: GenerateStage, model: str, seed: int, max_prompt_tokens
     Raises:
         UserError: vLLM is asked for and is missing, or cannot load the model.
     """
-    note = ""
-    if config.engine is not Engine.transformers:
+
+    # Each imports its engine only when it is the one: both take seconds, and vLLM may be missing.
+    def with_vllm() -> Sampler:
         from rlhf.generation.vllm_sampler import VllmSampler
 
-        try:
-            return VllmSampler(config, model, seed, max_prompt_tokens)
-        except UserError as error:
-            if config.engine is Engine.vllm:
-                raise
-            note = f"transformers, since vLLM refuses: {error}"
-    from rlhf.generation.transformers_sampler import TransformersSampler
+        return VllmSampler(config, model, seed, max_prompt_tokens)
 
-    return TransformersSampler(config, model, note)
+    def with_transformers(note: str) -> Sampler:
+        from rlhf.generation.transformers_sampler import TransformersSampler
+
+        return TransformersSampler(config, model, note)
+
+    return load_in_engine(config.engine, with_vllm, with_transformers)

@@ -11,7 +11,11 @@ from rlhf.data.records import Candidate
 
 @dataclass(frozen=True)
 class Request:
-    """One response to sample: prompt ids, temperature, and a seed of its own."""
+    """One response to sample: prompt ids, temperature, and a seed of its own.
+
+    Example:
+        Request([1, 306, 9], temperature=0.7, seed=181783497)
+    """
 
     prompt_token_ids: list[int]
     temperature: float
@@ -40,10 +44,22 @@ class Sampler(Protocol):
 
 def seed_of(seed: int, iteration: int, prompt_id: str, sample: int) -> int:
     """The seed of one response, in [0, 2^31): a rerun repeats it, another iteration or sample has another."""
-    text = f"{seed}/{iteration}/{prompt_id}/{sample}".encode()
-    return int.from_bytes(hashlib.sha256(text).digest()[:4], "big") >> 1
+    # A digest, not a count: the seed must not move when prompts are added or shards are cut otherwise.
+    text = f"{seed}/{iteration}/{prompt_id}/{sample}"
+    digest = hashlib.sha256(text.encode()).digest()
+    first_32_bits = int.from_bytes(digest[:4], "big")
+    # 31 of them, so that it stays positive where an engine holds seeds in 32 bits with a sign.
+    return first_32_bits >> 1
 
 
 def temperatures_of(n: int, temperatures: list[float]) -> list[float]:
-    """The temperature of each of n responses, shared out evenly in blocks (paper: n/2 at 1.0, n/2 at 0.7)."""
-    return [temperatures[sample * len(temperatures) // n] for sample in range(n)]
+    """The temperature of each of n responses, shared out evenly in blocks (paper: n/2 at 1.0, n/2 at 0.7).
+
+    Example:
+        `temperatures_of(4, [1.0, 0.7])` gives `[1.0, 1.0, 0.7, 0.7]`
+    """
+    by_sample = []
+    for sample in range(n):
+        block = sample * len(temperatures) // n
+        by_sample.append(temperatures[block])
+    return by_sample

@@ -13,12 +13,14 @@ from rlhf.generation.request import Request, Sampling
 from rlhf.models.folder import engine_alive, load_config, saved_dtype
 
 _CPU_MAX_SEQS = 512
+"""Responses sampled together on a CPU: twice what vLLM 0.32 takes by itself."""
 
 
 class VllmSampler:
     """One vLLM engine over this worker's GPUs, or the CPU.
 
-    Every response is a request of its own with its own seed; vLLM's prefix cache makes the shared prompt cheap.
+    Every response is a request of its own with its own seed; vLLM's prefix cache makes the shared
+    prompt cheap.
     """
 
     def __init__(self, config: GenerateStage, model: str, seed: int, max_prompt_tokens: int) -> None:
@@ -26,8 +28,8 @@ class VllmSampler:
             from vllm import LLM
         except ImportError as error:
             raise ConfigError(
-                f"generate.engine=vllm, but vLLM cannot be imported here ({error}). Install it (README, set-up), or "
-                "use generate.engine=transformers."
+                f"generate.engine=vllm, but vLLM cannot be imported here ({error}). Install it "
+                "(README, set-up), or use generate.engine=transformers."
             ) from error
         self.note = ""
         if not torch.cuda.is_available():
@@ -36,59 +38,68 @@ class VllmSampler:
         arguments: dict[str, Any] = {
             "model": model,
             "dtype": saved_dtype(model, config.dtype),
+            # A config's seed may have 32 bits; 31 are what the seeds of requests have too.
             "seed": seed % 2**31,
             "max_model_len": limit,
+            # Never pickled weights, which can run code when loaded.
             "load_format": "safetensors",
             "trust_remote_code": config.trust_remote_code,
-            "generation_config": "vllm",  # our sampling parameters, not the model's defaults
+            # Our sampling parameters, not the model's defaults.
+            "generation_config": "vllm",
             "disable_log_stats": True,
         }
         if torch.cuda.is_available():
-            arguments |= {
-                "tensor_parallel_size": config.tensor_parallel_size,
-                "gpu_memory_utilization": config.gpu_memory_utilization,
-            }
+            arguments["tensor_parallel_size"] = config.tensor_parallel_size
+            arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
         else:
             # A per-request seed on a CPU dies when a prefill is chunked: keep every prefill whole.
-            arguments |= {
-                "enforce_eager": True,
-                "enable_chunked_prefill": False,
-                "max_num_seqs": _CPU_MAX_SEQS,
-                "max_num_batched_tokens": max(limit, 8192),
-            }
+            arguments["enforce_eager"] = True
+            arguments["enable_chunked_prefill"] = False
+            arguments["max_num_seqs"] = _CPU_MAX_SEQS
+            arguments["max_num_batched_tokens"] = max(limit, 8192)
+        # Last, so that who knows vLLM better can change any of it.
+        arguments |= config.vllm_args
         try:
-            self._llm = LLM(**arguments | config.vllm_args)
+            self._llm = LLM(**arguments)
         except TypeError as error:
             raise ConfigError(f"generate.vllm_args={config.vllm_args}: vLLM refuses it: {error}") from error
         except ValueError as error:
             raise ModelError(
-                f"{model}: vLLM cannot load it: {error}. Change generate.max_prompt_tokens or generate.max_new_tokens "
-                "if it is about length, or use generate.engine=transformers."
+                f"{model}: vLLM cannot load it: {error}. Change generate.max_prompt_tokens or "
+                "generate.max_new_tokens if it is about length, or use "
+                "generate.engine=transformers."
             ) from error
 
     def sample(self, requests: list[Request], sampling: Sampling) -> list[Candidate]:
         """One candidate per request, in order (see `rlhf.generation.request.Sampler`)."""
         from vllm import SamplingParams
 
-        parameters = [
-            SamplingParams(
-                temperature=request.temperature,
-                seed=request.seed,
-                max_tokens=sampling.max_new_tokens,
-                top_p=sampling.top_p,
-                top_k=sampling.top_k,
-                stop_token_ids=sampling.stop_token_ids,
-                logprobs=0,
-                detokenize=False,
-                ignore_eos=True,  # our list of terminators is the whole list
+        prompts: list[Any] = []
+        parameters = []
+        for request in requests:
+            prompts.append({"prompt_token_ids": request.prompt_token_ids})
+            parameters.append(
+                SamplingParams(
+                    temperature=request.temperature,
+                    seed=request.seed,
+                    max_tokens=sampling.max_new_tokens,
+                    top_p=sampling.top_p,
+                    top_k=sampling.top_k,
+                    stop_token_ids=sampling.stop_token_ids,
+                    # Of the sampled token alone; without it there is no cumulative log-probability.
+                    logprobs=0,
+                    detokenize=False,
+                    # Our list of terminators is the whole list.
+                    ignore_eos=True,
+                )
             )
-            for request in requests
-        ]
-        prompts: list[Any] = [{"prompt_token_ids": request.prompt_token_ids} for request in requests]
         with engine_alive():
             outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
         assert len(outputs) == len(requests), "vLLM answers every request"
-        return [_candidate(output.outputs[0], request) for output, request in zip(outputs, requests, strict=True)]
+        candidates = []
+        for output, request in zip(outputs, requests, strict=True):
+            candidates.append(_candidate(output.outputs[0], request))
+        return candidates
 
 
 def _check_head_size(model: str, trust_remote_code: bool) -> None:
@@ -96,20 +107,25 @@ def _check_head_size(model: str, trust_remote_code: bool) -> None:
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
     config = load_config(model, trust_remote_code).get_text_config()
-    heads = getattr(config, "num_attention_heads", None)
-    size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else None)
-    sizes = CPUAttentionBackend.get_supported_head_sizes()
-    if size is not None and size not in sizes:
+    num_heads = getattr(config, "num_attention_heads", None)
+    size = getattr(config, "head_dim", None)
+    # Configs that leave the size out mean an even share of the hidden size.
+    if not size and num_heads:
+        size = config.hidden_size // num_heads
+    supported = CPUAttentionBackend.get_supported_head_sizes()
+    if size and size not in supported:
         raise ModelError(
-            f"{model}: its attention heads have size {size}, and vLLM on a CPU takes {', '.join(map(str, sizes))}. Use "
-            "generate.engine=transformers, or a GPU."
+            f"{model}: its attention heads have size {size}, and vLLM on a CPU takes "
+            f"{', '.join(map(str, supported))}. Use generate.engine=transformers, or a GPU."
         )
 
 
 def _candidate(completion: Any, request: Request) -> Candidate:
+    """One response as a record; its text is decoded by the stage."""
     return Candidate(
         token_ids=list(completion.token_ids),
         text="",
+        # vLLM has more reasons, such as "abort"; records know two.
         finish_reason="stop" if completion.finish_reason == "stop" else "length",
         logprob=float(completion.cumulative_logprob),
         seed=request.seed,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlhf.config.choices import Engine
 from rlhf.config.stage_configs import ComparisonStage, ScoreStage
-from rlhf.errors import UserError
+from rlhf.models.fallback import load_in_engine
 from rlhf.scoring.judge import Judge, RuleJudge
 from rlhf.scoring.tournament import Tournament
 
@@ -19,39 +18,38 @@ def load_judge(config: ScoreStage, inputs: dict[str, str]) -> Judge | Tournament
     if config.rule:
         return RuleJudge(config.rule)
     path = inputs["judge"]
+    arguments: dict[str, Any] = {
+        "max_tokens": config.max_tokens,
+        "batch_tokens": config.batch_tokens,
+        "trust_remote_code": config.trust_remote_code,
+    }
     if config.url:
+        # Judges are imported where they are used: each brings a library that the others do without.
         from rlhf.scoring.remote_judge import RemoteJudge
 
         return RemoteJudge(
             path,
             config.url,
-            max_tokens=config.max_tokens,
-            batch_tokens=config.batch_tokens,
-            trust_remote_code=config.trust_remote_code,
+            **arguments,
             concurrency=config.concurrency,
             timeout_seconds=config.timeout_seconds,
             retry_seconds=config.retry_seconds,
         )
-    arguments: dict[str, Any] = {
-        "dtype": config.dtype,
-        "max_tokens": config.max_tokens,
-        "batch_tokens": config.batch_tokens,
-        "trust_remote_code": config.trust_remote_code,
-    }
+    # A server has chosen its own dtype; who loads the model chooses here.
+    arguments["dtype"] = config.dtype
     if isinstance(config, ComparisonStage):
         from rlhf.scoring.preference_judge import PairwiseJudge
 
         return Tournament(PairwiseJudge(path, **arguments), config.opponents)
-    note = ""
-    if config.engine is not Engine.transformers:
+
+    def with_vllm() -> Judge:
         from rlhf.scoring.vllm_judge import VllmJudge
 
-        try:
-            return VllmJudge(path, **arguments, tensor_parallel_size=config.tensor_parallel_size)
-        except UserError as error:
-            if config.engine is Engine.vllm:
-                raise
-            note = f"transformers, since vLLM refuses: {error}"
-    from rlhf.scoring.classifier_judge import ClassifierJudge
+        return VllmJudge(path, **arguments, tensor_parallel_size=config.tensor_parallel_size)
 
-    return ClassifierJudge(path, **arguments, note=note)
+    def with_transformers(note: str) -> Judge:
+        from rlhf.scoring.classifier_judge import ClassifierJudge
+
+        return ClassifierJudge(path, **arguments, note=note)
+
+    return load_in_engine(config.engine, with_vllm, with_transformers)

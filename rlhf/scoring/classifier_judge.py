@@ -1,8 +1,10 @@
-"""A reward model as judge: the raw logit of a one-label sequence classifier, or the score its own code gives."""
+"""A reward model as judge: the raw logit of a one-label sequence classifier, or the score its own
+code gives.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,21 +12,22 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from rlhf.data.records import Message
-from rlhf.errors import ModelError, TemplateRefuses
-from rlhf.models.chat import load_tokenizer, render_conversation
+from rlhf.errors import ModelError
+from rlhf.models.chat import load_tokenizer
 from rlhf.models.folder import load_config, load_weights, own_classifier, require_trust, saved_dtype
 from rlhf.scoring.judge import Scored
+from rlhf.scoring.token_rows import TokenIds, padded_inputs, score_distinct, score_in_batches
 
 
 class ClassifierJudge:
     """Reads conversations with its own tokenizer and template; the score head runs in fp32.
 
-    The last real token is found from lengths, not from a pad id: a model whose pad is its end-of-turn token would
-    otherwise be read at the user's turn. Rows are padded on the right, so under causal attention padding is never
-    seen and a score does not depend on its batch.
+    Rows are padded on the right, so under causal attention padding is never seen and a score does
+    not depend on its batch.
 
-    A model whose class is Python code of its own (ArmoRM: several objectives and a gate) runs as it is, and the field
-    `score` of what it gives back is read. Such code may look for padding anywhere, so its rows are never padded.
+    A model whose class is Python code of its own (ArmoRM: several objectives and a gate) runs as it
+    is, and the field `score` of what it gives back is read. Such code may look for padding
+    anywhere, so its rows are never padded.
     """
 
     def __init__(
@@ -37,22 +40,31 @@ class ClassifierJudge:
         note: str = "",
     ) -> None:
         require_trust(path, trust_remote_code)
-        self._tokenizer, self._path, self.note = load_tokenizer(path, trust_remote_code), path, note
-        self._max_tokens, self._batch_tokens = max_tokens, batch_tokens
+        self._tokenizer = load_tokenizer(path, trust_remote_code)
+        self._path = path
+        self.note = note
+        self._max_tokens = max_tokens
+        self._batch_tokens = batch_tokens
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         own = own_classifier(path)
         if own is None:
+            # Before the weights are read: a judge that cannot be used is refused at once.
             require_one_logit(path, load_config(path, trust_remote_code))
-        model = load_weights(AutoModelForSequenceClassification, path, saved_dtype(path, dtype), trust_remote_code)
-        self._whole = model.to(self._device).eval() if own else None
-        if self._whole is not None:
+        body_dtype = saved_dtype(path, dtype)
+        model = load_weights(AutoModelForSequenceClassification, path, body_dtype, trust_remote_code)
+        # Set for a judge with code of its own only; others are split into body and head.
+        self._whole: Any = None
+        if own:
+            self._whole = model.to(self._device).eval()
             if getattr(model.config, "pad_token_id", None) is None:
-                self._batch_tokens = 1  # such code often refuses more rows than one
+                # Without a pad such code often refuses more rows than one.
+                self._batch_tokens = 1
             return
         if not hasattr(model, "score"):
             raise ModelError(
-                f"{path}: {type(model).__name__} has no linear head named `score`. Use a model whose sequence "
-                "classification class is a decoder with a score head (Llama, Qwen, Mistral, Gemma, Phi, …)."
+                f"{path}: {type(model).__name__} has no linear head named `score`. Use a model "
+                "whose sequence classification class is a decoder with a score head (Llama, Qwen, "
+                "Mistral, Gemma, Phi, …)."
             )
         self._body = model.base_model.to(self._device).eval()
         self._head = model.score.to(self._device, torch.float32).eval()
@@ -61,45 +73,41 @@ class ClassifierJudge:
         """Raw logits (see `rlhf.scoring.judge.Judge`).
 
         Raises:
-            TemplateRefuses: the judge's chat template does not take a conversation that the policy has answered.
+            TemplateRefuses: the judge's chat template does not take a conversation that the policy
+                has answered.
             ModelError: the model's own code gives back no score.
         """
-        kept, num_truncated = read_items(self._tokenizer, items, self._max_tokens)
-        distinct = list(dict.fromkeys(kept))  # samples of one prompt are often the same
-        scores: dict[tuple[int, ...], float] = {}
-        for batch in token_batches([len(ids) for ids in distinct], self._batch_tokens, padded=self._whole is None):
-            rows = [distinct[i] for i in batch]
-            scores.update(zip(rows, self._forward(rows), strict=True))
-        return Scored([scores[ids] for ids in kept], num_truncated)
+        return score_distinct(self._tokenizer, items, self._max_tokens, self._score_rows)
+
+    def _score_rows(self, rows: list[TokenIds]) -> list[float]:
+        never_padded = self._whole is not None
+        return score_in_batches(rows, self._batch_tokens, self._forward, equal_lengths=never_padded)
 
     @torch.inference_mode()
-    def _forward(self, rows: Sequence[tuple[int, ...]]) -> list[float]:
-        ids_BT, mask_BT, lengths_B = right_padded(rows)
-        inputs = {"input_ids": ids_BT.to(self._device), "attention_mask": mask_BT.to(self._device)}
+    def _forward(self, rows: Sequence[TokenIds]) -> list[float]:
+        inputs, last_B = padded_inputs(rows, self._device)
         if self._whole is not None:
-            return self._own_scores(self._whole(**inputs), len(rows))
+            output = self._whole(**inputs)
+            return self._own_scores(output, len(rows))
+        # Without a cache: nothing is generated, and it would take more memory than the activations.
         hidden_BTD = self._body(**inputs, use_cache=False).last_hidden_state
-        last_BD = hidden_BTD[torch.arange(len(rows)), lengths_B - 1]
-        return [float(value) for value in self._head(last_BD.float())[:, 0]]
+        row_B = torch.arange(len(rows))
+        last_BD = hidden_BTD[row_B, last_B]
+        logits_B1 = self._head(last_BD.float())
+        return logits_B1[:, 0].tolist()
 
-    def _own_scores(self, output: Any, num: int) -> list[float]:
+    def _own_scores(self, output: Any, num_rows: int) -> list[float]:
+        # `logits` may be the objectives that `score` sums up, so it is asked second.
         score = getattr(output, "score", None)
-        score = getattr(output, "logits", None) if score is None else score
-        if not isinstance(score, Tensor) or score.numel() != num:
+        if score is None:
+            score = getattr(output, "logits", None)
+        if not isinstance(score, Tensor) or score.numel() != num_rows:
             raise ModelError(
-                f"{self._path}: the judge's own code gives back no number per conversation, as `score` or `logits` "
-                f"(found {getattr(score, 'shape', score)} for {num}). Choose another judge, or mend a copy of it."
+                f"{self._path}: the judge's own code gives back no number per conversation, as "
+                f"`score` or `logits` (found {getattr(score, 'shape', score)} for {num_rows}). "
+                "Choose another judge, or mend a copy of it."
             )
         return [float(value) for value in score.flatten()]
-
-
-def right_padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids and attention mask as (B, T), and lengths as (B,)."""
-    lengths_B = torch.tensor([len(row) for row in rows])
-    ids_BT = torch.zeros(len(rows), int(lengths_B.max()), dtype=torch.long)
-    for i, row in enumerate(rows):
-        ids_BT[i, : len(row)] = torch.tensor(row)
-    return ids_BT, (torch.arange(ids_BT.shape[1]) < lengths_B[:, None]).long(), lengths_B
 
 
 def require_one_logit(path: str, config: Any) -> None:
@@ -108,46 +116,16 @@ def require_one_logit(path: str, config: Any) -> None:
     Raises:
         ModelError: the number of labels, and what to use.
     """
-    if own := own_classifier(path):
+    own = own_classifier(path)
+    if own:
         raise ModelError(
             f"{path}: the judge's score is computed by Python code that comes with it ({own}), which runs in "
             "transformers only. Use score.engine=transformers (or auto) and reward_model.url=null."
         )
+    # Transformers takes two labels where a config says nothing, so this finds causal LMs too.
     if config.num_labels != 1:
         raise ModelError(
-            f"{path}: the judge has {config.num_labels} labels, and which of them is the reward is not known. Use a "
-            "sequence classifier with one logit, or a model whose own code says it (`score`; docs/recipe.md)."
+            f"{path}: the judge has {config.num_labels} labels, and which of them is the reward "
+            "is not known. Use a sequence classifier with one logit, or a model whose own code "
+            "says it (`score`; docs/recipe.md)."
         )
-
-
-def read_items(
-    tokenizer: Any, items: list[tuple[list[Message], str]], max_tokens: int
-) -> tuple[list[tuple[int, ...]], int]:
-    """Token ids of each conversation, the last `max_tokens` of them, and how many conversations lost some.
-
-    Raises:
-        TemplateRefuses: the chat template does not take a conversation.
-    """
-    conversations = [[*messages, {"role": "assistant", "content": text}] for messages, text in items]
-    try:
-        rendered = [tuple(render_conversation(tokenizer, conversation)) for conversation in conversations]
-    except TemplateRefuses as error:
-        raise TemplateRefuses(f"The judge cannot read what the policy has answered. {error}") from error
-    return [ids[-max_tokens:] for ids in rendered], sum(len(ids) > max_tokens for ids in rendered)
-
-
-def token_batches(lengths: Sequence[int], batch_tokens: int, padded: bool = True) -> Iterator[list[int]]:
-    """Indices in batches of similar length whose padded size is at most `batch_tokens` (one row at least).
-
-    Longest first, so that memory runs out at once or never. Where not `padded`, the lengths of a batch are the same.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    batch: list[int] = []
-    for index in order:
-        full = batch and (len(batch) + 1) * lengths[batch[0]] > batch_tokens
-        if full or (batch and not padded and lengths[index] != lengths[batch[0]]):
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch

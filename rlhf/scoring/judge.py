@@ -16,6 +16,9 @@ class Scored:
     """One raw score per conversation, in order, and how many inputs lost tokens on the left.
 
     `num_calls` is how often a pairwise judge's model was asked; None for judges that read each response once.
+
+    Example:
+        Scored([1.5, -0.3], num_truncated=0, num_calls=None)
     """
 
     scores: list[float]
@@ -27,7 +30,11 @@ class Judge(Protocol):
     """Maps (conversation, response) to a number; higher is better."""
 
     def score(self, items: list[tuple[list[Message], str]]) -> Scored:
-        """Score responses; an item's score does not depend on the others."""
+        """Score responses; an item's score does not depend on the others.
+
+        Example:
+            items: [([{"role": "user", "content": "Hi"}], "Hello!")]
+        """
         ...
 
 
@@ -39,14 +46,17 @@ class RuleJudge:
     """
 
     def __init__(self, path: str) -> None:
-        module, _, name = path.partition(":")
-        function: Callable[[list[Message], str], float] | None = getattr(importlib.import_module(module), name, None)
+        module_name, _, name = path.partition(":")
+        module = importlib.import_module(module_name)
+        function: Callable[[list[Message], str], float] | None = getattr(module, name, None)
+        # Here, and not at the first response: sampling before it takes hours.
         if not callable(function):
             raise ConfigError(
-                f"rule={path}: {module} has no function {name!r}. Name one that takes (messages, response) and gives "
-                "back a number."
+                f"rule={path}: {module_name} has no function {name!r}. Name one that takes "
+                "(messages, response) and gives back a number."
             )
-        self._path, self._function = path, function
+        self._path = path
+        self._function = function
 
     def score(self, items: list[tuple[list[Message], str]]) -> Scored:
         """The function's value for each item; what it raises goes through.
@@ -54,14 +64,19 @@ class RuleJudge:
         Raises:
             DataError: a value is no number.
         """
-        return Scored([self._value(messages, response) for messages, response in items])
+        scores = []
+        for messages, response in items:
+            scores.append(self._value(messages, response))
+        return Scored(scores)
 
     def _value(self, messages: list[Message], response: str) -> float:
+        # Outside of the try: a TypeError of the function's own is a bug in it and not a wrong result.
         value = self._function(messages, response)
         try:
             return float(value)
         except (TypeError, ValueError) as error:
             raise DataError(
-                f"rule={self._path}: gave back {value!r}, which is no number, for the response {response[:200]!r} to "
-                f"{messages[-1]['content'][:200]!r}. Let it give back a number for every response; NaN leaves one out."
+                f"rule={self._path}: gave back {value!r}, which is no number, for the response "
+                f"{response[:200]!r} to {messages[-1]['content'][:200]!r}. Let it give back a "
+                "number for every response; NaN leaves one out."
             ) from error

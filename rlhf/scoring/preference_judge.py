@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,8 @@ from transformers import AutoModelForCausalLM
 from rlhf.models.chat import load_tokenizer
 from rlhf.models.comparison import answer_ids, render_comparison, require_causal_lm
 from rlhf.models.folder import load_config, load_weights, saved_dtype
-from rlhf.scoring.classifier_judge import right_padded, token_batches
-from rlhf.scoring.tournament import Compared, Comparison
+from rlhf.scoring.token_rows import TokenIds, cut_on_the_left, padded_inputs, score_in_batches
+from rlhf.scoring.tournament import Compared, Matchup
 
 
 class _TwoTokenHead(nn.Linear):
@@ -20,14 +21,25 @@ class _TwoTokenHead(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Logits of A and B at every position."""
-        return super().forward(input.float())
+        in_fp32 = input.float()
+        return super().forward(in_fp32)
+
+
+def _two_token_head(whole_head: Any, answers: list[int]) -> _TwoTokenHead:
+    has_bias = whole_head.bias is not None
+    head = _TwoTokenHead(whole_head.in_features, 2, bias=has_bias)
+    with torch.no_grad():
+        head.weight.copy_(whole_head.weight[answers])
+        if has_bias:
+            head.bias.copy_(whole_head.bias[answers])
+    return head
 
 
 class PairwiseJudge:
     """P(first is better): softmax over the tokens A and B, averaged over both orders of the two responses.
 
-    The logits are fp32 from the last hidden state on. Rows are padded on the right and read at their last real token,
-    so a probability does not depend on its batch.
+    The logits are fp32 from the last hidden state on. Rows are padded on the right and read at
+    their last real token, so a probability does not depend on its batch.
     """
 
     def __init__(
@@ -39,45 +51,44 @@ class PairwiseJudge:
         trust_remote_code: bool = False,
     ) -> None:
         self._tokenizer = load_tokenizer(path, trust_remote_code)
-        self._max_tokens, self._batch_tokens = max_tokens, batch_tokens
+        self._max_tokens = max_tokens
+        self._batch_tokens = batch_tokens
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        answers = list(answer_ids(self._tokenizer))
+        answers = answer_ids(self._tokenizer)
         require_causal_lm(path, load_config(path, trust_remote_code))
         model = load_weights(AutoModelForCausalLM, path, saved_dtype(path, dtype), trust_remote_code)
-        old = model.get_output_embeddings()
-        head = _TwoTokenHead(old.in_features, 2, bias=old.bias is not None)
-        with torch.no_grad():
-            head.weight.copy_(old.weight[answers])
-            if old.bias is not None:
-                head.bias.copy_(old.bias[answers])
-        model.set_output_embeddings(head)  # the model's own scaling and capping of logits comes after it
+        head = _two_token_head(model.get_output_embeddings(), list(answers))
+        # Put into the model and not called by itself: the model's own scaling and capping of logits
+        # comes after it.
+        model.set_output_embeddings(head)
         self._model = model.to(self._device).eval()
 
-    def compare(self, comparisons: Sequence[Comparison]) -> Compared:
+    def compare(self, comparisons: Sequence[Matchup]) -> Compared:
         """P(first is better) of each comparison: two calls each (see `rlhf.scoring.tournament.PairJudge`).
 
         Raises:
             TemplateRefuses: the judge's chat template takes no user turn.
         """
-        rendered = [
-            tuple(render_comparison(self._tokenizer, messages, *order))
-            for messages, first, second in comparisons
-            for order in ((first, second), (second, first))
-        ]
-        rows = [ids[-self._max_tokens :] for ids in rendered]
-        first_shown: list[float] = [0.0] * len(rows)
-        for batch in token_batches([len(ids) for ids in rows], self._batch_tokens):
-            for index, probability in zip(batch, self._forward([rows[i] for i in batch]), strict=True):
-                first_shown[index] = probability
-        both = zip(first_shown[::2], first_shown[1::2], strict=True)
-        num_truncated = sum(len(ids) > self._max_tokens for ids in rendered)
-        return Compared([(one + 1 - other) / 2 for one, other in both], len(rows), num_truncated)
+        rendered = []
+        for messages, first, second in comparisons:
+            # Both orders: such judges lean to the place in which a response is shown.
+            rendered.append(render_comparison(self._tokenizer, messages, first, second))
+            rendered.append(render_comparison(self._tokenizer, messages, second, first))
+        rows, num_truncated = cut_on_the_left(rendered, self._max_tokens)
+        # P(answer A) of each row, which is that of the response shown first.
+        shown_first_wins = score_in_batches(rows, self._batch_tokens, self._forward)
+        probabilities = []
+        for index in range(0, len(rows), 2):
+            # In the second row the roles are exchanged: there 1 − P is the probability of the same response.
+            probability = (shown_first_wins[index] + 1 - shown_first_wins[index + 1]) / 2
+            probabilities.append(probability)
+        return Compared(probabilities, num_calls=len(rows), num_truncated=num_truncated)
 
     @torch.inference_mode()
-    def _forward(self, rows: Sequence[tuple[int, ...]]) -> list[float]:
-        ids_BT, mask_BT, lengths_B = right_padded(rows)
-        logits_BT2 = self._model(
-            input_ids=ids_BT.to(self._device), attention_mask=mask_BT.to(self._device), use_cache=False
-        ).logits
-        last_B2 = logits_BT2[torch.arange(len(rows)), lengths_B - 1].float()
-        return [float(value) for value in last_B2.softmax(-1)[:, 0]]
+    def _forward(self, rows: Sequence[TokenIds]) -> list[float]:
+        inputs, last_B = padded_inputs(rows, self._device)
+        logits_BT2 = self._model(**inputs, use_cache=False).logits
+        row_B = torch.arange(len(rows))
+        last_B2 = logits_BT2[row_B, last_B].float()
+        probs_B2 = last_B2.softmax(-1)
+        return probs_B2[:, 0].tolist()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import chain, permutations
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from rlhf.data.records import Message
 from rlhf.scoring.judge import Judge, Scored
 
-Comparison = tuple[list[Message], str, str]
+Matchup = tuple[list[Message], str, str]
 """A conversation and two different responses to it."""
 Table = dict[tuple[str, str], float]
 """P(first is better) of two texts, each pair both ways."""
@@ -21,7 +21,11 @@ Table = dict[tuple[str, str], float]
 
 @dataclass(frozen=True)
 class Group:
-    """A prompt's responses, and those of another policy that they are held against, if any."""
+    """A prompt's responses, and those of another policy that they are held against, if any.
+
+    Example:
+        Group([{"role": "user", "content": "Hi"}], ["Hello!", "Yo."], against=["Good day."])
+    """
 
     messages: list[Message]
     responses: list[str]
@@ -30,7 +34,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Compared:
-    """One P(first is better) in [0, 1] per comparison, in order; how often the model was asked; inputs cut."""
+    """One P(first is better) in [0, 1] per comparison, in order; how often the model was asked;
+    inputs cut.
+    """
 
     probabilities: list[float]
     num_calls: int
@@ -40,7 +46,7 @@ class Compared:
 class PairJudge(Protocol):
     """Compares two responses to one conversation."""
 
-    def compare(self, comparisons: Sequence[Comparison]) -> Compared:
+    def compare(self, comparisons: Sequence[Matchup]) -> Compared:
         """P(first is better); exchanging the two gives 1 − P."""
         ...
 
@@ -48,87 +54,152 @@ class PairJudge(Protocol):
 class Tournament:
     """A judge that compares, as one that scores.
 
-    A response's score is its mean probability, in [0, 1], of beating its opponents: `group.against` where that is
-    given, else the other responses of its group. Equal texts tie (0.5) without a call; a response alone scores 0.5.
-    Two responses score P and 1 − P. Within a group the scores' mean is 0.5, so they compare policies only with
-    `against`. Where not everyone meets everyone, the probabilities of the rest come from `strengths`.
+    A response's score is its mean probability, in [0, 1], of beating its opponents: `group.against`
+    where that is given, else the other responses of its group. Equal texts tie (0.5) without a
+    call; a response alone scores 0.5. Two responses score P and 1 − P. Within a group the scores'
+    mean is 0.5, so they compare policies only with `against`. Where not everyone meets everyone,
+    the probabilities of the rest come from `strengths`.
     """
 
     def __init__(self, judge: PairJudge, opponents: int | None = None) -> None:
         """Take a judge, and see `opponents_of`; it is not for `against`, where everyone meets everyone."""
-        self._judge, self._opponents = judge, opponents
+        self._judge = judge
+        self._num_opponents = opponents
 
     def score_groups(self, groups: Sequence[Group]) -> Scored:
         """Scores of all responses, group after group."""
-        wanted: dict[tuple[int, str, str], None] = {}  # the same pair of texts is compared once, in a fixed order
+        # The same pair of texts is compared once; a dict for its order, since equal work must make
+        # equal batches.
+        matchups: dict[tuple[int, str, str], None] = {}
         for number, group in enumerate(groups):
-            for text, other in self._matches(group):
-                if text != other:
-                    wanted[number, min(text, other), max(text, other)] = None
-        compared = self._judge.compare([(groups[number].messages, a, b) for number, a, b in wanted])
+            for text, opponent in self._meetings(group):
+                if text != opponent:
+                    first, second = sorted((text, opponent))
+                    matchups[number, first, second] = None
+        comparisons = [(groups[number].messages, first, second) for number, first, second in matchups]
+        compared = self._judge.compare(comparisons)
         tables: list[Table] = [{} for _ in groups]
-        for (number, a, b), probability in zip(wanted, compared.probabilities, strict=True):
-            tables[number] |= {(a, b): probability, (b, a): 1 - probability}
-        scores = [score for group, table in zip(groups, tables, strict=True) for score in self._scores_of(group, table)]
+        for (number, first, second), probability in zip(matchups, compared.probabilities, strict=True):
+            tables[number][first, second] = probability
+            tables[number][second, first] = 1 - probability
+        scores: list[float] = []
+        for group, table in zip(groups, tables, strict=True):
+            scores.extend(_mean_probabilities(group, table))
         return Scored(scores, compared.num_truncated, compared.num_calls)
 
-    def _matches(self, group: Group) -> Iterator[tuple[str, str]]:
+    def _meetings(self, group: Group) -> list[tuple[str, str]]:
+        """Each response with each of its opponents; a pair of texts may come several times, and
+        either way round.
+        """
+        meetings = []
         for index, text in enumerate(group.responses):
-            if group.against is not None:
-                yield from ((text, other) for other in group.against)
-            else:
-                others = opponents_of(index, len(group.responses), self._opponents)
-                yield from ((text, group.responses[other]) for other in others)
+            opponents = group.against
+            if opponents is None:
+                places = opponents_of(index, len(group.responses), self._num_opponents)
+                opponents = [group.responses[place] for place in places]
+            for opponent in opponents:
+                meetings.append((text, opponent))
+        return meetings
 
-    def _scores_of(self, group: Group, table: Table) -> Iterator[float]:
-        if group.against is None and any((a, b) not in table and a != b for a, b in permutations(group.responses, 2)):
-            fitted = strengths(table)
-            table = {(a, b): 1 / (1 + math.exp(fitted[b] - fitted[a])) for a in fitted for b in fitted}
-        for index, text in enumerate(group.responses):
-            others = group.against
-            if others is None:
-                others = [other for i, other in enumerate(group.responses) if i != index]
-            values = [0.5 if other == text else table[text, other] for other in others]
-            yield sum(values) / len(values) if values else 0.5
+
+def _mean_probabilities(group: Group, table: Table) -> list[float]:
+    """Each response's mean probability of beating its opponents; `table` has those that were compared."""
+    if group.against is None and not _is_complete(table, group.responses):
+        table = _predicted(table)
+    scores = []
+    for index, text in enumerate(group.responses):
+        opponents = group.against
+        if opponents is None:
+            opponents = group.responses[:index] + group.responses[index + 1 :]
+        probabilities = []
+        for opponent in opponents:
+            # Never asked: the judge's leaning to one place would decide between equals.
+            tied = opponent == text
+            probabilities.append(0.5 if tied else table[text, opponent])
+        scores.append(sum(probabilities) / len(probabilities) if probabilities else 0.5)
+    return scores
+
+
+def _is_complete(table: Table, responses: list[str]) -> bool:
+    """Whether all different texts have been compared with each other."""
+    for text, opponent in permutations(responses, 2):
+        if text != opponent and (text, opponent) not in table:
+            return False
+    return True
+
+
+def _predicted(table: Table) -> Table:
+    """What the strengths of the texts say of every two of them, also of those that were compared."""
+    # All from one source: a mean over measured and predicted values would favour who met weak opponents.
+    strength_by_text = strengths(table)
+    predicted: Table = {}
+    for text, strength in strength_by_text.items():
+        for opponent, opponent_strength in strength_by_text.items():
+            predicted[text, opponent] = 1 / (1 + math.exp(opponent_strength - strength))
+    return predicted
 
 
 def strengths(table: Table) -> dict[str, float]:
-    """Log-odds strength s of each text: least squares of s_a − s_b = log(P / (1 − P)) over the comparisons made.
+    """Log-odds strength s of each text: least squares of s_a − s_b = log(P / (1 − P)) over the
+    comparisons made.
 
-    A mean over few opponents would depend on who they are. P is kept within 1e-6 of 0 and 1; NaN makes all NaN.
+    A mean over few opponents would depend on who they are. P is kept within 1e-6 of 0 and 1; NaN
+    makes all NaN.
+
+    Example:
+        {("a", "b"): 0.75, ("b", "a"): 0.25} gives {"a": 0.549, "b": -0.549}
     """
-    texts = list(dict.fromkeys(text for pair in table for text in pair))
+    texts = list(dict.fromkeys(chain.from_iterable(table)))
     if not all(math.isfinite(probability) for probability in table.values()):
         return dict.fromkeys(texts, math.nan)
-    place = {text: i for i, text in enumerate(texts)}
-    design, odds = np.zeros((len(table), len(texts))), np.zeros(len(table))
-    for row, ((a, b), probability) in enumerate(table.items()):
-        design[row, place[a]], design[row, place[b]] = 1, -1
-        kept = min(max(probability, 1e-6), 1 - 1e-6)
-        odds[row] = math.log(kept / (1 - kept))
-    fitted = np.linalg.lstsq(design, odds, rcond=None)[0]
-    return dict(zip(texts, map(float, fitted), strict=True))
+    column_of = {text: column for column, text in enumerate(texts)}
+    # One equation per comparison: +1 for the first text's strength, −1 for the second's.
+    design = np.zeros((len(table), len(texts)))
+    log_odds = np.zeros(len(table))
+    for row, ((first, second), probability) in enumerate(table.items()):
+        design[row, column_of[first]] = 1
+        design[row, column_of[second]] = -1
+        log_odds[row] = _log_odds(probability)
+    # Only differences are determined; lstsq takes the solution of least norm, whose mean is 0.
+    solution = np.linalg.lstsq(design, log_odds, rcond=None)[0]
+    return dict(zip(texts, map(float, solution), strict=True))
+
+
+def _log_odds(probability: float) -> float:
+    # A judge that is certain would make them infinite.
+    clipped = min(max(probability, 1e-6), 1 - 1e-6)
+    odds = clipped / (1 - clipped)
+    return math.log(odds)
 
 
 def opponents_of(index: int, n: int, wanted: int | None) -> list[int]:
     """Whom response `index` of n is compared with: all others, or at least `wanted` of them.
 
-    The n responses stand in a ring, and each meets those farthest from it first. So everyone has equally many
-    opponents, and where the responses are ordered by temperature, mostly of the other one. From `wanted` = 2 on, all
-    are linked by comparisons.
+    The n responses stand in a ring, and each meets those farthest from it first. So everyone has
+    equally many opponents, and where the responses are ordered by temperature, mostly of the other
+    one. From `wanted` = 2 on, all are linked by comparisons.
+
+    Example:
+        `opponents_of(0, n=8, wanted=3)` gives `[3, 4, 5]`
     """
     if wanted is None or wanted >= n - 1:
-        return [other for other in range(n) if other != index]
-    found: set[int] = set()
+        return [place for place in range(n) if place != index]
+    opponents: set[int] = set()
     for distance in range(n // 2, 0, -1):
-        if len(found) >= wanted:
+        if len(opponents) >= wanted:
             break
-        found |= {(index + distance) % n, (index - distance) % n}
-    return sorted(found)
+        # Both ways round, so that whom I meet meets me; halfway round they are the same one.
+        opponents.add((index + distance) % n)
+        opponents.add((index - distance) % n)
+    return sorted(opponents)
 
 
 def score_groups(judge: Judge | Tournament, groups: Sequence[Group]) -> Scored:
     """Scores of all responses, group after group, from either kind of judge."""
     if isinstance(judge, Tournament):
         return judge.score_groups(groups)
-    return judge.score([(group.messages, text) for group in groups for text in group.responses])
+    items = []
+    for group in groups:
+        for text in group.responses:
+            items.append((group.messages, text))
+    return judge.score(items)

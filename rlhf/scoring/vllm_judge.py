@@ -10,8 +10,9 @@ from rlhf.data.records import Message
 from rlhf.errors import ConfigError, ModelError
 from rlhf.models.chat import load_tokenizer
 from rlhf.models.folder import engine_alive, load_config, saved_dtype
-from rlhf.scoring.classifier_judge import read_items, require_one_logit
+from rlhf.scoring.classifier_judge import require_one_logit
 from rlhf.scoring.judge import Scored
+from rlhf.scoring.token_rows import TokenIds, score_distinct
 
 _CPU_MAX_SEQS = 512
 
@@ -35,50 +36,62 @@ class VllmJudge:
             from vllm import LLM, PoolingParams
         except ImportError as error:
             raise ConfigError(
-                f"score.engine=vllm, but vLLM cannot be imported here ({error}). Install it (README, set-up), or use "
-                "score.engine=transformers."
+                f"score.engine=vllm, but vLLM cannot be imported here ({error}). Install it "
+                "(README, set-up), or use score.engine=transformers."
             ) from error
-        self._tokenizer, self._max_tokens = load_tokenizer(path, trust_remote_code), max_tokens
+        self._tokenizer = load_tokenizer(path, trust_remote_code)
+        self._max_tokens = max_tokens
         require_one_logit(path, load_config(path, trust_remote_code))
         arguments: dict[str, Any] = {
             "model": path,
             "runner": "pooling",
             "dtype": saved_dtype(path, dtype),
             "max_model_len": max_tokens,
+            # Prefills are whole here, so one forward pass must have room for the longest conversation.
             "max_num_batched_tokens": max(batch_tokens, max_tokens),
             "enable_chunked_prefill": False,
             "hf_overrides": {"head_dtype": "float32"},
+            # Never pickled weights, which can run code when loaded.
             "load_format": "safetensors",
             "trust_remote_code": trust_remote_code,
             "disable_log_stats": True,
         }
         if torch.cuda.is_available():
-            arguments |= {"tensor_parallel_size": tensor_parallel_size}
+            arguments["tensor_parallel_size"] = tensor_parallel_size
         else:
-            arguments |= {"enforce_eager": True, "max_num_seqs": _CPU_MAX_SEQS}
+            arguments["enforce_eager"] = True
+            arguments["max_num_seqs"] = _CPU_MAX_SEQS
         try:
             self._llm = LLM(**arguments)
             tasks = self._llm.supported_tasks
         except (ValueError, NotImplementedError) as error:
             raise ModelError(
-                f"{path}: vLLM cannot load it as a judge: {error}. Lower score.max_tokens={max_tokens} if it is about "
-                "length, or use score.engine=transformers."
+                f"{path}: vLLM cannot load it as a judge: {error}. Lower "
+                f"score.max_tokens={max_tokens} if it is about length, or use "
+                "score.engine=transformers."
             ) from error
         if "classify" not in tasks:
             raise ModelError(
-                f"{path}: vLLM does not serve it as a classifier (it offers {', '.join(tasks)}). Use "
-                "score.engine=transformers, or a judge whose architecture vLLM knows as a sequence classifier."
+                f"{path}: vLLM does not serve it as a classifier (it offers {', '.join(tasks)}). "
+                "Use score.engine=transformers, or a judge whose architecture vLLM knows as a "
+                "sequence classifier."
             )
-        self._raw = PoolingParams(use_activation=False)
+        # Without this vLLM puts a sigmoid over the only logit.
+        self._raw_logits = PoolingParams(use_activation=False)
 
     def score(self, items: list[tuple[list[Message], str]]) -> Scored:
         """Raw logits (see `rlhf.scoring.judge.Judge`)."""
-        kept, num_truncated = read_items(self._tokenizer, items, self._max_tokens)
-        distinct = list(dict.fromkeys(kept))
+        return score_distinct(self._tokenizer, items, self._max_tokens, self._score_rows)
+
+    def _score_rows(self, rows: list[TokenIds]) -> list[float]:
         # A shard's scores must not depend, in their last digits, on the shards before it.
         self._llm.reset_prefix_cache()
-        prompts: list[Any] = [{"prompt_token_ids": list(ids)} for ids in distinct]
+        prompts: list[Any] = [{"prompt_token_ids": list(row)} for row in rows]
         with engine_alive():
-            outputs = self._llm.classify(prompts, pooling_params=self._raw, use_tqdm=False)
-        scores = {ids: float(output.outputs.probs[0]) for ids, output in zip(distinct, outputs, strict=True)}
-        return Scored([scores[ids] for ids in kept], num_truncated)
+            outputs = self._llm.classify(prompts, pooling_params=self._raw_logits, use_tqdm=False)
+        scores = []
+        for output in outputs:
+            # vLLM calls them probabilities, whatever was asked for.
+            logit = output.outputs.probs[0]
+            scores.append(float(logit))
+        return scores

@@ -10,13 +10,15 @@ def _answer_the_old_spelling(command: list[str]) -> None:
 
     Python imports this package before it looks for the module that follows `-m`.
     """
+    # A `-m` at the very end is an argument and has no module behind it.
     if "-m" not in command[:-1]:
         return
     module = command[command.index("-m") + 1]
-    if module.startswith("rlhf.stages."):
-        stage = module.removeprefix("rlhf.stages.")
-        print(f"error: python -m {module} is now: python -m rlhf.stage {stage} run_dir=RUN …", file=sys.stderr)
-        sys.exit(2)
+    if not module.startswith("rlhf.stages."):
+        return
+    stage = module.removeprefix("rlhf.stages.")
+    print(f"error: python -m {module} is now: python -m rlhf.stage {stage} run_dir=RUN …", file=sys.stderr)
+    sys.exit(2)
 
 
 _answer_the_old_spelling(sys.orig_argv)

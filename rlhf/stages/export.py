@@ -16,30 +16,46 @@ from rlhf.run.job import Job, Outcome, Worker
 def run(job: Job[ExportStage], worker: Worker) -> Outcome:
     """Copy `model` to `model/`; config is `dtype` and the facts of its `card` (`rlhf.loop.card`).
 
-    Weights that have the dtype already are linked, not copied: both names belong to finished artifacts, which nothing
-    changes. The rest is cast.
+    Weights that have the dtype already are linked, not copied: both names belong to finished
+    artifacts, which nothing changes. The rest is cast.
     """
-    source, target = job.input_path("model"), job.out_path / "model"
-    same = saved_dtype(source) == job.config.dtype
-    shutil.rmtree(target, ignore_errors=True)  # of a killed attempt: never write through a link
+    dtype = job.config.dtype
+    source = job.input_path("model")
+    target = job.out_path / "model"
+    has_dtype = saved_dtype(source) == dtype
+    # What a killed attempt has left goes first: never write through a link.
+    shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
+    num_weights = 0
     for file in sorted(source.iterdir()):
+        copy = target / file.name
         if file.suffix == ".safetensors":
-            (_link if same else _cast)(file, target / file.name, job.config.dtype)
+            num_weights += 1
+            if has_dtype:
+                _link(file, copy)
+            else:
+                _cast(file, copy, dtype)
         elif file.is_file():
-            shutil.copyfile(file, target / file.name)
-    model_config = json.loads((target / "config.json").read_text())
+            shutil.copyfile(file, copy)
+    _write_dtype(target / "config.json", dtype)
+    (target / "README.md").write_text(card.text(job.config.card, dtype), encoding="utf-8")
+    return Outcome(counts={"weights": num_weights})
+
+
+def _write_dtype(path: Path, dtype: str) -> None:
+    """Say in a model's config.json which dtype its weights have now."""
+    model_config = json.loads(path.read_text())
+    # The old name of the same key: where both stand, which one counts depends on the version of transformers.
     model_config.pop("torch_dtype", None)
-    model_config["dtype"] = job.config.dtype
-    (target / "config.json").write_text(json.dumps(model_config, indent=2) + "\n")
-    (target / "README.md").write_text(card.text(job.config.card, job.config.dtype), encoding="utf-8")
-    return Outcome(counts={"weights": sum(1 for _ in target.glob("*.safetensors"))})
+    model_config["dtype"] = dtype
+    path.write_text(json.dumps(model_config, indent=2) + "\n")
 
 
-def _link(file: Path, target: Path, dtype: str) -> None:
+def _link(file: Path, target: Path) -> None:
     try:
         os.link(file, target)
-    except OSError:  # a file system without hard links
+    except OSError:
+        # A file system without hard links, or another one than that of the source.
         shutil.copyfile(file, target)
 
 
@@ -47,6 +63,10 @@ def _cast(file: Path, target: Path, dtype: str) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
-    wanted = getattr(torch, dtype)
-    cast = {name: t.to(wanted) if t.is_floating_point() else t for name, t in load_file(file).items()}
-    save_file(cast, target, metadata={"format": "pt"})
+    weights = load_file(file)
+    for name, tensor in weights.items():
+        # Whole numbers stay what they are.
+        if tensor.is_floating_point():
+            weights[name] = tensor.to(getattr(torch, dtype))
+    # As save_pretrained writes it: some versions of transformers read no file without.
+    save_file(weights, target, metadata={"format": "pt"})

@@ -13,7 +13,7 @@ from typing import Any
 
 from rlhf.config.stage_configs import GivenPairsStage
 from rlhf.data.preferences import Preference, read_preferences
-from rlhf.data.records import PAIRS_SCHEMA, prompt_id
+from rlhf.data.records import PAIRS_SCHEMA, SIDES, prompt_id, side_columns
 from rlhf.data.shards import shard_name, write_shard
 from rlhf.run.job import Job, Outcome, Worker
 
@@ -32,31 +32,38 @@ def run(job: Job[GivenPairsStage], worker: Worker) -> Outcome:
 
     tokenizer = load_tokenizer(job.inputs["policy"], job.config.trust_remote_code)
     counts = Counter[str]()
-    path = job.input_path("data")
-    rows = (_row(tokenizer, preference) for preference in read_preferences(path, counts))
+    # A generator: the file may be larger than memory.
+    preferences = read_preferences(job.input_path("data"), counts)
+    rows = (_row(tokenizer, preference) for preference in preferences)
     for index, block in enumerate(_blocks(rows)):
         write_shard(job.out_path / shard_name(index), PAIRS_SCHEMA, block)
+    # Not before the last row is read: reading fills the counts.
     return Outcome(counts=dict(counts))
 
 
 def _blocks(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """The rows in shards."""
     while block := list(itertools.islice(rows, _ROWS_OF_A_SHARD)):
         yield block
 
 
 def _row(tokenizer: Any, preference: Preference) -> dict[str, Any]:
+    """One row of `PAIRS_SCHEMA`."""
     from rlhf.models.chat import render_response
 
-    messages, chosen, rejected = preference
+    messages, *responses = preference
     row: dict[str, Any] = {"id": prompt_id(messages), "messages": messages}
-    for rank, (side, text) in enumerate((("chosen", chosen), ("rejected", rejected))):
-        row["prompt_token_ids"], row[f"{side}_token_ids"] = render_response(tokenizer, messages, text)
-        row |= {
-            side: text,
-            f"{side}_score": math.nan,
-            f"{side}_penalised": math.nan,
-            f"{side}_rank": rank,
-            f"{side}_chars": len(text),
-            f"{side}_truncated": False,
-        }
+    # Chosen comes first, so a side's place is also its rank.
+    for rank, (side, text) in enumerate(zip(SIDES, responses, strict=True)):
+        prompt_token_ids, response_token_ids = render_response(tokenizer, messages, text)
+        row["prompt_token_ids"] = prompt_token_ids
+        row |= side_columns(
+            side,
+            token_ids=response_token_ids,
+            text=text,
+            score=math.nan,
+            penalised=math.nan,
+            rank=rank,
+            truncated=False,
+        )
     return row

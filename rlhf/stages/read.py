@@ -19,6 +19,7 @@ from rlhf.data.responses import read_best_of_n, read_comparisons, read_responses
 from rlhf.data.shards import shard_name, write_atomic, write_shard
 from rlhf.run.job import Job, Outcome, Worker
 
+# What the tool needs to know of a row in the end and no stage reads: as JSON, so that any row fits.
 _EXTRA = pa.field("extra", pa.string())
 _FOLDERS = {
     "prompts": {"prompts": PROMPT_SCHEMA},
@@ -29,6 +30,7 @@ _FOLDERS = {
     "comparisons": {"candidates": CANDIDATES_SCHEMA.append(_EXTRA)},
     "best_of_n": {"candidates": CANDIDATES_SCHEMA.append(_EXTRA)},
 }
+"""Which folders of shards the rows become, by `what` they are."""
 
 
 def run(job: Job[ReadStage], worker: Worker) -> Outcome:
@@ -48,15 +50,18 @@ def run(job: Job[ReadStage], worker: Worker) -> Outcome:
         block = list(itertools.islice(rows, job.config.shard_size))
         if not block:
             break
+        # A row has the columns of all folders; each schema takes its own.
         for name, schema in folders.items():
             write_shard(job.out_path / name / shard_name(index), schema, block)
     if "candidates" in folders:
+        # What `generate` would tell the stages after it; texts from a file have no tokens.
         no_ids: dict[str, Any] = {"end_of_turn_id": None, "stop_token_ids": []}
         write_atomic(job.out_path / "candidates" / "tokens.json", json.dumps(no_ids).encode())
     return Outcome(counts=dict(counts))
 
 
 def _rows(what: str, path: Path, counts: Counter[str]) -> Iterator[dict[str, Any]]:
+    """Rows for all schemas of `_FOLDERS[what]`."""
     if what == "prompts":
         return map(to_row, read_prompts(path, counts))
     if what == "questions":
@@ -65,4 +70,6 @@ def _rows(what: str, path: Path, counts: Counter[str]) -> Iterator[dict[str, Any
         return read_comparisons(path, counts)
     if what == "best_of_n":
         return read_best_of_n(path, counts)
-    return read_responses(path, counts, {"scored": "rewards", "qualities": "qualities"}.get(what))
+    # The key of a row that holds its scores, where the file has any.
+    scores_key = {"scored": "rewards", "qualities": "qualities"}.get(what)
+    return read_responses(path, counts, scores_key)

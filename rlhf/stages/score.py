@@ -10,83 +10,164 @@ from rlhf.config.stage_configs import ComparisonStage, ScoreStage
 from rlhf.data.records import SCORES_SCHEMA
 from rlhf.data.shards import read_rows, shard_name, write_shard
 from rlhf.run.job import Job, Outcome, Worker
+from rlhf.scoring.judge import Scored
+from rlhf.scoring.tournament import Group, score_groups
 
-_QUESTION, _GOOD = "What is the capital of France?", "The capital of France is Paris."
+_QUESTION = "What is the capital of France?"
+_GOOD = "The capital of France is Paris."
 _ABSURD = "Purple bananas the the seven of loudly, therefore no."
 
 
 def run(job: Job[ScoreStage], worker: Worker) -> Outcome:
     """Write a scores shard per candidates shard; inputs are `candidates` and, unless `rule` is set, `judge`.
 
-    Config beside the section's own: `rule` (module:function or null), `dtype` and `trust_remote_code` of the judge; for
-    a pairwise judge `kind` and `opponents`. With it the input `against` may be the candidates of another policy for the
-    same prompts: scores are then comparable between policies. `known_candidates.N` and `known_scores.N`, for any N, are
-    what this judge has scored on the same prompts before (with the same `against`): equal responses keep their score.
+    Config beside the section's own: `rule` (module:function or null), `dtype` and
+    `trust_remote_code` of the judge; for a pairwise judge `kind` and `opponents`. With it the input
+    `against` may be the candidates of another policy for the same prompts: scores are then
+    comparable between policies. `known_candidates.N` and `known_scores.N`, for any N, are what this
+    judge has scored on the same prompts before (with the same `against`): equal responses keep
+    their score.
     """
     from rlhf.scoring.choose_judge import load_judge
-    from rlhf.scoring.judge import Scored
-    from rlhf.scoring.tournament import Group, score_groups
 
-    judge, warning = None, dict[str, str]()
+    judge = None
+    metrics: dict[str, str] = {}
     for index in worker.shards():
         rows = list(read_rows(job.input_path("candidates") / shard_name(index)))
-        against = _texts(job, "against", index) if "against" in job.inputs else {}
         known = _known(job, index)
-        responses = [[(row["id"], candidate["text"]) for candidate in row["candidates"]] for row in rows]
-        groups = [
-            Group(row["messages"], new, against.get(row["id"]))
-            for row, keys in zip(rows, responses, strict=True)
-            if (new := [text for prompt, text in keys if (prompt, text) not in known])
-        ]
-        assert not against or all(group.against for group in groups), "against and candidates are out of step"
+        groups = _groups(job, rows, known, index)
         scored = Scored([])
         if groups:
             if judge is None:
+                # Not before it is needed: loading takes minutes, and there may be nothing left to score.
                 judge = load_judge(job.config, job.inputs)
-                warning = _golden_pair(job, judge) if worker.rank == 0 else {}
+                if worker.rank == 0:
+                    metrics |= _golden_pair(job, judge)
             scored = score_groups(judge, groups)
-        fresh = iter(scored.scores)
-        scores = [[known[key] if key in known else next(fresh) for key in keys] for keys in responses]
-        counts = {
-            "prompts": len(rows),
-            "responses": sum(map(len, scores)),
-            "scored_before": sum(map(len, scores)) - len(scored.scores),
-            "cut_on_the_left": scored.num_truncated,
-            "non_finite": sum(not math.isfinite(score) for values in scores for score in values),
-        }
-        if isinstance(job.config, ComparisonStage):
-            counts["judge_calls"] = scored.num_calls or 0
-        out = [{"id": row["id"], "scores": values} for row, values in zip(rows, scores, strict=True)]
+        scores = _all_scores(rows, known, scored)
+        out = []
+        for row, values in zip(rows, scores, strict=True):
+            out.append({"id": row["id"], "scores": values})
+        counts = _counts(job, scores, scored)
         write_shard(job.out_path / shard_name(index), SCORES_SCHEMA, out, counts)
     note = getattr(judge, "note", "")
-    return Outcome(metrics=warning | ({"engine": note} if note else {}))
+    if note:
+        metrics["engine"] = note
+    return Outcome(metrics=metrics)
+
+
+def _groups(
+    job: Job[ScoreStage], rows: list[dict[str, Any]], known: dict[tuple[str, str], float], index: int
+) -> list[Group]:
+    """Of each row of candidates the responses that the judge has not scored before; none of a row
+    without any.
+    """
+    against = _texts(job, "against", index) if "against" in job.inputs else {}
+    groups = []
+    for row in rows:
+        prompt_id = row["id"]
+        new = []
+        for candidate in row["candidates"]:
+            text = candidate["text"]
+            if (prompt_id, text) not in known:
+                new.append(text)
+        if new:
+            groups.append(Group(row["messages"], new, against.get(prompt_id)))
+    # A group without opponents of the other policy would be held against itself, and nobody would notice.
+    assert not against or all(group.against for group in groups), "against and candidates are out of step"
+    return groups
+
+
+def _all_scores(
+    rows: list[dict[str, Any]],
+    known: dict[tuple[str, str], float],
+    scored: Scored,
+) -> list[list[float]]:
+    """The scores of each row's candidates: the known ones, and in the other places the new ones in order."""
+    new_scores = iter(scored.scores)
+    scores = []
+    for row in rows:
+        values = []
+        for candidate in row["candidates"]:
+            key = (row["id"], candidate["text"])
+            # No `known.get(key, next(new_scores))`: it would use up a new score for a known one.
+            values.append(known[key] if key in known else next(new_scores))
+        scores.append(values)
+    return scores
+
+
+def _counts(job: Job[ScoreStage], scores: list[list[float]], scored: Scored) -> dict[str, int]:
+    num_responses = 0
+    num_non_finite = 0
+    for values in scores:
+        num_responses += len(values)
+        num_non_finite += sum(not math.isfinite(score) for score in values)
+    counts = {
+        "prompts": len(scores),
+        "responses": num_responses,
+        "scored_before": num_responses - len(scored.scores),
+        "cut_on_the_left": scored.num_truncated,
+        "non_finite": num_non_finite,
+    }
+    if isinstance(job.config, ComparisonStage):
+        counts["judge_calls"] = scored.num_calls or 0
+    return counts
 
 
 def _golden_pair(job: Job[ScoreStage], judge: Any) -> dict[str, str]:
-    """A metric `warning` when a judge from outside prefers an absurd answer; asked once, when π0 is scored."""
-    from rlhf.scoring.tournament import Group, score_groups
+    """A metric `warning` when a judge from outside prefers an absurd answer; asked once, when π0 is scored.
 
-    run = job.out_path.parents[len(Path(job.name).parts) - 1]
-    if not job.name.startswith("iteration_000/") or Path(job.inputs.get("judge", run)).is_relative_to(run):
+    Example:
+        {"warning": "judge /models/rm scores 'Purple …' 1.2 and 'The capital …' -0.5 for 'What is …'. …"}
+    """
+    # The job's name is its folder inside of the run, as deep as it has parts.
+    depth = len(Path(job.name).parts)
+    run_dir = job.out_path.parents[depth - 1]
+    judge_path = Path(job.inputs.get("judge", run_dir))
+    # Rules and judges that the run has trained itself are no judges from outside.
+    if not job.name.startswith("iteration_000/") or judge_path.is_relative_to(run_dir):
         return {}
-    good, absurd = score_groups(judge, [Group([{"role": "user", "content": _QUESTION}], [_GOOD, _ABSURD])]).scores
-    said = f"judge {job.inputs['judge']} scores {_ABSURD!r} {absurd:.3g} and {_GOOD!r} {good:.3g} for {_QUESTION!r}"
-    return {} if good > absurd else {"warning": f"{said}. Is its template its own, and higher better?"}
+    group = Group([{"role": "user", "content": _QUESTION}], [_GOOD, _ABSURD])
+    good, absurd = score_groups(judge, [group]).scores
+    if good > absurd:
+        return {}
+    warning = (
+        f"judge {job.inputs['judge']} scores {_ABSURD!r} {absurd:.3g} and {_GOOD!r} {good:.3g} for "
+        f"{_QUESTION!r}. Is its template its own, and higher better?"
+    )
+    return {"warning": warning}
 
 
 def _texts(job: Job[ScoreStage], name: str, index: int) -> dict[str, list[str]]:
-    """What another policy answered in the same shard, by prompt id."""
-    rows = read_rows(job.input_path(name) / shard_name(index), ["id", "candidates"])
-    return {row["id"]: [candidate["text"] for candidate in row["candidates"]] for row in rows}
+    """What another policy answered in the same shard, by prompt id.
+
+    Example:
+        {"5f1c…": ["Hello!", "Yo."]}
+    """
+    texts = {}
+    path = job.input_path(name) / shard_name(index)
+    for row in read_rows(path, ["id", "candidates"]):
+        texts[row["id"]] = [candidate["text"] for candidate in row["candidates"]]
+    return texts
 
 
 def _known(job: Job[ScoreStage], index: int) -> dict[tuple[str, str], float]:
-    """Finite scores that the judge has given before in the same shard, by prompt id and response."""
+    """Finite scores that the judge has given before in the same shard, by prompt id and response.
+
+    Example:
+        {("5f1c…", "Hello!"): 1.5}
+    """
     known: dict[tuple[str, str], float] = {}
+    # In a fixed order: where two of them hold the same response, the last one counts.
     for name in sorted(job.inputs):
-        if name.startswith("known_scores."):
-            texts = _texts(job, name.replace("scores", "candidates"), index)
-            for row in read_rows(job.input_path(name) / shard_name(index)):
-                both = zip(texts[row["id"]], row["scores"], strict=True)
-                known |= {(row["id"], text): score for text, score in both if math.isfinite(score)}
+        if not name.startswith("known_scores."):
+            continue
+        texts = _texts(job, name.replace("scores", "candidates"), index)
+        path = job.input_path(name) / shard_name(index)
+        for row in read_rows(path):
+            prompt_id = row["id"]
+            for text, score in zip(texts[prompt_id], row["scores"], strict=True):
+                # A score that is not finite is asked for again: the judge may have been mended.
+                if math.isfinite(score):
+                    known[prompt_id, text] = score
     return known

@@ -1,10 +1,11 @@
 """Stage `prompts`: which prompts train, in which order, and which are held out.
 
-Inputs: `prompts` (a file) and, if the experiment has one, `held_out` (a file). Output: `train.parquet`, whose slices
-the iterations take in turn, and `held_out.parquet`. Neither depends on the file's order or on `num_iterations`.
+Inputs: `prompts` (a file) and, if the experiment has one, `held_out` (a file). Output:
+`train.parquet`, whose slices the iterations take in turn, and `held_out.parquet`. Neither depends
+on the file's order or on `num_iterations`.
 
-Where each iteration has a set of its own, this stage runs for each; the inputs `seen_held_out` and `seen_<T>` are then
-prompts that the set must not have again.
+Where each iteration has a set of its own, this stage runs for each; the inputs `seen_held_out` and
+`seen_<T>` are then prompts that the set must not have again.
 """
 
 from __future__ import annotations
@@ -38,14 +39,19 @@ def run(job: Job[PromptsSettings], worker: Worker) -> Outcome:
     if "held_out" in job.inputs:
         train, held_out = split_by_file(prompts, job.input_path("held_out"), job.seed, num_held_out, counts)
     else:
+        # Held-out ones are cut off in front: which they are must not depend on how many the iterations take.
         ordered = shuffled(prompts, job.seed)
-        held_out, train = ordered[:num_held_out], ordered[num_held_out:]
+        held_out = ordered[:num_held_out]
+        train = ordered[num_held_out:]
         if not train:
             raise ConfigError(
-                f"prompts.num_held_out is {num_held_out}, and {path} has {len(prompts)} distinct prompts: none is left "
-                "to train on. Lower it, give more prompts, or name a file of its own in prompts.held_out_path."
+                f"prompts.num_held_out is {num_held_out}, and {path} has {len(prompts)} distinct "
+                "prompts: none is left to train on. Lower it, give more prompts, or name a file "
+                "of its own in prompts.held_out_path."
             )
-    for name in sorted(key for key in job.inputs if key.startswith("seen_")):
+    seen = sorted(name for name in job.inputs if name.startswith("seen_"))
+    # One after the other, so that each prompt is counted as dropped once, for the first reason.
+    for name in seen:
         train = without_seen(train, job.input_path(name), name, counts)
     if not train:
         raise DataError(
@@ -53,25 +59,35 @@ def run(job: Job[PromptsSettings], worker: Worker) -> Outcome:
             "Give other prompts, or hold out fewer (prompts.num_held_out)."
         )
     counts.update(train=len(train), held_out=len(held_out))
-    assert counts["rows"] == len(train) + len(held_out) + sum(dropped(counts).values()), counts
-    for name, part in (("train", train), ("held_out", held_out)):
-        write_shard(job.out_path / f"{name}.parquet", PROMPT_SCHEMA, map(to_row, part))
+    num_dropped = sum(dropped(counts).values())
+    assert counts["rows"] == len(train) + len(held_out) + num_dropped, counts
+    write_shard(job.out_path / "train.parquet", PROMPT_SCHEMA, map(to_row, train))
+    write_shard(job.out_path / "held_out.parquet", PROMPT_SCHEMA, map(to_row, held_out))
     return Outcome(counts=dict(counts))
 
 
 def shuffled(prompts: list[Prompt], seed: int) -> list[Prompt]:
     """The prompts in an order that depends on the seed and on each prompt alone: sha256(seed, id)."""
-    return sorted(prompts, key=lambda prompt: hashlib.sha256(f"{seed}/{prompt.id}".encode()).digest())
+
+    def place(prompt: Prompt) -> bytes:
+        text = f"{seed}/{prompt.id}"
+        digest = hashlib.sha256(text.encode())
+        return digest.digest()
+
+    # No random.shuffle: there one more prompt, or another order of the file, would move all the others.
+    return sorted(prompts, key=place)
 
 
 def without_seen(prompts: list[Prompt], path: Path, name: str, counts: Counter[str]) -> list[Prompt]:
     """The prompts that are not in a file that this stage wrote; the others are counted."""
-    seen = {row["id"] for row in read_rows(path, ["id"])}
-    kept = [prompt for prompt in prompts if prompt.id not in seen]
-    if len(kept) < len(prompts):
+    seen_ids = {row["id"] for row in read_rows(path, ["id"])}
+    unseen = [prompt for prompt in prompts if prompt.id not in seen_ids]
+    num_seen = len(prompts) - len(unseen)
+    # A reason of which there is none is not reported.
+    if num_seen:
         reason = "in_held_out" if name == "seen_held_out" else "in_earlier_iteration"
-        counts[f"dropped/{reason}"] += len(prompts) - len(kept)
-    return kept
+        counts[f"dropped/{reason}"] += num_seen
+    return unseen
 
 
 def split_by_file(
@@ -83,18 +99,21 @@ def split_by_file(
     """
     all_held_out, held_out_counts = load_prompts(held_out_path)
     counts.update(held_out_counts)
+    # All of the file, not only those that are measured on: it may be another project's test set.
     held_out_ids = {prompt.id for prompt in all_held_out}
     train = [prompt for prompt in shuffled(prompts, seed) if prompt.id not in held_out_ids]
     held_out = shuffled(all_held_out, seed)[:num_held_out]
-    for reason, number in (
-        ("in_held_out", len(prompts) - len(train)),
-        ("over_num_held_out", len(all_held_out) - len(held_out)),
-    ):
+    num_dropped = {
+        "in_held_out": len(prompts) - len(train),
+        "over_num_held_out": len(all_held_out) - len(held_out),
+    }
+    for reason, number in num_dropped.items():
         if number:
             counts[f"dropped/{reason}"] += number
     if not train:
         raise DataError(
-            f"Every prompt of prompts.path is also in prompts.held_out_path ({held_out_path}): none is left to train "
-            "on. Name another file, or set prompts.held_out_path=null to cut the held-out prompts off prompts.path."
+            f"Every prompt of prompts.path is also in prompts.held_out_path ({held_out_path}): "
+            "none is left to train on. Name another file, or set prompts.held_out_path=null to "
+            "cut the held-out prompts off prompts.path."
         )
     return train, held_out

@@ -1,4 +1,6 @@
-"""The quickstart's synthetic world: tokenizer, base policy, judge to be trained, and every data file, from the seed."""
+"""The quickstart's synthetic world: tokenizer, base policy, judge to be trained, and every data
+file, from the seed.
+"""
 
 from __future__ import annotations
 
@@ -15,33 +17,43 @@ from rlhf.run.job import Job, Outcome, Worker
 def run(job: Job[WorldConfig], worker: Worker) -> Outcome:
     """Write the world into `job.out`; the same seed gives the same bytes.
 
-    That is the folders `model` and `judge` and the files `sft.jsonl`, `preferences.jsonl`, `judge_prompts.jsonl`,
-    `prompts.jsonl` and `held_out.jsonl`.
+    That is the folders `model` and `judge` and the files `sft.jsonl`, `preferences.jsonl`,
+    `judge_prompts.jsonl`, `prompts.jsonl` and `held_out.jsonl`.
     """
     from rlhf.world import build, tasks
     from rlhf.world.tokenizer import build_tokenizer
 
-    config, seed, out = job.config, job.seed, job.out_path
-    counts = {
-        "sft": _write_jsonl(out / "sft.jsonl", tasks.sft_rows(seed, config.num_sft_examples)),
-        "preferences": _write_jsonl(out / "preferences.jsonl", tasks.preference_rows(seed, config.num_preferences)),
+    config = job.config
+    seed = job.seed
+    out = job.out_path
+    rows_by_file: dict[str, Iterable[Mapping[str, Any]]] = {
+        "sft": tasks.sft_rows(seed, config.num_sft_examples),
+        "preferences": tasks.preference_rows(seed, config.num_preferences),
+        "judge_prompts": tasks.prompt_rows(seed, "judge_prompts", config.num_judge_prompts),
+        "prompts": tasks.prompt_rows(seed, "prompts", config.num_prompts),
+        "held_out": tasks.prompt_rows(seed, "held_out", config.num_held_out),
     }
-    for split, number in (
-        ("judge_prompts", config.num_judge_prompts),
-        ("prompts", config.num_prompts),
-        ("held_out", config.num_held_out),
-    ):
-        counts[split] = _write_jsonl(out / f"{split}.jsonl", tasks.prompt_rows(seed, split, number))
+    # Each draws from a stream of its own, so none depends on the number of the others.
+    counts = {}
+    for name, rows in rows_by_file.items():
+        counts[name] = _write_jsonl(out / f"{name}.jsonl", rows)
     tokenizer = build_tokenizer()
-    model = build.pretrain(tokenizer, tasks.base_rows(seed, config.num_base_examples), config, seed, out)
+    base_rows = tasks.base_rows(seed, config.num_base_examples)
+    model = build.pretrain(tokenizer, base_rows, config, seed, out)
     build.save_model(model, tokenizer, out / "model")
-    build.save_model(build.judge_from(model, seed), tokenizer, out / "judge")
+    # It has still to be trained, by the run's reward-model stage.
+    judge = build.judge_from(model, seed)
+    build.save_model(judge, tokenizer, out / "judge")
     counts["base"] = config.num_base_examples
     return Outcome(counts=counts, metrics={"num_parameters": model.num_parameters()})
 
 
 def _write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Write rows, one a line; returns how many."""
-    lines = [json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows]
+    lines = []
+    for row in rows:
+        # Sorted keys: files of the same rows have the same digest, in whatever order the keys were set.
+        line = json.dumps(row, ensure_ascii=False, sort_keys=True)
+        lines.append(line + "\n")
     write_atomic(path, "".join(lines).encode())
     return len(lines)

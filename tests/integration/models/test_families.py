@@ -15,8 +15,9 @@ os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
 os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
 
-from rlhf.config.fields import plain
-from rlhf.config.schema import Config, GenerateConfig
+from rlhf.config.choices import Engine
+from rlhf.config.schema import GenerateConfig
+from rlhf.config.stage_configs import GenerateStage
 from rlhf.data.records import PROMPT_SCHEMA, prompt_id
 from rlhf.data.shards import read_all_rows, sum_counts, write_shard
 from rlhf.errors import TemplateRefuses
@@ -258,8 +259,8 @@ def test_a_judge_that_refuses_a_conversation_says_so(folder):
 
 @pytest.fixture(scope="module", params=["transformers", "vllm"])
 def sampler(request, policy):
-    config = plain(Config().generate) | {"engine": request.param, "dtype": "auto", "trust_remote_code": False}
-    yield load_sampler(config | {"max_new_tokens": 24}, str(policy), 0, 256)
+    config = GenerateStage(engine=Engine(request.param), max_new_tokens=24)
+    yield load_sampler(config, str(policy), 0, 256)
     gc.collect()
 
 

@@ -7,8 +7,9 @@ import torch
 from transformers import pipeline
 
 from rlhf.errors import ModelError
+from rlhf.models.batches import bins_by_tokens
 from rlhf.models.chat import load_tokenizer
-from rlhf.scoring.classifier_judge import ClassifierJudge, token_batches
+from rlhf.scoring.classifier_judge import ClassifierJudge
 from rlhf.scoring.judge import RuleJudge
 from tests.tiny import tiny_reward_model
 
@@ -124,7 +125,7 @@ def test_a_judge_with_two_labels_is_refused(tmp_path):
 
 def test_batches_fit_the_budget_and_hold_every_row_once():
     lengths = [5, 90, 17, 17, 3, 200, 40, 40, 41]
-    batches = list(token_batches(lengths, 100))
+    batches = bins_by_tokens(lengths, 100)
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 100

@@ -7,7 +7,8 @@ import torch
 
 from rlhf.errors import ModelError
 from rlhf.models.chat import load_tokenizer
-from rlhf.scoring.classifier_judge import ClassifierJudge, read_items, require_one_logit, right_padded
+from rlhf.scoring.classifier_judge import ClassifierJudge, require_one_logit
+from rlhf.scoring.token_rows import padded_inputs, read_items
 from tests.integration.command.test_judging_tools import run
 from tests.integration.scoring.test_judges import items
 from tests.tiny import _config, tiny_tokenizer
@@ -131,9 +132,9 @@ def test_padding_would_have_changed_its_scores(judge_path):
     """Or the test before shows nothing."""
     judge, pairs = ClassifierJudge(str(judge_path), trust_remote_code=True), items(8, 30)
     rows, _ = read_items(judge._tokenizer, pairs, 4096)
-    ids_BT, mask_BT, _ = right_padded(rows)
+    inputs, _ = padded_inputs(rows, torch.device("cpu"))
     with torch.no_grad():
-        padded = judge._whole(input_ids=ids_BT, attention_mask=mask_BT).score.tolist()
+        padded = judge._whole(**inputs).score.tolist()
     assert padded != pytest.approx(judge.score(pairs).scores, abs=1e-3)
 
 

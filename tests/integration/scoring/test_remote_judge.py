@@ -241,7 +241,7 @@ def test_the_same_command_goes_on_where_the_server_failed_for_good(path, tmp_pat
             run_here(job)
     assert [file.name for file in job.out_path.glob("shard_*")] == [shard_name(0)]
     with stand_in() as httpd:
-        run_here(dataclasses.replace(job, config=job.config | {"url": httpd.url}))
+        run_here(dataclasses.replace(job, config=dataclasses.replace(job.config, url=httpd.url)))
         assert len(httpd.asked) == 2  # the first shard was kept
         expected = RemoteJudge(path, httpd.url, max_tokens=MAX_TOKENS).score(pairs).scores
     assert [score for row in read_all_rows(job.out_path) for score in row["scores"]] == expected

@@ -13,8 +13,8 @@ os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
 os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
 
 from rlhf.config.choices import Engine
-from rlhf.config.fields import plain
-from rlhf.config.schema import Config, ScoreConfig
+from rlhf.config.schema import ScoreConfig
+from rlhf.config.stage_configs import ScoreStage
 from rlhf.config.training import RewardModelConfig
 from rlhf.data.records import CANDIDATES_SCHEMA, Candidate
 from rlhf.data.shards import shard_name, write_shard
@@ -36,8 +36,7 @@ def path(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def judge(path):
-    config = plain(Config().score) | {"engine": "vllm", "max_tokens": MAX_TOKENS, "rule": None}
-    loaded = load_judge(config | {"dtype": "auto", "trust_remote_code": False}, {"judge": path})
+    loaded = load_judge(ScoreStage(engine=Engine.vllm, max_tokens=MAX_TOKENS), {"judge": path})
     assert isinstance(loaded, VllmJudge)
     return loaded
 

@@ -1,0 +1,39 @@
+"""Which of the two engines a model is loaded in: vLLM where it can, else transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from rlhf.config.choices import Engine
+from rlhf.errors import UserError
+
+VllmT = TypeVar("VllmT")
+TransformersT = TypeVar("TransformersT")
+
+
+def load_in_engine(
+    engine: Engine, load_vllm: Callable[[], VllmT], load_transformers: Callable[[str], TransformersT]
+) -> VllmT | TransformersT:
+    """What the engine that a config names has loaded; `auto` tries vLLM first.
+
+    Args:
+        engine: `vllm`, `transformers` or `auto`.
+        load_vllm: imports vLLM and loads the model in it.
+        load_transformers: the same with transformers; it takes a note why, mostly empty, that
+            people are to see.
+
+    Raises:
+        UserError: vLLM is asked for by name and is missing, or cannot load the model.
+    """
+    if engine is Engine.transformers:
+        return load_transformers("")
+    try:
+        return load_vllm()
+    except UserError as error:
+        # Who names vLLM wants it; who leaves the choice open wants results, and to know where they come from.
+        if engine is Engine.vllm:
+            raise
+        note = f"transformers, since vLLM refuses: {error}"
+    # Outside of the handler: an error raised there would drag that of vLLM along as its context.
+    return load_transformers(note)

@@ -1,0 +1,110 @@
+"""How judges that are models read: conversations as rows of token ids, each different row once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf.data.records import Message
+from rlhf.errors import TemplateRefuses
+from rlhf.models.batches import bins_by_tokens, right_padded, unbinned
+from rlhf.models.chat import render_conversation
+from rlhf.scoring.judge import Scored
+
+TokenIds = tuple[int, ...]
+"""Token ids of one input; a tuple, so that equal ones can be found in a dict."""
+
+
+def score_distinct(
+    tokenizer: Any,
+    items: list[tuple[list[Message], str]],
+    max_tokens: int,
+    score_rows: Callable[[list[TokenIds]], list[float]],
+) -> Scored:
+    """Scores of responses from a function that scores rows of token ids, each different row once.
+
+    Args:
+        tokenizer: the judge's own.
+        items: such as `[([{"role": "user", "content": "Hi"}], "Hello!")]`.
+        max_tokens: what of a conversation the judge reads, from its end.
+        score_rows: one score per row, in order.
+
+    Raises:
+        TemplateRefuses: the judge's chat template does not take a conversation that the policy has answered.
+    """
+    rows, num_truncated = read_items(tokenizer, items, max_tokens)
+    # Samples of one prompt are often the same. A dict keeps the order, which decides who shares a batch.
+    distinct = list(dict.fromkeys(rows))
+    scores = score_rows(distinct)
+    score_by_row = dict(zip(distinct, scores, strict=True))
+    return Scored([score_by_row[row] for row in rows], num_truncated)
+
+
+def read_items(
+    tokenizer: Any,
+    items: list[tuple[list[Message], str]],
+    max_tokens: int,
+) -> tuple[list[TokenIds], int]:
+    """Token ids of each conversation, the last `max_tokens` of them, and how many conversations lost some.
+
+    Raises:
+        TemplateRefuses: the chat template does not take a conversation.
+    """
+    rendered = []
+    for messages, response in items:
+        conversation = [*messages, {"role": "assistant", "content": response}]
+        # Refused, not left out: the policy's template has taken these turns, so the judge is at fault.
+        try:
+            rendered.append(render_conversation(tokenizer, conversation))
+        except TemplateRefuses as error:
+            raise TemplateRefuses(f"The judge cannot read what the policy has answered. {error}") from error
+    return cut_on_the_left(rendered, max_tokens)
+
+
+def cut_on_the_left(rendered: Sequence[Sequence[int]], max_tokens: int) -> tuple[list[TokenIds], int]:
+    """The last `max_tokens` ids of each input, and how many inputs lost some.
+
+    Example:
+        `cut_on_the_left([[1, 2, 3], [4]], max_tokens=2)` gives `([(2, 3), (4,)], 1)`
+    """
+    num_truncated = 0
+    rows = []
+    for ids in rendered:
+        if len(ids) > max_tokens:
+            num_truncated += 1
+        # The end stays: there stands the response, which is what is judged.
+        rows.append(tuple(ids[-max_tokens:]))
+    return rows, num_truncated
+
+
+def score_in_batches(
+    rows: list[TokenIds],
+    batch_tokens: int,
+    forward: Callable[[list[TokenIds]], list[float]],
+    equal_lengths: bool = False,
+) -> list[float]:
+    """The scores of all rows in order, from a forward pass that takes as many as `batch_tokens` allows.
+
+    `equal_lengths` is for a forward pass whose rows must not be padded
+    (`rlhf.models.batches.bins_by_tokens`).
+    """
+    lengths = [len(row) for row in rows]
+    bins = bins_by_tokens(lengths, batch_tokens, equal_lengths=equal_lengths)
+    scores_by_bin = []
+    for members in bins:
+        batch = [rows[index] for index in members]
+        scores_by_bin.append(forward(batch))
+    return unbinned(bins, scores_by_bin)
+
+
+def padded_inputs(rows: Sequence[TokenIds], device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
+    """What a model takes of these rows, padded on the right (B, T), and the last place of each row (B,)."""
+    ids_BT, lengths_B = right_padded(rows)
+    # From lengths and not from a pad id: a model whose pad is its end-of-turn token would be read
+    # at the user's turn.
+    mask_BT = torch.arange(ids_BT.shape[1]) < lengths_B[:, None]
+    inputs = {"input_ids": ids_BT.to(device), "attention_mask": mask_BT.long().to(device)}
+    return inputs, lengths_B - 1
