@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from rlhf.models.batches import right_padded
 
 _CHUNK = 2**26
 """Logits turned to fp32 at a time: 256 MiB."""
@@ -41,34 +42,24 @@ def response_budget(num_prompt_tokens: int, max_length: int) -> int:
 
 
 def collate(prompts: Sequence[Any], responses: Sequence[Any]) -> Sequences:
-    """Pad token ids (lists or arrays) to the longest.
+    """Prompts and responses (lists or arrays of token ids) as one batch, each padded to the longest.
 
-    What stands in the padding does not matter: attention is causal, so no real token sees it.
+    Example:
+        prompts [[5, 6], [7, 8, 9]] and responses [[1], [2, 3]] give the ids [[5, 6, 1, 0, 0], [7, 8, 9, 2, 3]] and
+        the mask [[True, False, False], [False, True, True]]: the predictions of ids 2, 3 and 4
     """
-    lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
-    start = min(len(prompt) for prompt in prompts) - 1
-    assert start >= 0, "a prompt has a token"
-    ids = np.zeros((len(prompts), max(lengths)), dtype=np.int64)
-    mask = np.zeros((len(prompts), max(lengths) - 1 - start), dtype=bool)
-    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        ids[row, : len(prompt)] = prompt
-        ids[row, len(prompt) : lengths[row]] = response
-        mask[row, len(prompt) - 1 - start : lengths[row] - 1 - start] = True
-    return Sequences(torch.from_numpy(ids), torch.from_numpy(mask))
-
-
-def bins_by_tokens(lengths: Sequence[int], batch_tokens: int, per_item: int = 1) -> list[list[int]]:
-    """Split items into bins whose padded size, items × longest × `per_item`, is at most `batch_tokens`.
-
-    Items of like length share a bin. An item that is too large by itself gets a bin of its own.
-    """
-    bins: list[list[int]] = []
-    for item in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if bins and lengths[bins[-1][0]] * per_item * (len(bins[-1]) + 1) <= batch_tokens:
-            bins[-1].append(item)
-        else:
-            bins.append([item])
-    return bins
+    rows = []
+    for prompt, response in zip(prompts, responses, strict=True):
+        assert len(prompt) > 0, "the first token of a response is predicted from the last one of its prompt"
+        rows.append([*prompt, *response])
+    input_ids_B_T, lengths_B = right_padded(rows)
+    prompt_lengths_B = torch.tensor([len(prompt) for prompt in prompts])
+    # The token at position t predicts the one at t + 1, so a response is predicted from its prompt's last token on.
+    first_B = prompt_lengths_B - 1
+    last_B = lengths_B - 1
+    positions_S = torch.arange(int(first_B.min()), input_ids_B_T.shape[1] - 1)
+    in_response_B_S = (positions_S >= first_B[:, None]) & (positions_S < last_B[:, None])
+    return Sequences(input_ids_B_T, in_response_B_S)
 
 
 def response_logprobs(model: Any, sequences: Sequences) -> Tensor:

@@ -15,9 +15,10 @@ import torch
 from rlhf.config.stage_configs import ReferenceStage
 from rlhf.data.records import LOGPROBS_SCHEMA
 from rlhf.data.shards import read_rows, shard_name, write_shard
+from rlhf.models.batches import bins_by_tokens
 from rlhf.run.job import Job, Outcome, Worker
 from rlhf.training.deepspeed import on_gpu
-from rlhf.training.logprobs import bins_by_tokens, collate, response_budget, response_logprobs
+from rlhf.training.logprobs import collate, response_budget, response_logprobs
 from rlhf.training.weights import load_model, resolve_dtype
 
 _ROWS_AT_A_TIME = 1024

@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 
 from rlhf.data.shards import num_rows, read_rows, shard_paths
 from rlhf.errors import DataError
-from rlhf.training.logprobs import Sequences, bins_by_tokens, collate, response_budget
+from rlhf.models.batches import bins_by_tokens
+from rlhf.training.logprobs import Sequences, collate, response_budget
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rlhf.config.schema import ScoreConfig
+from rlhf.config.stage_configs import ComparisonStage, PreferenceModelStage
 from rlhf.config.training import RewardModelConfig
 from rlhf.data.records import CANDIDATES_SCHEMA, prompt_id
 from rlhf.data.shards import read_all_rows, shard_name, sum_counts, write_shard
@@ -137,7 +138,7 @@ def write_candidates(folder, texts_by_prompt):
 
 
 def score(folder, model, **inputs):
-    job = make_job("score", ScoreConfig(), inputs | {"judge": model}, folder, rule=None, kind="pairwise")
+    job = make_job("score", ScoreConfig(), inputs | {"judge": model}, folder, cls=ComparisonStage)
     run_here(job)
     return [row["scores"] for row in read_all_rows(folder)], sum_counts(folder)
 
@@ -200,7 +201,7 @@ def test_learns_which_is_better_wherever_it_stands(tmp_path, num_ranks):
         max_length=200,
     )
     inputs = {"model": model, "data": tmp_path / "data.jsonl"}
-    job = make_job("reward_model", section, inputs, tmp_path / "out", kind="pairwise")
+    job = make_job("reward_model", section, inputs, tmp_path / "out", cls=PreferenceModelStage)
     outcome = run_ranks(job, num_ranks)
     assert (outcome.counts["pairs"], outcome.counts["held_out"]) == (360, 40)
     assert 160 < outcome.counts["chosen_first"] < 240
