@@ -25,8 +25,8 @@ MAX_LENGTH = 50
 IDS = torch.arange(10, 40)[None]
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "target_modules": ["all-linear"]}
 CHECK = """
-import rlhf.training.dpo as d
-train = d.train_resumable
+import rlhf.training.fit as f
+train = f.train_resumable
 def checked(trainer, out):
     train(trainer, out)
     import torch.distributed as dist
@@ -36,7 +36,7 @@ def checked(trainer, out):
     held = sum(v.numel() for state in states for v in state.values() if v.dim())
     size = sum(getattr(p, "ds_numel", p.numel()) for p in trained)
     assert names == {"A", "B"} and 2 * size <= held * dist.get_world_size() <= 2 * size + 64, (names, held, size)
-d.train_resumable = checked
+f.train_resumable = checked
 """
 
 
