@@ -1,4 +1,4 @@
-"""The arguments of a Trainer: what follows from a job alike for every kind of training, and what users add."""
+"""The arguments of a Trainer: those of every kind of training, and what users add."""
 
 from __future__ import annotations
 
@@ -35,16 +35,23 @@ def stage_arguments(
     Raises:
         ConfigError: `trainer_args` has a wrong key or value.
     """
-    return build_arguments(arguments_class, section, _common(job, source) | own, job.config.trainer_args)
+    ours = _common(job, source)
+    ours |= own
+    return build_arguments(arguments_class, section, ours, job.config.trainer_args)
 
 
 def micro_batches(section: str, config: Any, num_ranks: int) -> dict[str, Any]:
-    """How TRL's own data loaders cut the data into steps: `num_epochs` passes, a cosine over all of them.
+    """How TRL's data loaders cut data into steps: `num_epochs` passes, with a cosine over all steps.
 
     Raises:
         ConfigError: the step cannot be cut evenly.
     """
-    accumulation = gradient_accumulation(section, config.batch_size, config.micro_batch_size, num_ranks)
+    accumulation = gradient_accumulation(
+        section,
+        config.batch_size,
+        config.micro_batch_size,
+        num_ranks,
+    )
     return {
         "num_train_epochs": config.num_epochs,
         "per_device_train_batch_size": config.micro_batch_size,
@@ -53,7 +60,12 @@ def micro_batches(section: str, config: Any, num_ranks: int) -> dict[str, Any]:
     }
 
 
-def gradient_accumulation(section: str, batch_size: int, micro_batch_size: int, num_ranks: int) -> int:
+def gradient_accumulation(
+    section: str,
+    batch_size: int,
+    micro_batch_size: int,
+    num_ranks: int,
+) -> int:
     """Micro-batches of one rank in one step.
 
     Raises:
@@ -62,8 +74,9 @@ def gradient_accumulation(section: str, batch_size: int, micro_batch_size: int, 
     # Rounded, a step would have another size than the config says, and another one on more ranks.
     if batch_size % (micro_batch_size * num_ranks):
         raise ConfigError(
-            f"{section}.batch_size={batch_size} is no multiple of {section}.micro_batch_size={micro_batch_size} times "
-            f"{num_ranks} training ranks: change one of them, or compute.num_training_ranks"
+            f"{section}.batch_size={batch_size} is no multiple of "
+            f"{section}.micro_batch_size={micro_batch_size} times {num_ranks} training ranks: change one "
+            "of them, or compute.num_training_ranks"
         )
     return batch_size // (micro_batch_size * num_ranks)
 
@@ -88,7 +101,8 @@ def _common(job: Job[Any], model: Path) -> dict[str, Any]:
         "save_total_limit": None,  # `checkpoints` removes old ones, once the new one is sealed
         "logging_strategy": "steps",
         "logging_steps": 1,
-        # The Trainer would log another value in place of a loss that is not finite; here it stops the training.
+        # The Trainer would log another value in place of a loss that is not finite; here it stops
+        # the training.
         "logging_nan_inf_filter": False,
         "report_to": list(job.compute.report_to) or "none",
         "disable_tqdm": True,
@@ -100,12 +114,16 @@ def _common(job: Job[Any], model: Path) -> dict[str, Any]:
 
 
 def build_arguments(
-    arguments_class: type[TrainingArguments], section: str, own: dict[str, Any], extra: dict[str, Any]
+    arguments_class: type[TrainingArguments],
+    section: str,
+    own: dict[str, Any],
+    extra: dict[str, Any],
 ) -> Any:
     """Arguments of the Trainer: ours, and the user's `trainer_args` untouched.
 
     Raises:
-        ConfigError: a key of `trainer_args` is unknown to the Trainer or is set by this package already.
+        ConfigError: a key of `trainer_args` is unknown to the Trainer or is set by this package
+            already.
     """
     known = {field.name for field in dataclasses.fields(arguments_class) if field.init}
     unknown = sorted(set(extra) - known)
@@ -115,8 +133,8 @@ def build_arguments(
     set_twice = sorted(set(extra) & set(own))
     if set_twice:
         raise ConfigError(
-            f"{section}.trainer_args: {', '.join(set_twice)} is set from the fields of `{section}` and `compute` "
-            "(or is fixed); use those and take it out of trainer_args"
+            f"{section}.trainer_args: {', '.join(set_twice)} is set from the fields of `{section}` and "
+            "`compute` (or is fixed); use those and take it out of trainer_args"
         )
     try:
         return arguments_class(**own, **extra)

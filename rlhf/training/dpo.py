@@ -38,8 +38,9 @@ _METRICS = (
 class DpoTrainer(StageTrainer):
     """One training step = one item = this rank's bins of one optimizer step.
 
-    The loss of a step is the mean over its pairs, whatever the number of ranks and bins: each bin adds
-    `weight` × Σ losses, gradients are summed over bins and ranks, and only the last bin makes DeepSpeed step.
+    The loss of a step is the mean over its pairs, whatever the number of ranks and bins: each bin
+    adds `weight` × Σ losses, gradients are summed over bins and ranks, and only the last bin makes
+    DeepSpeed step.
     """
 
     def __init__(self, *args: Any, steps_per_epoch: int, rpo_alpha: float, **kwargs: Any) -> None:
@@ -49,11 +50,11 @@ class DpoTrainer(StageTrainer):
         self._step_metrics: dict[str, float] = {}
 
     def get_train_dataloader(self) -> DataLoader[list[Bin]]:
-        """Items in order; they are this rank's own already, so accelerate must not share them out again."""
+        """Items in order; not prepared by accelerate, which would share them out again."""
         assert self.train_dataset is not None
         return DataLoader(self.train_dataset, batch_size=1, shuffle=False, collate_fn=_only_item)
 
-    # The Trainer would look for labels to count, and for tensors to move, in what is a list of bins.
+    # An item is a list of bins: it has no labels to count and no tensors to move.
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> None:
         return None
 
@@ -105,7 +106,8 @@ class DpoTrainer(StageTrainer):
         loss = losses_B.sum() * batch.weight
         # Checked before the backward pass, while it is known which pairs are to blame.
         if not math.isfinite(loss.item()):
-            raise self.bad_step("loss", self.state.global_step + 1, f", pairs {', '.join(batch.ids)}")
+            step = self.state.global_step + 1
+            raise self.bad_step("loss", step, f", pairs {', '.join(batch.ids)}")
         with torch.no_grad():
             margins_B = chosen_rewards_B - rejected_rewards_B
             # In the order of `_METRICS`.
@@ -159,13 +161,15 @@ def _arguments(job: Job[DpoStage], policy: Path) -> DPOConfig:
 
 
 def train_dpo(job: Job[DpoStage], worker: Worker) -> Outcome:
-    """Train `policy` on `pairs` against `reference`; write `model/` and `metrics.jsonl`. Every rank calls this.
+    """Train `policy` on `pairs` against `reference`. Every rank calls this.
 
-    With adapters (`lora`), `model/` is the policy with the adapter merged, and `adapter/` the adapter alone.
+    Writes `model/` and `metrics.jsonl`. With adapters (`lora`), `model/` is the policy with the
+    adapter merged, and `adapter/` the adapter alone.
     """
     config = job.config
     policy = job.input_path("policy")
-    pairs, counts = load_pairs(job.input_path("pairs"), job.input_path("reference"), config.max_length)
+    reference = job.input_path("reference")
+    pairs, counts = load_pairs(job.input_path("pairs"), reference, config.max_length)
     steps = plan_steps(len(pairs), config.batch_size, config.num_epochs, job.seed)
     # The arguments before the model: with them transformers knows of ZeRO-3 when it loads weights.
     args = _arguments(job, policy)

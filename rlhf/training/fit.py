@@ -27,7 +27,9 @@ def fit(
 ) -> Outcome:
     """Train to the end, or go on where an interrupted attempt stopped. Every rank calls it.
 
-    Writes what `export` writes, then `metrics.jsonl`, in the job's folder.
+    Three parts of a training are its own: a Trainer with model and data, how the model is exported,
+    and what is measured on held-out data. The rest of it is here. Writes what `export` writes, then
+    `metrics.jsonl`, in the job's folder.
 
     Args:
         trainer: with model, data and arguments.
@@ -36,7 +38,8 @@ def fit(
         worker: the driver hears of each step through it.
         counts: what became of the data; `steps` is added to them.
         export: writes the trained model; ends with all ranks at the same point.
-        measure: gives the metrics of held-out data, before the model is exported; None where there are none.
+        measure: gives the metrics of held-out data, before the model is exported; None where there
+            are none.
 
     Returns:
         The counts, and as metrics those of `measure`, `first_loss` and `last_loss`.
@@ -60,7 +63,9 @@ def fit(
 
 
 def step_rows(trainer: Trainer) -> list[dict[str, Any]]:
-    """One row per optimizer step, from the state that checkpoints carry: a resume neither doubles nor loses any.
+    """One row per optimizer step.
+
+    They come from the state that checkpoints carry, so a resume neither doubles nor loses any.
 
     Example:
         {"epoch": 0.5, "grad_norm": 1.32, "learning_rate": 5e-07, "loss": 0.6931, "step": 1}
@@ -70,14 +75,17 @@ def step_rows(trainer: Trainer) -> list[dict[str, Any]]:
         # The last entry sums up the whole training and has no loss of a step.
         if "loss" in entry:
             row = dict(entry)
-            # TRL counts these from the last start of the process, so a resumed training would tell others.
+            # TRL counts them from the last start of the process: a resume would give other bytes.
             row.pop("num_tokens", None)
             rows.append(row)
     return rows
 
 
 def write_rows(out: Path, rows: list[dict[str, Any]]) -> None:
-    """Write `metrics.jsonl`, a line for each of `step_rows`; reports of an earlier attempt's bad step are deleted."""
+    """Write `metrics.jsonl`, a line for each of `step_rows`.
+
+    Reports of a bad step, which an earlier attempt left behind, are deleted.
+    """
     lines = []
     for row in rows:
         lines.append(json.dumps(row, sort_keys=True) + "\n")

@@ -15,7 +15,7 @@ def split(num_rows: int, share: float, seed: int) -> tuple[list[int], list[int]]
     """Indices of training and held-out rows, both in order; the held-out ones are a seeded sample.
 
     Example:
-        `split(5, share=0.4, seed=1)` gives `([0, 2, 3], [1, 4])`
+        `split(5, share=0.4, seed=1)` gives `([0, 1, 2], [3, 4])`
     """
     # A generator of its own, so that the sample depends on nothing that was drawn before.
     generator = random.Random(f"held out {seed}")
@@ -28,7 +28,7 @@ def split(num_rows: int, share: float, seed: int) -> tuple[list[int], list[int]]
 def sum_over(
     trainer: Any, dataset: Any, micro_batch_size: int, measure: Callable[[Any, list[Any]], Tensor]
 ) -> list[float]:
-    """The sum over a dataset of what `measure(model, rows)` gives for some of its rows. Every rank calls it.
+    """The sum over a dataset of what `measure(model, rows)` gives for its rows. Every rank calls it.
 
     Args:
         trainer: a Trainer that has trained; its model is left in evaluation mode.
@@ -47,8 +47,8 @@ def sum_over(
         if indices:
             sums.append(measure(model, [dataset[index] for index in indices]).double())
         else:
-            # Under ZeRO-3 all ranks must go through the model equally often, or the others wait for ever:
-            # a rank that has no row left repeats the first one and does not count it.
+            # Under ZeRO-3 all ranks must go through the model equally often, or the others wait for
+            # ever: a rank that has no row left repeats the first one and does not count it.
             uncounted = measure(model, [dataset[0]])
             sums.append(torch.zeros_like(uncounted, dtype=torch.float64))
     total = torch.stack(sums).sum(0)

@@ -39,7 +39,7 @@ def _rows(
     """Two rows per pair: the order it is trained in, drawn from the seed, then the other one.
 
     Example:
-        {"input_ids": [128006, 882, 9906, 32], "labels": [-100, -100, -100, 32]}, with 32 for the answer A
+        {"input_ids": [128006, 882, 9906, 32], "labels": [-100, -100, -100, 32]}, where 32 is "A"
     """
     max_length = job.config.max_length
     answers = answer_ids(tokenizer)
@@ -49,8 +49,8 @@ def _rows(
             counts["dropped/identical"] += 1
             continue
         orders = [(chosen, rejected), (rejected, chosen)]
-        # Where the chosen answer stands is also the right answer's index. Drawn before anything can fail, so that
-        # what becomes of a pair does not change the order of later ones.
+        # Where the chosen answer stands: 0 is A, 1 is B. Drawn before the template can refuse, so
+        # that pairs which it refuses do not change the order of later ones.
         place = generator.randrange(2)
         places = (place, 1 - place)
         try:
@@ -85,13 +85,23 @@ def accuracy(trainer: Any, dataset: Any, answers: tuple[int, int]) -> dict[str, 
     if num_pairs == 0:
         return {"held_out_accuracy": None}
 
+    def probability_of_label(model: Any, row: dict[str, list[int]]) -> float:
+        # One row at a time: without padding the last position is that of the last token.
+        prompt = row["input_ids"][:-1]
+        prompt_1_T = torch.tensor([prompt], device=trainer.args.device)
+        output = model(input_ids=prompt_1_T, use_cache=False, logits_to_keep=1)
+        logits_V = output.logits[0, -1]
+        # Of the two answers alone, in fp32: what else the model might say is no judgement.
+        probabilities_2 = logits_V[list(answers)].float().softmax(-1)
+        label = row["labels"][-1]
+        return float(probabilities_2[answers.index(label)])
+
     def num_correct(model: Any, pairs: list[int]) -> Tensor:
         count = 0
         for pair in pairs:
-            # One row at a time: without padding the last position is that of the last token.
-            probability = _probability_of_label(model, dataset[2 * pair], answers, trainer.args.device) / 2
-            probability += _probability_of_label(model, dataset[2 * pair + 1], answers, trainer.args.device) / 2
-            if probability > 0.5:
+            first = probability_of_label(model, dataset[2 * pair])
+            second = probability_of_label(model, dataset[2 * pair + 1])
+            if first / 2 + second / 2 > 0.5:
                 count += 1
         return torch.tensor([count], dtype=torch.float64, device=trainer.args.device)
 
@@ -99,21 +109,10 @@ def accuracy(trainer: Any, dataset: Any, answers: tuple[int, int]) -> dict[str, 
     return {"held_out_accuracy": total / num_pairs}
 
 
-def _probability_of_label(
-    model: Any, row: dict[str, list[int]], answers: tuple[int, int], device: torch.device
-) -> float:
-    """P of the answer that a row is labelled with, among the two answers."""
-    prompt_1_T = torch.tensor([row["input_ids"][:-1]], device=device)
-    logits_V = model(input_ids=prompt_1_T, use_cache=False, logits_to_keep=1).logits[0, -1]
-    probabilities_2 = logits_V[list(answers)].float().softmax(-1)
-    label = answers.index(row["labels"][-1])
-    return float(probabilities_2[label])
-
-
 def train_preference_model(job: Job[PreferenceModelStage], worker: Worker) -> Outcome:
-    """Train a judge from `model` on `data` and `on_policy`; write `model/` and `metrics.jsonl`. Every rank calls it.
+    """Train a judge from `model` on `data` and `on_policy`. Every rank calls it.
 
-    The loss is taken on the answer token alone.
+    The loss is taken on the answer token alone. Writes `model/` and `metrics.jsonl`.
 
     Raises:
         DataError: there is no pair to train on.
@@ -137,8 +136,9 @@ def train_preference_model(job: Job[PreferenceModelStage], worker: Worker) -> Ou
     training, held_out = split(len(dataset) // 2, config.held_out_share, job.seed)
     if not training:
         raise DataError(
-            f"{job.inputs['data']}: no pair to train on ({what_became(counts, 'comparisons')}). Give pairs of two "
-            "different answers, and as reward_model.path a model whose chat template takes a user turn."
+            f"{job.inputs['data']}: no pair to train on ({what_became(counts, 'comparisons')}). Give pairs "
+            "of two different answers, and as reward_model.path a model whose chat template takes a user "
+            "turn."
         )
     counts["pairs"] = len(training)  # until here it counted those of the file
     counts["held_out"] = len(held_out)
@@ -147,7 +147,12 @@ def train_preference_model(job: Job[PreferenceModelStage], worker: Worker) -> Ou
     for pair in held_out:
         held_out_rows += [2 * pair, 2 * pair + 1]
     model = load_model(source, resolve_dtype(config.dtype, source), config.trust_remote_code)
-    trainer = _Trainer(model=model, args=args, train_dataset=training_rows, processing_class=tokenizer)
+    trainer = _Trainer(
+        model=model,
+        args=args,
+        train_dataset=training_rows,
+        processing_class=tokenizer,
+    )
     return fit(
         trainer,
         source,

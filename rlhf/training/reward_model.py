@@ -1,4 +1,7 @@
-"""A Bradley-Terry reward model (arXiv 2405.07863, section 2): one logit per conversation, −log σ(r_c − r_r)."""
+"""A Bradley-Terry reward model (arXiv 2405.07863, section 2): one logit r per conversation.
+
+The loss of a pair is −log σ(r_chosen − r_rejected).
+"""
 
 from __future__ import annotations
 
@@ -52,10 +55,11 @@ class Fp32Linear(nn.Linear):
 
 
 def ensure_pad(tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
-    """Give tokenizer and model a pad token that no conversation contains: neither eos nor what ends a turn.
+    """Give tokenizer and model a pad token that no conversation contains.
 
-    The score is read at the last token that is not padding: with pad = end-of-turn it would be read at an earlier
-    turn, and chosen and rejected would score the same.
+    So it is neither eos nor what ends a turn. The score is read at the last token that is not
+    padding: with pad = end-of-turn it would be read at an earlier turn, and chosen and rejected
+    would score the same.
     """
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id, end_of_turn_id(tokenizer)):
         vocabulary = tokenizer.get_vocab()
@@ -82,7 +86,10 @@ def source_of(row: Mapping[str, Any]) -> str:
     return "data"
 
 
-def sourced_preferences(job: Job[Any], counts: Counter[str]) -> Iterator[tuple[str, list[Message], str, str]]:
+def sourced_preferences(
+    job: Job[Any],
+    counts: Counter[str],
+) -> Iterator[tuple[str, list[Message], str, str]]:
     """Source, context, chosen and rejected answer: of the preference file, then of π0's own pairs.
 
     Example:
@@ -131,25 +138,34 @@ def _rows(
         }
 
 
-def _conversation_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message], answer: str) -> list[int]:
+def _conversation_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[Message],
+    answer: str,
+) -> list[int]:
     answer_turn = {"role": "assistant", "content": answer}
     return render_conversation(tokenizer, [*messages, answer_turn])
 
 
 def _source_number(source: str, sources: dict[str, int]) -> int:
-    """The number of a source, a new one if it is new; the list of sources does not grow without end."""
+    """The number of a source: a new one if it is new, while there are few."""
     if source not in sources and len(sources) >= _MAX_SOURCES:
         source = "other"
     return sources.setdefault(source, len(sources))
 
 
-def accuracies(trainer: Any, dataset: Any, micro_batch_size: int, sources: list[str]) -> dict[str, float | None]:
+def accuracies(
+    trainer: Any,
+    dataset: Any,
+    micro_batch_size: int,
+    sources: list[str],
+) -> dict[str, float | None]:
     """Share of pairs whose chosen score is the higher one, over all and by source; a tie is wrong.
 
     Every rank calls it. None without pairs; nothing by source where there is one source only.
 
     Example:
-        {"held_out_accuracy": 0.71, "held_out_accuracy/hh-rlhf": 0.65, "held_out_accuracy/on_policy": 0.8}
+        {"held_out_accuracy": 0.71, "held_out_accuracy/hh": 0.65, "held_out_accuracy/on_policy": 0.8}
     """
     if len(dataset) == 0:
         return {"held_out_accuracy": None}
@@ -180,8 +196,12 @@ def accuracies(trainer: Any, dataset: Any, micro_batch_size: int, sources: list[
     return metrics
 
 
-def _load_classifier(job: Job[RewardModelStage], source: Path, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """The model with a score head, new where it has none; `tokenizer` gets a pad token that fits."""
+def _load_classifier(
+    job: Job[RewardModelStage],
+    source: Path,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Any:
+    """The model with a score head, new where it has none, and with a pad token, as `tokenizer`."""
     config = job.config
     torch.manual_seed(job.seed)  # of the new score head
     dtype = resolve_dtype(config.dtype, source)
@@ -206,7 +226,9 @@ def _classifier_config(source: Path, model: Any, pad_token_id: int) -> dict[str,
 
 
 def train_reward_model(job: Job[RewardModelStage], worker: Worker) -> Outcome:
-    """Train a judge from `model` on `data` and `on_policy`; write `model/` and `metrics.jsonl`. Every rank calls it.
+    """Train a judge from `model` on `data` and `on_policy`. Every rank calls it.
+
+    Writes `model/` and `metrics.jsonl`.
 
     Raises:
         DataError: there is no pair to train on.
@@ -227,9 +249,9 @@ def train_reward_model(job: Job[RewardModelStage], worker: Worker) -> Outcome:
     training, held_out = split(len(dataset), config.held_out_share, job.seed)
     if not training:
         raise DataError(
-            f"{job.inputs['data']}: no pair to train on ({what_became(counts, 'comparisons')}). Pairs refused by the "
-            "template have turns that the chat template of reward_model.path does not take: use other pairs or another "
-            "model, or change the template in a copy of its folder."
+            f"{job.inputs['data']}: no pair to train on ({what_became(counts, 'comparisons')}). Pairs "
+            "refused by the template have turns that the chat template of reward_model.path does not "
+            "take: use other pairs or another model, or change the template in a copy of its folder."
         )
     counts["pairs"] = len(training)  # until here it counted those of the file
     counts["held_out"] = len(held_out)
@@ -242,6 +264,19 @@ def train_reward_model(job: Job[RewardModelStage], worker: Worker) -> Outcome:
         job,
         worker,
         counts,
-        export=partial(export_model, model, source, job.out_path / "model", model_config, tokenizer),
-        measure=partial(accuracies, trainer, dataset.select(held_out), config.micro_batch_size, list(sources)),
+        export=partial(
+            export_model,
+            model,
+            source,
+            job.out_path / "model",
+            config=model_config,
+            tokenizer=tokenizer,
+        ),
+        measure=partial(
+            accuracies,
+            trainer,
+            dataset.select(held_out),
+            config.micro_batch_size,
+            list(sources),
+        ),
     )

@@ -44,18 +44,25 @@ class _Trainer(StageTrainer, SFTTrainer):
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, messages: Messages, end: int) -> TokenRow | None:
-    """Ids of a conversation up to its last assistant turn, with a loss on every assistant turn and its end-of-turn.
+    """Ids of a conversation up to its last assistant turn.
+
+    The loss is taken on every assistant turn and its end-of-turn.
 
     Returns:
-        `input_ids` and `labels` (−100 where no loss is taken), or None when no turn is the assistant's.
+        `input_ids` and `labels` (−100 where no loss is taken), or None when no turn is the
+        assistant's.
 
     Raises:
-        TemplateRefuses: the template takes no such conversation, or renders a turn differently once others follow it.
+        TemplateRefuses: the template takes no such conversation, or renders a turn differently once
+            others follow it.
 
     Example:
-        {"input_ids": [128000, 882, 15339, 78191, 9906, 128009], "labels": [-100, -100, -100, -100, 9906, 128009]}
+        {"input_ids": [128000, 882, 15339, 9906, 128009], "labels": [-100, -100, -100, 9906, 128009]}
     """
-    assistant_turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    assistant_turns = []
+    for index, message in enumerate(messages):
+        if message["role"] == "assistant":
+            assistant_turns.append(index)
     if not assistant_turns:
         return None
     messages = [_without_outer_space(message) for message in messages]
@@ -67,9 +74,9 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, messages: Messages, end: int) -
         start = len(prompt)
         if ids[:start] != prompt:
             raise TemplateRefuses(
-                f"{tokenizer.name_or_path}: the chat template does not render the turns before answer {turn + 1} as it "
-                "renders them alone, so the answer's tokens cannot be told from the rest. Use single-turn data, or a "
-                "template that leaves earlier turns as they are."
+                f"{tokenizer.name_or_path}: the chat template does not render the turns before answer "
+                f"{turn + 1} as it renders them alone, so the answer's tokens cannot be told from the rest. "
+                "Use single-turn data, or a template that leaves earlier turns as they are."
             )
         # Some templates write no end-of-turn behind the last answer.
         stop = ids.index(end, start) + 1 if end in ids[start:] else len(ids)
@@ -79,13 +86,18 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, messages: Messages, end: int) -
 
 
 def _without_outer_space(message: Any) -> Any:
-    """A message without outer white space: some templates trim it, in others it would merge with the header's end."""
+    """A message without outer white space."""
     if not isinstance(message["content"], str):
         return message
+    # Some templates trim it, in others it would merge with the header's line end.
     return {**message, "content": message["content"].strip()}
 
 
-def _rows(job: Job[SftStage], tokenizer: PreTrainedTokenizerBase, counts: Counter[str]) -> Iterator[TokenRow]:
+def _rows(
+    job: Job[SftStage],
+    tokenizer: PreTrainedTokenizerBase,
+    counts: Counter[str],
+) -> Iterator[TokenRow]:
     """Conversations as token ids, cut at the end."""
     end = end_of_turn_id(tokenizer)
     max_length = job.config.max_length
@@ -129,9 +141,9 @@ def _packs(dataset: Any, max_length: int) -> Iterator[TokenRow]:
 def refuse_leaks(trainer: Any) -> None:
     """Make sure that packed conversations do not see each other in this model. Every rank calls it.
 
-    Positions that begin anew at each conversation are all that tells where one ends; most attention of transformers
-    masks by them, but some models make positions or masks of their own. Here the first of two conversations changes,
-    and what the model says of the second may not.
+    Positions that begin anew at each conversation are all that tells where one ends; most attention
+    of transformers masks by them, but some models make positions or masks of their own. Here the
+    first of two conversations changes, and what the model says of the second may not.
 
     Raises:
         ConfigError: it does.
@@ -151,18 +163,21 @@ def refuse_leaks(trainer: Any) -> None:
         logits = trainer.model_wrapped(**batch, use_cache=False).logits
         logits_of_second.append(logits[:, length:])
     before, after = logits_of_second
-    # Masked tokens weigh nothing at all, but experts of a mixture are rounded by what else they compute.
+    # Masked tokens weigh nothing at all, but a mixture's experts are rounded by what else they
+    # compute.
     tolerance = max(1e-5, 8 * torch.finfo(before.dtype).eps)
     if (before - after).abs().max().item() > tolerance * before.abs().max().item():
         raise ConfigError(
-            f"sft.packing=true: in a {type(trainer.model).__name__} a conversation sees the one packed before it, so "
-            "packing would train on something else than the data. Set sft.packing=false (and a larger "
-            "sft.micro_batch_size for speed), or use another model."
+            f"sft.packing=true: in a {type(trainer.model).__name__} a conversation sees the one packed "
+            "before it, so packing would train on something else than the data. Set sft.packing=false "
+            "(and a larger sft.micro_batch_size for speed), or use another model."
         )
 
 
 def held_out_loss(trainer: Any, dataset: Any, micro_batch_size: int) -> dict[str, float]:
-    """Mean loss, in nats, of the tokens that a loss is taken on. Every rank calls it; nothing without conversations.
+    """Mean loss, in nats, of the tokens that a loss is taken on; nothing without conversations.
+
+    Every rank calls it.
 
     Example:
         {"held_out_loss": 1.07}
@@ -183,7 +198,11 @@ def held_out_loss(trainer: Any, dataset: Any, micro_batch_size: int) -> dict[str
     return {"held_out_loss": loss / num_tokens}
 
 
-def _datasets(job: Job[SftStage], tokenizer: PreTrainedTokenizerBase, counts: Counter[str]) -> tuple[Any, Any]:
+def _datasets(
+    job: Job[SftStage],
+    tokenizer: PreTrainedTokenizerBase,
+    counts: Counter[str],
+) -> tuple[Any, Any]:
     """What to train on, packed if so configured, and the held-out conversations. Every rank calls it.
 
     Raises:
@@ -194,9 +213,10 @@ def _datasets(job: Job[SftStage], tokenizer: PreTrainedTokenizerBase, counts: Co
     training, held_out = split(len(dataset), config.held_out_share, job.seed)
     if not training:
         raise DataError(
-            f"{job.inputs['data']}: no conversation to train on ({what_became(counts)}). refused_by_template: the "
-            "model's chat template refuses their turns, or writes earlier ones differently once others follow: use "
-            "single-turn data without a system turn, another model, or change the template in a copy of its folder."
+            f"{job.inputs['data']}: no conversation to train on ({what_became(counts)}). "
+            "refused_by_template: the model's chat template refuses their turns, or writes earlier ones "
+            "differently once others follow: use single-turn data without a system turn, another model, "
+            "or change the template in a copy of its folder."
         )
     counts["conversations"] = len(training)
     counts["held_out"] = len(held_out)
@@ -214,14 +234,16 @@ def _datasets(job: Job[SftStage], tokenizer: PreTrainedTokenizerBase, counts: Co
     return training_rows, dataset.select(held_out)
 
 
-def _export(model: Any, source: Path, out: Path, tokenizer: PreTrainedTokenizerBase, new_template: bool) -> None:
-    """Write the model folder; a model that got a chat template also gets its tokenizer, and stops at its turns."""
-    if not new_template:
-        export_model(model, source, out)
-        return
-    export_model(model, source, out, tokenizer=tokenizer)
-    if own_rank() == 0:
-        _stop_at(out, end_of_turn_id(tokenizer))
+def _export(
+    model: Any,
+    source: Path,
+    out: Path,
+    new_tokenizer: PreTrainedTokenizerBase | None,
+) -> None:
+    """Write the model folder; with a new tokenizer the model stops where that ends a turn."""
+    export_model(model, source, out, tokenizer=new_tokenizer)
+    if new_tokenizer is not None and own_rank() == 0:
+        _stop_at(out, end_of_turn_id(new_tokenizer))
 
 
 def _stop_at(folder: Path, end: int) -> None:
@@ -244,8 +266,8 @@ def train_sft(job: Job[SftStage], worker: Worker) -> Outcome:
 
     Raises:
         DataError: there is no conversation to train on.
-        ConfigError: the batch size cannot be cut evenly, packed conversations would see each other in this model, or
-            `trainer_args` has a wrong key.
+        ConfigError: the batch size cannot be cut evenly, packed conversations would see each other
+            in this model, or `trainer_args` has a wrong key.
     """
     config = job.config
     source = job.input_path("model")
@@ -259,14 +281,20 @@ def train_sft(job: Job[SftStage], worker: Worker) -> Outcome:
     counts: Counter[str] = Counter(rows=0, cut=0)
     training_rows, held_out_rows = _datasets(job, tokenizer, counts)
     model = load_model(source, resolve_dtype(config.dtype, source), config.trust_remote_code)
-    trainer = _Trainer(model=model, args=args, train_dataset=training_rows, processing_class=tokenizer)
-    new_template = config.chat_template is not None
+    trainer = _Trainer(
+        model=model,
+        args=args,
+        train_dataset=training_rows,
+        processing_class=tokenizer,
+    )
+    # One that only read the model's own template is not written: the source's files are copied.
+    new_tokenizer = None if config.chat_template is None else tokenizer
     return fit(
         trainer,
         source,
         job,
         worker,
         counts,
-        export=partial(_export, model, source, job.out_path / "model", tokenizer, new_template),
+        export=partial(_export, model, source, job.out_path / "model", new_tokenizer),
         measure=partial(held_out_loss, trainer, held_out_rows, config.micro_batch_size),
     )

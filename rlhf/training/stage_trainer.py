@@ -1,4 +1,4 @@
-"""The part that the Trainers of DPO, SFT and judges share: lean checkpoints, and a stop at the first bad step."""
+"""What the Trainers of DPO, SFT and judges share: lean checkpoints, and a stop at the first bad step."""
 
 from __future__ import annotations
 
@@ -45,17 +45,23 @@ class StageTrainer(Trainer):
         return {"rows": texts}
 
     def bad_step(self, what: str, step: int, where: str = "") -> UserError:
-        """The error for a step whose loss or gradient is NaN or infinite; what was in it is saved first."""
+        """The error for a step whose loss or gradient is not finite; what was in it is saved first."""
         path = bad_step_path(Path(self.args.output_dir or ""), self.args.process_index)
         report = {"not_finite": what, "step": step, **self.step_contents(step)}
         text = json.dumps(report, indent=1, ensure_ascii=False)
         write_atomic(path, text.encode())
         return UserError(
-            f"the {what} of step {step}{where} is not a finite number, so training stopped. Lower the learning rate, "
-            f"look at those rows of the data, or compute in float32. What the step was made of: {path}"
+            f"the {what} of step {step}{where} is not a finite number, so training stopped. Lower the "
+            "learning rate, look at those rows of the data, or compute in float32. What the step was made "
+            f"of: {path}"
         )
 
-    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+    def _prepare_for_training(
+        self,
+        max_steps: int,
+        train_dataloader: Any,
+        resume_from_checkpoint: str | None,
+    ) -> Any:
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         # Only now has DeepSpeed wrapped the model; a checkpoint brings fp32 weights of its own.
         if resume_from_checkpoint is None:
@@ -63,7 +69,7 @@ class StageTrainer(Trainer):
         return prepared
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Nothing: DeepSpeed's part of a checkpoint holds the weights, and `export_model` writes the result."""
+        """Nothing: checkpoints hold DeepSpeed's weights, and `export_model` writes the result."""
         # The Trainer writes its state into this folder next, and expects it to be there.
         if output_dir is not None and self.args.should_save:
             os.makedirs(output_dir, exist_ok=True)
@@ -77,7 +83,7 @@ class StageTrainer(Trainer):
 
 
 class Watch(TrainerCallback):
-    """Tells the driver how far the training is, and stops it when its loss or gradient is not finite."""
+    """Tells the driver how far the training is, and stops at a loss or gradient that is not finite."""
 
     def __init__(self, trainer: StageTrainer, worker: Worker) -> None:
         self.trainer = trainer
@@ -102,7 +108,8 @@ class Watch(TrainerCallback):
 
 
 def bad_step_path(out: Path, rank: int | str) -> Path:
-    """Where a rank says what it failed on: beside the stage's folder, which the next attempt may empty."""
-    # A stage under way works in `.NAME.partial`; its report bears the name that users know.
+    """Where a rank says what it failed on."""
+    # Beside the stage's folder, which the next attempt may empty. A stage under way works in
+    # `.NAME.partial`; its report bears the name that users know.
     stage = out.name.removeprefix(".").removesuffix(".partial")
     return out.with_name(f"{stage}.bad_step.rank{rank}.json")

@@ -30,10 +30,15 @@ _ROWS_AT_A_TIME = 1000
 _log = logging.getLogger(__name__)
 
 
-def token_dataset(path: Path, columns: list[str], make_rows: Callable[[], Iterator[TokenRow]]) -> Any:
+def token_dataset(
+    path: Path,
+    columns: list[str],
+    make_rows: Callable[[], Iterator[TokenRow]],
+) -> Any:
     """A `datasets.Dataset` of what rank 0 gets from `make_rows`; the other ranks wait for its file.
 
-    A file, because ranks with in-memory datasets can come to differ, and because tokens need not fit in memory.
+    A file, because ranks with in-memory datasets can come to differ, and because tokens need not
+    fit in memory.
     """
     if own_rank() == 0:
         _write(path, columns, make_rows())
@@ -62,10 +67,11 @@ def pack(lengths: list[int], max_length: int) -> list[list[int]]:
     Example:
         `pack([5, 3, 9, 2, 1], max_length=10)` gives `[[2, 4], [0, 1, 3]]`
     """
-    # TRL's `pack_dataset(strategy="bfd")` makes as many packs, but other ones where rows are equally long or packs
-    # equally full, so trained weights would change. It also packs each 1,000 rows by themselves unless told not to.
+    # TRL's `pack_dataset(strategy="bfd")` makes as many packs, but other ones where rows are
+    # equally long or packs equally full, so trained weights would change. It also packs each 1,000
+    # rows by themselves unless told not to.
     packs: list[list[int]] = []
-    # (room left, number of the pack) of all packs, least room first, so that a search finds the best fit.
+    # (room left, number of the pack), least room first, so that a search finds the best fit.
     rooms: list[tuple[int, int]] = []
     longest_first = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     for index in longest_first:
@@ -82,12 +88,12 @@ def pack(lengths: list[int], max_length: int) -> list[list[int]]:
 
 
 def _write(path: Path, columns: list[str], rows: Iterator[TokenRow]) -> None:
-    """Write rows as an Arrow stream that appears whole: a killed rank 0 leaves no half of it behind."""
+    """Write rows as an Arrow stream that appears whole."""
     schema = pa.schema([(name, pa.list_(pa.int32())) for name in columns])
-    partial = path.with_name(f".{path.name}.partial")
-    with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
+    unfinished = path.with_name(f".{path.name}.partial")
+    with pa.OSFile(str(unfinished), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
         while block := list(itertools.islice(rows, _ROWS_AT_A_TIME)):
             batch = pa.RecordBatch.from_pylist(block, schema=schema)
             stream.write_batch(batch)
-    os.replace(partial, path)
+    os.replace(unfinished, path)
     fsync_dir(path.parent)
