@@ -135,7 +135,7 @@ MUTATIONS = [
     Mutation(
         "seal a checkpoint before all ranks wrote",
         "training/checkpoints.py",
-        "        _barrier()\n        checkpoint = self.out",
+        "        barrier()\n        checkpoint = self.out",
         "        checkpoint = self.out",
         f"{CHECKPOINTS} -k other_ranks",
     ),
@@ -149,7 +149,7 @@ MUTATIONS = [
     Mutation(
         "skip a checkpoint's checksums",
         "training/checkpoints.py",
-        "        if found == sealed:\n",
+        "        if digests == expected:\n",
         "        if True:\n",
         f"{CHECKPOINTS} -k does_not_cover",
     ),

@@ -1,8 +1,9 @@
 """Training checkpoints that are whole or are not used.
 
-The Hugging Face Trainer writes `checkpoint-N` in place and resumes from the highest N, torn or not. Here a checkpoint
-counts once `sealed.json` stands in it: written last, with the size and SHA-256 of every file. Resuming reads those
-checksums first, so DeepSpeed unpickles nothing that this package did not write itself.
+The Hugging Face Trainer writes `checkpoint-N` in place and resumes from the highest N, torn or not.
+Here a checkpoint counts once `sealed.json` stands in it: written last, with the size and SHA-256 of
+every file. Resuming reads those checksums first, so DeepSpeed unpickles nothing that this package
+did not write itself.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from rlhf.data.digest import digest_file, sealed, unsealed
 from rlhf.data.shards import fsync_dir, write_atomic
 from rlhf.errors import UserError
+from rlhf.training.ranks import barrier, on_rank_zero, own_rank, world_size
 
 SEAL = "sealed.json"
 KEEP = 2
@@ -32,19 +33,25 @@ _log = logging.getLogger(__name__)
 def train_resumable(trainer: Trainer, out: Path) -> None:
     """Train to the end, going on from the newest whole checkpoint in `out` if there is one.
 
-    Every rank calls this. Interrupted at any moment and called again with the same number of ranks, it ends with the
-    same weights, bit for bit on a CPU in fp32. The checkpoints stay until the stage is committed.
+    Every rank calls this. Interrupted at any moment and called again with the same number of ranks,
+    it ends with the same weights, bit for bit on a CPU in fp32. The checkpoints stay until the
+    stage is committed.
 
     Raises:
-        UserError: the checkpoints in `out` were written by another number of ranks, or belong to another user.
+        UserError: the checkpoints in `out` were written by another number of ranks, or belong to
+            another user.
     """
-    assert Path(trainer.args.output_dir or "").resolve() == out.resolve(), "the Trainer must save where we look"
-    assert trainer.args.save_total_limit is None, "old checkpoints are removed here, after the new one is sealed"
+    output_dir = Path(trainer.args.output_dir or "")
+    assert output_dir.resolve() == out.resolve(), "the Trainer must save where we look"
+    problem = "old checkpoints are removed here, after the new one is sealed"
+    assert trainer.args.save_total_limit is None, problem
     trainer.add_callback(_Sealer(out))
     checkpoint = find_checkpoint(out)
-    if checkpoint is not None:
-        _log.warning("going on from %s", checkpoint.name)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if checkpoint is None:
+        trainer.train()
+        return
+    _log.warning("going on from %s", checkpoint.name)
+    trainer.train(resume_from_checkpoint=str(checkpoint))
 
 
 def find_checkpoint(out: Path) -> Path | None:
@@ -52,17 +59,22 @@ def find_checkpoint(out: Path) -> Path | None:
 
     Every rank calls this; all get the same answer.
     """
-    problem = _on_rank_zero(lambda: _clean(out))
+    problem = on_rank_zero(partial(_clean, out))
+    # Raised on all ranks: the others would else wait for rank 0 until their process group gives up.
     if problem:
         raise UserError(problem)
-    for checkpoint in _on_rank_zero(lambda: _checkpoints(out)):
-        sealed = _on_rank_zero(partial(_read_seal, checkpoint))["files"]
-        found = _digests(checkpoint)
-        if found == sealed:
+    for checkpoint in on_rank_zero(partial(_checkpoints, out)):
+        # `_clean` has left only those whose seal can be read.
+        expected = on_rank_zero(partial(_read_seal, checkpoint))["files"]
+        digests = _digests(checkpoint)
+        if digests == expected:
             return checkpoint
-        damaged = sorted(name for name in sealed.keys() | found.keys() if sealed.get(name) != found.get(name))
+        damaged = []
+        for name in sorted(expected.keys() | digests.keys()):
+            if expected.get(name) != digests.get(name):
+                damaged.append(name)
         _log.warning("%s is damaged (%s): deleted, using the one before", checkpoint, ", ".join(damaged))
-        _on_rank_zero(partial(_remove, checkpoint))
+        on_rank_zero(partial(_remove, checkpoint))
     return None
 
 
@@ -80,53 +92,78 @@ class _Sealer(TrainerCallback):
             control.should_save = False
         return control
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
         """Called on every rank when its part of the checkpoint is written."""
-        _barrier()
+        # Else a slower rank would write its part after the digests were taken.
+        barrier()
         checkpoint = self.out / f"checkpoint-{state.global_step}"
         digests = _digests(checkpoint)
-        _on_rank_zero(lambda: self._seal(checkpoint, digests))
+        on_rank_zero(partial(self._seal, checkpoint, digests))
 
     def _seal(self, checkpoint: Path, digests: dict[str, Any]) -> None:
-        for folder in {checkpoint, *(path for path in checkpoint.rglob("*") if path.is_dir())}:
-            fsync_dir(folder)
+        # The files are on the disk already; now their names, and the seal last of all.
+        fsync_dir(checkpoint)
+        for path in checkpoint.rglob("*"):
+            if path.is_dir():
+                fsync_dir(path)
         fsync_dir(self.out)
-        seal = {"world_size": _world_size(), "files": digests}
+        seal = {"world_size": world_size(), "files": digests}
         write_atomic(checkpoint / SEAL, sealed(seal))
-        for old in _checkpoints(self.out)[KEEP:]:
-            _remove(old)
+        for older in _checkpoints(self.out)[KEEP:]:
+            _remove(older)
 
 
 def _clean(out: Path) -> str | None:
-    """Delete unsealed checkpoints; say what is wrong when the sealed ones belong to another number of ranks."""
+    """Delete unsealed checkpoints; say what is wrong where a sealed one cannot be used."""
     for checkpoint in _checkpoints(out):
         seal = _read_seal(checkpoint)
         if seal is None:
             _log.warning("%s was not finished, or its seal is damaged: deleted", checkpoint)
             _remove(checkpoint)
-        elif (saved := seal["world_size"]) != _world_size():
+            continue
+        # Every rank holds a part of the optimizer's states, cut for just so many ranks.
+        num_ranks = seal["world_size"]
+        if num_ranks != world_size():
             return (
-                f"{checkpoint} was written by {saved} training ranks, and {_world_size()} are running now; a started "
-                f"training goes on only with as many ranks as it began with. Either set "
-                f"compute.num_training_ranks={saved}, or delete {out} to begin this training again."
+                f"{checkpoint} was written by {num_ranks} training ranks, and {world_size()} are running "
+                "now; a started training goes on only with as many ranks as it began with. Either set "
+                f"compute.num_training_ranks={num_ranks}, or delete {out} to begin this training again."
             )
-        elif foreign := _foreign(checkpoint):
+        # The checksums do not help here: who can write the files can also write a seal.
+        foreign = _foreign(checkpoint)
+        if foreign is not None:
             return (
-                f"{foreign}: a link, or another user's file. Optimizer states can run code when loaded, so only your "
-                f"own are. Make it yours (chown) if you trust it, or delete {out} to begin this training again."
+                f"{foreign}: a link, or another user's file. Optimizer states can run code when loaded, so "
+                "only your own are. Make it yours (chown) if you trust it, or delete "
+                f"{out} to begin this training again."
             )
     return None
 
 
 def _foreign(checkpoint: Path) -> Path | None:
-    """A file that is a link or not this user's; for root, whose files in a container may be anyone's, only a link."""
-    me = os.getuid()
-    paths = [checkpoint, *sorted(checkpoint.rglob("*"))]
-    return next((path for path in paths if path.is_symlink() or (me and path.lstat().st_uid != me)), None)
+    """A file that is a link or not this user's."""
+    user = os.getuid()
+    for path in [checkpoint, *sorted(checkpoint.rglob("*"))]:
+        if path.is_symlink():
+            return path
+        # Root's files in a container may be anyone's.
+        if user != 0 and path.lstat().st_uid != user:
+            return path
+    return None
 
 
 def _read_seal(checkpoint: Path) -> dict[str, Any] | None:
-    """World size and checksums of a finished checkpoint, None for one that is not."""
+    """World size and checksums of a finished checkpoint, None for one that is not.
+
+    Example:
+        {"world_size": 2, "files": {"trainer_state.json": {"size": 1204, "sha256": "9f2c…"}}}
+    """
     try:
         return unsealed((checkpoint / SEAL).read_bytes())
     except (FileNotFoundError, ValueError):
@@ -135,8 +172,17 @@ def _read_seal(checkpoint: Path) -> dict[str, Any] | None:
 
 def _checkpoints(out: Path) -> list[Path]:
     """Checkpoint folders, newest first."""
-    found = [p for p in out.glob("checkpoint-*") if p.is_dir() and p.name.rpartition("-")[2].isdigit()]
-    return sorted(found, key=lambda path: -int(path.name.rpartition("-")[2]))
+    checkpoints = []
+    for path in out.glob("checkpoint-*"):
+        if path.is_dir() and _step_text(path).isdigit():
+            checkpoints.append(path)
+    # By number: as text, checkpoint-10 would come before checkpoint-9.
+    return sorted(checkpoints, key=lambda path: int(_step_text(path)), reverse=True)
+
+
+def _step_text(checkpoint: Path) -> str:
+    """What stands behind the last dash of `checkpoint-N`."""
+    return checkpoint.name.rpartition("-")[2]
 
 
 def _remove(checkpoint: Path) -> None:
@@ -148,34 +194,24 @@ def _remove(checkpoint: Path) -> None:
 
 
 def _digests(checkpoint: Path) -> dict[str, Any]:
-    """Size and SHA-256 of every file but the seal, once it is on the disk; ranks share the work."""
-    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != SEAL)
-    rank = dist.get_rank() if dist.is_initialized() else 0
-    mine: dict[str, Any] = {}
-    for path in files[rank :: _world_size()]:
+    """Size and SHA-256 of every file but the seal, once it is on the disk; ranks share the work.
+
+    Example:
+        {"trainer_state.json": {"size": 1204, "sha256": "9f2c…"}}
+    """
+    files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name != SEAL]
+    digests: dict[str, Any] = {}
+    for path in files[own_rank() :: world_size()]:
+        # DeepSpeed and torch do not do it, and a seal must not outlive the bytes it vouches for.
         with open(path, "rb") as file:
             os.fsync(file.fileno())
-        mine[path.relative_to(checkpoint).as_posix()] = {"size": path.stat().st_size, "sha256": digest_file(path)}
+        name = path.relative_to(checkpoint).as_posix()
+        digests[name] = {"size": path.stat().st_size, "sha256": digest_file(path)}
     if not dist.is_initialized():
-        return mine
-    parts: list[dict[str, Any]] = [{} for _ in range(_world_size())]
-    dist.all_gather_object(parts, mine)
-    return {name: entry for part in parts for name, entry in part.items()}
-
-
-def _on_rank_zero(action: Callable[[], Any]) -> Any:
-    """Do something on rank 0 while the others wait; all get its result."""
-    if not dist.is_initialized():
-        return action()
-    box = [action() if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def _barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()
+        return digests
+    digests_by_rank: list[dict[str, Any]] = [{} for _ in range(world_size())]
+    dist.all_gather_object(digests_by_rank, digests)
+    merged: dict[str, Any] = {}
+    for part in digests_by_rank:
+        merged |= part
+    return merged

@@ -12,24 +12,29 @@ from rlhf.config.schema import ComputeConfig
 
 _MAX_BUCKET = 500_000_000
 """DeepSpeed's own default number of elements in a communication bucket."""
+_MIN_BUCKET = 1024
+"""Of models of a few weights, which tests train."""
 
 
 def on_gpu(compute: ComputeConfig) -> bool:
     """Whether training runs on GPUs."""
-    return compute.device is not Device.cpu and torch.cuda.is_available()
+    if compute.device is Device.cpu:
+        return False
+    return torch.cuda.is_available()
 
 
 def init_process_group(compute: ComputeConfig) -> None:
     """Join the ranks of this training; a second call does nothing.
 
-    RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT come from the launcher. It has to happen before a model
-    is loaded under ZeRO-3: DeepSpeed takes the number of ranks from here.
+    RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT come from the launcher. It has to
+    happen before a model is loaded under ZeRO-3: DeepSpeed takes the number of ranks from here.
     """
+    # Not at the top: inference workers import this module too, and DeepSpeed takes seconds.
     import deepspeed
     import torch.distributed as dist
 
-    # Without this DeepSpeed compiles a helper on CPUs: it needs g++, and a kill while it compiles leaves a lock file
-    # on which every later start waits for ever. gloo does the same work.
+    # Without this DeepSpeed compiles a helper on CPUs: it needs g++, and a kill while it compiles
+    # leaves a lock file on which every later start waits for ever. gloo does the same work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # accelerate would take all cores for each rank, whatever the launcher gave it.
     os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
@@ -40,13 +45,18 @@ def init_process_group(compute: ComputeConfig) -> None:
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
 
-def deepspeed_config(compute: ComputeConfig, dtype: torch.dtype, num_parameters: int) -> dict[str, Any]:
+def deepspeed_config(
+    compute: ComputeConfig,
+    dtype: torch.dtype,
+    num_parameters: int,
+) -> dict[str, Any]:
     """The DeepSpeed config of a model with so many parameters.
 
-    Sizes that belong to the Trainer are "auto". Buckets are no larger than the model: DeepSpeed allocates them whole.
+    Sizes that belong to the Trainer are "auto". Buckets are no larger than the model: DeepSpeed
+    allocates them whole.
     """
     stage = compute.zero_stage
-    bucket = max(1024, min(num_parameters, _MAX_BUCKET))
+    bucket = max(_MIN_BUCKET, min(num_parameters, _MAX_BUCKET))
     zero: dict[str, Any] = {
         "stage": stage,
         "overlap_comm": on_gpu(compute),
@@ -55,7 +65,9 @@ def deepspeed_config(compute: ComputeConfig, dtype: torch.dtype, num_parameters:
         "allgather_bucket_size": bucket,
     }
     if stage == 3:
-        zero |= {"stage3_prefetch_bucket_size": min(bucket, 50_000_000), "stage3_param_persistence_threshold": 100_000}
+        # DeepSpeed's defaults; weights smaller than the threshold stay whole on every rank.
+        zero["stage3_prefetch_bucket_size"] = min(bucket, 50_000_000)
+        zero["stage3_param_persistence_threshold"] = 100_000
     if compute.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu(compute)}
     return {
@@ -65,7 +77,7 @@ def deepspeed_config(compute: ComputeConfig, dtype: torch.dtype, num_parameters:
         "gradient_clipping": "auto",
         "bf16": {"enabled": dtype == torch.bfloat16},
         "zero_optimization": zero,
-        # torch's AdamW everywhere, also with the optimizer in CPU memory: DeepSpeed's own needs a compiler.
+        # torch's AdamW also with the optimizer in CPU memory: DeepSpeed's own needs a compiler.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,12 @@ from trl import DPOConfig
 
 from rlhf.config.stage_configs import DpoStage
 from rlhf.run.job import Job, Outcome, Worker
-from rlhf.training.checkpoints import train_resumable
+from rlhf.training.arguments import stage_arguments
+from rlhf.training.fit import fit, step_rows
 from rlhf.training.logprobs import response_logprobs
 from rlhf.training.lora import add_adapter, export_adapter
 from rlhf.training.losses import dpo_loss
-from rlhf.training.stage_trainer import (
-    StageTrainer,
-    attach,
-    build_arguments,
-    common_arguments,
-    step_rows,
-    write_rows,
-)
+from rlhf.training.stage_trainer import StageTrainer
 from rlhf.training.step_plan import Bin, StepShares, load_pairs, plan_steps
 from rlhf.training.weights import export_model, load_model, resolve_dtype
 
@@ -43,8 +38,9 @@ _METRICS = (
 class DpoTrainer(StageTrainer):
     """One training step = one item = this rank's bins of one optimizer step.
 
-    The loss of a step is the mean over its pairs, whatever the number of ranks and bins: each bin adds
-    `weight` × Σ losses, gradients are summed over bins and ranks, and only the last bin makes DeepSpeed step.
+    The loss of a step is the mean over its pairs, whatever the number of ranks and bins: each bin
+    adds `weight` × Σ losses, gradients are summed over bins and ranks, and only the last bin makes
+    DeepSpeed step.
     """
 
     def __init__(self, *args: Any, steps_per_epoch: int, rpo_alpha: float, **kwargs: Any) -> None:
@@ -54,10 +50,11 @@ class DpoTrainer(StageTrainer):
         self._step_metrics: dict[str, float] = {}
 
     def get_train_dataloader(self) -> DataLoader[list[Bin]]:
-        """Items in order; they are this rank's own already, so accelerate must not share them out again."""
+        """Items in order; not prepared by accelerate, which would share them out again."""
         assert self.train_dataset is not None
-        return DataLoader(self.train_dataset, batch_size=1, shuffle=False, collate_fn=lambda items: items[0])
+        return DataLoader(self.train_dataset, batch_size=1, shuffle=False, collate_fn=_only_item)
 
+    # An item is a list of bins: it has no labels to count and no tensors to move.
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> None:
         return None
 
@@ -72,59 +69,82 @@ class DpoTrainer(StageTrainer):
         """
         model.train()
         bins: list[Bin] = inputs
+        # Before the optimizer's step, after which the scheduler has the next step's.
         learning_rate = self._get_learning_rate()
         sums = torch.zeros(len(_METRICS), dtype=torch.float64, device=self.args.device)
-        for number, a_bin in enumerate(bins):
-            loss, metrics = self._bin_loss(model, a_bin)
+        for number, batch in enumerate(bins, start=1):
+            loss, metrics = self._bin_loss(model, batch)
             sums += metrics
+            is_last = number == len(bins)
+            self.accelerator.gradient_state._set_sync_gradients(is_last)
             # DeepSpeed averages gradients over ranks; the step's loss is a sum over them.
-            self.accelerator.gradient_state._set_sync_gradients(number == len(bins) - 1)
             self.accelerator.backward(loss * self.args.world_size, scale_wrt_gas=False)
         if dist.is_initialized():
             dist.all_reduce(sums)
-        self._step_metrics = dict(zip(_METRICS, sums.tolist(), strict=True)) | {"learning_rate": learning_rate}
+        self._step_metrics = dict(zip(_METRICS, sums.tolist(), strict=True))
+        self._step_metrics["learning_rate"] = learning_rate
         return sums[0].float()
 
-    def _bin_loss(self, model: Any, a_bin: Bin) -> tuple[Tensor, Tensor]:
-        sequences = a_bin.sequences.to(self.args.device)
-        chosen, rejected = response_logprobs(model, sequences).chunk(2)
-        chosen_length, rejected_length = sequences.response_mask_B_S.sum(dim=1).chunk(2)
-        losses, chosen_rewards, rejected_rewards = dpo_loss(
-            chosen,
-            rejected,
-            a_bin.ref_chosen_B.to(self.args.device),
-            a_bin.ref_rejected_B.to(self.args.device),
-            chosen_length,
-            rejected_length,
+    def _bin_loss(self, model: Any, batch: Bin) -> tuple[Tensor, Tensor]:
+        """What a bin adds to the step's loss, with gradient, and to each of `_METRICS`."""
+        sequences = batch.sequences.to(self.args.device)
+        # A bin holds all chosen sequences, then all rejected ones.
+        chosen_B, rejected_B = response_logprobs(model, sequences).chunk(2)
+        chosen_length_B, rejected_length_B = sequences.response_mask_B_S.sum(dim=1).chunk(2)
+        losses_B, chosen_rewards_B, rejected_rewards_B = dpo_loss(
+            chosen_B,
+            rejected_B,
+            batch.ref_chosen_B.to(self.args.device),
+            batch.ref_rejected_B.to(self.args.device),
+            chosen_length_B,
+            rejected_length_B,
             beta=self.args.beta,
             loss=self.args.loss_type[0],
             label_smoothing=self.args.label_smoothing,
             rpo_alpha=self.rpo_alpha,
         )
-        loss = losses.sum() * a_bin.weight
+        loss = losses_B.sum() * batch.weight
+        # Checked before the backward pass, while it is known which pairs are to blame.
         if not math.isfinite(loss.item()):
-            raise self.bad_step("loss", self.state.global_step + 1, f", pairs {', '.join(a_bin.ids)}")
+            step = self.state.global_step + 1
+            raise self.bad_step("loss", step, f", pairs {', '.join(batch.ids)}")
         with torch.no_grad():
-            margins = chosen_rewards - rejected_rewards
-            rows = [losses, chosen_rewards, rejected_rewards, margins > 0, margins, chosen, rejected]
-            metrics = torch.stack([row.double().sum() for row in rows]) * a_bin.weight
-        return loss, metrics
+            margins_B = chosen_rewards_B - rejected_rewards_B
+            # In the order of `_METRICS`.
+            values = [
+                losses_B,
+                chosen_rewards_B,
+                rejected_rewards_B,
+                margins_B > 0,
+                margins_B,
+                chosen_B,
+                rejected_B,
+            ]
+            sums = torch.stack([value_B.double().sum() for value_B in values])
+        return loss, sums * batch.weight
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the step's metrics under TRL's names; epochs count passes over the pairs."""
         if "loss" in logs:
+            # Over the Trainer's loss too, which is the same one rounded to fp32.
             logs.update(self._step_metrics)
             self.state.epoch = self.state.global_step / self.steps_per_epoch
         super().log(logs, start_time)
 
     def step_contents(self, step: int) -> dict[str, Any]:
         """The ids of all pairs of a step, also those of other ranks."""
-        return {"pairs": [self.train_dataset.pairs[i].id for i in self.train_dataset.steps[step - 1]]}
+        indices = self.train_dataset.steps[step - 1]
+        pairs = self.train_dataset.pairs
+        return {"pairs": [pairs[index].id for index in indices]}
+
+
+def _only_item(items: list[list[Bin]]) -> list[Bin]:
+    return items[0]
 
 
 def _arguments(job: Job[DpoStage], policy: Path) -> DPOConfig:
     config = job.config
-    own = common_arguments(job, policy) | {
+    own = {
         "beta": config.beta,
         "loss_type": [config.loss.value],
         "label_smoothing": config.label_smoothing,
@@ -137,22 +157,27 @@ def _arguments(job: Job[DpoStage], policy: Path) -> DPOConfig:
         "max_grad_norm": config.max_grad_norm,
         "optim": "adamw_torch",
     }
-    return build_arguments(DPOConfig, "dpo", own, config.trainer_args)
+    return stage_arguments(DPOConfig, "dpo", job, policy, own)
 
 
 def train_dpo(job: Job[DpoStage], worker: Worker) -> Outcome:
-    """Train `policy` on `pairs` against `reference`; write `model/` and `metrics.jsonl`. Every rank calls this.
+    """Train `policy` on `pairs` against `reference`. Every rank calls this.
 
-    With adapters (`lora`), `model/` is the policy with the adapter merged, and `adapter/` the adapter alone.
+    Writes `model/` and `metrics.jsonl`. With adapters (`lora`), `model/` is the policy with the
+    adapter merged, and `adapter/` the adapter alone.
     """
-    config, policy = job.config, job.input_path("policy")
-    lora = config.lora if config.lora.rank else None
-    pairs, counts = load_pairs(job.input_path("pairs"), job.input_path("reference"), config.max_length)
+    config = job.config
+    policy = job.input_path("policy")
+    reference = job.input_path("reference")
+    pairs, counts = load_pairs(job.input_path("pairs"), reference, config.max_length)
     steps = plan_steps(len(pairs), config.batch_size, config.num_epochs, job.seed)
+    # The arguments before the model: with them transformers knows of ZeRO-3 when it loads weights.
     args = _arguments(job, policy)
     model = load_model(policy, resolve_dtype(config.dtype, policy), config.trust_remote_code)
-    if lora is not None:
-        model = add_adapter(model, policy, lora, job.seed)
+    export = partial(export_model, model, policy, job.out_path / "model")
+    if config.lora.rank:
+        model = add_adapter(model, policy, config.lora, job.seed)
+        export = partial(export_adapter, model, policy, job.out_path)
     trainer = DpoTrainer(
         model=model,
         args=args,
@@ -160,20 +185,11 @@ def train_dpo(job: Job[DpoStage], worker: Worker) -> Outcome:
         steps_per_epoch=len(steps) // config.num_epochs,
         rpo_alpha=config.rpo_alpha,
     )
-    attach(trainer, policy, worker)
-    train_resumable(trainer, job.out_path)
-    if lora is None:
-        export_model(model, policy, job.out_path / "model")
-    else:
-        export_adapter(model, policy, job.out_path)
+    counts["pairs"] = len(pairs)
+    outcome = fit(trainer, policy, job, worker, counts, export)
+    # Those that were planned, also where `trainer_args.max_steps` ends the training earlier.
+    outcome.counts["steps"] = len(steps)
     rows = step_rows(trainer)
-    if worker.rank == 0:
-        write_rows(job.out_path, rows)
-    return Outcome(
-        counts | {"pairs": len(pairs), "steps": len(steps)},
-        {
-            "first_loss": rows[0]["loss"],
-            "last_loss": rows[-1]["loss"],
-            **{f"mean_{n}": sum(row[n] for row in rows) / len(rows) for n in ("rewards/accuracies", "rewards/margins")},
-        },
-    )
+    for name in ("rewards/accuracies", "rewards/margins"):
+        outcome.metrics[f"mean_{name}"] = sum(row[name] for row in rows) / len(rows)
+    return outcome

@@ -1,8 +1,10 @@
-"""Low-rank adapters (arXiv 2106.09685) for one DPO stage: W + alpha / rank · B·A, of which only A and B are trained.
+"""Low-rank adapters (arXiv 2106.09685) for one DPO stage.
 
-The adapter is merged at the end of the stage, in fp32, into the very weights that the stage was given. So a policy is
-always a plain model folder, nothing learnt in earlier iterations is rounded away, and each iteration starts a fresh
-adapter. The adapter itself is kept too, as peft reads it; it belongs on top of the stage's input policy.
+A weight W becomes W + alpha / rank · B·A, of which only A and B are trained. The adapter is merged
+at the end of the stage, in fp32, into the very weights that the stage was given. So a policy is
+always a plain model folder, nothing learnt in earlier iterations is rounded away, and each
+iteration starts a fresh adapter. The adapter itself is kept too, as peft reads it; it belongs on
+top of the stage's input policy.
 """
 
 from __future__ import annotations
@@ -10,15 +12,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from rlhf.config.training import LoraConfig
 from rlhf.errors import ConfigError
+from rlhf.training.ranks import barrier
 from rlhf.training.weights import fp32_parameters, used_weight_files, weight_names, write_model
 
 _PREFIX = "base_model.model."
@@ -26,7 +29,9 @@ _PREFIX = "base_model.model."
 
 
 def add_adapter(model: Any, folder: Path, lora: LoraConfig, seed: int) -> Any:
-    """A causal LM with fresh adapters, its own weights frozen; B = 0, so it computes what it did before.
+    """A causal LM with fresh adapters, its own weights frozen.
+
+    B is 0 at first, so it computes what it did before.
 
     Args:
         model: a loaded transformers model; it is changed in place.
@@ -39,95 +44,149 @@ def add_adapter(model: Any, folder: Path, lora: LoraConfig, seed: int) -> Any:
     """
     import peft
 
-    targets = lora.target_modules
     settings = peft.LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules="all-linear" if targets == ["all-linear"] else targets,
+        target_modules=_target_modules(lora),
     )
-    linear = sorted({name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
-    tied = model.get_output_embeddings() if model.config.get_text_config().tie_word_embeddings else None
+    # Looked at before peft wraps the layers.
+    linear_layers = _linear_layers(model)
+    tied = _tied_head(model)
     torch.manual_seed(seed)
     try:
         # In the dtype of the model: DeepSpeed keeps the fp32 masters, and ZeRO-3 wants one dtype.
         adapted = peft.get_peft_model(model, settings, autocast_adapter_dtype=False)
     except ValueError as error:
-        raise ConfigError(f"dpo.lora.target_modules={targets}: {error}. The linear layers are {linear}.") from error
-    there = weight_names(folder)
+        raise ConfigError(
+            f"dpo.lora.target_modules={lora.target_modules}: {error}. The linear layers are {linear_layers}."
+        ) from error
+    saved_names = weight_names(folder)
     for peft_name, layer in adapted.named_modules():
-        if isinstance(layer, peft.tuners.lora.LoraLayer):
-            name, base = peft_name.removeprefix(_PREFIX), layer.get_base_layer()
-            if not isinstance(base, nn.Linear) or base is tied or f"{name}.weight" not in there:
-                raise ConfigError(
-                    f"dpo.lora.target_modules={targets}: {name} cannot be adapted. It must be a linear layer with a "
-                    f"weight of its own, under its own name, in {folder}. Name other layers ({linear}), or set "
-                    "dpo.lora.rank=0 to train all weights."
-                )
+        if not isinstance(layer, peft.tuners.lora.LoraLayer):
+            continue
+        name = peft_name.removeprefix(_PREFIX)
+        base = layer.get_base_layer()
+        # The update is added to one tensor of a file: it has to be there, and this layer's alone.
+        if not isinstance(base, nn.Linear) or base is tied or f"{name}.weight" not in saved_names:
+            raise ConfigError(
+                f"dpo.lora.target_modules={lora.target_modules}: {name} cannot be adapted. It must be a "
+                f"linear layer with a weight of its own, under its own name, in {folder}. Name other "
+                f"layers ({linear_layers}), or set dpo.lora.rank=0 to train all weights."
+            )
     return adapted
 
 
+def _target_modules(lora: LoraConfig) -> str | list[str]:
+    """The layers as peft takes them: `all-linear` is a word by itself, not one of a list."""
+    if lora.target_modules == ["all-linear"]:
+        return "all-linear"
+    return lora.target_modules
+
+
+def _linear_layers(model: Any) -> list[str]:
+    """The last words of the names of all linear layers: what `target_modules` may say."""
+    names = set()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            names.add(name.rpartition(".")[2])
+    return sorted(names)
+
+
+def _tied_head(model: Any) -> Any:
+    """The output head where it shares its weight with the embeddings, else None."""
+    if model.config.get_text_config().tie_word_embeddings:
+        return model.get_output_embeddings()
+    return None
+
+
 def export_adapter(model: Any, source: Path, out: Path) -> None:
-    """Write `out/adapter`, as peft saves one, and `out/model`, the merged policy in fp32. Every rank calls it.
+    """Write `out/adapter`, as peft saves one, and `out/model`, the policy merged in fp32.
+
+    Every rank calls it.
 
     Args:
         model: what `add_adapter` made (not DeepSpeed's wrapper).
         source: folder its frozen weights were loaded from.
         out: where the two folders go; those that exist are replaced.
     """
-    state = fp32_parameters((name, p) for name, p in model.named_parameters() if p.requires_grad)
+    trained = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            trained.append((name, parameter))
+    state = fp32_parameters(trained)
     if state is not None:
         settings = model.peft_config["default"]
-        state = {name.replace(".default.", "."): value.contiguous() for name, value in sorted(state.items())}
-        _save_adapter(state, settings, out / "adapter")
-        updates = _updates(state, settings.lora_alpha / settings.r)
-        write_model(source, out / "model", lambda folder: _save_merged(source, folder, updates))
-    if dist.is_initialized():
-        dist.barrier()
+        adapter = {}
+        for name, value in sorted(state.items()):
+            # In memory peft calls an adapter by its name too, in a file it does not.
+            adapter[name.replace(".default.", ".")] = value.contiguous()
+        _save_adapter(adapter, settings, out / "adapter")
+        updates = _updates(adapter, settings.lora_alpha / settings.r)
+        write_model(source, out / "model", partial(_save_merged, source, updates))
+    barrier()
 
 
-def _updates(state: dict[str, Tensor], scale: float) -> dict[str, Tensor]:
+def _updates(adapter: dict[str, Tensor], scale: float) -> dict[str, Tensor]:
     """What to add to which weight: scale · B·A in fp32, by the weight's name in its file."""
     updates = {}
-    for name, down in state.items():
+    for name, down in adapter.items():
         module, is_down, _ = name.partition(".lora_A.")
         if is_down:
-            updates[f"{module.removeprefix(_PREFIX)}.weight"] = scale * (state[f"{module}.lora_B.weight"] @ down)
-    assert 2 * len(updates) == len(state), "checked when the adapter was made"
+            up = adapter[f"{module}.lora_B.weight"]
+            weight_name = f"{module.removeprefix(_PREFIX)}.weight"
+            updates[weight_name] = scale * (up @ down)
+    assert 2 * len(updates) == len(adapter), "checked when the adapter was made"
     return updates
 
 
-def _save_merged(source: Path, folder: Path, updates: dict[str, Tensor]) -> None:
+def _save_merged(source: Path, updates: dict[str, Tensor], folder: Path) -> None:
     """The weight files of `source` in fp32 with the updates added, one file in memory at a time."""
-    from safetensors import safe_open
     from safetensors.torch import save_file
 
-    size, left = 0, dict(updates)
+    total_size = 0
+    unused = dict(updates)
     for path in used_weight_files(source):
-        tensors: dict[str, Tensor] = {}
-        with safe_open(path, framework="pt") as file:
-            for name in sorted(file.keys()):
-                value = file.get_tensor(name)
-                tensors[name] = value.float() if value.is_floating_point() else value
-                if name in left:
-                    tensors[name] = tensors[name] + left.pop(name)
+        tensors = _merged_tensors(path, unused)
         save_file(tensors, folder / path.name, metadata={"format": "pt"})
-        size += sum(value.nbytes for value in tensors.values())
-    assert not left, "checked when the adapter was made"
+        total_size += sum(value.nbytes for value in tensors.values())
+    assert not unused, "checked when the adapter was made"
     index = source / "model.safetensors.index.json"
     if index.exists():
         content = json.loads(index.read_text())
-        content["metadata"] = content.get("metadata", {}) | {"total_size": size}
-        (folder / index.name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+        # Tensors stay in their files, but fp32 makes them larger.
+        content["metadata"] = content.get("metadata", {}) | {"total_size": total_size}
+        text = json.dumps(content, indent=2, sort_keys=True)
+        (folder / index.name).write_text(f"{text}\n")
 
 
-def _save_adapter(state: dict[str, Tensor], settings: Any, out: Path) -> None:
-    """A folder for `PeftModel.from_pretrained(policy, folder)`; peft's own saving would write this machine's paths."""
+def _merged_tensors(path: Path, unused: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a weight file in fp32; updates that were added are taken out of `unused`."""
+    from safetensors import safe_open
+
+    tensors: dict[str, Tensor] = {}
+    with safe_open(path, framework="pt") as file:
+        # In the order of names, not in the file's: equal weights are to give equal bytes.
+        for name in sorted(file.keys()):
+            value = file.get_tensor(name)
+            if value.is_floating_point():
+                value = value.float()
+            if name in unused:
+                value = value + unused.pop(name)
+            tensors[name] = value
+    return tensors
+
+
+def _save_adapter(adapter: dict[str, Tensor], settings: Any, out: Path) -> None:
+    """Write a folder for `PeftModel.from_pretrained(policy, folder)`.
+
+    Not by peft's own saving, which would write this machine's paths.
+    """
     from safetensors.torch import save_file
 
     config = {
-        "base_model_name_or_path": None,
+        "base_model_name_or_path": None,  # the path would make equal adapters differ in bytes
         "bias": "none",
         "inference_mode": True,
         "lora_alpha": settings.lora_alpha,
@@ -137,10 +196,12 @@ def _save_adapter(state: dict[str, Tensor], settings: Any, out: Path) -> None:
         "target_modules": sorted(settings.target_modules),
         "task_type": "CAUSAL_LM",
     }
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file(state, partial / "adapter_model.safetensors", metadata={"format": "pt"})
-    (partial / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    unfinished = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    save_file(adapter, unfinished / "adapter_model.safetensors", metadata={"format": "pt"})
+    text = json.dumps(config, indent=2, sort_keys=True)
+    (unfinished / "adapter_config.json").write_text(f"{text}\n")
+    # A folder cannot replace one that is not empty.
     shutil.rmtree(out, ignore_errors=True)
-    os.replace(partial, out)
+    os.replace(unfinished, out)

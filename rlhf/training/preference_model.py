@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
@@ -21,22 +20,13 @@ from rlhf.models.chat import load_tokenizer
 from rlhf.models.comparison import answer_ids, render_comparison, require_causal_lm
 from rlhf.models.folder import load_config
 from rlhf.run.job import Job, Outcome, Worker
-from rlhf.training.checkpoints import train_resumable
-from rlhf.training.reward_model import conversations
-from rlhf.training.sft import IGNORED, gradient_accumulation
-from rlhf.training.stage_trainer import (
-    StageTrainer,
-    attach,
-    build_arguments,
-    common_arguments,
-    step_rows,
-    sum_over,
-    write_rows,
-)
-from rlhf.training.tokens import TokenRow, count_refused, split, token_dataset
+from rlhf.training.arguments import micro_batches, stage_arguments
+from rlhf.training.fit import fit
+from rlhf.training.held_out import split, sum_over
+from rlhf.training.reward_model import sourced_preferences
+from rlhf.training.stage_trainer import StageTrainer
+from rlhf.training.tokens import IGNORED, TOKENS, TokenRow, count_refused, token_dataset
 from rlhf.training.weights import export_model, load_model, resolve_dtype
-
-_log = logging.getLogger(__name__)
 
 
 class _Trainer(StageTrainer, SFTTrainer):
@@ -46,97 +36,129 @@ class _Trainer(StageTrainer, SFTTrainer):
 def _rows(
     job: Job[PreferenceModelStage], tokenizer: PreTrainedTokenizerBase, counts: Counter[str]
 ) -> Iterator[TokenRow]:
-    """Two rows per pair: the order it is trained in, drawn from the seed, then the other one."""
-    rng, answers, max_length = random.Random(f"order {job.seed}"), answer_ids(tokenizer), job.config.max_length
-    for _, messages, chosen, rejected in conversations(job, counts):
+    """Two rows per pair: the order it is trained in, drawn from the seed, then the other one.
+
+    Example:
+        {"input_ids": [128006, 882, 9906, 32], "labels": [-100, -100, -100, 32]}, where 32 is "A"
+    """
+    max_length = job.config.max_length
+    answers = answer_ids(tokenizer)
+    generator = random.Random(f"order {job.seed}")
+    for _, messages, chosen, rejected in sourced_preferences(job, counts):
         if chosen == rejected:
             counts["dropped/identical"] += 1
             continue
-        first = rng.randrange(2)  # where the chosen answer stands in the trained row
         orders = [(chosen, rejected), (rejected, chosen)]
+        # Where the chosen answer stands: 0 is A, 1 is B. Drawn before the template can refuse, so
+        # that pairs which it refuses do not change the order of later ones.
+        place = generator.randrange(2)
+        places = (place, 1 - place)
         try:
-            prompts = [render_comparison(tokenizer, messages, *orders[place]) for place in (first, 1 - first)]
+            prompts = [render_comparison(tokenizer, messages, *orders[place]) for place in places]
         except TemplateRefuses as error:
             count_refused(counts, error)
             continue
-        counts["chosen_first"] += first == 0
-        counts["cut_left"] += max(map(len, prompts)) >= max_length
-        for place, prompt in zip((first, 1 - first), prompts, strict=True):
-            kept = prompt[max(0, len(prompt) + 1 - max_length) :]
-            yield {"input_ids": [*kept, answers[place]], "labels": [IGNORED] * len(kept) + [answers[place]]}
+        if places[0] == 0:
+            counts["chosen_first"] += 1
+        if max(len(prompt) for prompt in prompts) >= max_length:
+            counts["cut_left"] += 1
+        for place, prompt in zip(places, prompts, strict=True):
+            # On the left, so that both responses stay; one token is left for the answer.
+            kept_ids = prompt[max(0, len(prompt) + 1 - max_length) :]
+            answer = answers[place]
+            yield {
+                "input_ids": [*kept_ids, answer],
+                "labels": [IGNORED] * len(kept_ids) + [answer],
+            }
 
 
 @torch.no_grad()
-def accuracy(trainer: Any, dataset: Any, answers: tuple[int, int]) -> float | None:
+def accuracy(trainer: Any, dataset: Any, answers: tuple[int, int]) -> dict[str, float | None]:
     """Share of pairs whose chosen answer has P > 1/2, averaged over both orders; a tie is wrong.
 
     Rows 2i and 2i + 1 are the two orders of pair i. Every rank calls it; None without pairs.
+
+    Example:
+        {"held_out_accuracy": 0.71}
     """
     num_pairs = len(dataset) // 2
     if num_pairs == 0:
-        return None
+        return {"held_out_accuracy": None}
 
-    def right(model: Any, pairs: list[int]) -> Tensor:
-        shown = []
+    def probability_of_label(model: Any, row: dict[str, list[int]]) -> float:
+        # One row at a time: without padding the last position is that of the last token.
+        prompt = row["input_ids"][:-1]
+        prompt_1_T = torch.tensor([prompt], device=trainer.args.device)
+        output = model(input_ids=prompt_1_T, use_cache=False, logits_to_keep=1)
+        logits_V = output.logits[0, -1]
+        # Of the two answers alone, in fp32: what else the model might say is no judgement.
+        probabilities_2 = logits_V[list(answers)].float().softmax(-1)
+        label = row["labels"][-1]
+        return float(probabilities_2[answers.index(label)])
+
+    def num_correct(model: Any, pairs: list[int]) -> Tensor:
+        count = 0
         for pair in pairs:
-            probability = 0.0
-            for row in (dataset[2 * pair], dataset[2 * pair + 1]):
-                prompt = torch.tensor([row["input_ids"][:-1]], device=trainer.args.device)
-                logits = model(input_ids=prompt, use_cache=False, logits_to_keep=1).logits[0, -1]
-                both = logits[list(answers)].float().softmax(-1)
-                probability += float(both[answers.index(row["labels"][-1])]) / 2
-            shown.append(probability > 0.5)
-        return torch.tensor([sum(shown)], dtype=torch.float64, device=trainer.args.device)
+            first = probability_of_label(model, dataset[2 * pair])
+            second = probability_of_label(model, dataset[2 * pair + 1])
+            if first / 2 + second / 2 > 0.5:
+                count += 1
+        return torch.tensor([count], dtype=torch.float64, device=trainer.args.device)
 
-    return sum_over(trainer, range(num_pairs), 1, right)[0] / num_pairs
+    (total,) = sum_over(trainer, range(num_pairs), 1, num_correct)
+    return {"held_out_accuracy": total / num_pairs}
 
 
 def train_preference_model(job: Job[PreferenceModelStage], worker: Worker) -> Outcome:
-    """Train a judge from `model` on `data` and `on_policy`; write `model/` and `metrics.jsonl`. Every rank calls it.
+    """Train a judge from `model` on `data` and `on_policy`. Every rank calls it.
 
-    The loss is taken on the answer token alone.
+    The loss is taken on the answer token alone. Writes `model/` and `metrics.jsonl`.
 
     Raises:
         DataError: there is no pair to train on.
         ModelError: `model` is a classifier, or has no single token for an answer.
         ConfigError: the batch size cannot be cut evenly, or `trainer_args` has a wrong key.
     """
-    config, source, micro = job.config, job.input_path("model"), job.config.micro_batch_size
-    steps = gradient_accumulation("reward_model", config.batch_size, micro, worker.world_size)
-    own: dict[str, Any] = common_arguments(job, source) | {
-        "num_train_epochs": config.num_epochs,
-        "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": steps,
-        "lr_scheduler_type": "cosine",
+    config = job.config
+    source = job.input_path("model")
+    own = micro_batches("reward_model", config, worker.world_size) | {
         "max_length": None,  # cut here already, on the left
         "packing": False,
-        "dataset_kwargs": {"skip_prepare_dataset": True},
+        "dataset_kwargs": {"skip_prepare_dataset": True},  # its rows are token ids already
     }
-    args = build_arguments(SFTConfig, "reward_model", own, config.trainer_args)
+    args = stage_arguments(SFTConfig, "reward_model", job, source, own)
     require_causal_lm(source, load_config(source, config.trust_remote_code))
     tokenizer = load_tokenizer(source, config.trust_remote_code)
     counts: Counter[str] = Counter(rows=0, cut_left=0, chosen_first=0)
-    tokens = job.out_path / "tokens.arrow"
-    dataset = token_dataset(tokens, ["input_ids", "labels"], lambda: _rows(job, tokenizer, counts))
-    train, held_out = split(len(dataset) // 2, config.held_out_share, job.seed)
-    if not train:
+    make_rows = partial(_rows, job, tokenizer, counts)
+    dataset = token_dataset(job.out_path / TOKENS, ["input_ids", "labels"], make_rows)
+    # Pairs are split, not rows: the two orders of a pair stay together.
+    training, held_out = split(len(dataset) // 2, config.held_out_share, job.seed)
+    if not training:
         raise DataError(
-            f"{job.inputs['data']}: no pair to train on ({what_became(counts, 'comparisons')}). Give pairs of two "
-            "different answers, and as reward_model.path a model whose chat template takes a user turn."
+            f"{job.inputs['data']}: no pair to train on ({what_became(counts, 'comparisons')}). Give pairs "
+            "of two different answers, and as reward_model.path a model whose chat template takes a user "
+            "turn."
         )
+    counts["pairs"] = len(training)  # until here it counted those of the file
+    counts["held_out"] = len(held_out)
+    training_rows = dataset.select([2 * pair for pair in training])
+    held_out_rows = []
+    for pair in held_out:
+        held_out_rows += [2 * pair, 2 * pair + 1]
     model = load_model(source, resolve_dtype(config.dtype, source), config.trust_remote_code)
-    rows = dataset.select([2 * pair for pair in train])
-    trainer = _Trainer(model=model, args=args, train_dataset=rows, processing_class=tokenizer)
-    attach(trainer, source, worker)
-    train_resumable(trainer, job.out_path)
-    both_orders = dataset.select([2 * pair + order for pair in held_out for order in (0, 1)])
-    metrics = {"held_out_accuracy": accuracy(trainer, both_orders, answer_ids(tokenizer))}
-    export_model(model, source, job.out_path / "model")
-    curve = step_rows(trainer)
-    if dist.is_initialized():
-        dist.barrier()
-    if worker.rank == 0:
-        write_rows(job.out_path, curve)
-        tokens.unlink()
-    metrics |= {"first_loss": curve[0]["loss"], "last_loss": curve[-1]["loss"]}
-    return Outcome(dict(counts) | {"pairs": len(train), "held_out": len(held_out), "steps": len(curve)}, metrics)
+    trainer = _Trainer(
+        model=model,
+        args=args,
+        train_dataset=training_rows,
+        processing_class=tokenizer,
+    )
+    return fit(
+        trainer,
+        source,
+        job,
+        worker,
+        counts,
+        export=partial(export_model, model, source, job.out_path / "model"),
+        measure=partial(accuracy, trainer, dataset.select(held_out_rows), answer_ids(tokenizer)),
+    )

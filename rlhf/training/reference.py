@@ -1,6 +1,7 @@
 """Stage `reference`: log-probabilities of responses under a frozen model.
 
-Of pairs (`pairs`: chosen and rejected, as DPO will cut them) or of candidates (`candidates`: as sampled).
+Of pairs (`pairs`: chosen and rejected, as DPO will cut them) or of candidates (`candidates`: as
+sampled).
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import torch
 from rlhf.config.stage_configs import ReferenceStage
 from rlhf.data.records import LOGPROBS_SCHEMA
 from rlhf.data.shards import read_rows, shard_name, write_shard
+from rlhf.models.batches import bins_by_tokens
 from rlhf.run.job import Job, Outcome, Worker
 from rlhf.training.deepspeed import on_gpu
-from rlhf.training.logprobs import bins_by_tokens, collate, response_budget, response_logprobs
+from rlhf.training.logprobs import collate, response_budget, response_logprobs
 from rlhf.training.weights import load_model, resolve_dtype
 
 _ROWS_AT_A_TIME = 1024
@@ -28,8 +30,8 @@ _COLUMNS = {
 }
 """What is read of each kind of input."""
 
-Sequence = tuple[list[int], list[int]]
-"""Prompt ids and response ids."""
+PromptAndResponse = tuple[list[int], list[int]]
+"""Token ids of both."""
 
 
 class ReferenceModel:
@@ -38,9 +40,11 @@ class ReferenceModel:
     def __init__(self, job: Job[ReferenceStage]) -> None:
         config = job.config
         folder = job.input_path("model")
-        self.device = torch.device("cuda" if on_gpu(job.compute) else "cpu")
+        device_name = "cuda" if on_gpu(job.compute) else "cpu"
+        self.device = torch.device(device_name)
         dtype = resolve_dtype(config.dtype, folder)
-        self.model = load_model(folder, dtype, config.trust_remote_code).to(self.device).eval()
+        model = load_model(folder, dtype, config.trust_remote_code)
+        self.model = model.to(self.device).eval()
         self.batch_tokens = config.batch_tokens
         self.max_length = config.max_length or 0  # candidates have no budget
 
@@ -48,44 +52,57 @@ class ReferenceModel:
         """A row of log-probabilities for each row of pairs or candidates, in the same order.
 
         NaN stands for the pairs that DPO drops because their prompt fills `max_length`.
-        """
-        groups = [self._sequences(row) for row in rows]
-        values = self._logprobs([sequence for group in groups for sequence in group])
-        done, out = 0, []
-        for row, group in zip(rows, groups, strict=True):
-            out.append(
-                {
-                    "id": row["id"],
-                    "logprobs": values[done : done + len(group)] if group or "candidates" in row else [math.nan] * 2,
-                }
-            )
-            done += len(group)
-            counts["rows"] += 1
-            counts["responses"] += len(group)
-            counts["long_prompts"] += not group
-        return out
 
-    def _sequences(self, row: dict[str, Any]) -> list[Sequence]:
+        Example:
+            {"id": "5f1c0a9b2d3e4f60", "logprobs": [-41.7, -38.2]}
+        """
+        sequences_by_row = [self._sequences(row) for row in rows]
+        # Those of all rows together, so that sequences of like length find each other.
+        all_sequences = list(itertools.chain.from_iterable(sequences_by_row))
+        logprobs = iter(self._logprobs(all_sequences))
+        scored = []
+        for row, sequences in zip(rows, sequences_by_row, strict=True):
+            values = list(itertools.islice(logprobs, len(sequences)))
+            # A row each, also for a pair that is dropped: DPO reads both folders side by side.
+            if not sequences and "candidates" not in row:
+                values = [math.nan, math.nan]
+            scored.append({"id": row["id"], "logprobs": values})
+            counts["rows"] += 1
+            counts["responses"] += len(sequences)
+            if not sequences:
+                counts["long_prompts"] += 1
+        return scored
+
+    def _sequences(self, row: dict[str, Any]) -> list[PromptAndResponse]:
+        """What a row has to be scored of; nothing of a pair whose prompt fills `max_length`."""
         prompt = row["prompt_token_ids"]
         if "candidates" in row:
             return [(prompt, candidate["token_ids"]) for candidate in row["candidates"]]
         budget = response_budget(len(prompt), self.max_length)
         if budget < 1:
             return []
-        return [(prompt, row["chosen_token_ids"][:budget]), (prompt, row["rejected_token_ids"][:budget])]
+        chosen = row["chosen_token_ids"][:budget]
+        rejected = row["rejected_token_ids"][:budget]
+        return [(prompt, chosen), (prompt, rejected)]
 
     @torch.no_grad()
-    def _logprobs(self, sequences: list[Sequence]) -> list[float]:
-        values = [0.0] * len(sequences)  # an empty response has probability 1
-        scored = [i for i, (_, response) in enumerate(sequences) if response]
-        lengths = [len(sequences[i][0]) + len(sequences[i][1]) for i in scored]
+    def _logprobs(self, sequences: list[PromptAndResponse]) -> list[float]:
+        logprobs = [0.0] * len(sequences)
+        # Empty responses keep their 0: they have probability 1.
+        scored = [index for index, (_, response) in enumerate(sequences) if response]
+        lengths = []
+        for index in scored:
+            prompt, response = sequences[index]
+            lengths.append(len(prompt) + len(response))
         for members in bins_by_tokens(lengths, self.batch_tokens):
-            chosen = [scored[m] for m in members]
-            batch = collate([sequences[i][0] for i in chosen], [sequences[i][1] for i in chosen])
-            result = response_logprobs(self.model, batch.to(self.device))
-            for i, value in zip(chosen, result.tolist(), strict=True):
-                values[i] = value
-        return values
+            indices = [scored[member] for member in members]
+            prompts = [sequences[index][0] for index in indices]
+            responses = [sequences[index][1] for index in indices]
+            batch = collate(prompts, responses).to(self.device)
+            values = response_logprobs(self.model, batch).tolist()
+            for index, value in zip(indices, values, strict=True):
+                logprobs[index] = value
+        return logprobs
 
 
 def compute_logprobs(job: Job[ReferenceStage], worker: Worker) -> Outcome:
@@ -93,7 +110,8 @@ def compute_logprobs(job: Job[ReferenceStage], worker: Worker) -> Outcome:
     source = "pairs" if "pairs" in job.inputs else "candidates"
     model: ReferenceModel | None = None
     for index in worker.shards():
-        if model is None:  # only loaded when there is a shard left
+        # Loaded with the first shard: a worker for which none is left does not load it at all.
+        if model is None:
             model = ReferenceModel(job)
         counts = {"rows": 0, "responses": 0, "long_prompts": 0}
         rows = read_rows(job.input_path(source) / shard_name(index), _COLUMNS[source])
@@ -105,5 +123,9 @@ def compute_logprobs(job: Job[ReferenceStage], worker: Worker) -> Outcome:
 def _score_in_blocks(
     model: ReferenceModel, rows: Iterator[dict[str, Any]], counts: dict[str, int]
 ) -> Iterator[dict[str, Any]]:
-    while block := list(itertools.islice(rows, _ROWS_AT_A_TIME)):
+    """`ReferenceModel.score` of rows that are too many to hold."""
+    while True:
+        block = list(itertools.islice(rows, _ROWS_AT_A_TIME))
+        if not block:
+            return
         yield from model.score(block, counts)

@@ -1,11 +1,15 @@
-"""A Bradley-Terry reward model (arXiv 2405.07863, section 2): one logit per conversation, −log σ(r_c − r_r)."""
+"""A Bradley-Terry reward model (arXiv 2405.07863, section 2): one logit r per conversation.
+
+The loss of a pair is −log σ(r_chosen − r_rejected).
+"""
 
 from __future__ import annotations
 
 import json
-import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,24 +25,18 @@ from rlhf.data.shards import read_all_rows
 from rlhf.errors import DataError, TemplateRefuses
 from rlhf.models.chat import end_of_turn_id, load_tokenizer, render_conversation
 from rlhf.run.job import Job, Outcome, Worker
-from rlhf.training.checkpoints import train_resumable
-from rlhf.training.sft import gradient_accumulation
-from rlhf.training.stage_trainer import (
-    StageTrainer,
-    attach,
-    build_arguments,
-    common_arguments,
-    step_rows,
-    sum_over,
-    write_rows,
-)
-from rlhf.training.tokens import TokenRow, count_refused, split, token_dataset
+from rlhf.training.arguments import micro_batches, stage_arguments
+from rlhf.training.fit import fit
+from rlhf.training.held_out import split, sum_over, to_device
+from rlhf.training.stage_trainer import StageTrainer
+from rlhf.training.tokens import TOKENS, TokenRow, count_refused, token_dataset
 from rlhf.training.weights import export_model, load_model, resolve_dtype
 
 _COLUMNS = ["chosen_ids", "rejected_ids"]
+_SPARE_TOKENS = ("<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "<pad>")
+"""Tokens of common vocabularies that stand in no conversation, the best one to pad with first."""
 _MAX_SOURCES = 50
 """Sources with an accuracy of their own; pairs of further ones count together as `other`."""
-_log = logging.getLogger(__name__)
 
 
 class _Trainer(StageTrainer, RewardTrainer):
@@ -50,35 +48,56 @@ class Fp32Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Rows of fp32 logits."""
-        bias = None if self.bias is None else self.bias.float()
+        bias = None
+        if self.bias is not None:
+            bias = self.bias.float()
         return F.linear(input.float(), self.weight.float(), bias)
 
 
 def ensure_pad(tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
-    """Give tokenizer and model a pad token that no conversation contains: neither eos nor what ends a turn.
+    """Give tokenizer and model a pad token that no conversation contains.
 
-    The score is read at the last token that is not padding: with pad = end-of-turn it would be read at an earlier
-    turn, and chosen and rejected would score the same.
+    So it is neither eos nor what ends a turn. The score is read at the last token that is not
+    padding: with pad = end-of-turn it would be read at an earlier turn, and chosen and rejected
+    would score the same.
     """
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id, end_of_turn_id(tokenizer)):
         vocabulary = tokenizer.get_vocab()
-        spare = [t for t in ("<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "<pad>") if t in vocabulary]
-        tokenizer.add_special_tokens({"pad_token": spare[0] if spare else "<pad>"})
+        spare = [token for token in _SPARE_TOKENS if token in vocabulary]
+        pad_token = spare[0] if spare else "<pad>"
+        # One that is not in the vocabulary yet is added to it, and needs an embedding.
+        tokenizer.add_special_tokens({"pad_token": pad_token})
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))
+    # A multimodal model keeps it in the config of its language part, and looks it up there.
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
 def source_of(row: Mapping[str, Any]) -> str:
-    """Where a row of a preference file says it comes from, else "data"."""
-    named = (row.get(key) for key in ("source", "dataset", "subset"))
-    return next((name.strip() for name in named if isinstance(name, str) and name.strip()), "data")
+    """Where a row of a preference file says it comes from, else "data".
+
+    Example:
+        {"source": "hh-rlhf", "chosen": [{…}, {…}], "rejected": [{…}, {…}]} gives "hh-rlhf"
+    """
+    for key in ("source", "dataset", "subset"):
+        name = row.get(key)
+        if isinstance(name, str) and name.strip():
+            return name.strip()
+    return "data"
 
 
-def conversations(job: Job[Any], counts: Counter[str]) -> Iterator[tuple[str, list[Message], str, str]]:
-    """Source, context, chosen and rejected answer: of the preference file, then of π0's own pairs."""
-    for given, preference in preferences_with_rows(job.input_path("data"), counts):
-        yield source_of(given), *preference
+def sourced_preferences(
+    job: Job[Any],
+    counts: Counter[str],
+) -> Iterator[tuple[str, list[Message], str, str]]:
+    """Source, context, chosen and rejected answer: of the preference file, then of π0's own pairs.
+
+    Example:
+        ("hh-rlhf", [{"role": "user", "content": "2+2?"}], "4", "5")
+    """
+    for row, preference in preferences_with_rows(job.input_path("data"), counts):
+        messages, chosen, rejected = preference
+        yield source_of(row), messages, chosen, rejected
     if "on_policy" in job.inputs:
         for row in read_all_rows(job.input_path("on_policy"), ["messages", "chosen", "rejected"]):
             counts["rows"] += 1
@@ -87,105 +106,177 @@ def conversations(job: Job[Any], counts: Counter[str]) -> Iterator[tuple[str, li
 
 
 def _rows(
-    job: Job[RewardModelStage], tokenizer: PreTrainedTokenizerBase, counts: Counter[str], sources: dict[str, int]
+    job: Job[RewardModelStage],
+    tokenizer: PreTrainedTokenizerBase,
+    counts: Counter[str],
+    sources: dict[str, int],
 ) -> Iterator[TokenRow]:
-    """Pairs as token ids; `sources` gets a number for the name of each source."""
+    """Pairs as token ids; `sources` gets a number for the name of each source.
+
+    Example:
+        {"chosen_ids": [128000, 17, 128009], "rejected_ids": [128000, 19, 128009], "source": [0]}
+    """
     max_length = job.config.max_length
-    for source, messages, *answers in conversations(job, counts):
+    for source, messages, chosen, rejected in sourced_preferences(job, counts):
         try:
-            chosen, rejected = (
-                render_conversation(tokenizer, [*messages, {"role": "assistant", "content": answer}])
-                for answer in answers
-            )
+            chosen_ids = _conversation_ids(tokenizer, messages, chosen)
+            rejected_ids = _conversation_ids(tokenizer, messages, rejected)
         except TemplateRefuses as error:
             count_refused(counts, error)
             continue
-        if chosen == rejected:
+        # Texts that differ may still be the same tokens, when the template trims white space.
+        if chosen_ids == rejected_ids:
             counts["dropped/identical"] += 1
             continue
-        counts["cut_left"] += max(len(chosen), len(rejected)) > max_length
-        name = source if source in sources or len(sources) < _MAX_SOURCES else "other"
-        number = sources.setdefault(name, len(sources))
-        yield {"chosen_ids": chosen[-max_length:], "rejected_ids": rejected[-max_length:], "source": [number]}
+        if max(len(chosen_ids), len(rejected_ids)) > max_length:
+            counts["cut_left"] += 1
+        # On the left: the answers stand at the end, and the score is read at the last token.
+        yield {
+            "chosen_ids": chosen_ids[-max_length:],
+            "rejected_ids": rejected_ids[-max_length:],
+            "source": [_source_number(source, sources)],
+        }
 
 
-def accuracies(trainer: Any, dataset: Any, micro_batch_size: int, sources: list[str]) -> dict[str, float | None]:
+def _conversation_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[Message],
+    answer: str,
+) -> list[int]:
+    answer_turn = {"role": "assistant", "content": answer}
+    return render_conversation(tokenizer, [*messages, answer_turn])
+
+
+def _source_number(source: str, sources: dict[str, int]) -> int:
+    """The number of a source: a new one if it is new, while there are few."""
+    if source not in sources and len(sources) >= _MAX_SOURCES:
+        source = "other"
+    return sources.setdefault(source, len(sources))
+
+
+def accuracies(
+    trainer: Any,
+    dataset: Any,
+    micro_batch_size: int,
+    sources: list[str],
+) -> dict[str, float | None]:
     """Share of pairs whose chosen score is the higher one, over all and by source; a tie is wrong.
 
     Every rank calls it. None without pairs; nothing by source where there is one source only.
+
+    Example:
+        {"held_out_accuracy": 0.71, "held_out_accuracy/hh": 0.65, "held_out_accuracy/on_policy": 0.8}
     """
     if len(dataset) == 0:
         return {"held_out_accuracy": None}
-    pairs_of = Counter(number for (number,) in dataset["source"])
+    num_pairs_by_source = Counter(number for (number,) in dataset["source"])
+    num_sources = max(num_pairs_by_source) + 1
 
-    def right(model: Any, rows: list[dict[str, Any]]) -> Tensor:
-        batch = trainer.data_collator([{name: row[name] for name in _COLUMNS} for row in rows])
-        batch = {name: value.to(trainer.args.device) for name, value in batch.items()}
-        chosen_B, rejected_B = model(**batch, use_cache=False).logits.squeeze(-1).float().chunk(2)
-        source_B = torch.tensor([row["source"][0] for row in rows], device=chosen_B.device)
-        return (chosen_B > rejected_B).double() @ F.one_hot(source_B, max(pairs_of) + 1).double()
+    def num_correct_by_source(model: Any, rows: list[dict[str, Any]]) -> Tensor:
+        pairs = []
+        for row in rows:
+            pairs.append({column: row[column] for column in _COLUMNS})
+        batch = to_device(trainer.data_collator(pairs), trainer.args.device)
+        # TRL's collator puts all chosen conversations before all rejected ones.
+        scores = model(**batch, use_cache=False).logits.squeeze(-1).float()
+        chosen_B, rejected_B = scores.chunk(2)
+        correct_B = (chosen_B > rejected_B).double()
+        source_B = torch.tensor([row["source"][0] for row in rows], device=correct_B.device)
+        return correct_B @ F.one_hot(source_B, num_sources).double()
 
-    found = sum_over(trainer, dataset, micro_batch_size, right)
-    metrics: dict[str, float | None] = {"held_out_accuracy": sum(found) / len(dataset)}
+    num_correct = sum_over(trainer, dataset, micro_batch_size, num_correct_by_source)
+    metrics: dict[str, float | None] = {"held_out_accuracy": sum(num_correct) / len(dataset)}
     if len(sources) > 1:
-        by_source = {name: found[i] / pairs_of[i] for i, name in enumerate(sources) if pairs_of[i]}
-        metrics |= {f"held_out_accuracy/{name}": share for name, share in sorted(by_source.items())}
+        for name in sorted(sources):
+            number = sources.index(name)
+            # All pairs of a source may be among those trained on.
+            if num_pairs_by_source[number]:
+                share = num_correct[number] / num_pairs_by_source[number]
+                metrics[f"held_out_accuracy/{name}"] = share
     return metrics
 
 
-def _config(source: dict[str, Any], model: Any, vocab_size: int, pad_token_id: int) -> dict[str, Any]:
+def _load_classifier(
+    job: Job[RewardModelStage],
+    source: Path,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Any:
+    """The model with a score head, new where it has none, and with a pad token, as `tokenizer`."""
+    config = job.config
+    torch.manual_seed(job.seed)  # of the new score head
+    dtype = resolve_dtype(config.dtype, source)
+    model = load_model(source, dtype, config.trust_remote_code, reward_model=True)
+    ensure_pad(tokenizer, model)
+    # The class alone: DeepSpeed knows the weights of the very head that was loaded.
+    if isinstance(getattr(model, "score", None), nn.Linear):
+        model.score.__class__ = Fp32Linear
+    return model
+
+
+def _classifier_config(source: Path, model: Any, pad_token_id: int) -> dict[str, Any]:
     """What config.json of the result says: the source's, as a classifier with one logit."""
-    return source | {
+    config: dict[str, Any] = json.loads((source / "config.json").read_text())
+    return config | {
         "architectures": [type(model).__name__],
         "id2label": {"0": "LABEL_0"},
         "label2id": {"LABEL_0": 0},
         "pad_token_id": pad_token_id,
-        "vocab_size": vocab_size,
+        "vocab_size": model.get_input_embeddings().num_embeddings,
     }
 
 
 def train_reward_model(job: Job[RewardModelStage], worker: Worker) -> Outcome:
-    """Train a judge from `model` on `data` and `on_policy`; write `model/` and `metrics.jsonl`. Every rank calls it."""
-    config, source, micro = job.config, job.input_path("model"), job.config.micro_batch_size
-    own: dict[str, Any] = common_arguments(job, source) | {
-        "num_train_epochs": config.num_epochs,
-        "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": gradient_accumulation(
-            "reward_model", config.batch_size, micro, worker.world_size
-        ),
-        "lr_scheduler_type": "cosine",
-        "max_length": None,  # cut here already, on the left
-    }
-    args = build_arguments(RewardConfig, "reward_model", own, config.trainer_args)
+    """Train a judge from `model` on `data` and `on_policy`. Every rank calls it.
+
+    Writes `model/` and `metrics.jsonl`.
+
+    Raises:
+        DataError: there is no pair to train on.
+        ConfigError: the batch size cannot be cut evenly, or `trainer_args` has a wrong key.
+    """
+    config = job.config
+    source = job.input_path("model")
+    own: dict[str, Any] = micro_batches("reward_model", config, worker.world_size)
+    own["max_length"] = None  # cut here already, on the left
+    args = stage_arguments(RewardConfig, "reward_model", job, source, own)
     tokenizer = load_tokenizer(source, config.trust_remote_code)
-    torch.manual_seed(job.seed)  # of the new score head
-    model = load_model(source, resolve_dtype(config.dtype, source), config.trust_remote_code, reward_model=True)
-    ensure_pad(tokenizer, model)
-    if isinstance(getattr(model, "score", None), nn.Linear):
-        model.score.__class__ = Fp32Linear
+    # Before the data: a new pad token changes the tokenizer that renders them.
+    model = _load_classifier(job, source, tokenizer)
     counts: Counter[str] = Counter(rows=0, cut_left=0)
     sources: dict[str, int] = {}
-    tokens = job.out_path / "tokens.arrow"
-    dataset = token_dataset(tokens, [*_COLUMNS, "source"], lambda: _rows(job, tokenizer, counts, sources))
-    train, held_out = split(len(dataset), config.held_out_share, job.seed)
-    if not train:
+    make_rows = partial(_rows, job, tokenizer, counts, sources)
+    dataset = token_dataset(job.out_path / TOKENS, [*_COLUMNS, "source"], make_rows)
+    training, held_out = split(len(dataset), config.held_out_share, job.seed)
+    if not training:
         raise DataError(
-            f"{job.inputs['data']}: no pair to train on ({what_became(counts, 'comparisons')}). Pairs refused by the "
-            "template have turns that the chat template of reward_model.path does not take: use other pairs or another "
-            "model, or change the template in a copy of its folder."
+            f"{job.inputs['data']}: no pair to train on ({what_became(counts, 'comparisons')}). Pairs "
+            "refused by the template have turns that the chat template of reward_model.path does not "
+            "take: use other pairs or another model, or change the template in a copy of its folder."
         )
-    pairs = dataset.select(train).select_columns(_COLUMNS)
+    counts["pairs"] = len(training)  # until here it counted those of the file
+    counts["held_out"] = len(held_out)
+    pairs = dataset.select(training).select_columns(_COLUMNS)
     trainer = _Trainer(model=model, args=args, train_dataset=pairs, processing_class=tokenizer)
-    attach(trainer, source, worker)
-    train_resumable(trainer, job.out_path)
-    metrics = accuracies(trainer, dataset.select(held_out), micro, list(sources))
-    source_config = json.loads((source / "config.json").read_text())
-    vocab_size = model.get_input_embeddings().num_embeddings
-    result = _config(source_config, model, vocab_size, int(tokenizer.pad_token_id))
-    export_model(model, source, job.out_path / "model", result, tokenizer)
-    rows = step_rows(trainer)
-    if worker.rank == 0:
-        write_rows(job.out_path, rows)
-        tokens.unlink()
-    metrics |= {"first_loss": rows[0]["loss"], "last_loss": rows[-1]["loss"]}
-    return Outcome(dict(counts) | {"pairs": len(train), "held_out": len(held_out), "steps": len(rows)}, metrics)
+    model_config = _classifier_config(source, model, int(tokenizer.pad_token_id))
+    return fit(
+        trainer,
+        source,
+        job,
+        worker,
+        counts,
+        export=partial(
+            export_model,
+            model,
+            source,
+            job.out_path / "model",
+            config=model_config,
+            tokenizer=tokenizer,
+        ),
+        measure=partial(
+            accuracies,
+            trainer,
+            dataset.select(held_out),
+            config.micro_batch_size,
+            list(sources),
+        ),
+    )

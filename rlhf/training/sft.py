@@ -6,11 +6,11 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
@@ -22,81 +22,85 @@ from rlhf.data.shards import write_atomic
 from rlhf.errors import ConfigError, DataError, TemplateRefuses
 from rlhf.models.chat import Messages, end_of_turn_id, load_tokenizer, render_conversation, render_prompt
 from rlhf.run.job import Job, Outcome, Worker
-from rlhf.training.checkpoints import train_resumable
-from rlhf.training.stage_trainer import (
-    StageTrainer,
-    attach,
-    build_arguments,
-    common_arguments,
-    step_rows,
-    sum_over,
-    write_rows,
-)
-from rlhf.training.tokens import TokenRow, count_refused, pack, split, token_dataset
+from rlhf.training.arguments import micro_batches, stage_arguments
+from rlhf.training.fit import fit
+from rlhf.training.held_out import split, sum_over, to_device
+from rlhf.training.ranks import own_rank
+from rlhf.training.stage_trainer import StageTrainer
+from rlhf.training.tokens import IGNORED, PACKS, TOKENS, TokenRow, count_refused, pack, token_dataset
 from rlhf.training.weights import export_model, load_model, resolve_dtype
 
 _log = logging.getLogger(__name__)
 _COLUMNS = ["input_ids", "labels"]
-_FILES = ("tokens.arrow", "packs.arrow")
-IGNORED = -100
-"""Label of a token that no loss is taken on."""
 
 
 class _Trainer(StageTrainer, SFTTrainer):
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **kwargs)
+        # Only now is the model wrapped, as the ranks need it under ZeRO-3.
         if self.args.packing:
             refuse_leaks(self)
         return prepared
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, messages: Messages, end: int) -> TokenRow | None:
-    """Ids of a conversation up to its last assistant turn, with a loss on every assistant turn and its end-of-turn.
+    """Ids of a conversation up to its last assistant turn.
+
+    The loss is taken on every assistant turn and its end-of-turn.
 
     Returns:
-        `input_ids` and `labels` (−100 where no loss is taken), or None when no turn is the assistant's.
+        `input_ids` and `labels` (−100 where no loss is taken), or None when no turn is the
+        assistant's.
 
     Raises:
-        TemplateRefuses: the template takes no such conversation, or renders a turn differently once others follow it.
+        TemplateRefuses: the template takes no such conversation, or renders a turn differently once
+            others follow it.
+
+    Example:
+        {"input_ids": [128000, 882, 15339, 9906, 128009], "labels": [-100, -100, -100, 9906, 128009]}
     """
-    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    if not turns:
+    assistant_turns = []
+    for index, message in enumerate(messages):
+        if message["role"] == "assistant":
+            assistant_turns.append(index)
+    if not assistant_turns:
         return None
-    # Outer white space: some templates trim it, in others it would merge with the header's line end.
-    messages = [{**m, "content": m["content"].strip()} if isinstance(m["content"], str) else m for m in messages]
-    ids = render_conversation(tokenizer, messages[: turns[-1] + 1])
+    messages = [_without_outer_space(message) for message in messages]
+    ids = render_conversation(tokenizer, messages[: assistant_turns[-1] + 1])
     labels = [IGNORED] * len(ids)
     stop = len(ids)
-    for turn in turns:
+    for turn in assistant_turns:
         prompt = render_prompt(tokenizer, messages[:turn])
         start = len(prompt)
         if ids[:start] != prompt:
             raise TemplateRefuses(
-                f"{tokenizer.name_or_path}: the chat template does not render the turns before answer {turn + 1} as it "
-                "renders them alone, so the answer's tokens cannot be told from the rest. Use single-turn data, or a "
-                "template that leaves earlier turns as they are."
+                f"{tokenizer.name_or_path}: the chat template does not render the turns before answer "
+                f"{turn + 1} as it renders them alone, so the answer's tokens cannot be told from the rest. "
+                "Use single-turn data, or a template that leaves earlier turns as they are."
             )
+        # Some templates write no end-of-turn behind the last answer.
         stop = ids.index(end, start) + 1 if end in ids[start:] else len(ids)
         labels[start:stop] = ids[start:stop]
+    # What a template writes behind the last end-of-turn, such as a line end, is never sampled.
     return {"input_ids": ids[:stop], "labels": labels[:stop]}
 
 
-def gradient_accumulation(section: str, batch_size: int, micro_batch_size: int, num_ranks: int) -> int:
-    """Micro-batches of one rank in one step.
-
-    Raises:
-        ConfigError: the step cannot be cut evenly.
-    """
-    if batch_size % (micro_batch_size * num_ranks):
-        raise ConfigError(
-            f"{section}.batch_size={batch_size} is no multiple of {section}.micro_batch_size={micro_batch_size} times "
-            f"{num_ranks} training ranks: change one of them, or compute.num_training_ranks"
-        )
-    return batch_size // (micro_batch_size * num_ranks)
+def _without_outer_space(message: Any) -> Any:
+    """A message without outer white space."""
+    if not isinstance(message["content"], str):
+        return message
+    # Some templates trim it, in others it would merge with the header's line end.
+    return {**message, "content": message["content"].strip()}
 
 
-def _rows(job: Job[SftStage], tokenizer: PreTrainedTokenizerBase, counts: Counter[str]) -> Iterator[TokenRow]:
-    end, max_length = end_of_turn_id(tokenizer), job.config.max_length
+def _rows(
+    job: Job[SftStage],
+    tokenizer: PreTrainedTokenizerBase,
+    counts: Counter[str],
+) -> Iterator[TokenRow]:
+    """Conversations as token ids, cut at the end."""
+    end = end_of_turn_id(tokenizer)
+    max_length = job.config.max_length
     for messages in read_conversations(job.input_path("data"), counts):
         try:
             row = tokenize(tokenizer, messages, end)
@@ -105,143 +109,192 @@ def _rows(job: Job[SftStage], tokenizer: PreTrainedTokenizerBase, counts: Counte
             continue
         if row is None:
             counts["dropped/no_answer"] += 1
-        elif all(label == IGNORED for label in row["labels"][:max_length]):
+            continue
+        cut_row = {column: ids[:max_length] for column, ids in row.items()}
+        # A row without a label would make the mean over its labels not finite.
+        if all(label == IGNORED for label in cut_row["labels"]):
             counts["dropped/long_prompt"] += 1
-        else:
-            counts["cut"] += len(row["input_ids"]) > max_length
-            yield {name: ids[:max_length] for name, ids in row.items()}
+            continue
+        if len(row["input_ids"]) > max_length:
+            counts["cut"] += 1
+        yield cut_row
 
 
 def _packs(dataset: Any, max_length: int) -> Iterator[TokenRow]:
-    """Conversations one behind the other, and how long each is."""
-    for members in pack([len(ids) for ids in dataset["input_ids"]], max_length):
-        rows = [dataset[i] for i in members]
-        joined = {name: [token for row in rows for token in row[name]] for name in _COLUMNS}
-        yield joined | {"seq_lengths": [len(row["input_ids"]) for row in rows]}
+    """Conversations one behind the other, and how long each is.
+
+    Example:
+        {"input_ids": [1, 5, 6, 1, 7], "labels": [-100, 5, 6, -100, 7], "seq_lengths": [3, 2]}
+    """
+    lengths = [len(ids) for ids in dataset["input_ids"]]
+    for members in pack(lengths, max_length):
+        joined: TokenRow = {"input_ids": [], "labels": [], "seq_lengths": []}
+        for index in members:
+            row = dataset[index]
+            joined["input_ids"] += row["input_ids"]
+            joined["labels"] += row["labels"]
+            joined["seq_lengths"].append(len(row["input_ids"]))
+        yield joined
 
 
 @torch.no_grad()
 def refuse_leaks(trainer: Any) -> None:
     """Make sure that packed conversations do not see each other in this model. Every rank calls it.
 
-    Positions that begin anew at each conversation are all that tells where one ends; most attention of transformers
-    masks by them, but some models make positions or masks of their own. Here the first of two conversations changes,
-    and what the model says of the second may not.
+    Positions that begin anew at each conversation are all that tells where one ends; most attention
+    of transformers masks by them, but some models make positions or masks of their own. Here the
+    first of two conversations changes, and what the model says of the second may not.
 
     Raises:
         ConfigError: it does.
     """
-    first, vocab_size = 8, trainer.model.get_input_embeddings().num_embeddings
-    ids = [*range(first), *range(first, 0, -1)]
-    said = []
+    length = 8
+    vocab_size = trainer.model.get_input_embeddings().num_embeddings
+    second = list(range(length, 0, -1))
+    logits_of_second = []
     trainer.model_wrapped.eval()
     for shift in (1, 2):
-        changed = [(token * shift + shift) % vocab_size for token in ids[:first]] + ids[first:]
-        row = {"input_ids": changed, "labels": changed, "seq_lengths": [first, len(ids) - first]}
-        batch = {name: _to(value, trainer.args.device) for name, value in trainer.data_collator([row]).items()}
+        first = [(token * shift + shift) % vocab_size for token in range(length)]
+        ids = first + second
+        row = {"input_ids": ids, "labels": ids, "seq_lengths": [len(first), len(second)]}
+        batch = to_device(trainer.data_collator([row]), trainer.args.device)
+        # Without labels the model computes no loss, only logits.
         del batch["labels"]
-        said.append(trainer.model_wrapped(**batch, use_cache=False).logits[:, first:])
-    # Masked tokens weigh nothing at all, but experts of a mixture are rounded by what else they compute.
-    rounding = max(1e-5, 8 * torch.finfo(said[0].dtype).eps) * said[0].abs().max().item()
-    if (said[0] - said[1]).abs().max().item() > rounding:
+        logits = trainer.model_wrapped(**batch, use_cache=False).logits
+        logits_of_second.append(logits[:, length:])
+    before, after = logits_of_second
+    # Masked tokens weigh nothing at all, but a mixture's experts are rounded by what else they
+    # compute.
+    tolerance = max(1e-5, 8 * torch.finfo(before.dtype).eps)
+    if (before - after).abs().max().item() > tolerance * before.abs().max().item():
         raise ConfigError(
-            f"sft.packing=true: in a {type(trainer.model).__name__} a conversation sees the one packed before it, so "
-            "packing would train on something else than the data. Set sft.packing=false (and a larger "
-            "sft.micro_batch_size for speed), or use another model."
+            f"sft.packing=true: in a {type(trainer.model).__name__} a conversation sees the one packed "
+            "before it, so packing would train on something else than the data. Set sft.packing=false "
+            "(and a larger sft.micro_batch_size for speed), or use another model."
         )
 
 
-def held_out_loss(trainer: Any, dataset: Any, micro_batch_size: int) -> float:
-    """Mean loss, in nats, of the tokens that a loss is taken on. Every rank calls it."""
+def held_out_loss(trainer: Any, dataset: Any, micro_batch_size: int) -> dict[str, float]:
+    """Mean loss, in nats, of the tokens that a loss is taken on; nothing without conversations.
 
-    def loss_and_tokens(model: Any, rows: list[dict[str, Any]]) -> Tensor:
-        batch = {name: _to(value, trainer.args.device) for name, value in trainer.data_collator(rows).items()}
-        outputs = model(**batch, use_cache=False, fused_lm_head=True)  # TRL's, without a tensor of all logits
-        return torch.stack([-outputs.log_probs.double().sum(), outputs.label_mask.double().sum()])
+    Every rank calls it.
 
-    loss, tokens = sum_over(trainer, dataset, micro_batch_size, loss_and_tokens)
-    return loss / tokens
+    Example:
+        {"held_out_loss": 1.07}
+    """
+    if len(dataset) == 0:
+        return {}
 
+    def loss_and_num_tokens(model: Any, rows: list[dict[str, Any]]) -> Tensor:
+        batch = to_device(trainer.data_collator(rows), trainer.args.device)
+        # TRL's head, which never holds the logits of all tokens at once.
+        outputs = model(**batch, use_cache=False, fused_lm_head=True)
+        loss = -outputs.log_probs.double().sum()
+        num_tokens = outputs.label_mask.double().sum()
+        return torch.stack([loss, num_tokens])
 
-def _to(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else value
-
-
-def _stop_at(folder: Path, end: int) -> None:
-    """Let generation_config.json of a base model stop at the end of a turn too."""
-    path = folder / "generation_config.json"
-    settings = json.loads(path.read_text()) if path.is_file() else {}
-    before = settings.get("eos_token_id")
-    stops = [before] if isinstance(before, int) else before or []
-    settings["eos_token_id"] = sorted({*stops, end})
-    write_atomic(path, (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode())
+    # The mean over tokens, not over batches, so that it depends on no batch size.
+    loss, num_tokens = sum_over(trainer, dataset, micro_batch_size, loss_and_num_tokens)
+    return {"held_out_loss": loss / num_tokens}
 
 
-def _datasets(job: Job[SftStage], tokenizer: PreTrainedTokenizerBase, counts: Counter[str]) -> tuple[Any, Any]:
+def _datasets(
+    job: Job[SftStage],
+    tokenizer: PreTrainedTokenizerBase,
+    counts: Counter[str],
+) -> tuple[Any, Any]:
     """What to train on, packed if so configured, and the held-out conversations. Every rank calls it.
 
     Raises:
         DataError: no conversation is left.
     """
     config = job.config
-    dataset = token_dataset(job.out_path / _FILES[0], _COLUMNS, lambda: _rows(job, tokenizer, counts))
-    train, held_out = split(len(dataset), config.held_out_share, job.seed)
-    if not train:
+    dataset = token_dataset(job.out_path / TOKENS, _COLUMNS, partial(_rows, job, tokenizer, counts))
+    training, held_out = split(len(dataset), config.held_out_share, job.seed)
+    if not training:
         raise DataError(
-            f"{job.inputs['data']}: no conversation to train on ({what_became(counts)}). refused_by_template: the "
-            "model's chat template refuses their turns, or writes earlier ones differently once others follow: use "
-            "single-turn data without a system turn, another model, or change the template in a copy of its folder."
+            f"{job.inputs['data']}: no conversation to train on ({what_became(counts)}). "
+            "refused_by_template: the model's chat template refuses their turns, or writes earlier ones "
+            "differently once others follow: use single-turn data without a system turn, another model, "
+            "or change the template in a copy of its folder."
         )
-    counts.update(conversations=len(train), held_out=len(held_out))
-    kept = dataset.select(train)
+    counts["conversations"] = len(training)
+    counts["held_out"] = len(held_out)
+    training_rows = dataset.select(training)
     if config.packing:
-        columns = [*_COLUMNS, "seq_lengths"]
-        kept = token_dataset(
-            job.out_path / _FILES[1], columns, lambda: _packs(dataset.select(train), config.max_length)
-        )
-        counts["packs"] = len(kept)
-        if len(kept) < config.batch_size:
+        make_packs = partial(_packs, training_rows, config.max_length)
+        training_rows = token_dataset(job.out_path / PACKS, [*_COLUMNS, "seq_lengths"], make_packs)
+        counts["packs"] = len(training_rows)
+        if len(training_rows) < config.batch_size:
             _log.warning(
-                "all data makes %d packs, less than one step of sft.batch_size=%d", len(kept), config.batch_size
+                "all data makes %d packs, less than one step of sft.batch_size=%d",
+                len(training_rows),
+                config.batch_size,
             )
-    return kept, dataset.select(held_out)
+    return training_rows, dataset.select(held_out)
+
+
+def _export(
+    model: Any,
+    source: Path,
+    out: Path,
+    new_tokenizer: PreTrainedTokenizerBase | None,
+) -> None:
+    """Write the model folder; with a new tokenizer the model stops where that ends a turn."""
+    export_model(model, source, out, tokenizer=new_tokenizer)
+    if new_tokenizer is not None and own_rank() == 0:
+        _stop_at(out, end_of_turn_id(new_tokenizer))
+
+
+def _stop_at(folder: Path, end: int) -> None:
+    """Let generation_config.json of a base model stop at the end of a turn too."""
+    path = folder / "generation_config.json"
+    settings = {}
+    if path.is_file():
+        settings = json.loads(path.read_text())
+    # One id, a list of them, or nothing, as transformers takes them.
+    stops = settings.get("eos_token_id") or []
+    if isinstance(settings.get("eos_token_id"), int):
+        stops = [settings["eos_token_id"]]
+    settings["eos_token_id"] = sorted({*stops, end})
+    text = json.dumps(settings, indent=2, sort_keys=True)
+    write_atomic(path, f"{text}\n".encode())
 
 
 def train_sft(job: Job[SftStage], worker: Worker) -> Outcome:
-    """Fine-tune `model` on `data`; write `model/` and `metrics.jsonl`. Every rank calls this."""
-    config, source = job.config, job.input_path("model")
-    own: dict[str, Any] = common_arguments(job, source) | {
-        "num_train_epochs": config.num_epochs,
-        "per_device_train_batch_size": config.micro_batch_size,
-        "gradient_accumulation_steps": gradient_accumulation(
-            "sft", config.batch_size, config.micro_batch_size, worker.world_size
-        ),
-        "lr_scheduler_type": "cosine",
+    """Fine-tune `model` on `data`; write `model/` and `metrics.jsonl`. Every rank calls this.
+
+    Raises:
+        DataError: there is no conversation to train on.
+        ConfigError: the batch size cannot be cut evenly, packed conversations would see each other
+            in this model, or `trainer_args` has a wrong key.
+    """
+    config = job.config
+    source = job.input_path("model")
+    own = micro_batches("sft", config, worker.world_size) | {
         "max_length": config.max_length if config.packing else None,  # cut and packed here already
         "packing": config.packing,
-        "dataset_kwargs": {"skip_prepare_dataset": True},
+        "dataset_kwargs": {"skip_prepare_dataset": True},  # its rows are token ids already
     }
-    args = build_arguments(SFTConfig, "sft", own, config.trainer_args)
+    args = stage_arguments(SFTConfig, "sft", job, source, own)
     tokenizer = load_tokenizer(source, config.trust_remote_code, config.chat_template)
     counts: Counter[str] = Counter(rows=0, cut=0)
-    dataset, held_out = _datasets(job, tokenizer, counts)
+    training_rows, held_out_rows = _datasets(job, tokenizer, counts)
     model = load_model(source, resolve_dtype(config.dtype, source), config.trust_remote_code)
-    trainer = _Trainer(model=model, args=args, train_dataset=dataset, processing_class=tokenizer)
-    attach(trainer, source, worker)
-    train_resumable(trainer, job.out_path)
-    metrics = {}
-    if len(held_out):
-        metrics["held_out_loss"] = held_out_loss(trainer, held_out, config.micro_batch_size)
-    given = config.chat_template is not None
-    export_model(model, source, job.out_path / "model", tokenizer=tokenizer if given else None)
-    rows = step_rows(trainer)
-    if dist.is_initialized():
-        dist.barrier()
-    if worker.rank == 0:
-        if given:
-            _stop_at(job.out_path / "model", end_of_turn_id(tokenizer))
-        write_rows(job.out_path, rows)
-        for name in _FILES:
-            (job.out_path / name).unlink(missing_ok=True)
-    metrics |= {"first_loss": rows[0]["loss"], "last_loss": rows[-1]["loss"]}
-    return Outcome(dict(counts) | {"steps": len(rows)}, metrics)
+    trainer = _Trainer(
+        model=model,
+        args=args,
+        train_dataset=training_rows,
+        processing_class=tokenizer,
+    )
+    # One that only read the model's own template is not written: the source's files are copied.
+    new_tokenizer = None if config.chat_template is None else tokenizer
+    return fit(
+        trainer,
+        source,
+        job,
+        worker,
+        counts,
+        export=partial(_export, model, source, job.out_path / "model", new_tokenizer),
+        measure=partial(held_out_loss, trainer, held_out_rows, config.micro_batch_size),
+    )

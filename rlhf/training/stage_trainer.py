@@ -1,78 +1,20 @@
-"""What DPO, SFT and reward-model training share: training arguments, and a Trainer with lean checkpoints."""
+"""What the Trainers of DPO, SFT and judges share: lean checkpoints, and a stop at the first bad step."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from torch import Tensor
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rlhf.data.shards import write_atomic
-from rlhf.errors import ConfigError, UserError
-from rlhf.models.folder import num_parameters
-from rlhf.run.job import Job, Worker
-from rlhf.training.deepspeed import deepspeed_config, init_process_group, on_gpu
-from rlhf.training.weights import init_master_weights, resolve_dtype
-
-
-def common_arguments(job: Job[Any], model: Path) -> dict[str, Any]:
-    """Trainer arguments that follow from a job alike for every kind of training. Joins the process group."""
-    config = job.config
-    init_process_group(job.compute)
-    dtype = resolve_dtype(config.dtype, model)
-    return {
-        "output_dir": job.out,
-        "seed": job.seed,
-        "data_seed": job.seed,
-        "deepspeed": deepspeed_config(job.compute, dtype, num_parameters(model)),
-        "use_cpu": not on_gpu(job.compute),
-        "bf16": dtype == torch.bfloat16,
-        "learning_rate": config.learning_rate,
-        "warmup_steps": config.warmup_ratio,  # transformers 5: below 1 it is a share of the steps
-        "gradient_checkpointing": config.gradient_checkpointing,
-        "save_strategy": "steps",
-        "save_steps": config.save_steps,
-        "save_total_limit": None,
-        "logging_strategy": "steps",
-        "logging_steps": 1,
-        "logging_nan_inf_filter": False,
-        "report_to": list(job.compute.report_to) or "none",
-        "disable_tqdm": True,
-        "eval_strategy": "no",
-        "push_to_hub": False,
-        "dataloader_num_workers": 0,
-        "dataloader_pin_memory": on_gpu(job.compute),
-    }
-
-
-def build_arguments(cls: type[TrainingArguments], section: str, own: dict[str, Any], extra: dict[str, Any]) -> Any:
-    """Arguments of the Trainer: ours, and the user's `trainer_args` untouched.
-
-    Raises:
-        ConfigError: a key of `trainer_args` is unknown to the Trainer or is set by this package already.
-    """
-    known = {field.name for field in dataclasses.fields(cls) if field.init}
-    if unknown := sorted(set(extra) - known):
-        raise ConfigError(
-            f"{section}.trainer_args: {', '.join(unknown)} is no field of {cls.__module__}.{cls.__name__}"
-        )
-    if twice := sorted(set(extra) & set(own)):
-        raise ConfigError(
-            f"{section}.trainer_args: {', '.join(twice)} is set from the fields of `{section}` and `compute` (or is "
-            "fixed); use those and take it out of trainer_args"
-        )
-    try:
-        return cls(**own, **extra)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{section}.trainer_args={extra}: {error}") from error
+from rlhf.errors import UserError
+from rlhf.run.job import Worker
+from rlhf.training.weights import init_master_weights
 
 
 class StageTrainer(Trainer):
@@ -80,39 +22,55 @@ class StageTrainer(Trainer):
 
     source: Path
     """Folder the weights were loaded from."""
-    _step: tuple[int, list[Any]] = (-1, [])
+    _batches_of_step: tuple[int, list[Any]] = (-1, [])
     """Number of the step under way, and this rank's batches in it."""
 
     def training_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> Tensor:
         """The library's; `step_contents` can tell afterwards what was in it."""
-        if self._step[0] != self.state.global_step:
-            self._step = (self.state.global_step, [])
-        self._step[1].append(inputs["input_ids"])
+        # Called for each micro-batch; the step's number changes with the first of the next step.
+        step, batches = self._batches_of_step
+        if step != self.state.global_step:
+            batches = []
+            self._batches_of_step = (self.state.global_step, batches)
+        batches.append(inputs["input_ids"])
         return super().training_step(model, inputs, *rest, **named)
 
     def step_contents(self, step: int) -> dict[str, Any]:
         """What a step was trained on: the rows of this rank as text."""
         assert self.processing_class is not None
-        return {"rows": [text for ids in self._step[1] for text in self.processing_class.batch_decode(ids)]}
+        _, batches = self._batches_of_step
+        texts: list[str] = []
+        for input_ids in batches:
+            texts += self.processing_class.batch_decode(input_ids)
+        return {"rows": texts}
 
     def bad_step(self, what: str, step: int, where: str = "") -> UserError:
-        """The error for a step whose loss or gradient is NaN or infinite; what was in it is saved first."""
+        """The error for a step whose loss or gradient is not finite; what was in it is saved first."""
         path = bad_step_path(Path(self.args.output_dir or ""), self.args.process_index)
-        found = {"not_finite": what, "step": step} | self.step_contents(step)
-        write_atomic(path, json.dumps(found, indent=1, ensure_ascii=False).encode())
+        report = {"not_finite": what, "step": step, **self.step_contents(step)}
+        text = json.dumps(report, indent=1, ensure_ascii=False)
+        write_atomic(path, text.encode())
         return UserError(
-            f"the {what} of step {step}{where} is not a finite number, so training stopped. Lower the learning rate, "
-            f"look at those rows of the data, or compute in float32. What the step was made of: {path}"
+            f"the {what} of step {step}{where} is not a finite number, so training stopped. Lower the "
+            "learning rate, look at those rows of the data, or compute in float32. What the step was made "
+            f"of: {path}"
         )
 
-    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+    def _prepare_for_training(
+        self,
+        max_steps: int,
+        train_dataloader: Any,
+        resume_from_checkpoint: str | None,
+    ) -> Any:
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        # Only now has DeepSpeed wrapped the model; a checkpoint brings fp32 weights of its own.
         if resume_from_checkpoint is None:
             init_master_weights(self.model, self.source)
         return prepared
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Nothing: DeepSpeed's part of a checkpoint holds the weights, and `export_model` writes the result."""
+        """Nothing: checkpoints hold DeepSpeed's weights, and `export_model` writes the result."""
+        # The Trainer writes its state into this folder next, and expects it to be there.
         if output_dir is not None and self.args.should_save:
             os.makedirs(output_dir, exist_ok=True)
 
@@ -125,69 +83,33 @@ class StageTrainer(Trainer):
 
 
 class Watch(TrainerCallback):
-    """Tells the driver how far the training is, and stops it when its loss or gradient is no number."""
+    """Tells the driver how far the training is, and stops at a loss or gradient that is not finite."""
 
     def __init__(self, trainer: StageTrainer, worker: Worker) -> None:
-        self.trainer, self.worker = trainer, worker
+        self.trainer = trainer
+        self.worker = worker
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
     ) -> None:
         """Called on every rank after a step."""
+        values = logs or {}
         for name in ("loss", "grad_norm"):
-            if name in (logs or {}) and not math.isfinite(logs[name]):
+            if not math.isfinite(values.get(name, 0.0)):
                 raise self.trainer.bad_step(name, state.global_step)
-        if logs and "loss" in logs:
-            self.worker.progress(state.global_step, state.max_steps, f"loss {logs['loss']:.4f}")
+        # The summary at the end of a training has no loss of a step.
+        if "loss" in values:
+            self.worker.progress(state.global_step, state.max_steps, f"loss {values['loss']:.4f}")
 
 
 def bad_step_path(out: Path, rank: int | str) -> Path:
-    """Where a rank says what it failed on: beside the stage's folder, which the next attempt may empty."""
-    return out.with_name(f"{out.name.removeprefix('.').removesuffix('.partial')}.bad_step.rank{rank}.json")
-
-
-def attach(trainer: StageTrainer, source: Path, worker: Worker) -> None:
-    """Tie a Trainer to its stage: where its weights come from, whom it reports to."""
-    trainer.source = source
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Watch(trainer, worker))
-
-
-@torch.no_grad()
-def sum_over(
-    trainer: Any, dataset: Any, micro_batch_size: int, measure: Callable[[Any, list[Any]], Tensor]
-) -> list[float]:
-    """The sum over a dataset of what `measure(model, rows)` gives for some of its rows. Every rank calls it.
-
-    Under ZeRO-3 all ranks must go through the model equally often: one that has no row left repeats the first one and
-    does not count it.
-    """
-    model, args = trainer.model_wrapped, trainer.args
-    model.eval()
-    size = micro_batch_size * args.world_size
-    parts = []
-    for start in range(0, len(dataset), size):
-        mine = range(start + args.process_index, min(start + size, len(dataset)), args.world_size)
-        found = measure(model, [dataset[i] for i in mine] or [dataset[0]])
-        parts.append(found.double() * bool(len(mine)))
-    total = torch.stack(parts).sum(0)
-    if dist.is_initialized():
-        dist.all_reduce(total)
-    return [float(value) for value in total]
-
-
-def step_rows(trainer: Trainer) -> list[dict[str, Any]]:
-    """One row per optimizer step, from the state that checkpoints carry: a resume neither doubles nor loses any.
-
-    TRL's `num_tokens` counts from the last start of the process, so it is left out.
-    """
-    rows = [row for row in trainer.state.log_history if "loss" in row]
-    return [{key: value for key, value in row.items() if key != "num_tokens"} for row in rows]
-
-
-def write_rows(out: Path, rows: list[dict[str, Any]]) -> None:
-    """Write `metrics.jsonl`; what an earlier attempt said of a bad step goes."""
-    lines = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
-    write_atomic(out / "metrics.jsonl", lines.encode())
-    for failed in out.parent.glob(bad_step_path(out, "*").name):
-        failed.unlink()
+    """Where a rank says what it failed on."""
+    # Beside the stage's folder, which the next attempt may empty. A stage under way works in
+    # `.NAME.partial`; its report bears the name that users know.
+    stage = out.name.removeprefix(".").removesuffix(".partial")
+    return out.with_name(f"{stage}.bad_step.rank{rank}.json")

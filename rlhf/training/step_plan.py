@@ -11,15 +11,20 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from rlhf.data.records import SIDES
 from rlhf.data.shards import num_rows, read_rows, shard_paths
 from rlhf.errors import DataError
-from rlhf.training.logprobs import Sequences, bins_by_tokens, collate, response_budget
+from rlhf.models.batches import bins_by_tokens
+from rlhf.training.logprobs import Sequences, collate, response_budget
+
+_COLUMNS = ["id", "prompt_token_ids", "chosen_token_ids", "rejected_token_ids"]
 
 
 @dataclass(frozen=True)
 class Pair:
     """A pair ready to train on, with its reference log-probabilities in nats."""
 
+    # Arrays: lists of Python's numbers would take many times the memory, on every rank.
     id: str
     prompt: np.ndarray
     chosen: np.ndarray
@@ -30,14 +35,17 @@ class Pair:
     @property
     def length(self) -> int:
         """Tokens of the longer of its two sequences."""
-        return len(self.prompt) + max(len(self.chosen), len(self.rejected))
+        chosen_length = len(self.chosen)
+        rejected_length = len(self.rejected)
+        return len(self.prompt) + max(chosen_length, rejected_length)
 
 
 @dataclass(frozen=True)
 class Bin:
     """Pairs that go through the model together: all chosen sequences, then all rejected.
 
-    `weight` is the share of the step's loss that one pair carries; 0 marks a bin that only keeps ranks in step.
+    `weight` is the share of the step's loss that one pair carries; 0 marks a bin that only keeps
+    ranks in step.
     """
 
     sequences: Sequences
@@ -51,43 +59,63 @@ def load_pairs(pairs: Path, reference: Path, max_length: int) -> tuple[list[Pair
     """Read pairs with the reference's log-probabilities; cut responses at the end to fit `max_length`.
 
     Returns:
-        The pairs, and counts: rows, `cut_chosen` and `cut_rejected` responses, `dropped_long_prompt` rows.
+        The pairs, and counts: rows, `cut_chosen` and `cut_rejected` responses,
+        `dropped_long_prompt` rows.
 
     Raises:
         DataError: the two folders do not belong together, or no pair is left.
+
+    Example:
+        counts: {"rows": 21, "dropped_long_prompt": 1, "cut_chosen": 2, "cut_rejected": 2}
     """
     counts = {"rows": 0, "dropped_long_prompt": 0, "cut_chosen": 0, "cut_rejected": 0}
     loaded: list[Pair] = []
     for path in shard_paths(pairs):
-        other = reference / path.name
-        if not other.exists() or num_rows(other) != num_rows(path):
-            raise DataError(f"{other}: does not go with {path}; redo the reference stage for these pairs")
-        columns = ["id", "prompt_token_ids", "chosen_token_ids", "rejected_token_ids"]
-        for row, logprobs in zip(read_rows(path, columns), read_rows(other), strict=True):
+        logprobs_path = _logprobs_shard(path, reference)
+        rows = read_rows(path, _COLUMNS)
+        logprobs_rows = read_rows(logprobs_path)
+        for row, logprobs in zip(rows, logprobs_rows, strict=True):
+            # Log-probabilities of another pair would train without an error, and wrongly.
             if row["id"] != logprobs["id"]:
-                raise DataError(f"{other}: row {logprobs['id']} stands where {path} has {row['id']}")
+                raise DataError(f"{logprobs_path}: row {logprobs['id']} stands where {path} has {row['id']}")
             counts["rows"] += 1
-            pair = _fit(row, logprobs["logprobs"], max_length, counts)
+            pair = _fit_to_length(row, logprobs["logprobs"], max_length, counts)
             if pair is not None:
                 loaded.append(pair)
     if not loaded:
         raise DataError(
-            f"{pairs}: no pair to train on ({counts['rows']} rows, {counts['dropped_long_prompt']} with prompts longer "
-            f"than dpo.max_length={max_length} allows). See why the pair stage dropped the rest in its counts: raise "
-            "generate.max_new_tokens or set pair.truncated=allow when answers are cut, lower pair.min_margin, or use "
-            "more prompts or samples."
+            f"{pairs}: no pair to train on ({counts['rows']} rows, {counts['dropped_long_prompt']} with "
+            f"prompts longer than dpo.max_length={max_length} allows). See why the pair stage dropped the "
+            "rest in its counts: raise generate.max_new_tokens or set pair.truncated=allow when answers "
+            "are cut, lower pair.min_margin, or use more prompts or samples."
         )
     return loaded, counts
 
 
-def _fit(row: dict[str, Any], logprobs: list[float], max_length: int, counts: dict[str, int]) -> Pair | None:
+def _logprobs_shard(pairs_shard: Path, reference: Path) -> Path:
+    """The reference's shard that goes with a shard of pairs, row by row."""
+    path = reference / pairs_shard.name
+    if not path.exists() or num_rows(path) != num_rows(pairs_shard):
+        raise DataError(f"{path}: does not go with {pairs_shard}; redo the reference stage for these pairs")
+    return path
+
+
+def _fit_to_length(
+    row: dict[str, Any],
+    logprobs: list[float],
+    max_length: int,
+    counts: dict[str, int],
+) -> Pair | None:
+    """A row with its responses cut; None where the prompt leaves no room for one."""
     prompt = np.asarray(row["prompt_token_ids"], dtype=np.int32)
+    # As the reference stage cut them: the log-probabilities are of these very tokens.
     budget = response_budget(len(prompt), max_length)
     if budget < 1:
         counts["dropped_long_prompt"] += 1
         return None
-    for side in ("chosen", "rejected"):
-        counts[f"cut_{side}"] += len(row[f"{side}_token_ids"]) > budget
+    for side in SIDES:
+        if len(row[f"{side}_token_ids"]) > budget:
+            counts[f"cut_{side}"] += 1
     return Pair(
         id=row["id"],
         prompt=prompt,
@@ -101,37 +129,55 @@ def _fit(row: dict[str, Any], logprobs: list[float], max_length: int, counts: di
 def plan_steps(num_pairs: int, batch_size: int, num_epochs: int, seed: int) -> list[list[int]]:
     """The pairs of every optimizer step.
 
-    A fresh permutation per epoch, cut in order. It depends on the arguments alone, never on ranks or memory. When
-    `batch_size` does not divide the number of pairs, an epoch's last step is smaller, and its loss is the mean over
-    its own pairs, so a pair in it weighs more than others.
+    A fresh permutation per epoch, cut in order. It depends on the arguments alone, never on ranks
+    or memory. When `batch_size` does not divide the number of pairs, an epoch's last step is
+    smaller, and its loss is the mean over its own pairs, so a pair in it weighs more than others.
+
+    Example:
+        `plan_steps(5, batch_size=2, num_epochs=1, seed=0)` gives `[[3, 1], [4, 2], [0]]`
     """
     steps = []
     for epoch in range(num_epochs):
         order = list(range(num_pairs))
-        random.Random(f"dpo {seed} {epoch}").shuffle(order)
-        steps += [order[start : start + batch_size] for start in range(0, num_pairs, batch_size)]
+        # A generator for each epoch: its order does not depend on how many came before.
+        generator = random.Random(f"dpo {seed} {epoch}")
+        generator.shuffle(order)
+        for start in range(0, num_pairs, batch_size):
+            steps.append(order[start : start + batch_size])
     return steps
 
 
 def share_out(lengths: list[int], num_ranks: int) -> list[list[int]]:
-    """Deal items to ranks so that each gets about the same number of tokens: longest first, to whom has least."""
+    """Deal items to ranks so that each gets about as many tokens: longest first, to whom has least.
+
+    Example:
+        `share_out([3, 9, 5, 2], num_ranks=2)` gives `[[1], [2, 0, 3]]`
+    """
     shares: list[list[int]] = [[] for _ in range(num_ranks)]
-    load = [0] * num_ranks
-    for item in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        rank = min(range(num_ranks), key=lambda r: (load[r], r))
+    num_tokens = [0] * num_ranks
+    # Ties have a fixed order too: all ranks work this out for themselves, and must agree.
+    for item in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        rank = num_tokens.index(min(num_tokens))
         shares[rank].append(item)
-        load[rank] += lengths[item]
+        num_tokens[rank] += lengths[item]
     return shares
 
 
 class StepShares(Dataset[list[Bin]]):
-    """Item k is one rank's share of optimizer step k: a list of bins of at most `batch_tokens` padded tokens.
+    """Item k is one rank's share of optimizer step k: bins of at most `batch_tokens` padded tokens.
 
-    All ranks get equally many bins in a step; ranks with less to do get bins of weight 0. The sum over all ranks and
-    bins of `weight` × Σ losses is the mean loss of the step's pairs.
+    All ranks get equally many bins in a step; ranks with less to do get bins of weight 0. The sum
+    over all ranks and bins of `weight` × Σ losses is the mean loss of the step's pairs.
     """
 
-    def __init__(self, pairs: list[Pair], steps: list[list[int]], batch_tokens: int, rank: int, num_ranks: int) -> None:
+    def __init__(
+        self,
+        pairs: list[Pair],
+        steps: list[list[int]],
+        batch_tokens: int,
+        rank: int,
+        num_ranks: int,
+    ) -> None:
         self.pairs = pairs
         self.steps = steps
         self.batch_tokens = batch_tokens
@@ -142,19 +188,38 @@ class StepShares(Dataset[list[Bin]]):
         return len(self.steps)
 
     def __getitem__(self, index: int) -> list[Bin]:
-        members = [self.pairs[i] for i in self.steps[index]]
-        shares = share_out([pair.length for pair in members], self.num_ranks)
-        bins = [bins_by_tokens([members[i].length for i in share], self.batch_tokens, 2) for share in shares]
-        mine = [[members[shares[self.rank][i]] for i in chosen] for chosen in bins[self.rank]]
-        made = [_bin(chosen, 1 / len(members)) for chosen in mine]
-        most = max(len(b) for b in bins)
-        return made + [_empty_bin(members[0]) for _ in range(most - len(made))]
+        pairs = [self.pairs[number] for number in self.steps[index]]
+        shares = share_out([pair.length for pair in pairs], self.num_ranks)
+        pairs_by_rank = []
+        for share in shares:
+            pairs_by_rank.append([pairs[item] for item in share])
+        # Every rank cuts the shares of all, so that each knows how many bins the others will have.
+        num_bins = max(len(self._cut(share)) for share in pairs_by_rank)
+        bins = []
+        for members in self._cut(pairs_by_rank[self.rank]):
+            # Of all pairs of the step, also those of other ranks: the sum over ranks is the mean.
+            bins.append(_bin(members, weight=1 / len(pairs)))
+        # Under ZeRO-3 the ranks exchange weights in every bin, so that none may have fewer.
+        while len(bins) < num_bins:
+            bins.append(_empty_bin(pairs[0]))
+        return bins
+
+    def _cut(self, share: list[Pair]) -> list[list[Pair]]:
+        """The pairs of each bin of one rank."""
+        lengths = [pair.length for pair in share]
+        bins = []
+        for members in bins_by_tokens(lengths, self.batch_tokens, per_item=2):
+            bins.append([share[item] for item in members])
+        return bins
 
 
 def _bin(pairs: list[Pair], weight: float) -> Bin:
     prompts = [pair.prompt for pair in pairs]
+    chosen = [pair.chosen for pair in pairs]
+    rejected = [pair.rejected for pair in pairs]
     return Bin(
-        sequences=collate(prompts + prompts, [p.chosen for p in pairs] + [p.rejected for p in pairs]),
+        # Each prompt twice: once before its chosen response, once before the rejected one.
+        sequences=collate(prompts + prompts, chosen + rejected),
         ref_chosen_B=torch.tensor([pair.ref_chosen for pair in pairs], dtype=torch.float32),
         ref_rejected_B=torch.tensor([pair.ref_rejected for pair in pairs], dtype=torch.float32),
         ids=tuple(pair.id for pair in pairs),
@@ -163,6 +228,8 @@ def _bin(pairs: list[Pair], weight: float) -> Bin:
 
 
 def _empty_bin(pair: Pair) -> Bin:
-    """The cheapest thing to send through the model: one token and its successor, twice, with no weight."""
+    """The cheapest thing to send through the model: a token and its successor, twice, of no weight."""
+    # The response is not empty, for a prediction must be there to send a gradient back from.
     token = pair.prompt[:1]
-    return _bin([Pair(pair.id, token, token, token, 0.0, 0.0)], 0.0)
+    stand_in = Pair(pair.id, token, token, token, ref_chosen=0.0, ref_rejected=0.0)
+    return _bin([stand_in], weight=0.0)

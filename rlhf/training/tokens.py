@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import random
 from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,27 +12,44 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import torch.distributed as dist
+from datasets import Dataset
 
 from rlhf.data.shards import fsync_dir
 from rlhf.errors import TemplateRefuses
+from rlhf.training.ranks import barrier, own_rank
 
 TokenRow = dict[str, list[int]]
+"""Columns of token ids: `{"input_ids": [128000, 9906, 128009], "labels": [-100, 9906, 128009]}`."""
+IGNORED = -100
+"""Label of a token that no loss is taken on."""
+TOKENS = "tokens.arrow"
+"""File of all rows, in the folder of a training under way."""
+PACKS = "packs.arrow"
+"""File of the rows that are trained on, joined to packs."""
+_ROWS_AT_A_TIME = 1000
 _log = logging.getLogger(__name__)
 
 
-def token_dataset(path: Path, columns: list[str], make_rows: Callable[[], Iterator[TokenRow]]) -> Any:
+def token_dataset(
+    path: Path,
+    columns: list[str],
+    make_rows: Callable[[], Iterator[TokenRow]],
+) -> Any:
     """A `datasets.Dataset` of what rank 0 gets from `make_rows`; the other ranks wait for its file.
 
-    A file, because ranks with in-memory datasets can come to differ, and because tokens need not fit in memory.
+    A file, because ranks with in-memory datasets can come to differ, and because tokens need not
+    fit in memory.
     """
-    from datasets import Dataset
-
-    if not dist.is_initialized() or dist.get_rank() == 0:
+    if own_rank() == 0:
         _write(path, columns, make_rows())
-    if dist.is_initialized():
-        dist.barrier()
+    barrier()
     return Dataset.from_file(str(path))
+
+
+def remove_token_files(out: Path) -> None:
+    """Delete the files of `token_dataset` in a training's folder, those that are there."""
+    for name in (TOKENS, PACKS):
+        (out / name).unlink(missing_ok=True)
 
 
 def count_refused(counts: Counter[str], error: TemplateRefuses) -> None:
@@ -43,34 +59,41 @@ def count_refused(counts: Counter[str], error: TemplateRefuses) -> None:
         _log.warning("rows that the chat template refuses are dropped; the first: %s", error)
 
 
-def split(num_rows: int, share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Indices of training and held-out rows, both in order; the held-out ones are a seeded sample."""
-    held_out = set(random.Random(f"held out {seed}").sample(range(num_rows), int(num_rows * share)))
-    return [i for i in range(num_rows) if i not in held_out], sorted(held_out)
-
-
 def pack(lengths: list[int], max_length: int) -> list[list[int]]:
     """Indices of rows that share a pack of at most `max_length` tokens; a longer row stands alone.
 
     Best fit, longest first: each row goes where it leaves the least room.
+
+    Example:
+        `pack([5, 3, 9, 2, 1], max_length=10)` gives `[[2, 4], [0, 1, 3]]`
     """
+    # TRL's `pack_dataset(strategy="bfd")` makes as many packs, but other ones where rows are
+    # equally long or packs equally full, so trained weights would change. It also packs each 1,000
+    # rows by themselves unless told not to.
     packs: list[list[int]] = []
-    room: list[tuple[int, int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        place = bisect_left(room, (lengths[index], 0))
-        left, number = room.pop(place) if place < len(room) else (max_length, len(packs))
-        if number == len(packs):
+    # (room left, number of the pack), least room first, so that a search finds the best fit.
+    rooms: list[tuple[int, int]] = []
+    longest_first = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    for index in longest_first:
+        place = bisect_left(rooms, (lengths[index], 0))
+        if place < len(rooms):
+            room, number = rooms.pop(place)
+        else:
+            room = max_length
+            number = len(packs)
             packs.append([])
         packs[number].append(index)
-        insort(room, (left - lengths[index], number))
+        insort(rooms, (room - lengths[index], number))
     return packs
 
 
 def _write(path: Path, columns: list[str], rows: Iterator[TokenRow]) -> None:
+    """Write rows as an Arrow stream that appears whole."""
     schema = pa.schema([(name, pa.list_(pa.int32())) for name in columns])
-    partial = path.with_name(f".{path.name}.partial")
-    with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
-        while block := list(itertools.islice(rows, 1000)):
-            stream.write_batch(pa.RecordBatch.from_pylist(block, schema=schema))
-    os.replace(partial, path)
+    unfinished = path.with_name(f".{path.name}.partial")
+    with pa.OSFile(str(unfinished), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
+        while block := list(itertools.islice(rows, _ROWS_AT_A_TIME)):
+            batch = pa.RecordBatch.from_pylist(block, schema=schema)
+            stream.write_batch(batch)
+    os.replace(unfinished, path)
     fsync_dir(path.parent)

@@ -156,7 +156,7 @@ def test_what_the_seal_does_not_cover_is_not_loaded(tmp_path, damage, caplog):
 
 def test_another_number_of_ranks_is_refused_with_the_ways_out(tmp_path, monkeypatch):
     checkpoint = seal(tmp_path, 2, weights="2")
-    monkeypatch.setattr(checkpoints, "_world_size", lambda: 4)
+    monkeypatch.setattr(checkpoints, "world_size", lambda: 4)
     with pytest.raises(UserError, match=r"written by 1 training ranks, and 4 .*num_training_ranks=1, or delete"):
         find_checkpoint(tmp_path)
     assert checkpoint.exists()
@@ -169,6 +169,6 @@ def test_nothing_to_go_on_from(tmp_path):
 def test_the_seal_covers_what_other_ranks_wrote_last(tmp_path, monkeypatch):
     checkpoint = tmp_path / "checkpoint-2"
     checkpoint.mkdir()
-    monkeypatch.setattr(checkpoints, "_barrier", lambda: (checkpoint / "of_rank_1").write_text("late"))
+    monkeypatch.setattr(checkpoints, "barrier", lambda: (checkpoint / "of_rank_1").write_text("late"))
     checkpoints._Sealer(tmp_path).on_save(None, TrainerState(global_step=2), None)
     assert checkpoints._read_seal(checkpoint)["files"].keys() == {"of_rank_1"}

@@ -16,7 +16,7 @@ from rlhf.config.training import DpoConfig
 from rlhf.data.records import LOGPROBS_SCHEMA
 from rlhf.data.shards import read_all_rows, shard_name, write_shard
 from rlhf.errors import ConfigError, DataError
-from rlhf.training.stage_trainer import build_arguments
+from rlhf.training.arguments import build_arguments
 from rlhf.training.step_plan import StepShares, load_pairs, plan_steps
 from rlhf.training.weights import resolve_dtype
 from tests.stage_runner import make_job, run_here, run_ranks

@@ -10,6 +10,7 @@ import torch
 from rlhf.config.schema import ReferenceConfig
 from rlhf.data.records import CANDIDATES_SCHEMA
 from rlhf.data.shards import read_all_rows, shard_name, sum_counts, write_shard
+from rlhf.models.batches import bins_by_tokens
 from rlhf.training import logprobs
 from rlhf.training.weights import load_model
 from tests.stage_runner import make_job, run_here
@@ -71,7 +72,7 @@ def test_bf16_logits_are_summed_in_fp32():
 
 def test_bins_keep_the_budget_and_lose_nothing():
     lengths = [3, 50, 7, 7, 49, 200, 8, 3]
-    bins = logprobs.bins_by_tokens(lengths, 100, per_item=2)
+    bins = bins_by_tokens(lengths, 100, per_item=2)
     assert sorted(i for b in bins for i in b) == list(range(len(lengths)))
     assert all(len(b) == 1 or 2 * len(b) * max(lengths[i] for i in b) <= 100 for b in bins)
     assert [5] in bins

@@ -25,8 +25,8 @@ MAX_LENGTH = 50
 IDS = torch.arange(10, 40)[None]
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "target_modules": ["all-linear"]}
 CHECK = """
-import rlhf.training.dpo as d
-train = d.train_resumable
+import rlhf.training.fit as f
+train = f.train_resumable
 def checked(trainer, out):
     train(trainer, out)
     import torch.distributed as dist
@@ -36,7 +36,7 @@ def checked(trainer, out):
     held = sum(v.numel() for state in states for v in state.values() if v.dim())
     size = sum(getattr(p, "ds_numel", p.numel()) for p in trained)
     assert names == {"A", "B"} and 2 * size <= held * dist.get_world_size() <= 2 * size + 64, (names, held, size)
-d.train_resumable = checked
+f.train_resumable = checked
 """
 
 
@@ -151,7 +151,7 @@ def test_merging_equals_peft_s_own_forward_for_sharded_bf16_weights(tmp_path):
     loaded(policy).bfloat16().save_pretrained(policy, max_shard_size="50KB")
     (policy / "model.safetensors").unlink()
     shutil.copyfile(next(policy.glob("model-*.safetensors")), policy / "consolidated.safetensors")
-    lora = LORA | {"target_modules": ["q_proj", "down_proj", "lm_head"]}
+    lora = LoraConfig(**LORA | {"target_modules": ["q_proj", "down_proj", "lm_head"]})
     model = add_adapter(load_model(policy, torch.float32), policy, lora, seed=0)
     before = logits(model)
     for name, parameter in model.named_parameters():
@@ -172,7 +172,8 @@ def test_merging_equals_peft_s_own_forward_for_sharded_bf16_weights(tmp_path):
 def test_the_seed_decides_the_adapter(tmp_path):
     policy = tiny_llama(tmp_path / "policy")
     (first, again, other) = (
-        add_adapter(load_model(policy, torch.float32), policy, LORA, seed).state_dict() for seed in (1, 1, 2)
+        add_adapter(load_model(policy, torch.float32), policy, LoraConfig(**LORA), seed).state_dict()
+        for seed in (1, 1, 2)
     )
     names = [name for name in first if ".lora_A." in name]
     assert all(torch.equal(first[name], again[name]) for name in names)
@@ -186,5 +187,6 @@ def test_layers_that_cannot_be_merged_are_refused_before_training(tmp_path, targ
     policy = tiny_llama(tmp_path / "policy")  # lm_head is tied to embed_tokens
     weights = load_file(policy / "model.safetensors")
     save_file(weights | {"lm_head.weight": weights["model.embed_tokens.weight"].clone()}, policy / "model.safetensors")
+    lora = LoraConfig(**LORA | {"target_modules": targets})
     with pytest.raises(ConfigError, match=rf"target_modules=.*{said}"):
-        add_adapter(load_model(policy, torch.float32), policy, LORA | {"target_modules": targets}, seed=0)
+        add_adapter(load_model(policy, torch.float32), policy, lora, seed=0)

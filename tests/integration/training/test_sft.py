@@ -11,8 +11,10 @@ from safetensors.torch import load_file
 from rlhf.config.training import SftConfig
 from rlhf.errors import ConfigError, ModelError
 from rlhf.models.chat import end_of_turn_id, load_tokenizer
-from rlhf.training.sft import IGNORED, gradient_accumulation, tokenize
-from rlhf.training.tokens import pack, split
+from rlhf.training.arguments import gradient_accumulation
+from rlhf.training.held_out import split
+from rlhf.training.sft import tokenize
+from rlhf.training.tokens import IGNORED, pack
 from rlhf.world.tokenizer import CHAT_TEMPLATE, END_OF_TEXT, EOS
 from tests.stage_runner import make_job, run_ranks
 from tests.tiny import tiny_llama, tiny_tokenizer

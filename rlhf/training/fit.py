@@ -1,0 +1,94 @@
+"""What every kind of training does once its Trainer is made: train, measure, export, report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PrinterCallback, Trainer
+
+from rlhf.data.shards import write_atomic
+from rlhf.run.job import Job, Outcome, Worker
+from rlhf.training.checkpoints import train_resumable
+from rlhf.training.stage_trainer import StageTrainer, Watch, bad_step_path
+from rlhf.training.tokens import remove_token_files
+
+
+def fit(
+    trainer: StageTrainer,
+    source: Path,
+    job: Job[Any],
+    worker: Worker,
+    counts: Mapping[str, int],
+    export: Callable[[], None],
+    measure: Callable[[], dict[str, Any]] | None = None,
+) -> Outcome:
+    """Train to the end, or go on where an interrupted attempt stopped. Every rank calls it.
+
+    Three parts of a training are its own: a Trainer with model and data, how the model is exported,
+    and what is measured on held-out data. The rest of it is here. Writes what `export` writes, then
+    `metrics.jsonl`, in the job's folder.
+
+    Args:
+        trainer: with model, data and arguments.
+        source: folder that the model's weights were loaded from.
+        job: the stage's.
+        worker: the driver hears of each step through it.
+        counts: what became of the data; `steps` is added to them.
+        export: writes the trained model; ends with all ranks at the same point.
+        measure: gives the metrics of held-out data, before the model is exported; None where there
+            are none.
+
+    Returns:
+        The counts, and as metrics those of `measure`, `first_loss` and `last_loss`.
+    """
+    trainer.source = source
+    trainer.remove_callback(PrinterCallback)  # it would print every row of the log to the console
+    trainer.add_callback(Watch(trainer, worker))
+    train_resumable(trainer, job.out_path)
+    metrics: dict[str, Any] = {}
+    if measure is not None:
+        metrics |= measure()
+    export()
+    rows = step_rows(trainer)
+    # After the export, so that no rank reads the token files any more.
+    if worker.rank == 0:
+        write_rows(job.out_path, rows)
+        remove_token_files(job.out_path)
+    metrics["first_loss"] = rows[0]["loss"]
+    metrics["last_loss"] = rows[-1]["loss"]
+    return Outcome({**counts, "steps": len(rows)}, metrics)
+
+
+def step_rows(trainer: Trainer) -> list[dict[str, Any]]:
+    """One row per optimizer step.
+
+    They come from the state that checkpoints carry, so a resume neither doubles nor loses any.
+
+    Example:
+        {"epoch": 0.5, "grad_norm": 1.32, "learning_rate": 5e-07, "loss": 0.6931, "step": 1}
+    """
+    rows = []
+    for entry in trainer.state.log_history:
+        # The last entry sums up the whole training and has no loss of a step.
+        if "loss" in entry:
+            row = dict(entry)
+            # TRL counts them from the last start of the process: a resume would give other bytes.
+            row.pop("num_tokens", None)
+            rows.append(row)
+    return rows
+
+
+def write_rows(out: Path, rows: list[dict[str, Any]]) -> None:
+    """Write `metrics.jsonl`, a line for each of `step_rows`.
+
+    Reports of a bad step, which an earlier attempt left behind, are deleted.
+    """
+    lines = []
+    for row in rows:
+        lines.append(json.dumps(row, sort_keys=True) + "\n")
+    write_atomic(out / "metrics.jsonl", "".join(lines).encode())
+    for report in out.parent.glob(bad_step_path(out, "*").name):
+        report.unlink()

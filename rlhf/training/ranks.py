@@ -1,0 +1,40 @@
+"""A process among the ranks of its training; without a process group it is the only one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.distributed as dist
+
+
+def own_rank() -> int:
+    """The number of this process, from 0."""
+    if dist.is_initialized():
+        return dist.get_rank()
+    return 0
+
+
+def world_size() -> int:
+    """How many ranks there are."""
+    if dist.is_initialized():
+        return dist.get_world_size()
+    return 1
+
+
+def barrier() -> None:
+    """Wait until all ranks are here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def on_rank_zero(action: Callable[[], Any]) -> Any:
+    """Do something on rank 0 while the others wait; all get its result."""
+    if not dist.is_initialized():
+        return action()
+    # torch sends the list's content to the other ranks and puts it in their lists.
+    box = [None]
+    if dist.get_rank() == 0:
+        box = [action()]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
