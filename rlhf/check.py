@@ -14,7 +14,8 @@ from pathlib import Path
 from rlhf.command.line import main
 from rlhf.config.tools import CheckConfig
 from rlhf.launch.local import LocalLauncher
-from rlhf.preflight.look import Level, look, table
+from rlhf.preflight.findings import Level, table
+from rlhf.preflight.look import look
 from rlhf.run.lock import hold_run
 
 
