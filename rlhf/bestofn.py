@@ -44,6 +44,7 @@ def bestofn(tool: BestOfNTool) -> None:
 
 def result(artifacts: Sequence[Artifact]) -> Iterator[dict[str, Any]]:
     """The one object that is written; responses without a finite score and quality are left out and counted."""
+    # In memory, since intervals and correlations need all of them: three numbers for each response.
     prompts = []
     left_out = 0
     for row, scores, qualities in _judged_rows(artifacts):

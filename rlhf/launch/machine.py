@@ -107,10 +107,10 @@ def _memory_of_smallest_gpu() -> float:
 
 def _usable_ram() -> float:
     installed = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    limit = Path("/sys/fs/cgroup/memory.max")  # of a container
+    limit = Path("/sys/fs/cgroup/memory.max")
     if not limit.is_file():
         return installed
-    # A number of bytes, or the word max where there is no limit.
+    # Of a container: a number of bytes, or the word max where there is no limit.
     text = limit.read_text().replace("max", "inf")
     return min(installed, float(text))
 

@@ -42,6 +42,7 @@ def check_capacity(cfg: Config) -> None:
     Raises:
         ConfigError: why it cannot run, and every way out.
     """
+    # `cpu` says that it is meant, and `cuda` without a GPU is refused where GPUs are counted.
     if cfg.compute.device is not Device.auto or visible_gpus():
         return
     large = []

@@ -52,6 +52,7 @@ def models(cfg: Config, folders: dict[str, Path], sizes: dict[str, float]) -> It
         try:
             text = _MADE_HERE
             if not path.startswith("@"):
+                # Of a model on the Hub the small files alone: its weights are fetched when all else is well.
                 folder = sources.model_folder(path, revision, key, weights=False)
                 size, text = _size_and_text(folder, path)
                 folders[key] = folder
@@ -139,6 +140,7 @@ def _server(url: str) -> Finding:
         # 404 is fine: not every server has /health.
         fine = status < 500
         answer = f"HTTP {status}"
+    # Never more than a warning: it may be started while the run samples.
     way_out = "Start it before the first score stage, which asks for score.retry_seconds before it gives up."
     return finding(fine, f"reward_model.url={url}: {answer}", way_out)
 

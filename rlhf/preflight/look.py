@@ -64,6 +64,7 @@ def _look_at_tokenizers(
     paths = {key: str(folder) for key, folder in folders.items()}
     config = PreflightStage(cfg, paths, sample)
     compute = filled(StageCompute, cfg.compute)
+    # No inputs and no folder to write in: it leaves no artifact.
     job = Job("preflight", "preflight", config, {}, "", cfg.seed, compute)
     try:
         outcome = launcher.launch(job, Kind.single, [])
