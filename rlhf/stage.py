@@ -16,10 +16,11 @@ from rlhf.iterate import execute
 from rlhf.run.stage_table import STAGES
 
 _USAGE = (
-    "usage: python -m rlhf.stage {stage} run_dir=RUN [iteration=T] [artifact=FOLDER/{stage}] [key=value …]\n"
-    "Runs one stage of a run folder whose earlier stages are finished, with the run's own config (RUN/config.yaml) and "
-    "the given changes. iteration=T names RUN/iteration_00T/{stage}; artifact= names any other folder of the run, such "
-    "as iteration_002/held_out/{stage}."
+    "usage: python -m rlhf.stage {stage} run_dir=RUN [iteration=T] [artifact=FOLDER/{stage}] "
+    "[key=value …]\n"
+    "Runs one stage of a run folder whose earlier stages are finished, with the run's own config "
+    "(RUN/config.yaml) and the given changes. iteration=T names RUN/iteration_00T/{stage}; artifact= "
+    "names any other folder of the run, such as iteration_002/held_out/{stage}."
 )
 
 
