@@ -25,16 +25,15 @@ _USAGE = (
 
 
 def main(arguments: list[str]) -> NoReturn:
-    """Run one stage from the command line; the first argument names it."""
+    """Run one stage from the command line; the argument without a = names it."""
     guarded(partial(_run, arguments))
 
 
 def _run(arguments: list[str]) -> None:
-    stage = "STAGE"
-    if arguments and "=" not in arguments[0]:
-        stage = arguments[0]
+    names = [argument for argument in arguments if "=" not in argument and not argument.startswith("-")]
+    stage = names[0] if names else "STAGE"
     usage = _USAGE.format(stage=stage)
-    settings = arguments[1:]
+    settings = [argument for argument in arguments if argument != stage]
     if not settings or "-h" in arguments or "--help" in arguments:
         print(usage)
         return

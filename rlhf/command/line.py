@@ -35,7 +35,11 @@ from rlhf.config.limits import check_config
 from rlhf.config.schema import Config
 from rlhf.errors import ConfigError, RlhfError, Stopped, UserError, printable, writing
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+_PACKAGE = Path(__file__).resolve().parents[1]
+CONFIGS = _PACKAGE.parent / "configs"
+if not (CONFIGS / "iterate.yaml").is_file():
+    # Installed from the wheel, which has no top level of the project: there they travel inside the package.
+    CONFIGS = _PACKAGE / "configs"
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
