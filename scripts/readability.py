@@ -6,8 +6,8 @@ For each folder (by default `rlhf`) it prints:
 - comments, comprehensions, conditional expressions and lines over 100 characters, per 1,000 lines;
 - examples in docstrings, reads of `config["…"]`, and base names that several files share.
 
-`--worst N` lists the N densest functions; `--check` exits with 1 where a limit of CONTRIBUTING.md is broken. The densest
-is looked for among functions of four lines and more: below, one long call says nothing about how it reads.
+`--worst N` lists the N densest functions; `--check` exits with 1 where a limit of CONTRIBUTING.md is broken. The
+densest is looked for among functions of four lines and more: below, one long call says nothing about how it reads.
 """
 
 from __future__ import annotations
