@@ -37,7 +37,7 @@ def answer(tool: AnswerTool) -> None:
         raise ConfigError(f"generate.n={tool.generate.n}: a benchmark takes one answer to a question. Leave it at 1.")
 
     def make(run: Run) -> list[Artifact]:
-        return sample(run, tool.input, "questions")
+        return sample(run, tool, "questions")
 
     rows = partial(lines, benchmark=tool.benchmark, name=name)
     # AlpacaEval reads one JSON list, Arena-Hard a JSON object a line.

@@ -32,7 +32,7 @@ def bestofn(tool: BestOfNTool) -> None:
 
     # Without a judge nothing is scored: the arithmetic is done on the rewards that the rows bring.
     def make(run: Run) -> list[Artifact]:
-        responses = read_input(run, tool.input, "qualities")
+        responses = read_input(run, tool, "qualities")
         judge = tool.reward_model
         if not judge.path and not judge.rule:
             return [responses]

@@ -11,7 +11,7 @@ from typing import Any
 
 from rlhf.command.file_tool import read_input, write_file
 from rlhf.command.line import main
-from rlhf.config.tools import GenerateTool
+from rlhf.config.tools import FileTool, GenerateTool
 from rlhf.data.responses import candidates_line
 from rlhf.data.shards import read_all_rows
 from rlhf.loop.step import policy_dtype, stage_config
@@ -25,16 +25,16 @@ def generate(tool: GenerateTool) -> None:
     """From prompts to candidates."""
 
     def make(run: Run) -> list[Artifact]:
-        return sample(run, tool.input)
+        return sample(run, tool)
 
     write_file(tool, make, lines)
 
 
-def sample(run: Run, path: str, what: str = "prompts") -> list[Artifact]:
+def sample(run: Run, tool: FileTool, what: str = "prompts") -> list[Artifact]:
     """The prompts (or `questions`) of a file, and the candidates sampled for them."""
     section = run.cfg.generate
     # A shard of prompts becomes a shard of responses, so it has the sampler's size.
-    prompts = read_input(run, path, what, section.shard_size)
+    prompts = read_input(run, tool, what, section.shard_size)
     model = run.cfg.model
     policy = sources.model(run, model.path, model.revision, "model.path")
     max_new_tokens = section.max_new_tokens

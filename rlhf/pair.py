@@ -23,7 +23,7 @@ def pair(tool: PairTool) -> None:
     """From scores to pairs."""
 
     def make(run: Run) -> list[Artifact]:
-        scored = read_input(run, tool.input, "scored")
+        scored = read_input(run, tool, "scored")
         # In the loop two stages make these; here one file holds both.
         inputs = {"candidates": scored.part("candidates"), "scores": scored.part("scores")}
         config = stage_config(run.cfg, "pair")

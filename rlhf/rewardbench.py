@@ -45,9 +45,10 @@ def rewardbench(tool: RewardBenchTool) -> None:
         return
 
     def make(run: Run) -> list[Artifact]:
-        path = tool.input or _DATA[tool.version]
+        # Without an input, the benchmark's own data.
+        tool.input = tool.input or _DATA[tool.version]
         what = "best_of_n" if is_v2 else "comparisons"
-        rows = read_input(run, path, what)
+        rows = read_input(run, tool, what)
         scores = scores_of(run, rows.part("candidates"))
         return [rows, scores]
 

@@ -24,7 +24,7 @@ def score(tool: ScoreTool) -> None:
 
     def make(run: Run) -> list[Artifact]:
         # Rewards that rows may hold are not read: they are another judge's, and are written anew.
-        responses = read_input(run, tool.input, "responses")
+        responses = read_input(run, tool, "responses")
         scores = scores_of(run, responses.part("candidates"))
         return [responses, scores]
 

@@ -41,17 +41,17 @@ Rows = Callable[[Sequence[Artifact]], Iterator[dict[str, Any]]]
 """The output's rows, of the finished artifacts."""
 
 
-def read_input(run: Run, path: str, what: str, rows_per_shard: int = ROWS_PER_SHARD) -> Artifact:
+def read_input(run: Run, tool: FileTool, what: str, rows_per_shard: int = ROWS_PER_SHARD) -> Artifact:
     """The rows of a tool's input, validated and in shards: the first stage of every tool.
 
     Args:
         run: of the tool.
-        path: its input, a file or a data set on the Hub.
+        tool: whose `input` (a file or a data set on the Hub) is read, by its `columns`.
         what: the rows that are expected (`rlhf.config.stage_configs.ReadStage`).
         rows_per_shard: at most so many in one.
     """
-    file = sources.data_file(run, path, "input")
-    config = ReadStage(what, rows_per_shard)
+    file = sources.data_file(run, tool.input, "input")
+    config = ReadStage(what, rows_per_shard, tool.columns)
     return run.stage("read", "read", config, {"file": file})
 
 

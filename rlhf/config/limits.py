@@ -37,6 +37,7 @@ def problems(cfg: Config) -> list[str]:
     # All of them, so that a person mends a config once.
     return [
         *_ranges(cfg),
+        *_files(cfg),
         *_sampling(cfg),
         *_pairs(cfg),
         *_pairing(cfg),
@@ -91,6 +92,26 @@ def _ranges(cfg: Config) -> Iterator[str]:
             f"score.opponents={opponents}: must be 2 or more, and only with reward_model.kind=pairwise; "
             "null is all others."
         )
+
+
+_COLUMN_KEYS = ("question", "context", "system", "history", "answer", "chosen", "rejected")
+"""What a column of a file may be said to hold (`prompts.columns` and its like)."""
+
+
+def _files(cfg: Config) -> Iterator[str]:
+    """What files are named and how their columns are read."""
+    paths = cfg.prompts.path
+    if not isinstance(paths, str) and not (
+        isinstance(paths, list) and paths and all(isinstance(path, str) for path in paths)
+    ):
+        yield f"prompts.path={paths}: must be a path or a data set, or a list of them such as [a.jsonl,b.csv]."
+    for section in ("prompts", "sft", "reward_model", "pair"):
+        for key, names in value_at(cfg, f"{section}.columns").items():
+            setting = f"{section}.columns={{{key}: {names}}}"
+            if key not in _COLUMN_KEYS:
+                yield f"{setting}: a column holds one of {', '.join(_COLUMN_KEYS)}."
+            elif not (isinstance(names, str) or (isinstance(names, list) and all(isinstance(n, str) for n in names))):
+                yield f"{setting}: name a column, or a list of columns."
 
 
 def _sampling(cfg: Config) -> Iterator[str]:

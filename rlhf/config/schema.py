@@ -43,6 +43,9 @@ class PromptsSettings:
 
     num_held_out: int = 256
     """Prompts that no iteration trains on, at most."""
+    columns: dict[str, Any] = setting(factory=dict, later=True)
+    """What columns of the file hold, where their names are not known: `{question: ask, context: [table, notes]}`;
+    keys are question, context, system, history, answer, chosen, rejected, values a column or a list of them."""
 
 
 @dataclass
@@ -50,9 +53,11 @@ class PromptsConfig(PromptsSettings):
     """The prompts of all iterations and of the evaluation."""
 
     # The article's own sets: a prompt never comes twice, and each iteration has 20,000.
-    path: str = "RLHFlow/iterative-prompt-v1-iter{iteration}-20K"
-    """JSON, JSONL or Parquet file, data set on the Hub (`owner/name[@revision][:[subset/]split]`, split train if not
-    said), or `@stage/…`. With `{iteration}` in it each iteration has a set of its own, else they share this one."""
+    # Text, or a list of texts: OmegaConf knows no type that is both.
+    path: Any = "RLHFlow/iterative-prompt-v1-iter{iteration}-20K"
+    """JSON, JSONL, CSV or Parquet file, data set on the Hub (`owner/name[@revision][:[subset/]split]`, split train if
+    not said), or `@stage/…`; or a list of them. With `{iteration}` in it each iteration has a set of its own, else they
+    share this one."""
     held_out_path: Optional[str] = None
     """The prompts to evaluate on, as `path`; null cuts them off `path` (off iteration 1's) before anything else."""
     num_per_iteration: int = 20000
@@ -153,6 +158,8 @@ class PairConfig(PairSettings):
 
     data: Optional[str] = None
     """Given preference pairs (as `reward_model.data`) in place of sampled ones: offline DPO, with num_iterations=1."""
+    columns: dict[str, Any] = field(default_factory=dict)
+    """What columns of `data` hold (as `prompts.columns`)."""
 
 
 @dataclass

@@ -97,6 +97,8 @@ class GivenPairsStage:
     """Of the policy, which is not loaded: part of the fingerprint since the first version."""
     trust_remote_code: bool = False
     """Run Python code that comes with the policy's tokenizer."""
+    columns: dict[str, Any] = setting(factory=dict, later=True)
+    """What columns of the file hold."""
 
 
 @dataclass
@@ -181,6 +183,8 @@ class ReadStage:
     """What the rows are; a name in `rlhf.stages.read`."""
     shard_size: int = 256
     """Rows of one shard."""
+    columns: dict[str, Any] = setting(factory=dict, later=True)
+    """What columns of the file hold."""
 
 
 @dataclass

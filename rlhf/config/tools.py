@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Optional
+from typing import Any, Optional
 
 from omegaconf import MISSING
 
@@ -21,6 +21,8 @@ class FileTool:
     """The .json, .jsonl or .parquet file to read."""
     output: str = MISSING
     """The file to write: whole or not at all, and never over another one."""
+    columns: dict[str, Any] = field(default_factory=dict)
+    """What columns of the input hold, where their names are not known: `{question: ask, context: [table, notes]}`."""
     seed: int = 42
     """Source of every random choice."""
     debug: bool = False

@@ -82,6 +82,8 @@ class DpoConfig:
 class SftSettings:
     """Supervised fine-tuning: what the stage is told."""
 
+    columns: dict[str, Any] = setting(factory=dict, later=True)
+    """What columns of `data` hold (as `prompts.columns`)."""
     chat_template: Optional[str] = None
     """Jinja text of the chat template for a base model, which has none; null takes the model's own."""
     learning_rate: float = 2.0e-5
@@ -121,6 +123,8 @@ class SftConfig(SftSettings):
 class RewardModelSettings:
     """Training a judge: what the stage is told."""
 
+    columns: dict[str, Any] = setting(factory=dict, later=True)
+    """What columns of `data` hold (as `prompts.columns`)."""
     learning_rate: float = 2.0e-6
     """Peak (paper: 2e-6; pairwise 5e-6)."""
     num_epochs: int = 1

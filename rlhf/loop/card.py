@@ -54,7 +54,7 @@ def facts(cfg: Config, rows: Sequence[Row], policies: Sequence[Artifact], iterat
         "base_model": base if is_hub_id(base) else None,
         "sft": cfg.sft.data is not None,
         "judge": _judge_names(cfg),
-        "prompts": name_of(cfg.prompts.path),
+        "prompts": _prompt_names(cfg),
         "iteration": iteration,
         "num_iterations": len(policies) - 1,
         "table": table(rows),
@@ -62,6 +62,13 @@ def facts(cfg: Config, rows: Sequence[Row], policies: Sequence[Artifact], iterat
         "settings": _shown(compared(cfg)),
         "versions": policies[iteration].record.get("versions", {}),
     }
+
+
+def _prompt_names(cfg: Config) -> str:
+    """The files or data sets of prompts."""
+    if isinstance(cfg.prompts.path, str):
+        return name_of(cfg.prompts.path)
+    return ", ".join(map(name_of, cfg.prompts.path))
 
 
 def _judge_names(cfg: Config) -> str:
@@ -87,6 +94,8 @@ def _shown(section: dict[str, Any]) -> dict[str, Any]:
             value = _shown(value)
         elif isinstance(value, str) and (key in _PATHS or value.startswith(("/", "~"))):
             value = name_of(value)
+        elif isinstance(value, list) and key in _PATHS:
+            value = [name_of(str(path)) for path in value]
         shown[key] = value
     return shown
 

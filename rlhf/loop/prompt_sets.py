@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rlhf.config.schema import Config
-from rlhf.config.stage_configs import PromptsSettings
 from rlhf.data.records import what_became
 from rlhf.errors import ConfigError
+from rlhf.loop.step import stage_config
 from rlhf.run import sources
 from rlhf.run.artifact import Artifact
 from rlhf.run.plan import Run
@@ -38,11 +38,11 @@ def prompt_sets(cfg: Config, run: Run) -> PromptSets:
     Raises:
         ConfigError: one set for all iterations has too few prompts.
     """
-    shared = PLACEHOLDER not in cfg.prompts.path
-    inputs = {"prompts": _file(cfg, run, 1)}
+    shared = not has_set_per_iteration(cfg)
+    inputs = _files(cfg, run, 1)
     if cfg.prompts.held_out_path is not None:
         inputs["held_out"] = sources.data_file(run, cfg.prompts.held_out_path, "prompts.held_out_path")
-    first = run.stage("prompts", "prompts", PromptsSettings(cfg.prompts.num_held_out), inputs)
+    first = run.stage("prompts", "prompts", stage_config(cfg, "prompts"), inputs)
     held_out = first.part("held_out.parquet")
     sets = [first.part("train.parquet")]
     if shared and first.digest is not None:
@@ -57,20 +57,41 @@ def prompt_sets(cfg: Config, run: Run) -> PromptSets:
 
 def _later_set(cfg: Config, run: Run, iteration: int, held_out: Artifact, earlier: list[Artifact]) -> Artifact:
     """Training prompts of an iteration with a set of its own, without any prompt that was seen or is held out."""
-    inputs = {"prompts": _file(cfg, run, iteration), "seen_held_out": held_out}
+    inputs = _files(cfg, run, iteration) | {"seen_held_out": held_out}
     for number, prompts in enumerate(earlier, start=1):
         inputs[f"seen_{number:03d}"] = prompts
-    config = PromptsSettings(num_held_out=0)  # they were cut off iteration 1's
+    config = stage_config(cfg, "prompts", num_held_out=0)  # they were cut off iteration 1's
     split = run.stage("prompts", f"iteration_{iteration:03d}/prompts", config, inputs)
     return split.part("train.parquet")
 
 
-def _file(cfg: Config, run: Run, iteration: int) -> Artifact:
-    """The file that an iteration's prompts come from."""
-    path = cfg.prompts.path.replace(PLACEHOLDER, str(iteration))
-    # A data set of the Hub becomes an artifact, and each iteration's needs a name of its own.
-    name = "" if path == cfg.prompts.path else f"prompts.path.{iteration}"
-    return sources.data_file(run, path, "prompts.path", name)
+def prompt_paths(cfg: Config, iteration: int) -> list[str]:
+    """What `prompts.path` names for an iteration: one path, or each of a list.
+
+    Example:
+        `prompts.path=[mine.jsonl, "owner/name-iter{iteration}"]` in iteration 2 is ["mine.jsonl", "owner/name-iter2"]
+    """
+    paths = [cfg.prompts.path] if isinstance(cfg.prompts.path, str) else list(cfg.prompts.path)
+    return [path.replace(PLACEHOLDER, str(iteration)) for path in paths]
+
+
+def has_set_per_iteration(cfg: Config) -> bool:
+    """Whether each iteration has prompts of its own; then all iterations' sets are disjoint by dropping duplicates."""
+    return prompt_paths(cfg, 1) != prompt_paths(cfg, 2)
+
+
+def _files(cfg: Config, run: Run, iteration: int) -> dict[str, Artifact]:
+    """The files that an iteration's prompts come from, as inputs of the stage that splits them."""
+    files: dict[str, Artifact] = {}
+    for number, path in enumerate(prompt_paths(cfg, iteration), start=1):
+        # The first is called as when there was only one: runs made then go on.
+        key = "prompts" if number == 1 else f"prompts_{number:03d}"
+        # A data set of the Hub becomes an artifact, and each needs a name of its own.
+        name = "prompts.path" if number == 1 else f"prompts.path.file{number}"
+        if has_set_per_iteration(cfg):
+            name += f".{iteration}"
+        files[key] = sources.data_file(run, path, "prompts.path", name)
+    return files
 
 
 def too_few(cfg: Config, num_prompts: int, counts: dict[str, int]) -> str | None:

@@ -32,6 +32,8 @@ def stage_config(cfg: Config, stage: str, **changes: Any) -> Any:
     if stage in ("score", "reward_model"):
         values["dtype"] = cfg.reward_model.dtype.value
         values["trust_remote_code"] = cfg.reward_model.trust_remote_code
+    if stage == "preferences":
+        values["columns"] = cfg.pair.columns
     if stage == "reference":
         # Pairs are cut as DPO will cut them: the two must see the same tokens.
         values["max_length"] = cfg.dpo.max_length

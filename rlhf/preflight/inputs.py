@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rlhf.config.limits import value_at
 from rlhf.config.schema import Config
@@ -18,7 +19,7 @@ from rlhf.data.prompts import read_prompts
 from rlhf.data.records import Message, Prompt, what_became
 from rlhf.errors import UserError
 from rlhf.loop.judges import models_of
-from rlhf.loop.prompt_sets import PLACEHOLDER, too_few
+from rlhf.loop.prompt_sets import has_set_per_iteration, prompt_paths, too_few
 from rlhf.models.folder import num_parameters, saved_dtype
 from rlhf.preflight.capacity import approximate_size, has_weights
 from rlhf.preflight.findings import Finding, finding, refusal
@@ -102,11 +103,11 @@ def _named_data(cfg: Config) -> dict[str, str]:
         value = value_at(cfg, key)
         if value is not None:
             named[key] = str(value)
-    if PLACEHOLDER not in cfg.prompts.path:
-        named["prompts.path"] = cfg.prompts.path
-        return named
-    for t in range(1, cfg.num_iterations + 1):
-        named[f"prompts.path.{t}"] = cfg.prompts.path.replace(PLACEHOLDER, str(t))
+    per_iteration = has_set_per_iteration(cfg)
+    for t in range(1, cfg.num_iterations + 1 if per_iteration else 2):
+        for number, path in enumerate(prompt_paths(cfg, t), start=1):
+            key = f"prompts.path.{t}" if per_iteration else "prompts.path"
+            named[key if number == 1 else f"{key}.file{number}"] = path
     return named
 
 
@@ -154,11 +155,11 @@ class _Reading:
     is_part: bool
 
 
-def _first_prompts(file: Path) -> _Reading:
+def _first_prompts(file: Path, columns: Mapping[str, Any]) -> _Reading:
     counts = Counter[str]()
     begun = time.monotonic()
     first: list[Prompt] = []
-    for prompt in read_prompts(file, counts):
+    for prompt in read_prompts(file, counts, columns=columns):
         first.append(prompt)
         seconds = time.monotonic() - begun
         if counts["rows"] > MAX_ROWS or seconds > MAX_SECONDS:
@@ -186,7 +187,7 @@ def prompts(cfg: Config, files: dict[str, Path], sample: list[list[Message]]) ->
     for key, file in files.items():
         if not key.startswith("prompts."):
             continue
-        reading = _first_prompts(file)
+        reading = _first_prompts(file, cfg.prompts.columns)
         yield _how_many(key, reading)
         ids = {prompt.id for prompt in reading.prompts}
         if key != _HELD_OUT:
@@ -225,6 +226,7 @@ def _too_few(cfg: Config, key: str, reading: _Reading, num_left: int) -> str | N
         return None
     if num_left <= 0:
         return f"{key}: no prompt is left to train on. Name another file, or hold out fewer."
-    if key == "prompts.path":
+    # Of several files none has to be enough alone.
+    if key == "prompts.path" and len(prompt_paths(cfg, 1)) == 1:
         return too_few(cfg, num_left, dict(reading.counts))
     return None

@@ -33,7 +33,7 @@ def run(job: Job[GivenPairsStage], worker: Worker) -> Outcome:
     tokenizer = load_tokenizer(job.inputs["policy"], job.config.trust_remote_code)
     counts = Counter[str]()
     # A generator: the file may be larger than memory.
-    preferences = read_preferences(job.input_path("data"), counts)
+    preferences = read_preferences(job.input_path("data"), counts, columns=job.config.columns)
     rows = (_row(tokenizer, preference) for preference in preferences)
     for index, block in enumerate(_blocks(rows)):
         write_shard(job.out_path / shard_name(index), PAIRS_SCHEMA, block)

@@ -45,7 +45,7 @@ def run(job: Job[ReadStage], worker: Worker) -> Outcome:
     folders = _FOLDERS[job.config.what]
     for name in folders:
         (job.out_path / name).mkdir(exist_ok=True)
-    rows = _rows(job.config.what, job.input_path("file"), counts)
+    rows = _rows(job.config, job.input_path("file"), counts)
     for index in itertools.count():
         block = list(itertools.islice(rows, job.config.shard_size))
         if not block:
@@ -60,16 +60,17 @@ def run(job: Job[ReadStage], worker: Worker) -> Outcome:
     return Outcome(counts=dict(counts))
 
 
-def _rows(what: str, path: Path, counts: Counter[str]) -> Iterator[dict[str, Any]]:
-    """Rows for all schemas of `_FOLDERS[what]`."""
+def _rows(config: ReadStage, path: Path, counts: Counter[str]) -> Iterator[dict[str, Any]]:
+    """Rows for all schemas of `_FOLDERS[config.what]`."""
+    what, columns = config.what, config.columns
     if what == "prompts":
-        return map(to_row, read_prompts(path, counts))
+        return map(to_row, read_prompts(path, counts, columns=columns))
     if what == "questions":
-        return iter(read_questions(path, counts))
+        return iter(read_questions(path, counts, columns=columns))
     if what == "comparisons":
-        return read_comparisons(path, counts)
+        return read_comparisons(path, counts, columns=columns)
     if what == "best_of_n":
-        return read_best_of_n(path, counts)
+        return read_best_of_n(path, counts, columns=columns)
     # The key of a row that holds its scores, where the file has any.
     scores_key = {"scored": "rewards", "qualities": "qualities"}.get(what)
-    return read_responses(path, counts, scores_key)
+    return read_responses(path, counts, scores_key, columns=columns)

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rlhf.config.stage_configs import PromptsSettings
 from rlhf.data.prompts import load_prompts
@@ -35,9 +37,11 @@ def run(job: Job[PromptsSettings], worker: Worker) -> Outcome:
     """
     num_held_out = int(job.config.num_held_out)
     path = job.input_path("prompts")
-    prompts, counts = load_prompts(path)
+    prompts, counts = _all_prompts(job)
     if "held_out" in job.inputs:
-        train, held_out = split_by_file(prompts, job.input_path("held_out"), job.seed, num_held_out, counts)
+        train, held_out = split_by_file(
+            prompts, job.input_path("held_out"), job.seed, num_held_out, counts, job.config.columns
+        )
     else:
         # Held-out ones are cut off in front: which they are must not depend on how many the iterations take.
         ordered = shuffled(prompts, job.seed)
@@ -66,6 +70,22 @@ def run(job: Job[PromptsSettings], worker: Worker) -> Outcome:
     return Outcome(counts=dict(counts))
 
 
+def _all_prompts(job: Job[PromptsSettings]) -> tuple[list[Prompt], Counter[str]]:
+    """The distinct prompts of all files, and what became of every row; a prompt of two files counts once."""
+    prompts: dict[str, Prompt] = {}
+    counts = Counter[str]()
+    for name in sorted(job.inputs):
+        if name != "prompts" and not name.startswith("prompts_"):
+            continue
+        of_file, counts_of_file = load_prompts(job.input_path(name), columns=job.config.columns)
+        counts.update(counts_of_file)
+        for prompt in of_file:
+            if prompt.id in prompts:
+                counts["dropped/duplicate"] += 1
+            prompts.setdefault(prompt.id, prompt)
+    return list(prompts.values()), counts
+
+
 def shuffled(prompts: list[Prompt], seed: int) -> list[Prompt]:
     """The prompts in an order that depends on the seed and on each prompt alone: sha256(seed, id)."""
 
@@ -91,13 +111,18 @@ def without_seen(prompts: list[Prompt], path: Path, name: str, counts: Counter[s
 
 
 def split_by_file(
-    prompts: list[Prompt], held_out_path: Path, seed: int, num_held_out: int, counts: Counter[str]
+    prompts: list[Prompt],
+    held_out_path: Path,
+    seed: int,
+    num_held_out: int,
+    counts: Counter[str],
+    columns: Mapping[str, Any] | None = None,
 ) -> tuple[list[Prompt], list[Prompt]]:
     """Training prompts that are not in the held-out file, and up to `num_held_out` prompts of that file.
 
     Adds to `counts`: the held-out file's rows and drops, `dropped/in_held_out`, `dropped/over_num_held_out`.
     """
-    all_held_out, held_out_counts = load_prompts(held_out_path)
+    all_held_out, held_out_counts = load_prompts(held_out_path, columns=columns)
     counts.update(held_out_counts)
     # All of the file, not only those that are measured on: it may be another project's test set.
     held_out_ids = {prompt.id for prompt in all_held_out}

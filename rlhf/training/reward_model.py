@@ -95,7 +95,7 @@ def sourced_preferences(
     Example:
         ("hh-rlhf", [{"role": "user", "content": "2+2?"}], "4", "5")
     """
-    for row, preference in preferences_with_rows(job.input_path("data"), counts):
+    for row, preference in preferences_with_rows(job.input_path("data"), counts, columns=job.config.columns):
         messages, chosen, rejected = preference
         yield source_of(row), messages, chosen, rejected
     if "on_policy" in job.inputs:

@@ -101,7 +101,7 @@ def _rows(
     """Conversations as token ids, cut at the end."""
     end = end_of_turn_id(tokenizer)
     max_length = job.config.max_length
-    for messages in read_conversations(job.input_path("data"), counts):
+    for messages in read_conversations(job.input_path("data"), counts, columns=job.config.columns):
         try:
             row = tokenize(tokenizer, messages, end)
         except TemplateRefuses as error:
