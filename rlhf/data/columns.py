@@ -59,7 +59,7 @@ _KNOWN_PATTERNS = (
     re.compile(r"(is|has|num|n|original|annotator|individual|labelling|price|time|created|updated)_.*|in_\w+_train"),
     re.compile(r".*_(id|ids|uid|idx|index|model|models|score|scores|rating|ratings|reward|label|labels|rank|url|hash)"),
     re.compile(
-        r".*_(time|timestamp|date|at|tokens|length|count|category|preference|chosen|rejected|answers?|score_\w)"
+        r".*metadata.*|.*_(time|timestamp|date|at|tokens|length|count|category|preference|chosen|rejected|answers?|score_\w)"
     ),
 )
 """Answers, scores, names and sources: what is no part of a question, in the spellings that are common."""
@@ -81,11 +81,16 @@ def column_map(columns: Columns | None) -> dict[str, list[str]]:
     for part, names in (columns or {}).items():
         if part not in PARTS:
             raise DataError(f"columns: {part!r} is no part of a row that can be mapped; known are {', '.join(PARTS)}.")
-        listed = [names] if isinstance(names, str) else list(names or [])
-        if not listed or not all(isinstance(name, str) for name in listed):
-            raise DataError(f"columns: {part}={names!r:.80} must be the name of a column, or a list of names.")
-        mapped[part] = listed
+        mapped[part] = _names(part, names)
     return mapped
+
+
+def _names(part: str, names: Any) -> list[str]:
+    if isinstance(names, str):
+        return [names]
+    if isinstance(names, Sequence) and names and all(isinstance(name, str) for name in names):
+        return list(names)
+    raise DataError(f"columns: {part}={names!r:.80} must be the name of a column, or a list of names.")
 
 
 def check_mapped(mapped: Mapping[str, Sequence[str]], there: set[str]) -> None:

@@ -107,7 +107,7 @@ def _read(shape: Shape, row: Row) -> list[Comparison]:
         raise
     # A wrong file: where the shapes are known, they are named.
     except DataError as error:
-        raise DataError(f"{error} Known shapes are: {known()}.") from None
+        raise DataError(f"{error}; known shapes are: {known()}.") from None
 
 
 def _refuse(row: Row) -> NoReturn:

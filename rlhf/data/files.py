@@ -259,17 +259,24 @@ def _read_parquet(path: Path) -> Iterator[Record]:
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=_BATCH_ROWS):
-                yield from _plain_times(batch).to_pylist()
-    # A UnicodeDecodeError too: a column of text need not hold UTF-8, whatever its type says. And what Python cannot
-    # hold, dates of the year 10000 say, is a ValueError or OverflowError.
+                yield from _rows_of(batch)
+    # A ValueError is a UnicodeDecodeError, too: a column of text need not hold UTF-8, whatever its type says.
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise DataError(
             f"{path} is no Parquet file that can be read ({error}). Copy or download it anew.",
         ) from None
 
 
+def _rows_of(batch: pa.RecordBatch) -> list[Record]:
+    try:
+        return batch.to_pylist()
+    # Python's own times end in the year 9999, and without pandas they hold no nanoseconds.
+    except (ValueError, OverflowError):
+        return _plain_times(batch).to_pylist()
+
+
 def _plain_times(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The same rows with times as text: Python's own hold no nanoseconds."""
+    """The same rows with times as text."""
     columns = []
     for column in batch.columns:
         columns.append(column.cast(pa.string()) if pa.types.is_temporal(column.type) else column)

@@ -86,16 +86,17 @@ def better_of(row: Row, answers: TwoAnswers) -> tuple[bool, int | None]:
     """
     if "winner_model_a" in row and "winner_model_b" in row:
         return True, _by_flags(row)
-    for name, read in _LABELS:
-        if name not in row:
-            continue
-        label = row.peek(name)
-        better = read(label, row, answers)
-        row.read.add(str(row.column(name)))
-        if better == _UNKNOWN:
-            raise UnusableRow("unknown_label", f"{name} is {label!r:.80}; it names neither answer, and no tie.")
-        return True, None if better == _TIE else better
-    return False, None
+    present = [(name, read) for name, read in _LABELS if name in row]
+    if not present:
+        return False, None
+    # Files of mixed rows hold every column, null where it is of another shape.
+    filled = [(name, read) for name, read in present if row.peek(name) is not None]
+    name, read = (filled or present)[0]
+    label = row[name]
+    better = read(label, row, answers)
+    if better == _UNKNOWN:
+        raise UnusableRow("unknown_label", f"{name} is {label!r:.80}; it names neither answer, and no tie.")
+    return True, None if better == _TIE else better
 
 
 # Beside 0 and 1, the indices of the two answers.

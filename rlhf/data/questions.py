@@ -122,11 +122,13 @@ def _append_pieces(row: Row, base: str, messages: list[Message]) -> None:
         if asked is None:
             return
         row.read.add(column)
+        if not text.strip():
+            continue
         # Files that hold a finished prompt often keep what it was made of beside it, as our own output does.
         if not (base == "instruction" and column in ("input", "context")) and is_said(text, messages):
             continue
         parts = [text, asked["content"]] if goes_before else [asked["content"], text]
-        asked["content"] = "\n\n".join(parts)
+        asked["content"] = "\n\n".join(parts).strip()
 
 
 def _pieces(row: Row, base: str) -> Iterator[tuple[str, str, bool]]:

@@ -41,8 +41,9 @@ def plain_name(name: str) -> str:
 
 
 def has_value(value: Any) -> bool:
-    """Whether there is something: null, white space alone and empty lists or objects are nothing."""
-    if value is None:
+    """Whether there is something: null, NaN, white space alone and empty lists or objects are nothing."""
+    # NaN is unlike itself; pandas writes it where a cell is empty.
+    if value is None or value != value:
         return False
     if isinstance(value, str):
         return bool(value.strip())
@@ -167,7 +168,10 @@ def plain_text(value: Any) -> str:
         return value.strip()
     if isinstance(value, list) and value and all(isinstance(element, str) for element in value):
         return "\n".join(value).strip()
-    return json.dumps(value, ensure_ascii=False, default=str)
+    # Dates of Parquet: JSON has no form for them, and quotes would be in the way.
+    if not isinstance(value, list | tuple | dict | int | float | None):
+        return str(value)
+    return plain_json(value, ascii_only=False)
 
 
 def plain_json(value: Any, ascii_only: bool = True) -> str:

@@ -106,7 +106,7 @@ def _side_of_text(asked: list[Message], text: str, what: str, row: Row) -> Side:
         for name in BASES[:5]:
             if name in row:
                 raise UnusableRow("empty", f"{name} is empty.")
-        raise DataError(f"{what} is text without a prompt; the keys are {sorted(row)}.")
+        raise DataError(f"{what} is text without a prompt; the keys are {sorted(row)}")
     return _continued(asked, side_of_marked_text(text, what))
 
 
