@@ -6,22 +6,31 @@ Arena-Hard v0.1: lines of `question_id` and `turns`; v2.0: lines of `uid` and `p
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rlhf.data.columns import Columns
 from rlhf.data.digest import digest_of
-from rlhf.data.files import read_records
-from rlhf.data.prompts import from_text
-from rlhf.data.records import FINISHED, prompt_id
+from rlhf.data.prompts import parsed_rows
+from rlhf.data.questions import question_of, refuse_without_question
+from rlhf.data.records import FINISHED, Message, prompt_id
+from rlhf.data.rows import Row, UnusableRow, plain_json
 from rlhf.errors import DataError
 
+_FIRST_BASES = ("turns", "instruction", "prompt")
+_SHAPES = ("AlpacaEval has instruction", "Arena-Hard turns or prompt")
 
-def read_questions(path: Path | str, counts: Counter[str]) -> list[dict[str, Any]]:
+
+def read_questions(path: Path | str, counts: Counter[str], *, columns: Columns | None = None) -> list[dict[str, Any]]:
     """Rows of a `prompts` shard with `extra`, the question as JSON: all of them, or an error.
+
+    Args:
+        path: a file that `rlhf.data.files` reads.
+        counts: is added to: `rows`, and `unread/<column>`.
+        columns: as for `rlhf.data.prompts.parsed_rows`.
 
     Raises:
         DataError: the file cannot be read, or a row is no question of a known benchmark.
@@ -30,44 +39,24 @@ def read_questions(path: Path | str, counts: Counter[str]) -> list[dict[str, Any
         {"id": "91b9…", "messages": [{"role": "user", "content": "2+2?"}], "extra": '{"uid": "u1", …}'}
     """
     rows = []
-    for number, question in enumerate(read_records(path), start=1):
-        try:
-            messages = from_text(question_text(question), "the question")
-        except DataError as error:
-            # Other readers skip such a row; a benchmark's score is only worth something over all questions.
-            raise DataError(f"{path}, row {number}: {error}") from None
+    for number, question, messages in parsed_rows(path, counts, _asked, columns):
+        # Other readers skip such a row; a benchmark's score is only worth something over all questions.
+        if isinstance(messages, UnusableRow):
+            raise DataError(f"{path}, row {number}: {messages}")
         # Parquet files may hold dates, which JSON has no form for: they are kept as text.
-        extra = json.dumps(question, default=str)
+        extra = plain_json(question)
         rows.append({"id": prompt_id(messages), "messages": messages, "extra": extra})
-    counts["rows"] += len(rows)
     return rows
 
 
-def question_text(row: Mapping[str, Any]) -> Any:
-    """What the question asks, not yet cleaned.
-
-    Raises:
-        DataError: no known shape, or more than one turn.
-
-    Example:
-        {"question_id": "q1", "turns": [{"content": "2+2?"}]}
-    """
-    if "turns" in row:
-        turns = row["turns"]
-        if not isinstance(turns, list) or len(turns) != 1 or not isinstance(turns[0], dict):
-            raise DataError(
-                f"turns={turns!r:.80}: must hold one turn. For MT-Bench, whose second turn needs "
-                "an answer to the first, see docs/evaluation.md."
-            )
-        return turns[0].get("content")
-    # AlpacaEval, then Arena-Hard v2.0; only v0.1 has turns.
-    for key in ("instruction", "prompt"):
-        if key in row:
-            return row[key]
-    keys = sorted(row)
-    raise DataError(
-        f"No question found: the keys are {keys}; AlpacaEval has instruction, Arena-Hard turns or prompt.",
-    )
+def _asked(row: Row) -> list[Message]:
+    """The messages of a question, the user's last; raises where there is none, or more than one turn to answer."""
+    question = question_of(row, _FIRST_BASES)
+    if question is None:
+        refuse_without_question(row, "question", _SHAPES)
+    if question.messages[-1]["role"] != "user":
+        raise UnusableRow("not_user_last", "the question ends with another's turn than the user's.")
+    return question.messages
 
 
 def alpaca_eval_answer(

@@ -1,14 +1,19 @@
-"""Records of JSON, JSONL and Parquet files, whatever is in them.
+"""Records of JSON, JSONL, CSV and Parquet files, whatever is in them; all but the last also packed with gzip.
 
-JSONL and Parquet are read as a stream; a JSON list is read whole, so memory grows with it.
+JSONL, CSV and Parquet are read as a stream; a JSON list is read whole, so memory grows with it.
 """
 
 from __future__ import annotations
 
+import csv
+import gzip
+import io
 import json
+import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,6 +25,15 @@ Record = dict[str, Any]
 _BATCH_ROWS = 256
 _NUM_NAMES = 5
 """How many files of a folder a message names."""
+_PACKED = (".json", ".jsonl", ".csv")
+_BOM = b"\xef\xbb\xbf \t\r\n"
+_MAX_FIELD = 2**31 - 1
+
+# RLHFlow and LMFlow write {"type": …, "instances": […]}.
+_WRAPPERS = ("instances", "data", "rows", "examples", "train")
+_NO_WRAPPER = ("prompt", "messages", "conversations", "instruction", "question", "responses")
+_ABOUT = ("metadata", "meta", "info", "config")
+_WRAPPER_HEAD = 4096
 
 
 def resolved(path: str, key: str) -> Path:
@@ -90,8 +104,45 @@ def _not_empty(path: Path, records: Iterator[Record]) -> Iterator[Record]:
         raise DataError(f"{path} holds no rows. Put some in, or name another file.")
 
 
+def _opened(path: Path) -> IO[bytes]:
+    """A file as bytes, unpacked where its name ends in .gz."""
+    if path.suffix.lower() == ".gz":
+        # Its type is a union of several; it gives bytes like any other.
+        return cast(IO[bytes], gzip.open(path, "rb"))
+    return open(path, "rb")
+
+
 def _read_json(path: Path) -> Iterator[Record]:
-    data = path.read_bytes()
+    """One list of objects, an object that holds one, or lines under another name."""
+    if _is_lines(path):
+        yield from _read_jsonl(path)
+        return
+    yield from _read_whole(path)
+
+
+def _is_lines(path: Path) -> bool:
+    """Whether a file holds an object on its first line and more behind it."""
+    with _opened(path) as file:
+        first = _next_line(file)
+        try:
+            is_object = isinstance(json.loads(first.decode("utf-8-sig")), dict)
+        # Of a list or object over many lines the first line is no JSON.
+        except (ValueError, RecursionError):
+            return False
+        return is_object and bool(_next_line(file))
+
+
+def _next_line(file: IO[bytes]) -> bytes:
+    """The next line that is not blank; nothing at the end."""
+    for line in file:
+        if line.strip():
+            return line
+    return b""
+
+
+def _read_whole(path: Path) -> Iterator[Record]:
+    with _opened(path) as file:
+        data = file.read()
     try:
         # "utf-8-sig" drops the byte order mark that editors on Windows put in front.
         text = data.decode("utf-8-sig")
@@ -107,6 +158,9 @@ def _read_json(path: Path) -> Iterator[Record]:
         line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
         hint = " One object per line? Then name it .jsonl." if "Extra data" in str(error) else ""
         raise DataError(f"{path}, line {line}: invalid JSON ({error}). Mend the file.{hint}") from None
+    wrapped = _wrapped_rows(rows)
+    if wrapped is not None:
+        rows = wrapped
     if not isinstance(rows, list):
         raise DataError(
             f"{path} holds {_kind(rows)}; a .json file must hold one list of objects. Wrap it in [ ].",
@@ -115,9 +169,47 @@ def _read_json(path: Path) -> Iterator[Record]:
         yield _object(row, f"{path}, row {number}")
 
 
+def _wrapped_rows(value: Any) -> list[Any] | None:
+    """The rows of an object that is a wrapper around them, and no row itself.
+
+    Example:
+        {"type": "text_only", "instances": [{"prompt": "2+2?", "responses": ["4", "5"]}]}
+    """
+    if not isinstance(value, dict):
+        return None
+    lists = [key for key, element in value.items() if isinstance(element, list)]
+    # Beside the rows only what is said of all of them: a row would hold more text, or another list.
+    if len(lists) != 1 or lists[0] not in _WRAPPERS or any(key in _NO_WRAPPER for key in value):
+        return None
+    if any(isinstance(element, dict) and key not in _ABOUT for key, element in value.items()):
+        return None
+    rows = value[lists[0]]
+    return rows if all(isinstance(row, dict) for row in rows) else None
+
+
 def _read_jsonl(path: Path) -> Iterator[Record]:
+    with _opened(path) as file:
+        first = _next_line(file)
+    # One list, or one object that holds all rows, under the name of lines.
+    if first.lstrip(_BOM).startswith(b"[") or _is_wrapper(first):
+        yield from _read_whole(path)
+        return
+    yield from _lines(path)
+
+
+def _is_wrapper(line: bytes) -> bool:
+    # Only a line that says so at its beginning is parsed twice.
+    if not any(f'"{name}"'.encode() in line[:_WRAPPER_HEAD] for name in _WRAPPERS):
+        return False
+    try:
+        return _wrapped_rows(json.loads(line.decode("utf-8-sig"))) is not None
+    except (ValueError, RecursionError):
+        return False
+
+
+def _lines(path: Path) -> Iterator[Record]:
     # Binary lines end at b"\n" alone; text lines and splitlines() would also cut at U+2028 and U+0085.
-    with open(path, "rb") as file:
+    with _opened(path) as file:
         for number, line in enumerate(file, start=1):
             encoding = "utf-8-sig" if number == 1 else "utf-8"
             try:
@@ -130,30 +222,85 @@ def _read_jsonl(path: Path) -> Iterator[Record]:
             try:
                 row = json.loads(text)
             except (ValueError, RecursionError) as error:
-                opens_a_list = number == 1 and text.strip() == "["
-                hint = " One list over many lines? Then name it .json." if opens_a_list else ""
                 raise DataError(
-                    f"{path}, line {number}: invalid JSON ({error}). Mend that line.{hint}",
+                    f"{path}, line {number}: invalid JSON ({error}). Mend that line.",
                 ) from None
             yield _object(row, f"{path}, line {number}")
+
+
+def _read_csv(path: Path) -> Iterator[Record]:
+    """Rows of a table whose first line names the columns; every value is text."""
+    # A prompt may be longer than the 128 KiB that the module allows.
+    csv.field_size_limit(_MAX_FIELD)
+    with _opened(path) as binary, io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        try:
+            names = next(reader, [])
+            twice = [name for name, count in Counter(names).items() if count > 1]
+            if twice:
+                raise DataError(f"{path}: the header names {twice[0]!r:.80} twice. Rename one of the columns.")
+            for values in reader:
+                # A line without anything is one that was left at the end.
+                if not values:
+                    continue
+                if len(values) != len(names):
+                    raise DataError(
+                        f"{path}, line {reader.line_num}: {len(values)} fields, and the header has {len(names)}. "
+                        "Quote text that holds commas, and name the columns in the first line."
+                    )
+                yield dict(zip(names, values, strict=True))
+        except csv.Error as error:
+            raise DataError(f"{path}, line {reader.line_num}: invalid CSV ({error}). Mend that line.") from None
+        except UnicodeDecodeError as error:
+            raise _not_utf8(path, reader.line_num + 1, error) from None
 
 
 def _read_parquet(path: Path) -> Iterator[Record]:
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=_BATCH_ROWS):
-                yield from batch.to_pylist()
-    # A UnicodeDecodeError too: a column of text need not hold UTF-8, whatever its type says.
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                yield from _rows_of(batch)
+    # A ValueError is a UnicodeDecodeError, too: a column of text need not hold UTF-8, whatever its type says.
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise DataError(
             f"{path} is no Parquet file that can be read ({error}). Copy or download it anew.",
         ) from None
+
+
+def _rows_of(batch: pa.RecordBatch) -> list[Record]:
+    try:
+        return batch.to_pylist()
+    # Python's own times end in the year 9999, and without pandas they hold no nanoseconds.
+    except (ValueError, OverflowError):
+        return _plain_times(batch).to_pylist()
+
+
+def _plain_times(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The same rows with times as text."""
+    columns = []
+    for column in batch.columns:
+        columns.append(column.cast(pa.string()) if pa.types.is_temporal(column.type) else column)
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+
+
+def _read_gz(path: Path) -> Iterator[Record]:
+    kind = Path(path.stem).suffix.lower()
+    reader = READERS.get(kind)
+    if kind not in _PACKED or reader is None:
+        raise DataError(f"{path}: packed with gzip may be {', '.join(_PACKED)}. Unpack it: gunzip {path}")
+    try:
+        yield from reader(path)
+    # Not only an OSError: a file that is cut short ends in an EOFError, a damaged one in one of zlib's.
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path} cannot be unpacked ({error}). Copy or download it anew.") from None
 
 
 READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
     ".json": _read_json,
     ".jsonl": _read_jsonl,
     ".parquet": _read_parquet,
+    ".csv": _read_csv,
+    ".gz": _read_gz,
 }
 
 

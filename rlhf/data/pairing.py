@@ -13,7 +13,6 @@ index. A prompt gives pairs or exactly one `Drop`.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,9 @@ from rlhf.config.choices import Strategy, Truncated
 from rlhf.config.schema import PairSettings
 from rlhf.data.records import SIDES, Candidate, PreferencePair, ScoredPrompt, side_columns
 from rlhf.errors import DataError
+
+LARGEST_SCORE = 3.4028234663852886e38
+"""The largest number of 32 bits. No judge gives more, and the sum of any number of such scores is finite."""
 
 IndexPair = tuple[int, int]
 """Indices of the chosen and of the rejected candidate."""
@@ -185,8 +187,12 @@ def make_pairs(
 
 
 def fault(candidate: Candidate, score: float) -> Drop | None:
-    """What is wrong with a candidate: `non_finite`, `empty` (white space alone), `truncated`, or nothing."""
-    if not math.isfinite(score):
+    """What is wrong with a candidate: `non_finite`, `empty` (white space alone), `truncated`, or nothing.
+
+    A score beyond `LARGEST_SCORE` counts as not finite: margins and means of such scores are not.
+    """
+    # Not `>`: every comparison with NaN is false.
+    if not abs(score) <= LARGEST_SCORE:
         return Drop.non_finite
     if not candidate.text.strip():
         return Drop.empty
@@ -204,7 +210,13 @@ def candidate_pool(prompt: ScoredPrompt, config: PairSettings) -> Pool | Drop:
     usable = list(range(len(candidates)))
     if len(usable) < 2:
         return Drop.too_few_candidates
-    faults = list(map(fault, candidates, scores))
+    penalised = []
+    for candidate, score in zip(candidates, scores, strict=True):
+        penalised.append(score - config.length_penalty * len(candidate.text))
+    # The penalised score too: a huge penalty leaves nothing finite of any score.
+    faults = []
+    for candidate, score, lowered in zip(candidates, scores, penalised, strict=True):
+        faults.append(fault(candidate, score) or fault(candidate, lowered))
     reasons = [Drop.non_finite, Drop.empty]
     if config.truncated is Truncated.drop:
         reasons.append(Drop.truncated)
@@ -216,9 +228,6 @@ def candidate_pool(prompt: ScoredPrompt, config: PairSettings) -> Pool | Drop:
     choosable = usable
     if config.truncated is Truncated.never_chosen:
         choosable = [index for index in usable if not candidates[index].truncated]
-    penalised = []
-    for candidate, score in zip(candidates, scores, strict=True):
-        penalised.append(score - config.length_penalty * len(candidate.text))
     return Pool(
         penalised=penalised,
         texts=[candidate.text for candidate in candidates],

@@ -2,27 +2,33 @@
 
 A row is `{"prompt": messages, "responses": [text, …]}`, after scoring with `"rewards": [number, …]` in
 the same order (RLHFlow's schema). What else a row holds is carried along; of that, `finish_reasons` is
-read: a response whose reason is neither "stop" nor null was cut at the token limit. Pairs are in TRL's
+read: a response was cut at the token limit where its reason says so (`rlhf.data.finish_reasons`). Pairs are in TRL's
 conversational preference format.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rlhf.data.digest import digest_of
+from rlhf.data.columns import Columns
+from rlhf.data.finish_reasons import finish_reasons_of, one_for_each
+from rlhf.data.pairing import LARGEST_SCORE
 from rlhf.data.preferences import preferences_with_rows
-from rlhf.data.prompts import UnusableRow, parsed_rows, to_messages
+from rlhf.data.prompts import parsed_rows, to_messages
 from rlhf.data.records import FINISHED, SIDES, Candidate, Message, prompt_id
+from rlhf.data.rendering import texts_of
+from rlhf.data.rows import UnusableRow, as_row, plain_json
 from rlhf.errors import DataError, writing
 
 _MAKERS = {
@@ -36,6 +42,8 @@ def read_responses(
     path: Path | str,
     counts: Counter[str],
     numbers: str | None = None,
+    *,
+    columns: Columns | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Rows of a `candidates` shard, with `scores` if asked for, and with `extra`: all other keys, as JSON.
 
@@ -43,9 +51,11 @@ def read_responses(
     remembered.
 
     Args:
-        path: JSON, JSONL or Parquet file.
-        counts: is added to while reading: `rows` = rows given + the sum of `dropped/<reason>`.
+        path: a file that `rlhf.data.files` reads.
+        counts: is added to while reading: `rows` = rows given + the sum of `dropped/<reason>`; and
+            `unread/<column>`.
         numbers: the key under which rows must hold a number for each response, "rewards" or "qualities".
+        columns: as for `rlhf.data.prompts.parsed_rows`.
 
     Raises:
         DataError: the file cannot be read, a row lacks a key that all must have, or no row can be used.
@@ -53,12 +63,14 @@ def read_responses(
     seen: set[int] = set()
     first_problem = ""
     parse = partial(to_candidates, numbers=numbers)
-    for number, row, candidates_row in parsed_rows(path, counts, parse):
+    for number, row, candidates_row in parsed_rows(path, counts, parse, columns):
         if isinstance(candidates_row, UnusableRow):
             first_problem = first_problem or f"row {number}: {candidates_row}"
             continue
         # Not the prompt alone: files of several rounds hold the same prompt with new responses.
-        digest = digest_of([candidates_row["id"], row["responses"], row.get("rewards")])
+        texts = [candidate["text"] for candidate in candidates_row["candidates"]]
+        identity = plain_json([candidates_row["id"], texts, row.get("rewards")])
+        digest = hashlib.sha256(identity.encode()).hexdigest()
         key = int(digest[:16], 16)
         if key in seen:
             counts["dropped/duplicate"] += 1
@@ -81,6 +93,7 @@ def to_candidates(row: Mapping[str, Any], numbers: str | None = None) -> dict[st
     Example:
         {"prompt": [{"role": "user", "content": "Hi"}], "responses": ["Hello!", "Yo."], "rewards": [1.5, 0.3]}
     """
+    row = as_row(row)
     required = ["responses"]
     if numbers is not None:
         required.append(numbers)
@@ -88,16 +101,19 @@ def to_candidates(row: Mapping[str, Any], numbers: str | None = None) -> dict[st
         if key not in row:
             raise DataError(f"No {key}: the keys are {sorted(row)}. {_MAKERS[key]}")
     messages = to_messages(row)
-    responses = row["responses"]
+    # A cell of CSV holds the list as JSON.
+    responses = texts_of(row["responses"]) if isinstance(row["responses"], str) else None
+    if responses is None:
+        responses = row["responses"]
     if not isinstance(responses, list) or not responses:
         raise UnusableRow("no_responses", f"responses must be a list of text; found {responses!r:.80}.")
     if not all(isinstance(text, str) for text in responses):
         raise UnusableRow("response_not_text", "responses must be text, each of them.")
-    finish_reasons = _finish_reasons(row, responses)
+    finish_reasons = finish_reasons_of(row, len(responses))
     # Without `numbers` the row is about to be scored: rewards it may hold are those of another judge.
     read = {"prompt", "responses", numbers or "rewards"}
-    rest = {key: value for key, value in row.items() if key not in read}
-    extra = json.dumps(rest, ensure_ascii=False, default=str)
+    rest = {key: value for key, value in row.record.items() if key not in read}
+    extra = plain_json(rest, ascii_only=False)
     # Responses are not trimmed as prompts are: judges and pairs must see what was sampled, to the last space.
     try:
         "".join([*responses, extra]).encode()
@@ -105,20 +121,9 @@ def to_candidates(row: Mapping[str, Any], numbers: str | None = None) -> dict[st
         raise UnusableRow("invalid_unicode", "the row holds half a surrogate pair.") from None
     candidates_row = _candidates_row(messages, responses, finish_reasons, extra)
     if numbers is not None:
-        values = _one_for_each(row, numbers, responses)
+        values = one_for_each(row, numbers, len(responses))
         candidates_row["scores"] = [to_number(value, numbers) for value in values]
     return candidates_row
-
-
-def _finish_reasons(row: Mapping[str, Any], responses: list[str]) -> list[str]:
-    """For each response "stop" or "length"; a row that gives no reasons holds whole responses."""
-    if row.get("finish_reasons") is None:
-        return [FINISHED] * len(responses)
-    finish_reasons = []
-    for reason in _one_for_each(row, "finish_reasons", responses):
-        is_finished = reason is None or reason == FINISHED
-        finish_reasons.append(FINISHED if is_finished else "length")
-    return finish_reasons
 
 
 def _candidates_row(
@@ -149,36 +154,42 @@ def _candidates_row(
     }
 
 
-def read_comparisons(path: Path | str, counts: Counter[str]) -> Iterator[dict[str, Any]]:
+def read_comparisons(
+    path: Path | str, counts: Counter[str], *, columns: Columns | None = None
+) -> Iterator[dict[str, Any]]:
     """Comparisons as rows of a `candidates` shard: two responses, the better one first.
 
     `extra` holds the row's `id` (else its number, from 0) and `subset` (else the file's name), as JSON.
 
     Args:
-        path: JSON, JSONL or Parquet file with rows in one of `rlhf.data.comparisons.SHAPES`.
+        path: a file that `rlhf.data.files` reads, with rows in one of `rlhf.data.comparisons.SHAPES`.
         counts: is added to while reading, as by `rlhf.data.preferences.read_preferences`.
+        columns: as for `rlhf.data.prompts.parsed_rows`.
     """
-    for number, (row, preference) in enumerate(preferences_with_rows(path, counts)):
+    for number, (row, preference) in enumerate(preferences_with_rows(path, counts, columns=columns)):
         messages, chosen, rejected = preference
         # `number` counts the pairs, not the rows of the file.
         about = {
             "id": row.get("id", number),
-            "subset": row.get("subset") or Path(path).stem,
+            "subset": _subset(row, path),
         }
-        extra = json.dumps(about, default=str)
+        extra = plain_json(about)
         yield _candidates_row(messages, [chosen, rejected], [FINISHED, FINISHED], extra)
 
 
-def read_best_of_n(path: Path | str, counts: Counter[str]) -> Iterator[dict[str, Any]]:
+def read_best_of_n(
+    path: Path | str, counts: Counter[str], *, columns: Columns | None = None
+) -> Iterator[dict[str, Any]]:
     """RewardBench 2's rows as rows of a `candidates` shard: all responses, the right ones first.
 
     Texts stay as they are. `extra` holds `id` (else the row's number, from 0), `subset` (else the file's
     name) and `num_correct`, as JSON.
 
     Args:
-        path: JSON, JSONL or Parquet file with `prompt`, `chosen` and `rejected`, the latter two lists
-            of text.
-        counts: is added to while reading: `rows` = rows given + the sum of `dropped/<reason>`.
+        path: a file that `rlhf.data.files` reads, with a question, and lists of text as `chosen` and `rejected`.
+        counts: is added to while reading: `rows` = rows given + the sum of `dropped/<reason>`; and
+            `unread/<column>`.
+        columns: as for `rlhf.data.prompts.parsed_rows`.
 
     Raises:
         DataError: the file cannot be read, or a row has another shape.
@@ -188,12 +199,20 @@ def read_best_of_n(path: Path | str, counts: Counter[str]) -> Iterator[dict[str,
         # `parsed_rows` has counted this row already.
         number = counts["rows"] - 1
         name = row.get("id", number)
-        subset = row.get("subset") or Path(path).stem
-        return _best_of_n(row, name, subset)
+        return _best_of_n(row, name, _subset(row, path))
 
-    for _, _, candidates_row in parsed_rows(path, counts, parse):
+    for _, _, candidates_row in parsed_rows(path, counts, parse, columns):
         if not isinstance(candidates_row, UnusableRow):
             yield candidates_row
+
+
+def _subset(row: Mapping[str, Any], path: Path | str) -> str:
+    """The row's own subset, else the file's name."""
+    subset = row.get("subset")
+    if not subset:
+        return Path(path).stem
+    # Figures are sorted and named by it.
+    return subset if isinstance(subset, str) else plain_json(subset)
 
 
 def _best_of_n(row: Mapping[str, Any], name: Any, subset: str) -> dict[str, Any]:
@@ -202,8 +221,8 @@ def _best_of_n(row: Mapping[str, Any], name: Any, subset: str) -> dict[str, Any]
     Example:
         {"id": "7", "subset": "Math", "prompt": "2+2?", "chosen": ["4"], "rejected": ["5", "3", "22"]}
     """
-    chosen = row.get("chosen")
-    rejected = row.get("rejected")
+    row = as_row(row)
+    chosen, rejected = (row.mapped(name) if row.maps(name) else row.get(name) for name in SIDES)
     if not isinstance(chosen, list) or not isinstance(rejected, list):
         raise DataError(
             f"chosen and rejected must be lists of text; found {chosen!r:.80} and {rejected!r:.80}. "
@@ -222,8 +241,9 @@ def _best_of_n(row: Mapping[str, Any], name: Any, subset: str) -> dict[str, Any]
     # This subset is scored by pairs of rows, `ref:1` and `tied:1`: ids must say which belong together.
     if subset == "Ties" and not re.fullmatch(r"(ref|tied):\d+", str(name)):
         raise UnusableRow("ties_id", f"id is {name!r}; ids of the subset Ties read ref:1 or tied:1.")
+    # The question is read of the row itself, with all that belongs to it.
     plain_row = {
-        "prompt": row.get("prompt"),
+        "prompt": to_messages(row),
         "responses": chosen + rejected,
         "id": name,
         "subset": subset,
@@ -232,33 +252,24 @@ def _best_of_n(row: Mapping[str, Any], name: Any, subset: str) -> dict[str, Any]
     return to_candidates(plain_row)
 
 
-def _one_for_each(row: Mapping[str, Any], key: str, responses: list[str]) -> list[Any]:
-    """A list that must be as long as the responses."""
-    values = row[key]
-    if isinstance(values, list) and len(values) == len(responses):
-        return values
-    raise UnusableRow(
-        f"{key}_do_not_match",
-        f"{key} must be a list of {len(responses)}; found {values!r:.80}.",
-    )
-
-
 def to_number(value: Any, key: str) -> float:
-    """A score as JSON has it; null is NaN. Raises UnusableRow."""
+    """A score as JSON has it; null is NaN, and what is beyond any score infinite. Raises UnusableRow."""
     # JSON has no NaN: `scored_line` writes null for it.
     if value is None:
         return math.nan
     # Python counts true and false among its integers.
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         raise UnusableRow(f"{key}_not_numbers", f"{key} must be numbers or null; found {value!r:.80}.")
     try:
         # JSON's integers have no bound, floats do.
-        return float(value)
-    except OverflowError:
+        number = float(value)
+    except (OverflowError, ValueError):
         raise UnusableRow(
             f"{key}_not_numbers",
             f"{key} must be numbers of 64 bits; found {value!r:.80}.",
         ) from None
+    # Whoever adds such numbers up would get infinity; whoever reads scores leaves out those that are not finite.
+    return math.copysign(math.inf, number) if abs(number) > LARGEST_SCORE else number
 
 
 def candidates_line(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -68,20 +69,36 @@ def test_jsonl_is_a_stream(tmp_path: Path) -> None:
         ("a.json", "[]", "holds no rows"),
         ("a.jsonl", "\n\n", "holds no rows"),
         ("a.json", '[\n{"a": 1},\n{"a": }\n]', "line 3: invalid JSON"),
-        ("a.json", '{"a": 1}\n{"a": 2}\n', r"name it \.jsonl"),
-        ("a.json", '{"data": []}', "holds an object; a .json file must hold one list"),
+        ("a.json", '{"a": 1}\n{"a": }\n', "line 2: invalid JSON"),
+        ("a.json", '{\n"a": 1}\n{"a": 2}\n', r"name it \.jsonl"),
+        ("a.json", '{"data": []}', "holds no rows"),
+        ("a.json", '{"prompt": "a", "data": []}', "holds an object; a .json file must hold one list"),
+        ("a.json", '{"instances": [1]}', "holds an object; a .json file must hold one list"),
         ("a.json", '[{"a": 1}, "b"]', "row 2: found text"),
         ("a.jsonl", '{"a": 1}\n\n[1]\n', "line 3: found a list"),
         ("a.jsonl", '{"a": 1}\nnull\n', "line 2: found null"),
         ("a.jsonl", "true\n", "line 1: found true or false"),
-        ("a.jsonl", '[\n{"a": 1}\n]', r"line 1: invalid JSON .*name it \.json"),
+        ("a.jsonl", '[\n{"a": 1},\n]', "line 3: invalid JSON"),
         ("a.jsonl", '{"a": 1}\n{"a": 1\n', "line 2: invalid JSON"),
         ("a.jsonl", '{"a": ' + "9" * 5000 + "}", "line 1: invalid JSON"),
         ("a.jsonl", b'{"a": "x"}\n{"a": "\xe9"}\n', "line 2: not UTF-8 .*0xe9"),
         ("a.json", b'[{"a": "x"},\n{"a": "\xe9"}]\n', "line 2: not UTF-8 .*0xe9"),
         ("a.parquet", b"PAR1 or not", "no Parquet file"),
         ("a.parquet", b"", "no Parquet file"),
-        ("a.csv", "a,b\n", r"suffix '\.csv'; known are \.json, \.jsonl, \.parquet"),
+        ("a.tsv", "a\tb\n", r"suffix '\.tsv'; known are \.json, \.jsonl, \.parquet, \.csv, \.gz.*Convert"),
+        ("a.csv", "a,b\n", "holds no rows"),
+        ("a.csv", "a,b\n1,2\n3\n", "line 3: 1 fields, and the header has 2"),
+        ("a.csv", "a,b\n1,2,3\n", "line 2: 3 fields"),
+        ("a.csv", 'a,b\n1,"2\n', "invalid CSV"),
+        ("a.csv", "a,a\n1,2\n", "names 'a' twice"),
+        ("a.csv", b"a,b\nx,\xe9\n", "not UTF-8 .*0xe9"),
+        ("a.jsonl.gz", b"no gzip", "cannot be (unpacked|read)"),
+        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99, mtime=0)[:-12], "cannot be unpacked"),
+        (
+            "a.parquet.gz",
+            gzip.compress(b"x", mtime=0),
+            r"packed with gzip may be \.json, \.jsonl, \.csv\. Unpack it: gunzip",
+        ),
     ],
 )
 def test_refused(tmp_path: Path, name: str, data: bytes | str, message: str) -> None:
@@ -89,6 +106,42 @@ def test_refused(tmp_path: Path, name: str, data: bytes | str, message: str) -> 
     with pytest.raises(DataError, match=message) as caught:
         list(read_records(path))
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("lines.json", jsonl(ROWS)),
+        ("blank.json", "\n" + jsonl(ROWS)),
+        ("wrapped.json", json.dumps({"type": "text_only", "instances": ROWS}, indent=1)),
+        ("data.json", json.dumps({"version": "1", "data": ROWS})),
+        ("list.jsonl", json.dumps(ROWS)),
+        ("pretty.jsonl", json.dumps(ROWS, indent=1)),
+        ("wrapped.jsonl", json.dumps({"type": "text_only", "instances": ROWS})),
+        ("table.csv", '\ufeffprompt\r\na\r\n"b\u2028c\u0085d"\r\né\r\n\r\n'),
+    ],
+)
+def test_files_of_others_packed_and_not(tmp_path: Path, name: str, text: str) -> None:
+    assert list(read_records(write(tmp_path / name, text))) == ROWS
+    assert list(read_records(write(tmp_path / f"{name}.gz", gzip.compress(text.encode(), mtime=0)))) == ROWS
+
+
+def test_one_row_is_no_wrapper(tmp_path: Path) -> None:
+    row = {"instruction": "a", "instances": [{"input": "b", "output": "c"}]}
+    assert list(read_records(write(tmp_path / "a.jsonl", json.dumps(row)))) == [row]
+
+
+def test_csv_with_long_cells_line_ends_and_commas(tmp_path: Path) -> None:
+    text = "x" * 200_000
+    path = write(tmp_path / "a.csv", f'prompt,chosen\n"a, ""b""\nc",{text}\n')
+    assert list(read_records(path)) == [{"prompt": 'a, "b"\nc', "chosen": text}]
+
+
+def test_times_that_python_does_not_hold_are_text(tmp_path: Path) -> None:
+    table = pa.table({"prompt": ["a"], "when": pa.array([2**31 - 1], pa.date32())})
+    pq.write_table(table, tmp_path / "a.parquet")
+    (row,) = read_records(tmp_path / "a.parquet")
+    assert row["prompt"] == "a" and isinstance(row["when"], str)
 
 
 def test_empty_parquet_is_refused(tmp_path: Path) -> None:

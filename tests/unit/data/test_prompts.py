@@ -15,8 +15,9 @@ import pytest
 from rlhf.config.stage_configs import PromptsSettings
 from rlhf.data.comparisons import SHAPES, Shape
 from rlhf.data.preferences import Preference, read_preferences, to_preference
-from rlhf.data.prompts import UnusableRow, load_prompts, to_messages
+from rlhf.data.prompts import load_prompts, to_messages
 from rlhf.data.records import dropped, prompt_id
+from rlhf.data.rows import UnusableRow
 from rlhf.data.shards import read_rows
 from rlhf.errors import ConfigError, DataError
 from rlhf.run.job import Job, Kind, Outcome
@@ -70,8 +71,9 @@ def test_shapes(row: dict[str, Any], messages: list[dict[str, str]]) -> None:
         ({"prompt": [USER, ANSWER]}, "not_user_last"),
         ({"messages": [USER, ANSWER, ANSWER]}, "not_user_last"),
         ({"messages": [SYSTEM]}, "not_user_last"),
-        ({"messages": [{"role": "tool", "content": "x"}, USER]}, "unknown_role"),
-        ({"messages": [{"from": "human", "value": "x"}]}, "not_messages"),
+        ({"messages": [{"role": "tool", "content": "x"}, USER]}, "tool_turn"),
+        ({"messages": [{"role": "robot", "content": "x"}, USER]}, "unknown_role"),
+        ({"messages": [{"role": "user", "name": "x"}]}, "not_messages"),
         ({"messages": "Hi"}, "not_messages"),
         ({"question": 7}, "not_text"),
         ({"prompt": "half \ud800"}, "invalid_unicode"),

@@ -1,0 +1,178 @@
+"""Where the question of a row stands: the table of columns, and how each is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlhf.data.rendering import choices_text, post_text, texts_of
+from rlhf.data.rows import Row, UnusableRow, has_value, plain_text
+from rlhf.data.turns import (
+    clean_text,
+    content_of,
+    content_text,
+    listed,
+    marked_turns,
+    nonempty_list,
+    role_of,
+    speaker_of,
+    to_turns,
+)
+
+CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "trajectory")
+"""Bases that hold a conversation with its answers: the last one is no part of the question."""
+_TEXTS = ("instruction", "question", "query", "problem", "question_stem", "user_prompt", "user_input", "user_message")
+BASES = (
+    "context_messages",
+    "messages",
+    "prompt",
+    "instruction",
+    "question",
+    *CONVERSATIONS[1:],
+    "conversation_input",
+    *_TEXTS[2:],
+    "input",
+    "turns",
+    "text",
+    "data",
+    "context",
+    "history",
+    "info",
+)
+"""Where the question may stand; the first that holds something wins."""
+
+
+def is_answer(turn: Any) -> bool:
+    """Whether a turn, not yet cleaned, is the assistant's."""
+    return role_of(speaker_of(turn)) == "assistant"
+
+
+def base_of(row: Row, first: Sequence[str]) -> tuple[str, list[Any]] | None:
+    """The name of the base, and its turns as they stand there, one at least; None where no base holds any.
+
+    Raises:
+        UnusableRow: a base holds something that cannot be read.
+
+    Example:
+        {"messages": [], "prompt": "Hi"} gives "prompt", [{"role": "user", "content": "Hi"}]
+    """
+    if row.maps("question"):
+        value = row.mapped("question")
+        if not has_value(value):
+            raise UnusableRow("empty", "the columns mapped to question are empty.")
+        is_written = isinstance(value, str | list | Mapping)
+        turns = _text_turns(row, "prompt", value) if is_written else [_user(plain_text(value))]
+        return "prompt", turns or []
+    for name in (*first, *BASES):
+        value = row.peek(name)
+        if not has_value(value):
+            continue
+        read = _READERS.get(name, _text_turns)
+        turns = read(row, name, value)
+        if turns:
+            row.read.add(str(row.column(name)))
+            return name, turns
+    return None
+
+
+def _user(content: Any) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def _text_turns(row: Row, name: str, value: Any) -> list[Any] | None:
+    """Of a column that is a base whatever it holds."""
+    if name in _TEXTS and not isinstance(value, str | list | Mapping):
+        clean_text(value, name)
+    if isinstance(value, str) and "response_a" in row and "response_b" in row:
+        value = texts_of(value) or value
+    if isinstance(value, list) and all(isinstance(text, str) for text in value):
+        return _user_turns(row, name, value)
+    if name in (*CONVERSATIONS, "context_messages"):
+        return _conversation(name, listed(value))
+    turns = to_turns(value, name)
+    # ARC's and CommonsenseQA's own files: {"stem": …, "choices": […]}.
+    choices = choices_text(value.get("choices")) if isinstance(value, Mapping) else None
+    if choices is not None and len(turns) == 1:
+        text = content_text(content_of(turns[0]), name)
+        return [_user(f"{text}\n\n{choices}")]
+    return turns
+
+
+def _conversation(name: str, value: Any) -> list[Any]:
+    """Of a column whose name promises turns."""
+    if not isinstance(value, str):
+        return to_turns(value, name)
+    return marked_turns(value, whole=True) or nonempty_list(value, name)
+
+
+def _user_turns(row: Row, name: str, value: Any) -> list[Any] | None:
+    """Of a list whose turns are all the user's (MT-Bench, Arena-Hard v0.1)."""
+    if not isinstance(value, list):
+        return None
+    if any(speaker_of(turn) is not None for turn in value):
+        return to_turns(value, name)
+    if len(value) != 1:
+        raise UnusableRow(
+            "user_turns_only",
+            f"{name}={value!r:.80}: must hold one turn. For MT-Bench, whose second turn needs "
+            "an answer to the first, see docs/evaluation.md.",
+        )
+    turn = value[0]
+    return [_user(turn.get("content") if isinstance(turn, Mapping) else turn)]
+
+
+def _marked_text(row: Row, name: str, value: Any) -> list[Any] | None:
+    """Of `text`, which is a question only where it says who speaks (guanaco), or the row does (OASST)."""
+    if not isinstance(value, str):
+        return None
+    role = role_of(row.peek("role"))
+    if role is None:
+        return marked_turns(value, whole=True)
+    if has_value(row.peek("parent_id")):
+        raise UnusableRow("part_of_a_tree", "the row is a later turn of a conversation that stands in other rows.")
+    row.read.add(str(row.column("role")))
+    return [{"role": role, "content": value}]
+
+
+def _alternating(row: Row, name: str, value: Any) -> list[Any] | None:
+    """Of a list of text, the user's and the assistant's in turn (UltraChat)."""
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        return None
+    roles = ("user", "assistant")
+    return [{"role": roles[number % 2], "content": text} for number, text in enumerate(value)]
+
+
+def _turns_only(row: Row, name: str, value: Any) -> list[Any] | None:
+    """Of `context`, which mostly is a text that belongs to a question (HelpSteer 3 has turns there)."""
+    is_turns = isinstance(value, list) and all(speaker_of(turn) is not None for turn in value)
+    return value if is_turns else None
+
+
+def _input(row: Row, name: str, value: Any) -> list[Any]:
+    """Of `input` without an instruction."""
+    if isinstance(value, str) or _turns_only(row, name, value):
+        return to_turns(value, name)
+    return [_user(plain_text(value))]
+
+
+def _text_or_turns(row: Row, name: str, value: Any) -> list[Any] | None:
+    """Of `history` without a question (SHP)."""
+    return to_turns(value, name) if isinstance(value, str) else _turns_only(row, name, value)
+
+
+def _post(row: Row, name: str, value: Any) -> list[Any] | None:
+    """Of summarize-from-feedback's `info`."""
+    text = post_text(value)
+    return None if text is None else [_user(text)]
+
+
+_READERS = {
+    "turns": _user_turns,
+    "text": _marked_text,
+    "data": _alternating,
+    "context": _turns_only,
+    "input": _input,
+    "history": _text_or_turns,
+    "info": _post,
+}
+"""How a base is read that is one only where it holds the right kind of value; the others by `_text_turns`."""

@@ -1,0 +1,123 @@
+"""Rows whose columns say which answer is the better one."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from rlhf.data.records import Message
+from rlhf.data.rows import Row, UnusableRow
+from rlhf.data.scores import chosen_and_rejected_score
+from rlhf.data.sides import Comparison, Side, asked_of, of_row, side_of
+from rlhf.data.turns import speaker_of
+
+_NAMES = (
+    ("chosen", "rejected"),
+    ("chosen", "reject"),
+    ("chosen_response", "rejected_response"),
+    ("chosen_answer", "rejected_answer"),
+    ("chosen_completion", "rejected_completion"),
+    ("chosen_output", "rejected_output"),
+    ("chosen_text", "rejected_text"),
+    ("chosen_messages", "rejected_messages"),
+    ("chosen_conversations", "rejected_conversations"),
+    ("response_chosen", "response_rejected"),
+    ("preferred", "dispreferred"),
+    ("preferred", "rejected"),
+    ("preferred_response", "dispreferred_response"),
+    ("accepted", "rejected"),
+    ("better_response", "worse_response"),
+    ("winning_response", "losing_response"),
+    ("winner_response", "loser_response"),
+    ("best_response", "worst_response"),
+    ("good_response", "bad_response"),
+    ("response_j", "response_k"),
+    ("y_w", "y_l"),
+    ("real", "generated"),
+    ("bon_best", "loser_list"),
+    ("canonical_solution", "buggy_solution"),
+)
+
+
+def chosen_names(row: Row) -> tuple[str, str] | None:
+    """The columns of the better and the worse answer; None where there are none, or both are null."""
+    if row.maps("chosen") or row.maps("rejected"):
+        return "chosen", "rejected"
+    for better, worse in _NAMES:
+        if better in row and worse in row and (row.peek(better) is not None or row.peek(worse) is not None):
+            return better, worse
+    return None
+
+
+@of_row
+def chosen_rejected(row: Row) -> list[Comparison]:
+    """A better and a worse answer, or several of each, every better one against every worse one.
+
+    An answer is text, a turn, messages that may repeat the prompt, or marked text (HH-RLHF, UltraFeedback, TRL,
+    LLaMA-Factory, axolotl, orca, RewardBench, RMB, stack-exchange).
+
+    Example:
+        {"prompt": "2+2?", "chosen": "4", "rejected": "5", "score_chosen": 9.0, "score_rejected": 2.5}
+    """
+    names = chosen_names(row)
+    assert names is not None
+    better, worse = names
+    # HumanEvalPack has the bare code under `prompt`, for models that complete text.
+    first = ("instruction",) if better == "canonical_solution" else ("conversations", "prompt")
+    asked = asked_of(row, first)
+    chosen = _sides(row, asked, "chosen", better)
+    rejected = _sides(row, asked, "rejected", worse)
+    comparisons = [Comparison(sides, better=0) for sides in itertools.product(chosen, rejected)]
+    if len(comparisons) > 1:
+        return comparisons
+    if _is_tie(row):
+        return [replace(comparisons[0], better=None)]
+    return [replace(comparisons[0], contradicted=_contradicts(row))]
+
+
+def _sides(row: Row, asked: list[Message], part: str, name: str) -> list[Side]:
+    """The answers of one kind, one at least."""
+    value = row.mapped(part) if row.maps(part) else row.get(name)
+    if isinstance(value, list) and value and asked and all(_is_answer(element) for element in value):
+        return [side_of(asked, element, f"{name}[{number}]", row) for number, element in enumerate(value)]
+    return [side_of(asked, value, name, row)]
+
+
+def _is_answer(element: Any) -> bool:
+    """Whether an element of a list is an answer of its own, and no turn or part of one."""
+    if isinstance(element, str):
+        return True
+    is_object = isinstance(element, Mapping) and "type" not in element
+    return is_object and speaker_of(element) is None
+
+
+def _is_tie(row: Row) -> bool:
+    """Whether the row itself says that neither answer is better."""
+    # distilabel's sets keep pairs of equal rating, and say so.
+    if row.peek("status") == "tie":
+        return True
+    metadata = row.peek("metadata")
+    scores = metadata if isinstance(metadata, Mapping) else row.record
+    # Of these names alone: where other scores and sides disagree, the sides are what the data set stands by.
+    score = scores.get("score_chosen")
+    return score is not None and score == scores.get("score_rejected")
+
+
+def _contradicts(row: Row) -> bool:
+    """Whether the row's own scores have the rejected answer as the better one."""
+    scores = chosen_and_rejected_score(row)
+    return scores is not None and scores[0] < scores[1]
+
+
+def lacks_rejected(row: Row) -> bool:
+    """Whether a row has a question and a better answer, but no worse one."""
+    if row.peek("chosen") is None or "rejected" in row or "reject" in row:
+        return False
+    return bool(asked_of(row))
+
+
+def refuse_without_rejected() -> UnusableRow:
+    """What to say of such a row."""
+    return UnusableRow("no_rejected", "the row has a chosen answer and no rejected one.")
