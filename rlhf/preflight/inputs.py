@@ -15,6 +15,7 @@ from typing import Any
 
 from rlhf.config.limits import value_at
 from rlhf.config.schema import Config
+from rlhf.data.columns import unread_text
 from rlhf.data.prompts import read_prompts
 from rlhf.data.records import Message, Prompt, what_became
 from rlhf.errors import UserError
@@ -189,6 +190,9 @@ def prompts(cfg: Config, files: dict[str, Path], sample: list[list[Message]]) ->
             continue
         reading = _first_prompts(file, cfg.prompts.columns)
         yield _how_many(key, reading)
+        unread = unread_text(reading.counts, "prompts")
+        if unread is not None:
+            yield finding(False, f"{key}: {unread}", "What it holds would be missing from the question.")
         ids = {prompt.id for prompt in reading.prompts}
         if key != _HELD_OUT:
             sample.extend(_some_messages(reading.prompts))

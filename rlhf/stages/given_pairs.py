@@ -13,6 +13,7 @@ from typing import Any
 
 from rlhf.config.stage_configs import GivenPairsStage
 from rlhf.data.preferences import Preference, read_preferences
+from rlhf.data.reading_notes import reading_notes
 from rlhf.data.records import PAIRS_SCHEMA, SIDES, prompt_id, side_columns
 from rlhf.data.shards import shard_name, write_shard
 from rlhf.run.job import Job, Outcome, Worker
@@ -38,7 +39,7 @@ def run(job: Job[GivenPairsStage], worker: Worker) -> Outcome:
     for index, block in enumerate(_blocks(rows)):
         write_shard(job.out_path / shard_name(index), PAIRS_SCHEMA, block)
     # Not before the last row is read: reading fills the counts.
-    return Outcome(counts=dict(counts))
+    return Outcome(counts=dict(counts), metrics=reading_notes(counts, "pair"))
 
 
 def _blocks(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

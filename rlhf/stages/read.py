@@ -14,6 +14,7 @@ import pyarrow as pa
 from rlhf.config.stage_configs import ReadStage
 from rlhf.data.benchmarks import read_questions
 from rlhf.data.prompts import read_prompts
+from rlhf.data.reading_notes import reading_notes
 from rlhf.data.records import CANDIDATES_SCHEMA, PROMPT_SCHEMA, SCORES_SCHEMA, to_row
 from rlhf.data.responses import read_best_of_n, read_comparisons, read_responses
 from rlhf.data.shards import shard_name, write_atomic, write_shard
@@ -57,7 +58,7 @@ def run(job: Job[ReadStage], worker: Worker) -> Outcome:
         # What `generate` would tell the stages after it; texts from a file have no tokens.
         no_ids: dict[str, Any] = {"end_of_turn_id": None, "stop_token_ids": []}
         write_atomic(job.out_path / "candidates" / "tokens.json", json.dumps(no_ids).encode())
-    return Outcome(counts=dict(counts))
+    return Outcome(counts=dict(counts), metrics=reading_notes(counts))
 
 
 def _rows(config: ReadStage, path: Path, counts: Counter[str]) -> Iterator[dict[str, Any]]:

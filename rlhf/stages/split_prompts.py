@@ -18,6 +18,7 @@ from typing import Any
 
 from rlhf.config.stage_configs import PromptsSettings
 from rlhf.data.prompts import load_prompts
+from rlhf.data.reading_notes import reading_notes
 from rlhf.data.records import PROMPT_SCHEMA, Prompt, dropped, to_row, what_became
 from rlhf.data.shards import read_rows, write_shard
 from rlhf.errors import ConfigError, DataError
@@ -67,7 +68,7 @@ def run(job: Job[PromptsSettings], worker: Worker) -> Outcome:
     assert counts["rows"] == len(train) + len(held_out) + num_dropped, counts
     write_shard(job.out_path / "train.parquet", PROMPT_SCHEMA, map(to_row, train))
     write_shard(job.out_path / "held_out.parquet", PROMPT_SCHEMA, map(to_row, held_out))
-    return Outcome(counts=dict(counts))
+    return Outcome(counts=dict(counts), metrics=reading_notes(counts, "prompts"))
 
 
 def _all_prompts(job: Job[PromptsSettings]) -> tuple[list[Prompt], Counter[str]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PrinterCallback, Trainer
 
+from rlhf.data.reading_notes import reading_notes
 from rlhf.data.shards import write_atomic
 from rlhf.run.job import Job, Outcome, Worker
 from rlhf.training.checkpoints import train_resumable
@@ -59,6 +60,7 @@ def fit(
         remove_token_files(job.out_path)
     metrics["first_loss"] = rows[0]["loss"]
     metrics["last_loss"] = rows[-1]["loss"]
+    metrics |= reading_notes(counts, job.stage)
     return Outcome({**counts, "steps": len(rows)}, metrics)
 
 
