@@ -16,7 +16,7 @@ from rlhf.config.tools import GenerateTool
 from rlhf.data.responses import candidates_line
 from rlhf.data.shards import read_all_rows
 from rlhf.loop.step import policy_dtype, stage_config
-from rlhf.models.folder import context_length
+from rlhf.models.context import context_length
 from rlhf.run import sources
 from rlhf.run.artifact import Artifact
 from rlhf.run.plan import Run

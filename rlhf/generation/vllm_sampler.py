@@ -10,7 +10,8 @@ from rlhf.config.stage_configs import GenerateStage
 from rlhf.data.records import Candidate
 from rlhf.errors import ConfigError, ModelError
 from rlhf.generation.request import Request, Sampling
-from rlhf.models.folder import engine_alive, load_config, saved_dtype
+from rlhf.models.folder import engine_alive, load_config
+from rlhf.models.weight_files import saved_dtype
 
 _CPU_MAX_SEQS = 512
 """Responses sampled together on a CPU: twice what vLLM 0.32 takes by itself."""

@@ -9,7 +9,7 @@ from rlhf.config.choices import Device
 from rlhf.config.schema import Config
 from rlhf.errors import ConfigError
 from rlhf.launch.machine import num_cores, visible_gpus
-from rlhf.models.folder import num_parameters
+from rlhf.models.weight_files import num_parameters
 
 LARGEST_ON_A_CPU = 2e9
 """Parameters; a larger model takes weeks for one iteration without a GPU."""

@@ -28,7 +28,7 @@ from rlhf.errors import ConfigError, UserError, WorkerFailed
 from rlhf.launch.machine import gpus, memory
 from rlhf.loop.judges import models_of
 from rlhf.loop.prompt_sets import PLACEHOLDER, too_few
-from rlhf.models.folder import num_parameters, saved_dtype
+from rlhf.models.weight_files import num_parameters, saved_dtype
 from rlhf.preflight.capacity import approximate_size, check_capacity
 from rlhf.run import hub, sources
 from rlhf.run.commit import VERSIONS

@@ -14,7 +14,8 @@ from rlhf.config.choices import JudgeKind
 from rlhf.config.schema import Config
 from rlhf.config.stage_configs import PreflightStage
 from rlhf.data.records import Message
-from rlhf.models.folder import context_length, own_classifier, require_trust
+from rlhf.models.context import context_length
+from rlhf.models.folder import own_classifier, require_trust
 from rlhf.preflight.look import Finding, Level, collect, finding
 from rlhf.run.job import Job, Outcome, Worker
 

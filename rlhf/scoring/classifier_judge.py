@@ -14,7 +14,8 @@ from transformers import AutoModelForSequenceClassification
 from rlhf.data.records import Message
 from rlhf.errors import ModelError
 from rlhf.models.chat import load_tokenizer
-from rlhf.models.folder import load_config, load_weights, own_classifier, require_trust, saved_dtype
+from rlhf.models.folder import load_config, load_weights, own_classifier, require_trust
+from rlhf.models.weight_files import saved_dtype
 from rlhf.scoring.judge import Scored
 from rlhf.scoring.token_rows import TokenIds, padded_inputs, score_distinct, score_in_batches
 

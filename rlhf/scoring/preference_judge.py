@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from rlhf.models.chat import load_tokenizer
 from rlhf.models.comparison import answer_ids, render_comparison, require_causal_lm
-from rlhf.models.folder import load_config, load_weights, saved_dtype
+from rlhf.models.folder import load_config, load_weights
+from rlhf.models.weight_files import saved_dtype
 from rlhf.scoring.token_rows import TokenIds, cut_on_the_left, padded_inputs, score_in_batches
 from rlhf.scoring.tournament import Compared, Matchup
 

@@ -9,7 +9,8 @@ import torch
 from rlhf.data.records import Message
 from rlhf.errors import ConfigError, ModelError
 from rlhf.models.chat import load_tokenizer
-from rlhf.models.folder import engine_alive, load_config, saved_dtype
+from rlhf.models.folder import engine_alive, load_config
+from rlhf.models.weight_files import saved_dtype
 from rlhf.scoring.classifier_judge import require_one_logit
 from rlhf.scoring.judge import Scored
 from rlhf.scoring.token_rows import TokenIds, score_distinct

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rlhf.config.stage_configs import ExportStage
 from rlhf.loop import card
-from rlhf.models.folder import saved_dtype
+from rlhf.models.weight_files import saved_dtype
 from rlhf.run.job import Job, Outcome, Worker
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.errors import ModelError
-from rlhf.models.folder import load_config, load_weights, saved_dtype, weight_headers
+from rlhf.models.folder import load_config, load_weights
+from rlhf.models.weight_files import saved_dtype, weight_headers
 from rlhf.training.ranks import barrier, own_rank
 
 _COPIED = {".json", ".jinja", ".txt", ".model", ".py"}
