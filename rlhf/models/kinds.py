@@ -151,9 +151,7 @@ def _about_folder_without_config(folder: Path) -> str:
     weights = _foreign_weights(folder)
     if weights:
         return f"no config.json there, only {weights[0].name}: {_BY_SUFFIX[weights[0].suffix]}."
-    return (
-        "no config.json there, so it is no model folder. Point at the folder itself, with config.json and *.safetensors."
-    )
+    return "no config.json there, so it is no model folder. Point at the folder itself, with config.json and *.safetensors."
 
 
 def _foreign_weights(folder: Path) -> list[Path]:
