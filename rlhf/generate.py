@@ -15,6 +15,7 @@ from rlhf.config.stage_configs import ReadStage
 from rlhf.config.tools import GenerateTool
 from rlhf.data.responses import candidates_line
 from rlhf.data.shards import read_all_rows
+from rlhf.generation.vllm_args import longest_sequence
 from rlhf.loop.step import policy_dtype, stage_config
 from rlhf.models.context import context_length
 from rlhf.run import sources
@@ -41,14 +42,15 @@ def sample(run: Run, read: Artifact) -> list[Artifact]:
     """The prompts that were read, and the candidates sampled for them."""
     policy = sources.model(run, run.cfg.model.path, run.cfg.model.revision, "model.path")
     max_new_tokens = run.cfg.generate.max_new_tokens
-    context = context_length(policy.path)
-    if context is not None and max_new_tokens >= context:
-        # Half of it: a prompt needs room too, and no key should be needed to sample from a small model.
-        run.say(
-            f"  responses have at most {context // 2} tokens: the model's context has {context}, not "
-            f"{max_new_tokens} and more"
-        )
-        max_new_tokens = context // 2
+    contexts = {
+        "the model's context has": context_length(policy.path),
+        "generate.vllm_args.max_model_len is": longest_sequence(run.cfg.generate),
+    }
+    for what, context in contexts.items():
+        if context is not None and max_new_tokens >= context:
+            # Half of it: a prompt needs room too, and no key should be needed to sample from a small model.
+            run.say(f"  responses have at most {context // 2} tokens: {what} {context}, not {max_new_tokens} and more")
+            max_new_tokens = context // 2
     dtype = policy_dtype(run.cfg, policy)
     config = stage_config(run.cfg, "generate", dtype=dtype, max_new_tokens=max_new_tokens)
     inputs = {"policy": policy, "prompts": read.part("prompts")}

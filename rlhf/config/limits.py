@@ -13,6 +13,34 @@ from rlhf.config.schema import Config
 from rlhf.config.training import MAIN_JUDGE
 from rlhf.errors import ConfigError
 
+_SAMPLED_AS_TRAINED = "responses would come from another model than the one that is trained. Leave it out."
+_ONE_MODEL = "all stages read one folder. Leave it out; see model.path and model.revision."
+_SAMPLING = "generate.temperatures, top_p, top_k and stop_token_ids say how to sample. Leave it out."
+_GPUS = "each worker has generate.tensor_parallel_size GPUs. Set that."
+_VLLM_ARGS = {
+    "dtype": "set model.dtype, which holds for training too.",
+    "seed": "set seed; every response has a seed of its own, made of it.",
+    "tensor_parallel_size": "set generate.tensor_parallel_size, by which workers get their GPUs.",
+    "pipeline_parallel_size": _GPUS,
+    "data_parallel_size": _GPUS,
+    "gpu_memory_utilization": "set generate.gpu_memory_utilization.",
+    "quantization": _SAMPLED_AS_TRAINED,
+    "hf_overrides": _SAMPLED_AS_TRAINED,
+    "tokenizer": _ONE_MODEL,
+    "tokenizer_revision": _ONE_MODEL,
+    "revision": _ONE_MODEL,
+    "code_revision": _ONE_MODEL,
+    "config_format": _ONE_MODEL,
+    "hf_config_path": _ONE_MODEL,
+    "generation_config": _SAMPLING,
+    "override_generation_config": _SAMPLING,
+    "logprobs_mode": "records hold log-probabilities at temperature 1. Leave it out.",
+    "runner": "the policy generates. Leave it out.",
+    "convert": "the policy generates. Leave it out.",
+    "task": "the policy generates. Leave it out.",
+}
+"""Arguments of vLLM that contradict what this package gives it, and what to do in place of them."""
+
 
 def value_at(config: object, key: str) -> Any:
     """The value a dotted key names."""
@@ -33,7 +61,7 @@ def check_config(cfg: Config) -> None:
 
 def problems(cfg: Config) -> list[str]:
     """Values that cannot work, one line each, with the way out."""
-    groups = (_ranges, _sampling, _pairs, _pairing, _judge, _judges, _dpo, _training)
+    groups = (_ranges, _sampling, _lengths, _pairs, _pairing, _judge, _judges, _dpo, _training)
     return [problem for group in groups for problem in group(cfg)]
 
 
@@ -78,6 +106,14 @@ def _number(value: object) -> float:
 def _sampling(cfg: Config) -> Iterator[str]:
     for key in {"model", "trust_remote_code", "load_format"} & set(cfg.generate.vllm_args):
         yield f"generate.vllm_args.{key}: not here; only safetensors are read. See model.path, model.trust_remote_code."
+    for key in sorted(_VLLM_ARGS.keys() & cfg.generate.vllm_args.keys()):
+        yield f"generate.vllm_args.{key}={cfg.generate.vllm_args[key]}: {_VLLM_ARGS[key]}"
+    for key in ("max_model_len", "max_num_batched_tokens", "max_num_seqs"):
+        value = cfg.generate.vllm_args.get(key)
+        # vLLM itself takes -1 for a length that memory decides.
+        is_count = isinstance(value, int) and not isinstance(value, bool) and (value > 0 or value == -1)
+        if value is not None and not is_count:
+            yield f"generate.vllm_args.{key}={value}: must be a whole number above 0."
     temperatures, n = cfg.generate.temperatures, cfg.generate.n
     if not temperatures or any(not _number(t) >= 0 for t in temperatures):
         yield f"generate.temperatures={temperatures}: needs finite numbers, none negative; the paper has [1.0,0.7]."
@@ -90,6 +126,16 @@ def _sampling(cfg: Config) -> Iterator[str]:
         yield (
             f"generate.temperatures={temperatures} with n={n}: at temperature 0 the {n // len(temperatures)} responses "
             "of one prompt are all the same. Use a temperature above 0, or fewer responses."
+        )
+
+
+def _lengths(cfg: Config) -> Iterator[str]:
+    # Tools on files are not asked: they take shorter responses where their default does not fit.
+    length, max_new_tokens = cfg.generate.vllm_args.get("max_model_len"), cfg.generate.max_new_tokens
+    if isinstance(length, int) and 0 < length <= max_new_tokens and cfg.generate.engine is not Engine.transformers:
+        yield (
+            f"generate.vllm_args.max_model_len={length}: has no room for generate.max_new_tokens={max_new_tokens} and "
+            f"a prompt. Raise it, or set generate.max_new_tokens below {length}."
         )
 
 

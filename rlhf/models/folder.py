@@ -169,6 +169,16 @@ def _generation_config(path: str | Path) -> Any:
     """
     from transformers import GenerationConfig
 
+    if not refuses_generation_config(path):
+        return None
+    stops = saved_stop_ids(path) or text_config(path).get("eos_token_id")
+    return GenerationConfig(eos_token_id=stops)
+
+
+def refuses_generation_config(path: str | Path) -> bool:
+    """Whether transformers would not load, or not save, the generation config of a model folder."""
+    from transformers import GenerationConfig
+
     try:
         try:
             settings = GenerationConfig.from_pretrained(path)
@@ -178,9 +188,8 @@ def _generation_config(path: str | Path) -> Any:
         settings.validate(strict=True)
     # The values are compared with numbers and names, so that wrong types raise anything.
     except Exception:
-        stops = saved_stop_ids(path) or text_config(path).get("eos_token_id")
-        return GenerationConfig(eos_token_id=stops)
-    return None
+        return True
+    return False
 
 
 def saved_stop_ids(path: str | Path) -> list[int]:

@@ -95,7 +95,7 @@ def _about_file(path: Path) -> str:
         return f"a file of {_BY_SUFFIX[path.suffix]}."
     if path.suffix == ".safetensors":
         return f"a file of weights, no config.json there. Name the folder that it lies in, {path.parent}."
-    return "a file, no folder, and so no config.json there. Name the folder of a model, with config.json and *.safetensors."
+    return "a file, no folder: no config.json there. Name the folder of a model, with config.json and *.safetensors."
 
 
 def _refuse_adapter(folder: Path, where: str) -> None:
@@ -151,7 +151,7 @@ def _about_folder_without_config(folder: Path) -> str:
     weights = _foreign_weights(folder)
     if weights:
         return f"no config.json there, only {weights[0].name}: {_BY_SUFFIX[weights[0].suffix]}."
-    return "no config.json there, so it is no model folder. Point at the folder itself, with config.json and *.safetensors."
+    return "no config.json there, so it is no model folder. Point at the one that has config.json and *.safetensors."
 
 
 def _foreign_weights(folder: Path) -> list[Path]:

@@ -39,8 +39,8 @@ def made_here(run: Run, path: str, key: str) -> Artifact:
     if name not in run.made:
         raise ConfigError(
             f"{key}={path}: no stage of this run makes {name!r} before it is needed; made by then: "
-            f"{', '.join(sorted(run.made)) or 'nothing'}. Name one of those, or a path or Hub id without the @ (a folder "
-            f"whose own name begins so is ./{path})."
+            f"{', '.join(sorted(run.made)) or 'nothing'}. Name one of those, or a path or Hub id without the @ (a "
+            f"folder whose own name begins so is ./{path})."
         )
     artifact = run.made[name]
     files = artifact.record.get("files", [part])  # in a plan nobody knows yet what is in it

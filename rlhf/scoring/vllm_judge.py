@@ -10,6 +10,7 @@ from rlhf.data.records import Message
 from rlhf.errors import ConfigError, ModelError
 from rlhf.models.chat import load_tokenizer
 from rlhf.models.context import judge_context
+from rlhf.models.engine_folder import EngineFolder
 from rlhf.models.folder import engine_alive
 from rlhf.models.heads import judge_config, require_one_logit, unnamed_labels
 from rlhf.models.weight_files import saved_dtype
@@ -50,8 +51,10 @@ class VllmJudge:
         if unnamed_labels(path) is not None:
             # vLLM reads config.json by itself, and would take two.
             overrides["num_labels"] = 1
+        # Kept for as long as the engine is: links into the judge's folder may end with it.
+        self._folder = EngineFolder(path)
         arguments: dict[str, Any] = {
-            "model": path,
+            "model": self._folder.path,
             "runner": "pooling",
             "dtype": saved_dtype(path, dtype),
             "max_model_len": max_tokens,

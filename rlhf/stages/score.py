@@ -43,7 +43,7 @@ def run(job: Job[ScoreStage], worker: Worker) -> Outcome:
                 # Not before it is needed: loading takes minutes, and there may be nothing left to score.
                 judge = load_judge(job.config, job.inputs)
                 if worker.rank == 0:
-                    _add_warning(metrics, _golden_pair(job, judge))
+                    _add_warning(metrics, **_golden_pair(job, judge))
             scored = score_groups(judge, groups)
         scores = _all_scores(rows, known, scored)
         out = []
@@ -120,14 +120,14 @@ def _counts(job: Job[ScoreStage], scores: list[list[float]], scored: Scored) -> 
     return counts
 
 
-def _add_warning(metrics: dict[str, str], warning: str) -> None:
+def _add_warning(metrics: dict[str, str], warning: str = "") -> None:
     """Add to what the console shows of this stage; an empty text is none."""
     if warning:
         metrics["warning"] = " ".join(filter(None, (metrics.get("warning"), warning)))
 
 
 def _unread(job: Job[ScoreStage], context: int | None) -> str:
-    """What to say of conversations that the judge did not read whole, or not as it was trained; empty if there are none.
+    """What to say of conversations that the judge did not read whole, or not as it was trained; mostly nothing.
 
     `context` are the tokens that the judge was made for, None where that is not known.
     """
@@ -151,11 +151,11 @@ def _unread(job: Job[ScoreStage], context: int | None) -> str:
     return " ".join(sentences)
 
 
-def _golden_pair(job: Job[ScoreStage], judge: Any) -> str:
-    """A warning when a judge from outside prefers an absurd answer, else nothing; asked once, when π0 is scored.
+def _golden_pair(job: Job[ScoreStage], judge: Any) -> dict[str, str]:
+    """A metric `warning` when a judge from outside prefers an absurd answer; asked once, when π0 is scored.
 
     Example:
-        "judge /models/rm scores 'Purple …' 1.2 and 'The capital …' -0.5 for 'What is …'. …"
+        {"warning": "judge /models/rm scores 'Purple …' 1.2 and 'The capital …' -0.5 for 'What is …'. …"}
     """
     # The job's name is its folder inside of the run, as deep as it has parts.
     depth = len(Path(job.name).parts)
@@ -163,15 +163,16 @@ def _golden_pair(job: Job[ScoreStage], judge: Any) -> str:
     judge_path = Path(job.inputs.get("judge", run_dir))
     # Rules and judges that the run has trained itself are no judges from outside.
     if not job.name.startswith("iteration_000/") or judge_path.is_relative_to(run_dir):
-        return ""
+        return {}
     group = Group([{"role": "user", "content": _QUESTION}], [_GOOD, _ABSURD])
     good, absurd = score_groups(judge, [group]).scores
     if good > absurd:
-        return ""
-    return (
+        return {}
+    warning = (
         f"judge {job.inputs['judge']} scores {_ABSURD!r} {absurd:.3g} and {_GOOD!r} {good:.3g} for "
         f"{_QUESTION!r}. Is its template its own, and higher better?"
     )
+    return {"warning": warning}
 
 
 def _texts(job: Job[ScoreStage], name: str, index: int) -> dict[str, list[str]]:
