@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,44 +16,51 @@ from rlhf.iterate import execute
 from rlhf.run.stage_table import STAGES
 
 _USAGE = (
-    "usage: python -m rlhf.stage {stage} run_dir=RUN [iteration=T] [artifact=FOLDER/{stage}] [key=value …]\n"
-    "Runs one stage of a run folder whose earlier stages are finished, with the run's own config (RUN/config.yaml) and "
-    "the given changes. iteration=T names RUN/iteration_00T/{stage}; artifact= names any other folder of the run, such "
-    "as iteration_002/held_out/{stage}."
+    "usage: python -m rlhf.stage {stage} run_dir=RUN [iteration=T] [artifact=FOLDER/{stage}] "
+    "[key=value …]\n"
+    "Runs one stage of a run folder whose earlier stages are finished, with the run's own config "
+    "(RUN/config.yaml) and the given changes. iteration=T names RUN/iteration_00T/{stage}; artifact= "
+    "names any other folder of the run, such as iteration_002/held_out/{stage}."
 )
 
 
 def main(arguments: list[str]) -> NoReturn:
-    """Run one stage from the command line; the first argument names it."""
-    guarded(lambda: _run(arguments))
+    """Run one stage from the command line; the argument without a = names it."""
+    guarded(partial(_run, arguments))
 
 
 def _run(arguments: list[str]) -> None:
-    stage = arguments[0] if arguments and "=" not in arguments[0] else "STAGE"
+    names = [argument for argument in arguments if "=" not in argument and not argument.startswith("-")]
+    stage = names[0] if names else "STAGE"
     usage = _USAGE.format(stage=stage)
-    settings = arguments[1:]
-    if not settings or any(argument in ("-h", "--help") for argument in arguments):
+    settings = [argument for argument in arguments if argument != stage]
+    if not settings or "-h" in arguments or "--help" in arguments:
         print(usage)
         return
     if stage not in STAGES:
         raise ConfigError(f"{stage}: no such stage. Name one of {', '.join(STAGES)}.\n{usage}")
-    if any("=" not in argument for argument in settings):
+    if any("=" not in setting for setting in settings):
         raise ConfigError(f"{settings}: every argument reads key=value.\n{usage}")
-    values: dict[str, str] = dict(argument.split("=", 1) for argument in settings)
+    values: dict[str, str] = dict(setting.split("=", 1) for setting in settings)
     run_dir = values.get("run_dir")
     if run_dir is None or not (Path(run_dir) / "config.yaml").is_file():
         raise ConfigError(
             f"run_dir={run_dir}: no config.yaml there; begin the run with python -m rlhf.iterate.\n{usage}"
         )
+    # These two say which stage it is; everything else is a setting of the run.
     iteration = values.pop("iteration", None)
-    name = values.pop("artifact", None)
+    artifact = values.pop("artifact", None)
     if iteration is not None and not iteration.isdecimal():
         raise ConfigError(f"iteration={iteration}: must be a whole number, 0 for what π0 is evaluated on.\n{usage}")
+    name = artifact
     if name is None:
+        # Stages that lie in no iteration's folder (`world`, `sft`, `prompts`) have their own name.
         name = stage if iteration is None else f"iteration_{int(iteration):03d}/{stage}"
     try:
+        # Without Hydra: the run's config is resolved, and experiments have no say in it any more.
         changes: Any = OmegaConf.from_dotlist([f"{key}={value}" for key, value in values.items()])
-        merged: Any = OmegaConf.merge(OmegaConf.load(Path(run_dir) / "config.yaml"), changes)
+        recorded = OmegaConf.load(Path(run_dir) / "config.yaml")
+        merged: Any = OmegaConf.merge(recorded, changes)
     except (OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{settings}: {error}") from error
     execute(to_config(merged), only=name)

@@ -1,7 +1,8 @@
 """Imported once by the process that workers are forked from, so that each starts in a moment.
 
-Nothing here may touch a GPU or start a thread that a fork would lose (`tests/integration/launch/test_preload.py`). What
-cannot be imported is left for the stage that needs it to complain about.
+Nothing here may touch a GPU or start a thread that a fork would lose
+(`tests/integration/launch/test_preload.py`). What cannot be imported is left for the stage that needs it to
+complain about.
 """
 
 from __future__ import annotations
@@ -48,18 +49,18 @@ MODULES = (
 
 log = os.environ.get("RLHF_PRELOAD_LOG")
 if log:  # what libraries print when imported is no part of the run's output
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: do not finish the imports of a driver that is dead
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
+    # PR_SET_PDEATHSIG, and at once: do not finish the imports of a driver that is dead.
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    from rlhf.launch.worker import redirect_output
+
+    redirect_output(log)
 
 gc.disable()  # for the imports: it saves a fifth of their time
 for name in MODULES:
     with contextlib.suppress(Exception):
         importlib.import_module(name)
 
-# Some hundred thousand objects that live for ever: kept out of every worker's collections, they also stay shared.
+# Some hundred thousand objects that live for ever: out of every worker's collections, they stay shared.
 gc.collect()
 gc.freeze()
 gc.enable()
