@@ -132,9 +132,8 @@ def test_what_cannot_be_served_names_the_other_engine(path, tmp_path):
     two = tiny_reward_model(tmp_path / "two", **SHAPE)
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(two)
-    config.num_labels = 2
-    config.save_pretrained(two)
+    config = json.loads((two / "config.json").read_text())
+    (two / "config.json").write_text(json.dumps(config | {"id2label": {"0": "good", "1": "bad"}}))
     with pytest.raises(ModelError, match="2 labels"):
         VllmJudge(str(two))
     one_label = AutoConfig.from_pretrained(tiny_llama(tmp_path / "policy", **SHAPE))
