@@ -12,6 +12,7 @@ from rlhf.models.weight_files import has_weights, weight_headers, weight_names
 
 _SCORE = re.compile(r"(^|\.)score\.weight$")
 """Whatever a wrapper has put in front of the name."""
+# In the order in which they are named to the user; a folder may hold several of them.
 _ENCODER_HEADS = ("classifier", "classification_head", "logits_proj")
 _VALUE_HEADS = ("v_head", "value_head", "rm_head", "reward_head", "regression_head", "regression_layer", "value")
 _DECODERS = (
@@ -23,6 +24,7 @@ _DECODERS = (
 def judge_config(path: str | Path, trust_remote_code: bool = False) -> Any:
     """The config of a judge, with as many labels as its head has rows where config.json does not name them."""
     config = load_config(path, trust_remote_code)
+    # Set before the model is built: its head gets so many rows.
     num_rows = unnamed_labels(path)
     if num_rows is not None:
         config.num_labels = num_rows
@@ -34,7 +36,8 @@ def unnamed_labels(path: str | Path) -> int | None:
 
     None where it does, or the weights have no such head or are not here.
     """
-    if _names_labels(path):
+    # Code of its own counts its labels as it likes.
+    if _names_labels(path) or own_classifier(path):
         return None
     return _score_rows(path)
 
@@ -89,6 +92,7 @@ def require_one_logit(path: str | Path, config: Any) -> None:
 
 def _require_score_head(path: str | Path, config: Any) -> None:
     names = weight_names(path)
+    # A wrong number of rows is told by the caller.
     if not names or any(_SCORE.search(name) for name in names):
         return
     tops = {name.partition(".")[0] for name in names}
@@ -112,6 +116,7 @@ def _require_score_head(path: str | Path, config: Any) -> None:
                 f"reward model, rename its weight to score.weight in a copy of the folder, and set num_labels=1 in "
                 f"config.json (a bias is lost: it changes no order). Else: {_DECODERS}."
             )
+    # Loaded all the same, it would score with a head of random numbers.
     kind = ", ".join(config.architectures or ["a model without a head"])
     raise ModelError(
         f"{path}: the judge has no score head ({kind}): it writes text and gives no number, and transformers would "

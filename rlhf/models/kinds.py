@@ -74,8 +74,15 @@ def check_folder(folder: Path, key: str, weights: bool = True) -> None:
         ModelError: what it is, and the way out.
     """
     where = f"{key}={folder}"
+    if not folder.exists():
+        # A repository of the Hub of which nothing was worth a download.
+        raise ModelError(
+            f"{where}: nothing that is read here is in that repository, no config.json there and no *.safetensors. It "
+            "may hold GGUF or another format; name the model that it was made from."
+        )
     if not folder.is_dir():
         raise ModelError(f"{where}: {_about_file(folder)}")
+    # Before config.json is asked for: adapters mostly come without.
     _refuse_adapter(folder, where)
     if not (folder / "config.json").is_file():
         raise ModelError(f"{where}: {_about_folder_without_config(folder)}")
@@ -85,6 +92,7 @@ def check_folder(folder: Path, key: str, weights: bool = True) -> None:
         return
     if not has_weights(folder):
         raise ModelError(f"{where}: no *.safetensors there; {_about_other_weights(folder)}.")
+    # In this order: headers are whole from here on.
     _check_weight_files(folder, where)
     _refuse_quantised_weights(folder, where)
 
@@ -145,6 +153,7 @@ def _about_folder_without_config(folder: Path) -> str:
             "a checkpoint of DeepSpeed, no config.json there. Make a model of it with its zero_to_fp32.py, or name "
             "what was saved when the training ended."
         )
+    # A folder of checkpoints, or one that was unpacked one level too deep.
     within = [path.parent.name for path in sorted(folder.glob("*/config.json"))]
     if within:
         return f"no config.json there, but in its folders {', '.join(within)}. Name one of them."
@@ -157,6 +166,7 @@ def _about_folder_without_config(folder: Path) -> str:
 def _foreign_weights(folder: Path) -> list[Path]:
     """Files of weights in other formats, those first that say most of the folder."""
     files = []
+    # A dict keeps its order, and with it which kind is named first.
     for suffix in _BY_SUFFIX:
         for file in sorted(folder.glob(f"*{suffix}")):
             if file.name not in _NOT_WEIGHTS:
@@ -224,6 +234,7 @@ def _check_weight_files(folder: Path, where: str) -> None:
         raise ModelError(f"{where}: {names} of {index.name} is not there. Download it anew.")
     if index.is_file() or (folder / SINGLE).is_file():
         return
+    # Of other names transformers finds none, and which file is which only the index could say.
     files = [file.name for file in weight_files(folder)]
     if not files:
         names = ", ".join(sorted(file.name for file in folder.glob("*.safetensors")))

@@ -133,6 +133,11 @@ def test_small_files_alone_tell_it_too(tmp_path, kind):
         check_folder(tmp_path / "there", "model.path", weights=False)
 
 
+def test_a_repository_of_which_nothing_is_read_is_told(tmp_path):
+    with pytest.raises(ModelError, match=r"in that repository.*GGUF"):
+        check_folder(tmp_path / "snapshot", "model.path", weights=False)
+
+
 def test_quantised_weights_are_found_without_a_config(tmp_path):
     folder = model(tmp_path / "there")
     save_file({"layer.qweight": np.zeros(8, dtype=np.int32)}, folder / "model.safetensors")
