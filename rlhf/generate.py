@@ -14,8 +14,9 @@ from rlhf.command.line import main
 from rlhf.config.tools import FileTool, GenerateTool
 from rlhf.data.responses import candidates_line
 from rlhf.data.shards import read_all_rows
+from rlhf.generation.vllm_args import longest_sequence
 from rlhf.loop.step import policy_dtype, stage_config
-from rlhf.models.folder import context_length
+from rlhf.models.context import context_length
 from rlhf.run import sources
 from rlhf.run.artifact import Artifact
 from rlhf.run.plan import Run
@@ -38,14 +39,15 @@ def sample(run: Run, tool: FileTool, what: str = "prompts") -> list[Artifact]:
     model = run.cfg.model
     policy = sources.model(run, model.path, model.revision, "model.path")
     max_new_tokens = section.max_new_tokens
-    context = context_length(policy.path)
-    if context is not None and max_new_tokens >= context:
-        # Half of it: a prompt needs room too, and no key should be needed to sample from a small model.
-        run.say(
-            f"  responses have at most {context // 2} tokens: the model's context has {context}, not "
-            f"{max_new_tokens} and more"
-        )
-        max_new_tokens = context // 2
+    contexts = {
+        "the model's context has": context_length(policy.path),
+        "generate.vllm_args.max_model_len is": longest_sequence(section),
+    }
+    for what, context in contexts.items():
+        if context is not None and max_new_tokens >= context:
+            # Half of it: a prompt needs room too, and no key should be needed to sample from a small model.
+            run.say(f"  responses have at most {context // 2} tokens: {what} {context}, not {max_new_tokens} and more")
+            max_new_tokens = context // 2
     # Settled from the files, as in a run: fp32 weights are sampled from in fp32.
     dtype = policy_dtype(run.cfg, policy)
     config = stage_config(run.cfg, "generate", dtype=dtype, max_new_tokens=max_new_tokens)

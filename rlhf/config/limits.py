@@ -13,6 +13,34 @@ from rlhf.config.schema import Config
 from rlhf.config.training import MAIN_JUDGE
 from rlhf.errors import ConfigError
 
+_SAMPLED_AS_TRAINED = "responses would come from another model than the one that is trained. Leave it out."
+_ONE_MODEL = "all stages read one folder. Leave it out; see model.path and model.revision."
+_SAMPLING = "generate.temperatures, top_p, top_k and stop_token_ids say how to sample. Leave it out."
+_GPUS = "each worker has generate.tensor_parallel_size GPUs. Set that."
+_VLLM_ARGS = {
+    "dtype": "set model.dtype, which holds for training too.",
+    "seed": "set seed; every response has a seed of its own, made of it.",
+    "tensor_parallel_size": "set generate.tensor_parallel_size, by which workers get their GPUs.",
+    "pipeline_parallel_size": _GPUS,
+    "data_parallel_size": _GPUS,
+    "gpu_memory_utilization": "set generate.gpu_memory_utilization.",
+    "quantization": _SAMPLED_AS_TRAINED,
+    "hf_overrides": _SAMPLED_AS_TRAINED,
+    "tokenizer": _ONE_MODEL,
+    "tokenizer_revision": _ONE_MODEL,
+    "revision": _ONE_MODEL,
+    "code_revision": _ONE_MODEL,
+    "config_format": _ONE_MODEL,
+    "hf_config_path": _ONE_MODEL,
+    "generation_config": _SAMPLING,
+    "override_generation_config": _SAMPLING,
+    "logprobs_mode": "records hold log-probabilities at temperature 1. Leave it out.",
+    "runner": "the policy generates. Leave it out.",
+    "convert": "the policy generates. Leave it out.",
+    "task": "the policy generates. Leave it out.",
+}
+"""Arguments of vLLM that contradict what this package gives it, and what to do in place of them."""
+
 
 def value_at(config: object, key: str) -> Any:
     """The value a dotted key names."""
@@ -39,6 +67,7 @@ def problems(cfg: Config) -> list[str]:
         *_ranges(cfg),
         *_files(cfg),
         *_sampling(cfg),
+        *_lengths(cfg),
         *_pairs(cfg),
         *_pairing(cfg),
         *_judge(cfg),
@@ -122,6 +151,7 @@ def _sampling(cfg: Config) -> Iterator[str]:
                 f"generate.vllm_args.{key}: not here; only safetensors are read. See model.path, "
                 "model.trust_remote_code."
             )
+    yield from _vllm_args(cfg.generate.vllm_args)
     temperatures = cfg.generate.temperatures
     n = cfg.generate.n
     if not temperatures or not all(map(NOT_NEGATIVE.holds, temperatures)):
@@ -138,6 +168,31 @@ def _sampling(cfg: Config) -> Iterator[str]:
         yield (
             f"generate.temperatures={temperatures} with n={n}: at temperature 0 the {n_of_each} responses "
             "of one prompt are all the same. Use a temperature above 0, or fewer responses."
+        )
+
+
+def _vllm_args(arguments: dict[str, Any]) -> Iterator[str]:
+    for key, advice in _VLLM_ARGS.items():
+        if key in arguments:
+            yield f"generate.vllm_args.{key}={arguments[key]}: {advice}"
+    for key in ("max_model_len", "max_num_batched_tokens", "max_num_seqs"):
+        value = arguments.get(key)
+        # vLLM takes -1 for what memory decides.
+        is_count = type(value) is int and (value > 0 or value == -1)
+        if value is not None and not is_count:
+            yield f"generate.vllm_args.{key}={value}: must be a whole number above 0."
+
+
+def _lengths(cfg: Config) -> Iterator[str]:
+    """Whether prompt and response have room; no concern of `rlhf.generate`, whose responses are shorter then."""
+    length = cfg.generate.vllm_args.get("max_model_len")
+    max_new_tokens = cfg.generate.max_new_tokens
+    if type(length) is not int or cfg.generate.engine is Engine.transformers:
+        return
+    if 0 < length <= max_new_tokens:
+        yield (
+            f"generate.vllm_args.max_model_len={length}: has no room for generate.max_new_tokens="
+            f"{max_new_tokens} and a prompt. Raise it, or set generate.max_new_tokens below {length}."
         )
 
 

@@ -92,7 +92,8 @@ class GenerateSettings:
     gpu_memory_utilization: float = setting(0.9, within=POSITIVE_SHARE, compared=False)
     """Share of GPU memory vLLM may take, in (0, 1]."""
     vllm_args: dict[str, Any] = field(default_factory=dict)
-    """Passed on to `vllm.LLM` untouched."""
+    """Passed on to `vllm.LLM`; what contradicts other settings (dtype, seed, …) is refused, and `max_model_len` limits
+    prompts too."""
 
 
 @dataclass

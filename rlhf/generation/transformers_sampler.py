@@ -12,7 +12,8 @@ from rlhf.config.stage_configs import GenerateStage
 from rlhf.data.records import Candidate
 from rlhf.generation.request import Request, Sampling
 from rlhf.models.batches import unbinned
-from rlhf.models.folder import load_weights, saved_dtype
+from rlhf.models.folder import load_weights
+from rlhf.models.weight_files import saved_dtype
 
 _BATCH = 64
 """Requests that are sampled together, at most."""

@@ -10,10 +10,16 @@ from rlhf.config.stage_configs import GenerateStage
 from rlhf.data.records import Candidate
 from rlhf.errors import ConfigError, ModelError
 from rlhf.generation.request import Request, Sampling
-from rlhf.models.folder import engine_alive, load_config, saved_dtype
+from rlhf.generation.vllm_args import check_batching
+from rlhf.models.engine_folder import EngineFolder
+from rlhf.models.folder import engine_alive, load_config
+from rlhf.models.weight_files import saved_dtype
 
 _CPU_MAX_SEQS = 512
 """Responses sampled together on a CPU: twice what vLLM 0.32 takes by itself."""
+
+_CPU_BATCHED_TOKENS = 8192
+"""Tokens of one forward pass on a CPU, unless one prompt and response have more."""
 
 
 class VllmSampler:
@@ -35,8 +41,10 @@ class VllmSampler:
         if not torch.cuda.is_available():
             _check_head_size(model, config.trust_remote_code)
         limit = max_prompt_tokens + config.max_new_tokens
+        # Kept for as long as the engine is: links into the model's folder may end with it.
+        self._folder = EngineFolder(model)
         arguments: dict[str, Any] = {
-            "model": model,
+            "model": self._folder.path,
             "dtype": saved_dtype(model, config.dtype),
             # A config's seed may have 32 bits; 31 are what the seeds of requests have too.
             "seed": seed % 2**31,
@@ -56,9 +64,10 @@ class VllmSampler:
             arguments["enforce_eager"] = True
             arguments["enable_chunked_prefill"] = False
             arguments["max_num_seqs"] = _CPU_MAX_SEQS
-            arguments["max_num_batched_tokens"] = max(limit, 8192)
-        # Last, so that who knows vLLM better can change any of it.
+            arguments["max_num_batched_tokens"] = max(limit, _CPU_BATCHED_TOKENS)
+        # Last, so that who knows vLLM better can change it; what must not change is refused with the config.
         arguments |= config.vllm_args
+        check_batching(arguments, torch.cuda.is_available())
         try:
             self._llm = LLM(**arguments)
         except TypeError as error:

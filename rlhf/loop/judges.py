@@ -17,6 +17,7 @@ from rlhf.config.stage_configs import (
     ScoreStage,
 )
 from rlhf.config.training import MAIN_JUDGE
+from rlhf.data.files import resolved
 from rlhf.loop.step import Step, policy_dtype, stage_config
 from rlhf.models.folder import require_trust
 from rlhf.run import sources
@@ -57,12 +58,20 @@ def models_of(cfg: Config) -> dict[str, tuple[str, str | None]]:
         if other.path is not None:
             models[f"reward_model.others.{name}.path"] = (other.path, other.revision)
     for name, path in cfg.evaluate.judges.items():
-        if path.startswith("@"):  # something this run makes has no revision
-            models[f"evaluate.judges.{name}"] = (path, None)
-            continue
-        repo, _, revision = path.partition("@")
-        models[f"evaluate.judges.{name}"] = (repo, revision or None)
+        models[f"evaluate.judges.{name}"] = _path_and_revision(path, f"evaluate.judges.{name}")
     return models
+
+
+def _path_and_revision(path: str, key: str) -> tuple[str, str | None]:
+    """The two parts of `owner/name@revision`.
+
+    An @ in front names something this run makes, and in the name of a folder it is a letter like
+    any other.
+    """
+    if path.startswith(("@", "/", ".", "~")) or resolved(path, key).exists():
+        return path, None
+    repo, _, revision = path.partition("@")
+    return repo, revision or None
 
 
 def ready_judge(run: Run) -> Artifact | None:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from rlhf.config.fields import filled
 from rlhf.config.schema import Config
-from rlhf.models.folder import saved_dtype
+from rlhf.models.weight_files import saved_dtype
 from rlhf.run.artifact import Artifact
 from rlhf.run.plan import UNKNOWN, Run
 from rlhf.run.stage_table import STAGES

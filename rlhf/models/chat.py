@@ -13,10 +13,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rlhf.errors import ModelError, TemplateRefuses
-from rlhf.models.folder import load_config, text_config
+from rlhf.models.context import loaded_context
+from rlhf.models.folder import load_config, saved_stop_ids, text_config
+from rlhf.models.kinds import check_tokenizer_files
 
 Messages = Sequence[Mapping[str, str]]
 TODAY = date(2024, 7, 26)
@@ -41,6 +43,7 @@ def load_tokenizer(
         )
     # The tokenizers library raises nothing more special.
     except Exception as error:
+        check_tokenizer_files(Path(path))
         details = " ".join(str(error).split())
         raise ModelError(
             f"{path}: no usable tokenizer ({details}). Save one beside the weights with "
@@ -268,9 +271,8 @@ def longest_prompt(
     Raises:
         ModelError: the context has no room for a response at all.
     """
-    config = load_config(path, trust_remote_code).get_text_config()
     # Models without position embeddings say nothing of a limit.
-    context = getattr(config, "max_position_embeddings", None)
+    context = loaded_context(path, load_config(path, trust_remote_code))
     if context is None:
         return wanted
     if context <= max_new_tokens:
@@ -279,7 +281,7 @@ def longest_prompt(
             f"generate.max_new_tokens={max_new_tokens} and a prompt. Set generate.max_new_tokens "
             f"below {context}, or use a model with a longer context."
         )
-    return min(wanted, int(context) - max_new_tokens)
+    return min(wanted, context - max_new_tokens)
 
 
 def stop_token_ids(
@@ -306,15 +308,12 @@ def stop_token_ids(
     stops = {end_of_turn_id(tokenizer), *extra_ids}
     if tokenizer.eos_token_id is not None:
         stops.add(int(tokenizer.eos_token_id))
-    sources: list[Any] = [config]
-    if (Path(path) / "generation_config.json").is_file():
-        sources.append(GenerationConfig.from_pretrained(path))
-    for source in sources:
-        # One id, several, or none.
-        eos = getattr(source, "eos_token_id", None)
-        if isinstance(eos, int):
-            stops.add(eos)
-        elif eos:
-            stops.update(eos)
+    stops.update(saved_stop_ids(path))
+    # One id, several, or none.
+    eos = getattr(config, "eos_token_id", None)
+    if isinstance(eos, int):
+        stops.add(eos)
+    elif eos:
+        stops.update(eos)
     # A config may name an eos that its model has no embedding for; engines refuse such an id.
     return sorted(int(index) for index in stops if 0 <= index < vocab_size)

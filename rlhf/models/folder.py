@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import struct
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,37 +12,10 @@ from rlhf.errors import ModelError
 
 _TRUST = "trust_remote_code=true"
 _CODE = f"A model with Python code of its own needs {_TRUST} in its section, which runs it: read it first."
-_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-"""Names of torch by those in safetensors headers; whole numbers and 8-bit weights are no dtypes to
-compute in."""
-_LARGEST_HEADER = 10**8
-"""Bytes, as the format allows."""
 
-
-def saved_dtype(path: str | Path, wanted: str = "auto") -> str:
-    """The dtype to load a model in: the one asked for, or for `auto` the one most of its weights
-    were saved in.
-
-    vLLM's own `auto` turns fp32 folders into 16 bits; this one reads the safetensors headers.
-
-    Raises:
-        ModelError: the folder has no safetensors, or none of a floating type.
-    """
-    if wanted != "auto":
-        return wanted
-    # By bytes, not by tensors: a model in 16 bits may have a hundred small norms in 32.
-    num_bytes = Counter[str]()
-    for _, tensor in weight_headers(path):
-        if tensor["dtype"] in _DTYPES:
-            begin, end = tensor["data_offsets"]
-            num_bytes[tensor["dtype"]] += end - begin
-    if not num_bytes:
-        raise ModelError(
-            f"{path}: no floating-point weights in *.safetensors, so their dtype is unknown. Set "
-            "the model's dtype (float32 or bfloat16), or save the weights as safetensors."
-        )
-    most = max(num_bytes, key=lambda name: num_bytes[name])
-    return _DTYPES[most]
+_LANGUAGE_MODEL = ("text_config", "language_config", "llm_config")
+"""Under which names a config holds that of the language model: transformers', and those of models with code of their
+own (DeepSeek-VL, InternVL)."""
 
 
 def own_code(path: str | Path) -> dict[str, str]:
@@ -57,7 +27,7 @@ def own_code(path: str | Path) -> dict[str, str]:
     classes: dict[str, str] = {}
     for name in ("config.json", "tokenizer_config.json"):
         file = Path(path) / name
-        auto_map = _read_object(file).get("auto_map") if file.is_file() else None
+        auto_map = read_object(file).get("auto_map") if file.is_file() else None
         if not auto_map:
             continue
         # Old tokenizers name their classes without saying for what.
@@ -91,106 +61,32 @@ def require_trust(path: str | Path, trusted: bool) -> None:
         )
 
 
-def context_length(path: str | Path) -> int | None:
-    """Tokens a model can hold, as its config says; None where it does not."""
-    length = text_config(path).get("max_position_embeddings")
-    if not isinstance(length, int):
-        return None
-    return int(length)
-
-
 def text_config(path: str | Path) -> dict[str, Any]:
     """What config.json says of the language model; ModelError where it cannot be read."""
-    config = _read_object(Path(path) / "config.json")
-    # Models that also see have one config within another.
-    language_model = config.get("text_config") or config
-    return dict(language_model)
+    return language_configs(path)[0]
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def language_configs(path: str | Path) -> list[dict[str, Any]]:
+    """The config of the language model, then the whole config.json where that is another one.
+
+    Models that also see have one config within another, and some say things of both in the outer one.
+    """
+    config = read_object(Path(path) / "config.json")
+    for name in _LANGUAGE_MODEL:
+        inner = config.get(name)
+        if isinstance(inner, dict) and inner:
+            return [inner, config]
+    return [config]
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a model folder; ModelError where there is none."""
     try:
         text = path.read_text(encoding="utf-8")
         return dict(json.loads(text))
     except (OSError, ValueError, TypeError) as error:
         problem = f"cannot be read ({error})"
         raise ModelError(f"{path}: {problem}. Save the model anew, or download it again.") from None
-
-
-def check_folder(folder: Path, key: str) -> None:
-    """Raise ModelError for a damaged model folder, pickled weights alone, or an adapter; reads no weights."""
-    text_config(folder)
-    adapter = "adapter_config.json"
-    if (folder / adapter).exists():
-        problem = f"holds an adapter ({adapter}), no whole model"
-        raise ModelError(f"{key}={folder}: {problem}. Merge it (merge_and_unload).")
-    files = list(folder.glob("*.safetensors"))
-    if not files:
-        raise ModelError(
-            f"{key}={folder}: no *.safetensors there; other weight formats can run code when "
-            "loaded and are not read. Convert to safetensors with model.save_pretrained(folder), "
-            "or choose a revision that has them."
-        )
-    with_weights = set()
-    for file in files:
-        # Every header is read, so that a damaged file is found now and not hours later.
-        if _header(file):
-            with_weights.add(file.name)
-    # The index names the file of every tensor: one that was never downloaded is missed only here.
-    index = folder / "model.safetensors.index.json"
-    weight_map = _read_object(index).get("weight_map") if index.is_file() else {}
-    if not isinstance(weight_map, dict):
-        raise ModelError(f"{index}: has no weight_map. Download or save the model anew.")
-    missing = sorted(set(map(str, weight_map.values())) - with_weights)
-    if missing:
-        names = ", ".join(missing)
-        raise ModelError(f"{key}={folder}: {names} of {index.name} is not there. Download it anew.")
-
-
-def num_parameters(path: str | Path) -> int:
-    """Numbers in the weights of a model folder, from the safetensors headers."""
-    total = 0
-    for _, tensor in weight_headers(path):
-        total += math.prod(tensor["shape"])
-    return total
-
-
-def weight_headers(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What the safetensors headers of a folder say of each tensor, by name, without reading any.
-
-    Raises:
-        ModelError: a file has no such header.
-
-    Example:
-        ("model.norm.weight", {"dtype": "BF16", "shape": [64], "data_offsets": [0, 128]})
-    """
-    for file in sorted(Path(path).glob("*.safetensors")):
-        header = _header(file)
-        yield from header.items()
-
-
-def _header(file: Path) -> dict[str, dict[str, Any]]:
-    """The header of one file: eight bytes of length, then as many of JSON."""
-    # Not by `safetensors.safe_open`: of a file cut short it says neither that nor how many bytes
-    # are missing, it gives no sizes in bytes, and it reads no header with a dtype that is newer
-    # than the library.
-    try:
-        with open(file, "rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            # In a file of another kind the first eight bytes may be any number.
-            text = stream.read(min(length, _LARGEST_HEADER))
-        header = dict(json.loads(text))
-        header.pop("__metadata__", None)
-        ends = [tensor["data_offsets"][1] for tensor in header.values()]
-        expected_size = 8 + length + max(ends, default=0)
-        size = file.stat().st_size
-    except (OSError, ValueError, LookupError, TypeError, struct.error) as error:
-        problem = f"no safetensors file that can be read ({error})"
-        raise ModelError(f"{file}: {problem}. Download or save it anew.") from None
-    if size != expected_size:
-        raise ModelError(
-            f"{file}: {size} bytes, and its header says {expected_size}: it is cut short. Download it anew."
-        )
-    return header
 
 
 def attention(path: str | Path, trust_remote_code: bool = False) -> str | None:
@@ -235,6 +131,7 @@ def load_weights(
     extra["dtype"] = dtype
     extra["attn_implementation"] = attention(path, trust_remote_code)
     extra["trust_remote_code"] = trust_remote_code
+    extra["generation_config"] = _generation_config(path)
     try:
         model, info = auto.from_pretrained(path, use_safetensors=True, output_loading_info=True, **extra)
     # As many kinds as there are ways for a config and weights not to fit; what other code raises is a bug.
@@ -261,6 +158,61 @@ def load_weights(
             f"{shown}. Download or save it anew, or mend config.json."
         )
     return model
+
+
+def _generation_config(path: str | Path) -> Any:
+    """In place of a generation_config.json that transformers refuses; None leaves it to the library.
+
+    A temperature without `do_sample`, which many published models have, is refused when the trained
+    model is saved, and other contradictions already at loading. Nothing here generates by it, and
+    what is exported is the file itself.
+    """
+    from transformers import GenerationConfig
+
+    if not refuses_generation_config(path):
+        return None
+    stops = saved_stop_ids(path) or text_config(path).get("eos_token_id")
+    return GenerationConfig(eos_token_id=stops)
+
+
+def refuses_generation_config(path: str | Path) -> bool:
+    """Whether transformers would not load, or not save, the generation config of a model folder."""
+    from transformers import GenerationConfig
+
+    try:
+        try:
+            settings = GenerationConfig.from_pretrained(path)
+        # Without the file transformers takes what config.json has of it.
+        except OSError:
+            settings = GenerationConfig.from_pretrained(path, config_file_name="config.json", _from_model_config=True)
+        settings.validate(strict=True)
+    # The values are compared with numbers and names, so that wrong types raise anything.
+    except Exception:
+        return True
+    return False
+
+
+def saved_stop_ids(path: str | Path) -> list[int]:
+    """The tokens at which a model stops, as its generation_config.json says; none without the file.
+
+    Raises:
+        ModelError: the file cannot be read, or they are no token ids.
+    """
+    file = Path(path) / "generation_config.json"
+    if not file.is_file():
+        return []
+    # Not by transformers, which refuses whole files for a setting that has nothing to do with stops.
+    stops = read_object(file).get("eos_token_id")
+    if stops is None:
+        return []
+    ids = stops if isinstance(stops, list) else [stops]
+    for index in ids:
+        if not isinstance(index, int) or isinstance(index, bool):
+            raise ModelError(
+                f"{file}: eos_token_id={stops!r} is no token id and no list of them. Mend it, or "
+                "remove it and name the stop tokens in generate.stop_token_ids."
+            )
+    return ids
 
 
 @contextmanager

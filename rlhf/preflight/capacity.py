@@ -9,18 +9,13 @@ from rlhf.config.choices import Device
 from rlhf.config.schema import Config
 from rlhf.errors import ConfigError
 from rlhf.launch.machine import num_cores, visible_gpus
-from rlhf.models.folder import num_parameters
+from rlhf.models.weight_files import has_weights, num_parameters
 
 LARGEST_ON_A_CPU = 2e9
 """Parameters; a larger model takes weeks for one iteration without a GPU."""
 
 # The `8B` of Llama-3-8B and the `7B` of Mixtral-8x7B; not the `4b` of `4bit`.
 _SIZE = re.compile(r"(?<![\w.])(?:\d+x)?(\d+(?:\.\d+)?)b(?![a-z0-9])", re.IGNORECASE)
-
-
-def has_weights(folder: Path) -> bool:
-    """Whether a model folder holds weights; from the Hub the preflight fetches only the small files."""
-    return any(folder.glob("*.safetensors"))
 
 
 def approximate_size(path: str) -> float | None:

@@ -16,9 +16,10 @@ from pathlib import Path
 
 from rlhf.config.choices import Engine
 from rlhf.config.schema import Config
+from rlhf.generation.vllm_args import check_batching
 from rlhf.launch.machine import gpus, memory
-from rlhf.models.folder import saved_dtype
-from rlhf.preflight.capacity import check_capacity, has_weights
+from rlhf.models.weight_files import has_weights, saved_dtype
+from rlhf.preflight.capacity import check_capacity
 from rlhf.preflight.findings import Finding, Level, finding
 from rlhf.run.commit import VERSIONS
 
@@ -195,6 +196,20 @@ def _fits(what: str, needed: float, available: float, tight: float, way_out: str
 
 def _gigabytes(num_bytes: float) -> str:
     return f"{num_bytes / 1e9:.3g} GB"
+
+
+def engine_arguments(cfg: Config) -> Iterator[Finding]:
+    """Whether vLLM can do on this machine what `generate.vllm_args` asks of it; nothing where it is asked nothing.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    arguments = cfg.generate.vllm_args
+    if not arguments or cfg.generate.engine is Engine.transformers:
+        return
+    check_batching(arguments, has_gpu=len(gpus(cfg.compute)) > 0)
+    names = ", ".join(arguments)
+    yield finding(True, f"generate.vllm_args: {names}")
 
 
 def versions(cfg: Config) -> Iterator[Finding]:

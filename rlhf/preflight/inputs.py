@@ -21,8 +21,8 @@ from rlhf.data.records import Message, Prompt, what_became
 from rlhf.errors import UserError
 from rlhf.loop.judges import models_of
 from rlhf.loop.prompt_sets import has_set_per_iteration, prompt_paths, too_few
-from rlhf.models.folder import num_parameters, saved_dtype
-from rlhf.preflight.capacity import approximate_size, has_weights
+from rlhf.models.weight_files import has_weights, num_parameters, saved_dtype
+from rlhf.preflight.capacity import approximate_size
 from rlhf.preflight.findings import Finding, finding, refusal
 from rlhf.run import hub, sources
 

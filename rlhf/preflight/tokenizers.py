@@ -13,7 +13,8 @@ from rlhf.config.choices import JudgeKind
 from rlhf.config.schema import Config
 from rlhf.config.stage_configs import PreflightStage
 from rlhf.data.records import Message
-from rlhf.models.folder import context_length, own_classifier, require_trust
+from rlhf.generation.vllm_args import prompt_limit
+from rlhf.models.folder import own_classifier, require_trust
 from rlhf.preflight.findings import Finding, Level, collect, finding
 from rlhf.run.job import Job, Outcome, Worker
 
@@ -124,6 +125,7 @@ def _policy(path: str, cfg: Config, prompts: list[list[Message]]) -> Iterator[Fi
     template_hash = chat.template_hash(tokenizer)
     yield finding(True, f"chat template {template_hash}; the reference is π0 or an iterate, with the same")
     limit = chat.longest_prompt(path, generate.max_prompt_tokens, generate.max_new_tokens, trust)
+    limit = prompt_limit(generate, limit)
     rows = [{"messages": messages} for messages in prompts]
     sampled, counts = chat.render_prompts(rows, tokenizer, limit)
     rendered = [ids for _, ids in sampled]
@@ -237,14 +239,14 @@ def _common_length(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 def _judge(key: str, path: str, facts: JudgeFacts, max_tokens: int) -> Iterator[Finding]:
-    from transformers import AutoConfig
-
     from rlhf.models.chat import load_tokenizer, template_hash
     from rlhf.models.comparison import answer_ids, require_causal_lm
+    from rlhf.models.context import judge_context
+    from rlhf.models.heads import judge_config
 
     require_trust(path, facts.trust_remote_code)
     tokenizer = load_tokenizer(path, facts.trust_remote_code)
-    config = AutoConfig.from_pretrained(path, trust_remote_code=facts.trust_remote_code)
+    config = judge_config(path, facts.trust_remote_code)
     yield finding(True, f"{key}: chat template {template_hash(tokenizer)}")
     own = own_classifier(path)
     if facts.pairwise:
@@ -256,7 +258,7 @@ def _judge(key: str, path: str, facts: JudgeFacts, max_tokens: int) -> Iterator[
     elif not facts.trained_here:
         # One that is trained here gets its score head first.
         yield _one_logit(key, path, config, tokenizer)
-    context = context_length(path)
+    context = judge_context(path, config, max_tokens)
     why = f"Set score.max_tokens={context}: beyond its context a judge's scores mean little."
     fits = context is None or max_tokens <= context
     yield finding(fits, f"{key}: score.max_tokens={max_tokens} of {context}", why)
@@ -264,9 +266,11 @@ def _judge(key: str, path: str, facts: JudgeFacts, max_tokens: int) -> Iterator[
 
 def _one_logit(key: str, path: str, config: Any, tokenizer: Any) -> Finding:
     from rlhf.models.chat import end_of_turn_id
-    from rlhf.scoring.classifier_judge import require_one_logit
+    from rlhf.models.heads import require_one_logit
 
     require_one_logit(path, config)
+    if config.num_labels != 1:
+        return finding(True, f"{key}: its weights, which are not here yet, will say how many labels it has")
     pad = config.get_text_config().pad_token_id
     if pad in (tokenizer.eos_token_id, end_of_turn_id(tokenizer)):
         # A pipeline takes the score at the last token that is not this one, so before the end of the turn.

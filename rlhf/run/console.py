@@ -20,6 +20,8 @@ _SHOWN = [
     "held_out",
     "responses",
     "truncated",
+    "cut_on_the_left",
+    "over_context",
     "pairs",
     "steps",
     "conversations",

@@ -13,6 +13,18 @@ from rlhf.errors import DataError, ModelError, UserError
 
 # No *.bin: those are pickles, and to load one runs whatever code is in it.
 MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py")
+# Of weights only those that transformers loads: many repositories hold them several times over.
+_SECOND_COPIES = (
+    "consolidated*",  # in their maker's own format
+    "original/*",
+    "metal/*",
+    "onnx/*",
+    "openvino/*",
+    "coreml/*",
+    "checkpoint-*",  # of a Trainer, while it trained
+    "global_step*",
+    "*/*.safetensors",
+)
 DATA_FILES = (
     "*.parquet",
     "*.json",
@@ -69,7 +81,7 @@ def fetch_model(repo: str, revision: str | None, key: str, weights: bool = True)
     patterns = list(MODEL_FILES)
     if not weights:
         patterns.remove("*.safetensors")
-    return _snapshot(repo, revision, key, "model", patterns, ModelError)
+    return _snapshot(repo, revision, key, "model", patterns, ModelError, list(_SECOND_COPIES))
 
 
 def fetch_dataset(repo: str, revision: str | None, key: str, rows: bool = True) -> Path:
@@ -93,6 +105,7 @@ def _snapshot(
     kind: Literal["model", "dataset"],
     patterns: list[str],
     error_type: type[UserError],
+    ignored: list[str] | None = None,
 ) -> Path:
     from httpx2 import TransportError
     from huggingface_hub import snapshot_download
@@ -122,6 +135,7 @@ def _snapshot(
             revision=revision,
             repo_type=kind,
             allow_patterns=patterns,
+            ignore_patterns=ignored,
             local_files_only=_is_silent(repo, revision, kind),
         )
         return Path(folder)

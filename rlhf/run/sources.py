@@ -12,7 +12,8 @@ from rlhf.data.digest import digest_files, digest_of, digest_of_files, sealed, u
 from rlhf.data.files import resolved
 from rlhf.data.shards import write_atomic
 from rlhf.errors import ConfigError, DataError, ModelError
-from rlhf.models.folder import check_folder
+from rlhf.models.kinds import check_folder
+from rlhf.models.weight_files import second_copies
 from rlhf.run import hub
 from rlhf.run.artifact import Artifact
 from rlhf.run.plan import Run
@@ -38,7 +39,8 @@ def made_here(run: Run, path: str, key: str) -> Artifact:
     if name not in run.made:
         raise ConfigError(
             f"{key}={path}: no stage of this run makes {name!r} before it is needed; made by then: "
-            f"{', '.join(sorted(run.made)) or 'nothing'}. Name one of those, or a path or Hub id without the @."
+            f"{', '.join(sorted(run.made)) or 'nothing'}. Name one of those, or a path or Hub id without the @ (a "
+            f"folder whose own name begins so is ./{path})."
         )
     artifact = run.made[name]
     files = artifact.record.get("files", [part])  # in a plan nobody knows yet what is in it
@@ -56,9 +58,11 @@ def model(run: Run, path: str, revision: str | None, key: str) -> Artifact:
     """A model folder: one this run made, a local one (digest of its files), or one of the Hub (digest: its commit).
 
     Raises:
-        ModelError: it is not there, or holds no safetensors.
+        ModelError: it is not there, or no whole model in safetensors.
+        ConfigError: there is a revision, and it is not of the Hub.
     """
     if path.startswith("@"):
+        _refuse_revision(path, revision, key, "something this run makes")
         return made_here(run, path, key)
     folder = model_folder(path, revision, key)
     if not resolved(path, key).exists():
@@ -67,6 +71,8 @@ def model(run: Run, path: str, revision: str | None, key: str) -> Artifact:
     names = set()
     for pattern in hub.MODEL_FILES:
         names |= {file.name for file in folder.glob(pattern) if file.is_file()}
+    # A second copy of the weights is never read, and may come and go.
+    names -= {file.name for file in second_copies(folder)}
     return Artifact(folder, _remembered_digest(run, folder, sorted(names)))
 
 
@@ -74,22 +80,46 @@ def model_folder(path: str, revision: str | None, key: str, weights: bool = True
     """Where a model of outside lies; from the Hub it comes without its weights when they are not wanted.
 
     Raises:
-        ModelError: it is not there, or holds no safetensors.
+        ModelError: it is not there, or no whole model in safetensors.
+        ConfigError: there is a revision, and it is not of the Hub.
     """
     folder = resolved(path, key)
-    local = folder.exists()
-    if local and not (folder / "config.json").is_file():
-        raise ModelError(f"{key}={folder}: no config.json there, so it is no model folder. Point at the folder itself.")
-    if not local:
-        if path.startswith(("/", ".", "~")) or path.count("/") != 1:
-            raise ModelError(
-                f"{key}={path}: no such folder, and no Hub id either (those read owner/name). Ways out: give the path "
-                "of a folder with config.json and *.safetensors, or a Hub id."
-            )
-        folder = hub.fetch_model(path, revision, key, weights)
-    if local or weights:
+    # A folder's own name may hold an @; what is here comes first.
+    if folder.exists():
+        _refuse_revision(path, revision, key, "a folder of this machine")
         check_folder(folder, key)
+        return folder
+    if path.startswith(("/", ".", "~")) or path.count("/") != 1:
+        raise ModelError(
+            f"{key}={path}: no such folder, and no Hub id either (those read owner/name). Ways out: give the path "
+            "of a folder with config.json and *.safetensors, or a Hub id."
+        )
+    if "@" in path:
+        repo, _, wanted = path.partition("@")
+        raise ModelError(
+            f"{key}={path}: no such folder, and no Hub id either. The revision of a model on the Hub has a key of its "
+            f"own: {key}={repo} {_revision_key(key)}={wanted}."
+        )
+    folder = hub.fetch_model(path, revision, key, weights)
+    check_folder(folder, key, weights)
     return folder
+
+
+def _refuse_revision(path: str, revision: str | None, key: str, what: str) -> None:
+    """Raise ConfigError for a revision of something that has none: it would be ignored in silence."""
+    if revision is None:
+        return
+    raise ConfigError(
+        f"{_revision_key(key)}={revision}: {path} is {what}, and only models of the Hub have revisions. Leave it "
+        "out (null), or give a Hub id."
+    )
+
+
+def _revision_key(key: str) -> str:
+    """The key of a model's revision, by that of its path; judges that only evaluate have it in their path."""
+    if key.endswith(".path"):
+        return key.removesuffix("path") + "revision"
+    return key
 
 
 def _remembered_digest(run: Run, folder: Path, names: list[str]) -> str:

@@ -14,7 +14,10 @@ from transformers import AutoModelForSequenceClassification
 from rlhf.data.records import Message
 from rlhf.errors import ModelError
 from rlhf.models.chat import load_tokenizer
-from rlhf.models.folder import load_config, load_weights, own_classifier, require_trust, saved_dtype
+from rlhf.models.context import judge_context
+from rlhf.models.folder import load_weights, own_classifier, require_trust
+from rlhf.models.heads import judge_config, require_one_logit
+from rlhf.models.weight_files import saved_dtype
 from rlhf.scoring.judge import Scored
 from rlhf.scoring.token_rows import TokenIds, padded_inputs, score_distinct, score_in_batches
 
@@ -47,11 +50,13 @@ class ClassifierJudge:
         self._batch_tokens = batch_tokens
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         own = own_classifier(path)
+        config = judge_config(path, trust_remote_code)
+        # Before the weights are read: a judge that cannot be used is refused at once.
+        self.context = judge_context(path, config, max_tokens)
         if own is None:
-            # Before the weights are read: a judge that cannot be used is refused at once.
-            require_one_logit(path, load_config(path, trust_remote_code))
+            require_one_logit(path, config)
         body_dtype = saved_dtype(path, dtype)
-        model = load_weights(AutoModelForSequenceClassification, path, body_dtype, trust_remote_code)
+        model = load_weights(AutoModelForSequenceClassification, path, body_dtype, trust_remote_code, config=config)
         # Set for a judge with code of its own only; others are split into body and head.
         self._whole: Any = None
         if own:
@@ -77,7 +82,7 @@ class ClassifierJudge:
                 has answered.
             ModelError: the model's own code gives back no score.
         """
-        return score_distinct(self._tokenizer, items, self._max_tokens, self._score_rows)
+        return score_distinct(self._tokenizer, items, self._max_tokens, self._score_rows, self.context)
 
     def _score_rows(self, rows: list[TokenIds]) -> list[float]:
         never_padded = self._whole is not None
@@ -108,24 +113,3 @@ class ClassifierJudge:
                 "Choose another judge, or mend a copy of it."
             )
         return [float(value) for value in score.flatten()]
-
-
-def require_one_logit(path: str, config: Any) -> None:
-    """Refuse a classifier of several labels, and one whose score is computed by code of its own.
-
-    Raises:
-        ModelError: the number of labels, and what to use.
-    """
-    own = own_classifier(path)
-    if own:
-        raise ModelError(
-            f"{path}: the judge's score is computed by Python code that comes with it ({own}), which runs in "
-            "transformers only. Use score.engine=transformers (or auto) and reward_model.url=null."
-        )
-    # Transformers takes two labels where a config says nothing, so this finds causal LMs too.
-    if config.num_labels != 1:
-        raise ModelError(
-            f"{path}: the judge has {config.num_labels} labels, and which of them is the reward "
-            "is not known. Use a sequence classifier with one logit, or a model whose own code "
-            "says it (`score`; docs/recipe.md)."
-        )

@@ -11,8 +11,10 @@ from transformers import AutoModelForCausalLM
 
 from rlhf.models.chat import load_tokenizer
 from rlhf.models.comparison import answer_ids, render_comparison, require_causal_lm
-from rlhf.models.folder import load_config, load_weights, saved_dtype
-from rlhf.scoring.token_rows import TokenIds, cut_on_the_left, padded_inputs, score_in_batches
+from rlhf.models.context import judge_context
+from rlhf.models.folder import load_config, load_weights
+from rlhf.models.weight_files import saved_dtype
+from rlhf.scoring.token_rows import TokenIds, cut_on_the_left, num_longer, padded_inputs, score_in_batches
 from rlhf.scoring.tournament import Compared, Matchup
 
 
@@ -55,7 +57,9 @@ class PairwiseJudge:
         self._batch_tokens = batch_tokens
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         answers = answer_ids(self._tokenizer)
-        require_causal_lm(path, load_config(path, trust_remote_code))
+        config = load_config(path, trust_remote_code)
+        require_causal_lm(path, config)
+        self.context = judge_context(path, config, max_tokens)
         model = load_weights(AutoModelForCausalLM, path, saved_dtype(path, dtype), trust_remote_code)
         head = _two_token_head(model.get_output_embeddings(), list(answers))
         # Put into the model and not called by itself: the model's own scaling and capping of logits
@@ -82,7 +86,7 @@ class PairwiseJudge:
             # In the second row the roles are exchanged: there 1 − P is the probability of the same response.
             probability = (shown_first_wins[index] + 1 - shown_first_wins[index + 1]) / 2
             probabilities.append(probability)
-        return Compared(probabilities, num_calls=len(rows), num_truncated=num_truncated)
+        return Compared(probabilities, len(rows), num_truncated, num_longer(rows, self.context))
 
     @torch.inference_mode()
     def _forward(self, rows: Sequence[TokenIds]) -> list[float]:

@@ -16,8 +16,8 @@ from rlhf.data.records import Message
 from rlhf.errors import ConfigError, ModelError, WorkerFailed, printable
 from rlhf.models.batches import bins_by_tokens, unbinned
 from rlhf.models.chat import load_tokenizer
-from rlhf.models.folder import load_config
-from rlhf.scoring.classifier_judge import require_one_logit
+from rlhf.models.context import judge_context
+from rlhf.models.heads import judge_config, require_one_logit
 from rlhf.scoring.judge import Scored
 from rlhf.scoring.token_rows import TokenIds, score_distinct
 
@@ -59,7 +59,9 @@ class RemoteJudge:
         timeout_seconds: float = 120,
         retry_seconds: float = 600,
     ) -> None:
-        require_one_logit(path, load_config(path, trust_remote_code))
+        config = judge_config(path, trust_remote_code)
+        require_one_logit(path, config)
+        self.context = judge_context(path, config, max_tokens)
         self._tokenizer = load_tokenizer(path, trust_remote_code)
         self._url = url.rstrip("/")
         self._max_tokens = max_tokens
@@ -89,7 +91,7 @@ class RemoteJudge:
                 conversation.
             WorkerFailed: a request has failed for `retry_seconds`.
         """
-        return score_distinct(self._tokenizer, items, self._max_tokens, self._score_rows)
+        return score_distinct(self._tokenizer, items, self._max_tokens, self._score_rows, self.context)
 
     def _score_rows(self, rows: list[TokenIds]) -> list[float]:
         bins = bins_by_tokens([len(row) for row in rows], self._batch_tokens)

@@ -23,6 +23,7 @@ def score_distinct(
     items: list[tuple[list[Message], str]],
     max_tokens: int,
     score_rows: Callable[[list[TokenIds]], list[float]],
+    context: int | None = None,
 ) -> Scored:
     """Scores of responses from a function that scores rows of token ids, each different row once.
 
@@ -31,6 +32,7 @@ def score_distinct(
         items: such as `[([{"role": "user", "content": "Hi"}], "Hello!")]`.
         max_tokens: what of a conversation the judge reads, from its end.
         score_rows: one score per row, in order.
+        context: tokens that the judge was made for; rows that are longer are counted.
 
     Raises:
         TemplateRefuses: the judge's chat template does not take a conversation that the policy has answered.
@@ -40,7 +42,7 @@ def score_distinct(
     distinct = list(dict.fromkeys(rows))
     scores = score_rows(distinct)
     score_by_row = dict(zip(distinct, scores, strict=True))
-    return Scored([score_by_row[row] for row in rows], num_truncated)
+    return Scored([score_by_row[row] for row in rows], num_truncated, num_over_context=num_longer(rows, context))
 
 
 def read_items(
@@ -78,6 +80,13 @@ def cut_on_the_left(rendered: Sequence[Sequence[int]], max_tokens: int) -> tuple
         # The end stays: there stands the response, which is what is judged.
         rows.append(tuple(ids[-max_tokens:]))
     return rows, num_truncated
+
+
+def num_longer(rows: Sequence[TokenIds], context: int | None) -> int:
+    """How many rows are longer than a judge's context; none where that is not known."""
+    if context is None:
+        return 0
+    return sum(len(row) > context for row in rows)
 
 
 def score_in_batches(

@@ -35,12 +35,13 @@ class Group:
 @dataclass(frozen=True)
 class Compared:
     """One P(first is better) in [0, 1] per comparison, in order; how often the model was asked;
-    inputs cut.
+    inputs cut, and inputs longer than the judge's context.
     """
 
     probabilities: list[float]
     num_calls: int
     num_truncated: int = 0
+    num_over_context: int = 0
 
 
 class PairJudge(Protocol):
@@ -64,6 +65,7 @@ class Tournament:
     def __init__(self, judge: PairJudge, opponents: int | None = None) -> None:
         """Take a judge, and see `opponents_of`; it is not for `against`, where everyone meets everyone."""
         self._judge = judge
+        self.context = getattr(judge, "context", None)
         self._num_opponents = opponents
 
     def score_groups(self, groups: Sequence[Group]) -> Scored:
@@ -85,7 +87,7 @@ class Tournament:
         scores: list[float] = []
         for group, table in zip(groups, tables, strict=True):
             scores.extend(_mean_probabilities(group, table))
-        return Scored(scores, compared.num_truncated, compared.num_calls)
+        return Scored(scores, compared.num_truncated, compared.num_calls, compared.num_over_context)
 
     def _meetings(self, group: Group) -> list[tuple[str, str]]:
         """Each response with each of its opponents; a pair of texts may come several times, and

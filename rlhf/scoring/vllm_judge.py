@@ -9,8 +9,11 @@ import torch
 from rlhf.data.records import Message
 from rlhf.errors import ConfigError, ModelError
 from rlhf.models.chat import load_tokenizer
-from rlhf.models.folder import engine_alive, load_config, saved_dtype
-from rlhf.scoring.classifier_judge import require_one_logit
+from rlhf.models.context import judge_context
+from rlhf.models.engine_folder import EngineFolder
+from rlhf.models.folder import engine_alive
+from rlhf.models.heads import judge_config, require_one_logit, unnamed_labels
+from rlhf.models.weight_files import saved_dtype
 from rlhf.scoring.judge import Scored
 from rlhf.scoring.token_rows import TokenIds, score_distinct
 
@@ -41,16 +44,24 @@ class VllmJudge:
             ) from error
         self._tokenizer = load_tokenizer(path, trust_remote_code)
         self._max_tokens = max_tokens
-        require_one_logit(path, load_config(path, trust_remote_code))
+        config = judge_config(path, trust_remote_code)
+        require_one_logit(path, config)
+        self.context = judge_context(path, config, max_tokens)
+        overrides: dict[str, Any] = {"head_dtype": "float32"}
+        if unnamed_labels(path) is not None:
+            # vLLM reads config.json by itself, and would take two.
+            overrides["num_labels"] = 1
+        # Kept for as long as the engine is: links into the judge's folder may end with it.
+        self._folder = EngineFolder(path)
         arguments: dict[str, Any] = {
-            "model": path,
+            "model": self._folder.path,
             "runner": "pooling",
             "dtype": saved_dtype(path, dtype),
             "max_model_len": max_tokens,
             # Prefills are whole here, so one forward pass must have room for the longest conversation.
             "max_num_batched_tokens": max(batch_tokens, max_tokens),
             "enable_chunked_prefill": False,
-            "hf_overrides": {"head_dtype": "float32"},
+            "hf_overrides": overrides,
             # Never pickled weights, which can run code when loaded.
             "load_format": "safetensors",
             "trust_remote_code": trust_remote_code,
@@ -81,7 +92,7 @@ class VllmJudge:
 
     def score(self, items: list[tuple[list[Message], str]]) -> Scored:
         """Raw logits (see `rlhf.scoring.judge.Judge`)."""
-        return score_distinct(self._tokenizer, items, self._max_tokens, self._score_rows)
+        return score_distinct(self._tokenizer, items, self._max_tokens, self._score_rows, self.context)
 
     def _score_rows(self, rows: list[TokenIds]) -> list[float]:
         # A shard's scores must not depend, in their last digits, on the shards before it.

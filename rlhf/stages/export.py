@@ -9,7 +9,9 @@ from pathlib import Path
 
 from rlhf.config.stage_configs import ExportStage
 from rlhf.loop import card
-from rlhf.models.folder import saved_dtype
+from rlhf.models.kinds import FOREIGN_WEIGHTS
+from rlhf.models.templates import copy_other_templates
+from rlhf.models.weight_files import saved_dtype, second_copies
 from rlhf.run.job import Job, Outcome, Worker
 
 
@@ -27,8 +29,12 @@ def run(job: Job[ExportStage], worker: Worker) -> Outcome:
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
     num_weights = 0
+    # π0 as it was given may hold its weights several times over; people load the ones that were used here.
+    copies = second_copies(source)
     for file in sorted(source.iterdir()):
         copy = target / file.name
+        if file in copies or file.suffix in FOREIGN_WEIGHTS:
+            continue
         if file.suffix == ".safetensors":
             num_weights += 1
             if has_dtype:
@@ -37,6 +43,7 @@ def run(job: Job[ExportStage], worker: Worker) -> Outcome:
                 _cast(file, copy, dtype)
         elif file.is_file():
             shutil.copyfile(file, copy)
+    copy_other_templates(source, target)
     _write_dtype(target / "config.json", dtype)
     (target / "README.md").write_text(card.text(job.config.card, dtype), encoding="utf-8")
     return Outcome(counts={"weights": num_weights})

@@ -13,6 +13,7 @@ from rlhf.data.records import CANDIDATES_SCHEMA, Candidate, what_became
 from rlhf.data.shards import read_rows, shard_name, shard_paths, sum_counts, write_atomic, write_shard
 from rlhf.errors import DataError, ModelError, TemplateRefuses
 from rlhf.generation.request import Request, Sampler, Sampling, seed_of, temperatures_of
+from rlhf.generation.vllm_args import prompt_limit
 from rlhf.run.job import Job, Outcome, Worker
 from rlhf.run.stage_table import num_shards, sliced_rows
 
@@ -44,6 +45,7 @@ def run(job: Job[GenerateStage], worker: Worker) -> Outcome:
     if worker.rank == 0:
         _write_tokens(job.out_path / "tokens.json", tokenizer, stops)
     limit = longest_prompt(model, config.max_prompt_tokens, config.max_new_tokens, trusted)
+    limit = prompt_limit(config, limit)
     sampling = Sampling(config.max_new_tokens, config.top_p, config.top_k, stops)
     sampler = None
     metrics = {}

@@ -8,8 +8,9 @@ from typing import Any
 
 from rlhf.config.stage_configs import ComparisonStage, ScoreStage
 from rlhf.data.records import SCORES_SCHEMA
-from rlhf.data.shards import read_rows, shard_name, write_shard
+from rlhf.data.shards import read_rows, shard_name, shard_paths, sum_counts, write_shard
 from rlhf.run.job import Job, Outcome, Worker
+from rlhf.run.stage_table import num_shards
 from rlhf.scoring.judge import Scored
 from rlhf.scoring.tournament import Group, score_groups
 
@@ -42,7 +43,7 @@ def run(job: Job[ScoreStage], worker: Worker) -> Outcome:
                 # Not before it is needed: loading takes minutes, and there may be nothing left to score.
                 judge = load_judge(job.config, job.inputs)
                 if worker.rank == 0:
-                    metrics |= _golden_pair(job, judge)
+                    _add_warning(metrics, **_golden_pair(job, judge))
             scored = score_groups(judge, groups)
         scores = _all_scores(rows, known, scored)
         out = []
@@ -50,6 +51,8 @@ def run(job: Job[ScoreStage], worker: Worker) -> Outcome:
             out.append({"id": row["id"], "scores": values})
         counts = _counts(job, scores, scored)
         write_shard(job.out_path / shard_name(index), SCORES_SCHEMA, out, counts)
+    if worker.rank == 0:
+        _add_warning(metrics, _unread(job, getattr(judge, "context", None)))
     note = getattr(judge, "note", "")
     if note:
         metrics["engine"] = note
@@ -111,7 +114,41 @@ def _counts(job: Job[ScoreStage], scores: list[list[float]], scored: Scored) -> 
     }
     if isinstance(job.config, ComparisonStage):
         counts["judge_calls"] = scored.num_calls or 0
+    # Only where there are any: shards of ordinary judges have the same bytes as ever.
+    if scored.num_over_context:
+        counts["over_context"] = scored.num_over_context
     return counts
+
+
+def _add_warning(metrics: dict[str, str], warning: str = "") -> None:
+    """Add to what the console shows of this stage; an empty text is none."""
+    if warning:
+        metrics["warning"] = " ".join(filter(None, (metrics.get("warning"), warning)))
+
+
+def _unread(job: Job[ScoreStage], context: int | None) -> str:
+    """What to say of conversations that the judge did not read whole, or not as it was trained; mostly nothing.
+
+    `context` are the tokens that the judge was made for, None where that is not known.
+    """
+    counts = sum_counts(job.out_path)
+    max_tokens = job.config.max_tokens
+    # The other workers may still be at their last shards.
+    at_least = "" if len(shard_paths(job.out_path)) == num_shards(job) else "at least "
+    sentences = []
+    if counts.get("cut_on_the_left"):
+        sentences.append(
+            f"{at_least}{counts['cut_on_the_left']} inputs of the judge are longer than score.max_tokens={max_tokens} "
+            "and lost their beginning."
+        )
+    if counts.get("over_context"):
+        # Where a resumed stage had nothing left to score, no judge was loaded that would know.
+        limit = "fewer" if context is None else context
+        sentences.append(
+            f"{at_least}{counts['over_context']} inputs are longer than the judge's context (score.max_tokens="
+            f"{max_tokens}), beyond which its scores mean little: set score.max_tokens={limit}."
+        )
+    return " ".join(sentences)
 
 
 def _golden_pair(job: Job[ScoreStage], judge: Any) -> dict[str, str]:

@@ -10,7 +10,7 @@ import torch
 from transformers import TrainingArguments
 
 from rlhf.errors import ConfigError
-from rlhf.models.folder import num_parameters
+from rlhf.models.weight_files import num_parameters
 from rlhf.run.job import Job
 from rlhf.training.deepspeed import deepspeed_config, init_process_group, on_gpu
 from rlhf.training.weights import resolve_dtype

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from rlhf.config.training import LoraConfig
 from rlhf.errors import ConfigError
+from rlhf.models.weight_files import INDEX, SINGLE, weight_files, weight_names
 from rlhf.training.ranks import barrier
-from rlhf.training.weights import fp32_parameters, used_weight_files, weight_names, write_model
+from rlhf.training.weights import fp32_parameters, write_model
 
 _PREFIX = "base_model.model."
 """What peft puts in front of a module's name."""
@@ -147,13 +148,14 @@ def _save_merged(source: Path, updates: dict[str, Tensor], folder: Path) -> None
 
     total_size = 0
     unused = dict(updates)
-    for path in used_weight_files(source):
+    for path in weight_files(source):
         tensors = _merged_tensors(path, unused)
         save_file(tensors, folder / path.name, metadata={"format": "pt"})
         total_size += sum(value.nbytes for value in tensors.values())
     assert not unused, "checked when the adapter was made"
-    index = source / "model.safetensors.index.json"
-    if index.exists():
+    index = source / INDEX
+    # Beside a single file transformers does not look at it.
+    if index.exists() and not (source / SINGLE).exists():
         content = json.loads(index.read_text())
         # Tensors stay in their files, but fp32 makes them larger.
         content["metadata"] = content.get("metadata", {}) | {"total_size": total_size}

@@ -14,31 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.errors import ModelError
-from rlhf.models.folder import load_config, load_weights, saved_dtype, weight_headers
+from rlhf.models.folder import load_config, load_weights
+from rlhf.models.templates import copy_other_templates, keep_listed_templates
+from rlhf.models.weight_files import INDEX, file_header, saved_dtype, weight_files, weight_headers
 from rlhf.training.ranks import barrier, own_rank
 
 _COPIED = {".json", ".jinja", ".txt", ".model", ".py"}
 """Suffixes of the small files beside the weights that an exported model keeps as they are."""
-_NOT_COPIED = {"config.json", "model.safetensors.index.json", "artifact.json"}
+_NOT_COPIED = {"config.json", INDEX, "artifact.json"}
 """Of those, files that are written anew or that speak of the source alone."""
-
-
-def used_weight_files(folder: Path) -> list[Path]:
-    """The weight files that transformers loads: those in the index, where there is one."""
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        return sorted(folder.glob("*.safetensors"))
-    # Some models have all weights a second time, in a file such as consolidated.safetensors.
-    file_by_weight = json.loads(index.read_text())["weight_map"]
-    return [folder / name for name in sorted(set(file_by_weight.values()))]
-
-
-def weight_names(folder: Path) -> set[str]:
-    """The names of all tensors in a model folder."""
-    names: set[str] = set()
-    for path in used_weight_files(folder):
-        names.update(_names(path))
-    return names
 
 
 def resolve_dtype(name: str, folder: Path) -> torch.dtype:
@@ -107,8 +91,8 @@ def init_master_weights(model: nn.Module, folder: Path) -> None:
     if not any(tensor["dtype"] == "F32" for _, tensor in weight_headers(folder)):
         return
     file_of_weight = {}
-    for path in folder.glob("*.safetensors"):
-        for name in _names(path):
+    for path in weight_files(folder):
+        for name in file_header(path):
             file_of_weight[name] = path
     opened: dict[Path, Any] = {}
     for name, parameter in model.named_parameters():
@@ -134,13 +118,6 @@ def _is_new(name: str, saved: Container[str]) -> bool:
     if name in saved:
         return False
     return name.startswith("score.") or ".lora_" in name
-
-
-def _names(path: Path) -> list[str]:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        return list(file.keys())
 
 
 def fp32_parameters(parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, Tensor] | None:
@@ -221,8 +198,10 @@ def write_model(
     for path in sorted(source.iterdir()):
         if path.is_file() and path.suffix in _COPIED and path.name not in _NOT_COPIED:
             shutil.copyfile(path, unfinished / path.name)
+    copy_other_templates(source, unfinished)
     if tokenizer is not None:
         tokenizer.save_pretrained(unfinished)
+        keep_listed_templates(source, unfinished)
     # Not what transformers wrote: that has a path of this machine, and defaults of its version.
     if config is None:
         config = json.loads((source / "config.json").read_text())

@@ -109,7 +109,7 @@ def main(arguments: list[str]) -> int:
     os.environ.update(starting_environment("auto"))  # before torch is imported
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
     os.environ |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"}
-    from rlhf.models.folder import context_length
+    from rlhf.models.context import context_length
 
     context = min(context_length(model) or 4096, 4096)
     items = read(files, pairs, model, context)

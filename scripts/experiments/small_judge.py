@@ -144,7 +144,7 @@ def table(rows: Iterable[dict[str, Any]], held_out: Iterable[dict[str, Any]]) ->
 
 def facts(run: Path) -> str:
     """What was trained, on how much, and how long it took."""
-    from rlhf.models.folder import num_parameters
+    from rlhf.models.weight_files import num_parameters
 
     made = json.loads((run / "reward_model" / "artifact.json").read_text())
     figures = {

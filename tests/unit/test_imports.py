@@ -11,7 +11,16 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "rlhf"
 HEAVY = {"torch", "transformers", "trl", "vllm", "deepspeed", "accelerate", "datasets", "safetensors", "tokenizers"}
 TORCH_FREE_ROOMS = ("config", "data", "evaluation", "run", "loop", "preflight", "command", "launch", "stages")
-TORCH_FREE_FILES = ("models/folder.py",)
+TORCH_FREE_FILES = (
+    "models/folder.py",
+    "models/weight_files.py",
+    "models/kinds.py",
+    "models/heads.py",
+    "models/context.py",
+    "models/templates.py",
+    "generation/request.py",
+    "generation/vllm_args.py",
+)
 
 
 def torch_free_files():

@@ -140,8 +140,8 @@ def test_a_context_without_room_is_refused(tmp_path):
     ("make", "said"),
     [
         (two_logits, ["2 labels", "one logit"]),
-        (tiny_llama, ["labels", "one logit"]),
-        (no_head, ["1 weights of LlamaForSequenceClassification are not", "score.weight"]),
+        (tiny_llama, ["no score head (LlamaForCausalLM)", "one logit", "reward_model.data", "pairwise"]),
+        (no_head, ["no score head (LlamaForCausalLM)", "one logit"]),
     ],
     ids=["two logits", "causal LM", "one label and no head"],
 )

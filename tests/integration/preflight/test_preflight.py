@@ -105,7 +105,7 @@ def test_lengths_and_vocabulary(tmp_path, folders):
 def test_judges(tmp_path, folders):
     policy, judge = folders
     ((level, text),) = odd(look(policy, "reward_model.path"))
-    assert level is ERROR and "2 labels" in text
+    assert level is ERROR and "no score head (LlamaForCausalLM)" in text
     assert odd(look(policy, "reward_model.path", reward_model={"data": "some.jsonl"})) == []
     assert odd(look(policy, "reward_model.path", reward_model={"kind": "pairwise"})) == []
     ((level, text),) = odd(look(judge, "reward_model.path", reward_model={"kind": "pairwise"}))
@@ -142,3 +142,12 @@ def test_a_run_is_refused_before_any_stage(tmp_path, folders):
     for text in ("✗ num_iterations=1 with", "no chat template", "prompts.num_per_iteration=16"):
         assert text in done.stderr
     assert not any(path.is_dir() and path.name != "logs" for path in (tmp_path / "run").iterdir())
+
+
+def test_limits_of_vllm_count_for_prompts(folders):
+    prompts = [user("a " * 200), user("b")]
+    engine = {"engine": "vllm", "max_new_tokens": 100, "vllm_args": {"max_model_len": 200}}
+    ((level, text),) = odd(look(folders[0], prompts=prompts, generate=engine))
+    assert level is WARNING and text == "1 of 2 prompts exceed 100 tokens"
+    ((level, text),) = odd(look(folders[0], prompts=prompts, generate=engine | {"vllm_args": {"max_model_len": 90}}))
+    assert level is ERROR and "max_model_len=90: has no room" in text

@@ -7,7 +7,8 @@ import torch
 
 from rlhf.errors import ModelError
 from rlhf.models.chat import load_tokenizer
-from rlhf.scoring.classifier_judge import ClassifierJudge, require_one_logit
+from rlhf.models.heads import require_one_logit
+from rlhf.scoring.classifier_judge import ClassifierJudge
 from rlhf.scoring.token_rows import padded_inputs, read_items
 from tests.integration.command.test_judging_tools import run
 from tests.integration.scoring.test_judges import items

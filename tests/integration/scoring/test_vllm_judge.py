@@ -130,16 +130,14 @@ def test_what_cannot_be_served_names_the_other_engine(path, tmp_path):
     assert outcome.metrics["engine"].startswith("transformers, since vLLM refuses: ")  # which the console shows
     assert "score.max_tokens=9000" in outcome.metrics["engine"]
     two = tiny_reward_model(tmp_path / "two", **SHAPE)
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(two)
-    config.num_labels = 2
-    config.save_pretrained(two)
+    config = json.loads((two / "config.json").read_text())
+    (two / "config.json").write_text(json.dumps(config | {"id2label": {"0": "good", "1": "bad"}}))
     with pytest.raises(ModelError, match="2 labels"):
         VllmJudge(str(two))
-    one_label = AutoConfig.from_pretrained(tiny_llama(tmp_path / "policy", **SHAPE))
-    one_label.num_labels = 1
-    one_label.architectures = ["NobodyKnowsForSequenceClassification"]
-    one_label.save_pretrained(tmp_path / "policy")
+    unknown = tiny_reward_model(tmp_path / "unknown", **SHAPE)
+    config = json.loads((unknown / "config.json").read_text())
+    # Transformers goes by the model's type, vLLM by its class.
+    config["architectures"] = ["NobodyKnowsForSequenceClassification"]
+    (unknown / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=r"score\.engine=transformers"):
-        VllmJudge(str(tmp_path / "policy"))
+        VllmJudge(str(unknown))

@@ -380,3 +380,14 @@ def test_the_golden_pairs_warning_is_said_and_changes_no_file(tmp_path, monkeypa
     console._log.close()
     assert len(set(made.values())) == 1
     assert capsys.readouterr().out.count("⚠ judge /elsewhere/judge") == 1
+
+
+@pytest.mark.parametrize("has_gpu", [True, False])
+def test_what_vllm_cannot_do_on_this_machine(monkeypatch, has_gpu):
+    monkeypatch.setattr(hardware, "gpus", lambda compute: ["0"] * has_gpu)
+    cfg = changed(generate__vllm_args={"enable_chunked_prefill": True})
+    found = collect("machine", hardware.engine_arguments(cfg))
+    assert said(found, "enable_chunked_prefill") is (OK if has_gpu else ERROR)
+    assert collect("machine", hardware.engine_arguments(changed())) == []
+    cfg.generate.engine = Engine.transformers
+    assert collect("machine", hardware.engine_arguments(cfg)) == []

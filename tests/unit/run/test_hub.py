@@ -89,6 +89,13 @@ def test_what_cannot_be_fetched_says_what_to_do(tmp_path: Path, cache: Path) -> 
 
 SHA = "0123456789" * 4
 FILES = {"config.json": b"{}", "model.safetensors": b"weights", "pytorch_model.bin": b"pickle"}
+COPIES = (
+    "consolidated.safetensors",
+    "original/consolidated.00.safetensors",
+    "onnx/model.safetensors",
+    "checkpoint-500/model.safetensors",
+    "checkpoint-500/config.json",
+)
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -101,6 +108,7 @@ class Hub(BaseHTTPRequestHandler):
         self.asked.append(path)
         if path.startswith("/api/") and "/tree/" in path:
             tree = [{"type": "file", "path": name, "size": len(data), "oid": name} for name, data in FILES.items()]
+            tree += [{"type": "file", "path": name, "size": 4, "oid": name} for name in COPIES]
             self.answer(json.dumps(tree).encode())
         elif path.startswith("/api/models/some/model"):
             self.answer(json.dumps({"id": "some/model", "sha": SHA, "siblings": []}).encode())
@@ -151,6 +159,7 @@ def test_a_model_comes_over_the_network_without_pickles_and_its_weights_only_whe
         whole = hub.fetch_model("some/model", None, "model.path")
         assert whole == small and (whole / "model.safetensors").read_bytes() == b"weights"
         assert not any("pytorch_model.bin" in path for path in Hub.asked)
+        assert not any(path.endswith(COPIES) for path in Hub.asked), "a second copy of the weights"
         with pytest.raises(ModelError, match="no such model on the Hub"):
             hub.fetch_model("no/model", None, "model.path")
     finally:
