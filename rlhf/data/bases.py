@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from rlhf.data.turns import (
 CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "trajectory")
 """Bases that hold a conversation with its answers: the last one is no part of the question."""
 _TEXTS = ("instruction", "question", "query", "problem", "question_stem", "user_prompt", "user_input", "user_message")
+# The first five are those of the first runs, whose prompts keep their ids only where the order stays.
 BASES = (
     "context_messages",
     "messages",
@@ -69,6 +71,7 @@ def base_of(row: Row, first: Sequence[str]) -> tuple[str, list[Any]] | None:
             continue
         read = _READERS.get(name, _text_turns)
         turns = read(row, name, value)
+        # Nothing: the column holds another kind of value here, and the next one may be the base.
         if turns:
             row.read.add(str(row.column(name)))
             return name, turns
@@ -81,8 +84,10 @@ def _user(content: Any) -> dict[str, Any]:
 
 def _text_turns(row: Row, name: str, value: Any) -> list[Any] | None:
     """Of a column that is a base whatever it holds."""
+    # Refused as no text; where messages may stand a number is refused as no messages.
     if name in _TEXTS and not isinstance(value, str | list | Mapping):
         clean_text(value, name)
+    # The arena's prompts are lists written as text, which another prompt may just look like.
     if isinstance(value, str) and "response_a" in row and "response_b" in row:
         value = texts_of(value) or value
     if isinstance(value, list) and all(isinstance(text, str) for text in value):
@@ -102,6 +107,7 @@ def _conversation(name: str, value: Any) -> list[Any]:
     """Of a column whose name promises turns."""
     if not isinstance(value, str):
         return to_turns(value, name)
+    # A plain text there is a mistake in the file: nobody knows whose turn it is.
     return marked_turns(value, whole=True) or nonempty_list(value, name)
 
 
@@ -125,6 +131,7 @@ def _marked_text(row: Row, name: str, value: Any) -> list[Any] | None:
     """Of `text`, which is a question only where it says who speaks (guanaco), or the row does (OASST)."""
     if not isinstance(value, str):
         return None
+    # OASST's files of single messages name the speaker in a column of its own.
     role = role_of(row.peek("role"))
     if role is None:
         return marked_turns(value, whole=True)
@@ -138,14 +145,23 @@ def _alternating(row: Row, name: str, value: Any) -> list[Any] | None:
     """Of a list of text, the user's and the assistant's in turn (UltraChat)."""
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         return None
-    roles = ("user", "assistant")
-    return [{"role": roles[number % 2], "content": text} for number, text in enumerate(value)]
+    turns = []
+    roles = itertools.cycle(("user", "assistant"))
+    for role, text in zip(roles, value, strict=False):
+        turns.append({"role": role, "content": text})
+    return turns
+
+
+def is_turns(value: Any) -> bool:
+    """Whether this is a list of turns, each with somebody who says it."""
+    if not isinstance(value, list):
+        return False
+    return all(speaker_of(turn) is not None for turn in value)
 
 
 def _turns_only(row: Row, name: str, value: Any) -> list[Any] | None:
     """Of `context`, which mostly is a text that belongs to a question (HelpSteer 3 has turns there)."""
-    is_turns = isinstance(value, list) and all(speaker_of(turn) is not None for turn in value)
-    return value if is_turns else None
+    return value if is_turns(value) else None
 
 
 def _input(row: Row, name: str, value: Any) -> list[Any]:
@@ -157,7 +173,9 @@ def _input(row: Row, name: str, value: Any) -> list[Any]:
 
 def _text_or_turns(row: Row, name: str, value: Any) -> list[Any] | None:
     """Of `history` without a question (SHP)."""
-    return to_turns(value, name) if isinstance(value, str) else _turns_only(row, name, value)
+    if isinstance(value, str):
+        return to_turns(value, name)
+    return _turns_only(row, name, value)
 
 
 def _post(row: Row, name: str, value: Any) -> list[Any] | None:

@@ -70,6 +70,7 @@ def chosen_rejected(row: Row) -> list[Comparison]:
     chosen = _sides(row, asked, "chosen", better)
     rejected = _sides(row, asked, "rejected", worse)
     comparisons = [Comparison(sides, better=0) for sides in itertools.product(chosen, rejected)]
+    # Scores of the row speak of two answers; of several nobody knows which two.
     if len(comparisons) > 1:
         return comparisons
     if _is_tie(row):
@@ -80,9 +81,15 @@ def chosen_rejected(row: Row) -> list[Comparison]:
 def _sides(row: Row, asked: list[Message], part: str, name: str) -> list[Side]:
     """The answers of one kind, one at least."""
     value = row.mapped(part) if row.maps(part) else row.get(name)
-    if isinstance(value, list) and value and asked and all(_is_answer(element) for element in value):
-        return [side_of(asked, element, f"{name}[{number}]", row) for number, element in enumerate(value)]
-    return [side_of(asked, value, name, row)]
+    # Without a question a list of text is no list of answers: nobody knows to what.
+    if not asked or not isinstance(value, list) or not value:
+        return [side_of(asked, value, name, row)]
+    if not all(_is_answer(element) for element in value):
+        return [side_of(asked, value, name, row)]
+    sides = []
+    for number, element in enumerate(value):
+        sides.append(side_of(asked, element, f"{name}[{number}]", row))
+    return sides
 
 
 def _is_answer(element: Any) -> bool:

@@ -69,6 +69,7 @@ SHAPES = (
 )
 """The first that fits a row is taken."""
 
+# What rows of one answer hold: people try them here, since they come from preference data too.
 _ONE_ANSWER = ("completion", "response", "output", "answer")
 _LABELS = ("label", "kto_tag", "labels")
 _RATINGS = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")

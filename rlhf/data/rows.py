@@ -89,7 +89,9 @@ class Row(Mapping[str, Any]):
 
     # Without these two, Mapping would ask `__getitem__`, and a look would count as reading.
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self.column(name) is not None
+        if not isinstance(name, str):
+            return False
+        return self.column(name) is not None
 
     def peek(self, name: str) -> Any:
         """What stands in a column, null where there is none; it does not count as read."""

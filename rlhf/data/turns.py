@@ -34,12 +34,13 @@ _TOOL_KEYS = ("tool_calls", "function_call", "tool_call")
 # HH-RLHF has an empty line before each mark; other sets write it as a heading, with the text below.
 MARK = re.compile(r"(?:^|\n\n)(?:## )?(Human|Assistant):[ \n]?")
 _SPEAKER = "(System|Human|Assistant|User|AI|Bot|Chatbot|GPT)"
+# No mark takes white space of any length from where it may begin: a text of a million spaces would take hours.
 _STYLES = (
     # The first that fits is taken: an empty line between turns says more than a line's end does.
     MARK,
-    re.compile(rf"(?:^|\s*)(?:#{{2,3}}) ?{_SPEAKER}:[ \n]?", re.IGNORECASE),
-    re.compile(rf"(?:^|\n\s*\n)\s*{_SPEAKER}:[ \n]?", re.IGNORECASE),
-    re.compile(rf"(?:^|\n)\s*{_SPEAKER}:[ \n]?", re.IGNORECASE),
+    re.compile(rf"(?<!#)#{{2,3}} ?{_SPEAKER}:", re.IGNORECASE),
+    re.compile(rf"(?:\A\s*|\n[ \t\r]*\n[ \t]*){_SPEAKER}:", re.IGNORECASE),
+    re.compile(rf"(?:\A\s*|\n[ \t]*){_SPEAKER}:", re.IGNORECASE),
 )
 # Of NeMo's files: the mark stands on a line of its own, and the first turn, the user's, has none.
 _NEMO = re.compile(r"\n?<extra_id_1>(User|Assistant)\n?")
@@ -311,7 +312,10 @@ class _Marked:
 
     def ends(self, whole: bool) -> bool:
         """Whether it ends as a conversation does: where an answer begins, or with one where it must be whole."""
-        return self.opens_answer or (whole and self.turns[-1]["role"] == "assistant")
+        if self.opens_answer:
+            return True
+        last = self.turns[-1]
+        return whole and last["role"] == "assistant"
 
     def is_conversation(self, whole: bool) -> bool:
         """Whether this is a conversation beyond doubt, and no text that quotes one."""

@@ -52,6 +52,7 @@ TURNS: list[tuple[dict[str, Any], list[dict[str, str]]]] = [
     ({"instruction": "And of Spain?", "input": "", "history": [["Capital of France?", "Paris."]]}, SPAIN),
     ({"prompt": "And of Spain?", "history": SPAIN[:2]}, SPAIN),
     ({"prompt": "And of Spain?", "history": SPAIN}, SPAIN),
+    ({"prompt": "And of Spain?", "context": SPAIN[:2]}, SPAIN),
     ({"prompt": SPAIN, "history": SPAIN[:2]}, SPAIN),
     (
         {
@@ -147,6 +148,15 @@ def test_turns(row: dict[str, Any], messages: list[dict[str, str]]) -> None:
         # what stands there already is not said twice
         ({"prompt": "By Ann.\n\nWho wrote it?", "context": "By Ann."}, "By Ann.\n\nWho wrote it?"),
         ({"prompt": "q\n\nA. red\nB. blue", "choices": ["red", "blue"]}, "q\n\nA. red\nB. blue"),
+        ({"prompt": "q (A) red (B) blue", "choices": ["red", "blue"]}, "q (A) red (B) blue"),
+        ({"prompt": "Do:\nAdd\nInput: 7\nAnswer:", "instruction": "Add", "input": 7}, "Do:\nAdd\nInput: 7\nAnswer:"),
+        ({"prompt": "### Input:\ncat\n### Response:", "input": "cat"}, "### Input:\ncat\n### Response:"),
+        ({"prompt": "What is 17?", "context": "7"}, "What is 17?\n\n7"),
+        (
+            {"question": "q", "documents": [{"text": "x", "id": "3", "mood": "y"}]},
+            'q\n\n{"text": "x", "id": "3", "mood": "y"}',
+        ),
+        ({"question": "q", "documents": [{"text": "x", "id": "3", "score": 0.5}]}, "q\n\nx"),
     ],
 )
 def test_what_belongs_to_a_text(row: dict[str, Any], text: str) -> None:
