@@ -136,6 +136,12 @@ def as_row(row: Mapping[str, Any]) -> Row:
     return row if isinstance(row, Row) else Row(row)
 
 
+def has_half_pair(text: str) -> bool:
+    """Whether a text holds half a surrogate pair, which UTF-8 has no bytes for."""
+    # Plain ASCII is told at once, and most text is.
+    return not text.isascii() and _SURROGATE.search(text) is not None
+
+
 def check_values(value: Any, depth: int = 0) -> None:
     """Refuse what no UTF-8 file can hold and what nests without end, anywhere in a record.
 
@@ -144,7 +150,7 @@ def check_values(value: Any, depth: int = 0) -> None:
     """
     if isinstance(value, str):
         # JSON may hold "\ud800" alone, and Python reads it; Parquet and tokenizers would fail much later.
-        if not value.isascii() and _SURROGATE.search(value):
+        if has_half_pair(value):
             raise UnusableRow("invalid_unicode", "the row holds half a surrogate pair.")
         return
     if not isinstance(value, list | tuple | dict):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf.data.records import Message
-from rlhf.data.rows import UnusableRow, has_value, plain_name, words
+from rlhf.data.rows import UnusableRow, has_half_pair, has_value, plain_name, words
 
 ROLES = ("system", "user", "assistant")
 
@@ -34,6 +34,7 @@ _TOOL_KEYS = ("tool_calls", "function_call", "tool_call")
 # HH-RLHF has an empty line before each mark; other sets write it as a heading, with the text below.
 MARK = re.compile(r"(?:^|\n\n)(?:## )?(Human|Assistant):[ \n]?")
 _SPEAKER = "(System|Human|Assistant|User|AI|Bot|Chatbot|GPT)"
+_ANY_MARK = re.compile(f"{_SPEAKER}:", re.IGNORECASE)
 # No mark takes white space of any length from where it may begin: a text of a million spaces would take hours.
 _STYLES = (
     # The first that fits is taken: an empty line between turns says more than a line's end does.
@@ -60,7 +61,7 @@ def clean_text(text: Any, what: str) -> str:
     if not trimmed:
         raise UnusableRow("empty", f"{what} is empty; it must be text.")
     # JSON may hold "\ud800" alone, and Python reads it; Parquet and tokenizers would fail on it much later.
-    if any("\ud800" <= character <= "\udfff" for character in trimmed):
+    if has_half_pair(trimmed):
         raise UnusableRow("invalid_unicode", f"{what} holds half a surrogate pair: {trimmed!r:.80}.")
     return trimmed
 
@@ -285,7 +286,8 @@ def marked_turns(text: str, whole: bool = False) -> list[Message] | None:
     """
     if "<extra_id_1>" in text:
         return _nemo_turns(text)
-    if ":" not in text:
+    # Most text has no mark at all, and one look is enough to tell.
+    if not _ANY_MARK.search(text):
         return None
     readings = [reading for style in _STYLES if (reading := _marked(style, text)) is not None]
     # "\n\nHuman: Hi\nAssistant:" is a user's turn to the first style; one that ends as a conversation goes before it.
