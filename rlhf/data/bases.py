@@ -6,12 +6,10 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlhf.data.rendering import choices_text, post_text, texts_of
+from rlhf.data.rendering import post_text, texts_of
 from rlhf.data.rows import Row, UnusableRow, has_value, plain_text
 from rlhf.data.turns import (
     clean_text,
-    content_of,
-    content_text,
     listed,
     marked_turns,
     nonempty_list,
@@ -49,8 +47,10 @@ def is_answer(turn: Any) -> bool:
     return role_of(speaker_of(turn)) == "assistant"
 
 
-def base_of(row: Row, first: Sequence[str]) -> tuple[str, list[Any]] | None:
+def base_of(row: Row, first: Sequence[str]) -> tuple[str, list[Any] | Mapping[str, Any]] | None:
     """The name of the base, and its turns as they stand there, one at least; None where no base holds any.
+
+    Where the base is an object with parts of a question in it, this object.
 
     Raises:
         UnusableRow: a base holds something that cannot be read.
@@ -62,6 +62,8 @@ def base_of(row: Row, first: Sequence[str]) -> tuple[str, list[Any]] | None:
         value = row.mapped("question")
         if not has_value(value):
             raise UnusableRow("empty", "the columns mapped to question are empty.")
+        if _is_nested(value):
+            return "prompt", value
         is_written = isinstance(value, str | list | Mapping)
         turns = _text_turns(row, "prompt", value) if is_written else [_user(plain_text(value))]
         return "prompt", turns or []
@@ -70,12 +72,19 @@ def base_of(row: Row, first: Sequence[str]) -> tuple[str, list[Any]] | None:
         if not has_value(value):
             continue
         read = _READERS.get(name, _text_turns)
+        if read is _text_turns and _is_nested(value):
+            return name, value
         turns = read(row, name, value)
         # Nothing: the column holds another kind of value here, and the next one may be the base.
         if turns:
             row.read.add(str(row.column(name)))
             return name, turns
     return None
+
+
+def _is_nested(value: Any) -> bool:
+    """Whether this is an object of several parts, and no turn."""
+    return isinstance(value, Mapping) and speaker_of(value) is None
 
 
 def _user(content: Any) -> dict[str, Any]:
@@ -94,13 +103,7 @@ def _text_turns(row: Row, name: str, value: Any) -> list[Any] | None:
         return _user_turns(row, name, value)
     if name in (*CONVERSATIONS, "context_messages"):
         return _conversation(name, listed(value))
-    turns = to_turns(value, name)
-    # ARC's and CommonsenseQA's own files: {"stem": …, "choices": […]}.
-    choices = choices_text(value.get("choices")) if isinstance(value, Mapping) else None
-    if choices is not None and len(turns) == 1:
-        text = content_text(content_of(turns[0]), name)
-        return [_user(f"{text}\n\n{choices}")]
-    return turns
+    return to_turns(value, name)
 
 
 def _conversation(name: str, value: Any) -> list[Any]:

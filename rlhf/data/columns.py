@@ -56,7 +56,7 @@ _KNOWN_PATTERNS = (
         r"(response|output|answer|completion|generation|prediction|conversation|human_ref|candidate|summary|model"
         r"|assistant|generator|tokens|quotes|score|c_root_id|created_at_utc)_?(\d+|[ab])(_.*)?"
     ),
-    re.compile(r"(chosen|rejected|winner|winning|loser|better|safer|preference|overall_preference)_.*"),
+    re.compile(r"(answer|chosen|rejected|winner|winning|loser|better|safer|preference|overall_preference)_.*"),
     re.compile(r"(is|has|num|n|original|annotator|individual|labelling|price|time|created|updated)_.*|in_\w+_train"),
     re.compile(r".*_(id|ids|uid|idx|index|model|models|score|scores|rating|ratings|reward|label|labels|rank|url|hash)"),
     re.compile(
@@ -128,10 +128,11 @@ def unread_of(row: Row) -> list[str]:
         if name not in row.read:
             if has_value(value) and not is_known(name):
                 names.append(shown(name))
-        elif isinstance(value, list):
-            keys = sorted(_unread_turn_keys(value))
+        elif isinstance(value, list | dict):
+            turns = value if isinstance(value, list) else [value]
+            keys = sorted(_unread_turn_keys(turns))
             names += [f"{shown(name)}[].{shown(key)}" for key in keys]
-    return names
+    return names + [shown(name) for name in row.unread_inside]
 
 
 def _unread_turn_keys(turns: list[Any]) -> set[str]:
@@ -200,8 +201,8 @@ def unread_text(counts: Mapping[str, int], key: str) -> str | None:
     listed = [f"`{name}` ({columns[name]} of {rows} rows)" for name in names]
     several = len(names) > 1
     sentence = f"columns {', '.join(listed)} are not read" if several else f"column {listed[0]} is not read"
-    # A key of a turn has no column of its own, and "the other columns" are no name.
-    mappable = [_quoted(name) for name in names if "[]." not in name and name != _REST]
+    # A key of a turn or object is no column, and "the other columns" are no name.
+    mappable = [_quoted(name) for name in names if "." not in name and name != _REST]
     if not mappable:
         return sentence
     value = mappable[0] if len(mappable) == 1 else f"[{', '.join(mappable)}]"

@@ -48,13 +48,11 @@ class TwoAnswers:
     stem: str
     sides: tuple[str, str]
 
-    def columns(self) -> tuple[str, str]:
-        """The names of the two columns."""
+    def columns(self) -> list[tuple[str, str]]:
+        """The names that the two columns may have: `response_a`, or `model_a_response`."""
         first, second = self.sides
-        return self._column(first), self._column(second)
-
-    def _column(self, side: str) -> str:
-        return f"{self.stem}_{side}"
+        stem = self.stem
+        return [(f"{stem}_{first}", f"{stem}_{second}"), (f"model_{first}_{stem}", f"model_{second}_{stem}")]
 
 
 def two_answers(row: Row) -> tuple[str, str, TwoAnswers] | None:
@@ -68,9 +66,9 @@ def two_answers(row: Row) -> tuple[str, str, TwoAnswers] | None:
     for stem in _STEMS:
         for sides in _SIDES:
             answers = TwoAnswers(stem, sides)
-            first, second = answers.columns()
-            if first in names and second in names:
-                return names[first], names[second], answers
+            for first, second in answers.columns():
+                if first in names and second in names:
+                    return names[first], names[second], answers
     return None
 
 

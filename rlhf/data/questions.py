@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from rlhf.data.bases import BASES, CONVERSATIONS, base_of, is_answer, is_turns
+from rlhf.data.columns import is_known, unread_of
 from rlhf.data.records import Message
 from rlhf.data.rendering import are_choices_said, choices_text, is_said, passages_text
 from rlhf.data.rows import Row, UnusableRow, has_value, plain_text
@@ -19,9 +20,9 @@ from rlhf.data.turns import (
     clean_turns,
     content_of,
     content_text,
+    earlier_turns,
     marked_turns,
     speaker_of,
-    to_turns,
 )
 from rlhf.errors import DataError
 
@@ -51,6 +52,25 @@ _SYSTEMS = (
 )
 _HISTORIES = ("history", "chat_history", "conversation_history", "dialogue_history", "dialog_history", "previous_turns")
 _CONTEXTS = ("context", "contexts", "passage", "passages", "document", "documents")
+# Of an object that is a base: where it holds the conversation, or the text of the question.
+_INNER_BASES = (
+    "messages",
+    "conversations",
+    "conversation",
+    "full_text",
+    "stem",
+    "content",
+    "value",
+    "text",
+    "question",
+    "user",
+    "human",
+    "prompt",
+    "instruction",
+    "query",
+    "problem",
+    "input",
+)
 _CHOICES = ("choices", "options")
 _TABLE = (*BASES, *_SYSTEMS, *_HISTORIES, *_CONTEXTS, *_CHOICES, "instances")
 
@@ -86,6 +106,8 @@ def question_of(row: Row, first: Sequence[str] = ()) -> Question | None:
     if found is None:
         return None
     base, turns = found
+    if isinstance(turns, Mapping):
+        return _question_inside(row, base, turns, first)
     question = Question(base, [])
     # Before it is cleaned: an answer that cannot be read is no fault of the question.
     if base in (*CONVERSATIONS, "text", "data") and is_answer(turns[-1]):
@@ -101,6 +123,26 @@ def question_of(row: Row, first: Sequence[str] = ()) -> Question | None:
     # Last, for a system turn goes before all others, whichever column they come from.
     question.messages = with_system(system_of(row), messages)
     _mark_repeated(row, question.messages)
+    return question
+
+
+def _question_inside(row: Row, base: str, value: Mapping[str, Any], first: Sequence[str]) -> Question | None:
+    """The question of a row whose base is an object: what stands in it is read as if it stood in the row.
+
+    Example:
+        {"question": {"stem": "2+2?", "choices": [{"label": "A", "text": "4"}]}}
+    """
+    key = next((key for key in _INNER_BASES if has_value(value.get(key))), None)
+    if key is None:
+        raise UnusableRow("not_messages", f"{base} must be text or a list of messages; found {value!r:.80}.")
+    inner = {name: value[name] for name in value if name != key and name not in row}
+    unfolded = row.unfolded(row.column(base) or base, value[key], inner)
+    question = question_of(unfolded, (base, *first))
+    row.read.update(unfolded.read.intersection(row.record))
+    # What the row itself holds under the same name was read in its place.
+    beaten = [name for name in value if name != key and name in row and has_value(value[name]) and not is_known(name)]
+    unread = [name for name in unread_of(unfolded) if name in inner]
+    row.unread_inside += [f"{base}.{name}" for name in (*beaten, *unread)]
     return question
 
 
@@ -191,7 +233,7 @@ def _history(row: Row, base: str) -> list[Message]:
     """The turns before the question."""
     if row.maps("history"):
         value = row.mapped("history")
-        return clean_turns(to_turns(value, "history"), "history") if has_value(value) else []
+        return clean_turns(earlier_turns(value, "history"), "history") if has_value(value) else []
     for name in (*_HISTORIES, "context"):
         value = row.peek(name)
         if name == base or not has_value(value):
@@ -202,7 +244,7 @@ def _history(row: Row, base: str) -> list[Message]:
         # A text that does not say who speaks cannot become turns: the column stays unread, and is counted.
         turns = marked_turns(value, whole=True) if isinstance(value, str) else None
         if isinstance(value, list | Mapping):
-            turns = to_turns(value, name)
+            turns = earlier_turns(value, name)
         if turns:
             row.read.add(str(row.column(name)))
             return clean_turns(turns, name)

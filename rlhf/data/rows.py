@@ -56,7 +56,7 @@ class Row(Mapping[str, Any]):
     """A record whose columns are found in any spelling; it remembers which ones were read.
 
     `row["system_prompt"]` reads the column "System-Prompt", where no other is spelled just so; `peek` looks
-    without reading.
+    without reading. `unread_inside` are keys of a column that is an object, as `question.hint`.
 
     Args:
         record: the row as the file has it.
@@ -69,6 +69,7 @@ class Row(Mapping[str, Any]):
     def __init__(self, record: Mapping[str, Any], mapped: Mapping[str, Sequence[str]] | None = None) -> None:
         self.record = record
         self.read: set[str] = set()
+        self.unread_inside: list[str] = []
         self._mapped = mapped or {}
         self._names: dict[str, str] = {}
         for name in record:
@@ -111,6 +112,11 @@ class Row(Mapping[str, Any]):
     def holds(self, name: str) -> bool:
         """Whether there is something in a column."""
         return has_value(self.peek(name))
+
+    def unfolded(self, name: str, value: Any, inner: Mapping[str, Any]) -> Row:
+        """The same row with another value in a column, and with more columns; its question is mapped no more."""
+        mapped = {part: names for part, names in self._mapped.items() if part != "question"}
+        return Row({**self.record, **inner, name: value}, mapped)
 
     def maps(self, part: str) -> bool:
         """Whether the user says which columns a part of the question stands in."""

@@ -222,6 +222,21 @@ def to_turns(value: Any, what: str) -> list[Any]:
     return elements
 
 
+def earlier_turns(value: Any, what: str) -> list[Any]:
+    """The turns of a history, which besides what `to_turns` reads may be one pair, or texts in turn.
+
+    Example:
+        ["2+2?", "4"] gives [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+    """
+    if _is_pair(value) and isinstance(value, Mapping):
+        return turns_of_pairs([value])
+    is_texts = isinstance(value, list) and all(isinstance(text, str) for text in value)
+    # An odd number of them would end with a question nobody answered.
+    if is_texts and len(value) % 2 == 0:
+        return turns_of_pairs([value[start : start + 2] for start in range(0, len(value), 2)])
+    return to_turns(value, what)
+
+
 def _turns_of_object(value: Mapping[str, Any], what: str) -> list[Any]:
     if speaker_of(value) is not None:
         return [value]
