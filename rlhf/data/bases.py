@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlhf.data.rendering import choices_text, post_text, texts_of
+from rlhf.data.rendering import post_text, texts_of
 from rlhf.data.rows import Row, UnusableRow, has_value, plain_text
 from rlhf.data.turns import (
     clean_text,
-    content_of,
-    content_text,
     listed,
     marked_turns,
     nonempty_list,
@@ -22,6 +21,7 @@ from rlhf.data.turns import (
 CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "trajectory")
 """Bases that hold a conversation with its answers: the last one is no part of the question."""
 _TEXTS = ("instruction", "question", "query", "problem", "question_stem", "user_prompt", "user_input", "user_message")
+# The first five are those of the first runs, whose prompts keep their ids only where the order stays.
 BASES = (
     "context_messages",
     "messages",
@@ -47,8 +47,10 @@ def is_answer(turn: Any) -> bool:
     return role_of(speaker_of(turn)) == "assistant"
 
 
-def base_of(row: Row, first: Sequence[str]) -> tuple[str, list[Any]] | None:
+def base_of(row: Row, first: Sequence[str]) -> tuple[str, list[Any] | Mapping[str, Any]] | None:
     """The name of the base, and its turns as they stand there, one at least; None where no base holds any.
+
+    Where the base is an object with parts of a question in it, this object.
 
     Raises:
         UnusableRow: a base holds something that cannot be read.
@@ -60,6 +62,8 @@ def base_of(row: Row, first: Sequence[str]) -> tuple[str, list[Any]] | None:
         value = row.mapped("question")
         if not has_value(value):
             raise UnusableRow("empty", "the columns mapped to question are empty.")
+        if _is_nested(value):
+            return "prompt", value
         is_written = isinstance(value, str | list | Mapping)
         turns = _text_turns(row, "prompt", value) if is_written else [_user(plain_text(value))]
         return "prompt", turns or []
@@ -68,11 +72,19 @@ def base_of(row: Row, first: Sequence[str]) -> tuple[str, list[Any]] | None:
         if not has_value(value):
             continue
         read = _READERS.get(name, _text_turns)
+        if read is _text_turns and _is_nested(value):
+            return name, value
         turns = read(row, name, value)
+        # Nothing: the column holds another kind of value here, and the next one may be the base.
         if turns:
             row.read.add(str(row.column(name)))
             return name, turns
     return None
+
+
+def _is_nested(value: Any) -> bool:
+    """Whether this is an object of several parts, and no turn."""
+    return isinstance(value, Mapping) and speaker_of(value) is None
 
 
 def _user(content: Any) -> dict[str, Any]:
@@ -81,27 +93,24 @@ def _user(content: Any) -> dict[str, Any]:
 
 def _text_turns(row: Row, name: str, value: Any) -> list[Any] | None:
     """Of a column that is a base whatever it holds."""
+    # Refused as no text; where messages may stand a number is refused as no messages.
     if name in _TEXTS and not isinstance(value, str | list | Mapping):
         clean_text(value, name)
+    # The arena's prompts are lists written as text, which another prompt may just look like.
     if isinstance(value, str) and "response_a" in row and "response_b" in row:
         value = texts_of(value) or value
     if isinstance(value, list) and all(isinstance(text, str) for text in value):
         return _user_turns(row, name, value)
     if name in (*CONVERSATIONS, "context_messages"):
         return _conversation(name, listed(value))
-    turns = to_turns(value, name)
-    # ARC's and CommonsenseQA's own files: {"stem": …, "choices": […]}.
-    choices = choices_text(value.get("choices")) if isinstance(value, Mapping) else None
-    if choices is not None and len(turns) == 1:
-        text = content_text(content_of(turns[0]), name)
-        return [_user(f"{text}\n\n{choices}")]
-    return turns
+    return to_turns(value, name)
 
 
 def _conversation(name: str, value: Any) -> list[Any]:
     """Of a column whose name promises turns."""
     if not isinstance(value, str):
         return to_turns(value, name)
+    # A plain text there is a mistake in the file: nobody knows whose turn it is.
     return marked_turns(value, whole=True) or nonempty_list(value, name)
 
 
@@ -125,6 +134,7 @@ def _marked_text(row: Row, name: str, value: Any) -> list[Any] | None:
     """Of `text`, which is a question only where it says who speaks (guanaco), or the row does (OASST)."""
     if not isinstance(value, str):
         return None
+    # OASST's files of single messages name the speaker in a column of its own.
     role = role_of(row.peek("role"))
     if role is None:
         return marked_turns(value, whole=True)
@@ -138,14 +148,23 @@ def _alternating(row: Row, name: str, value: Any) -> list[Any] | None:
     """Of a list of text, the user's and the assistant's in turn (UltraChat)."""
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         return None
-    roles = ("user", "assistant")
-    return [{"role": roles[number % 2], "content": text} for number, text in enumerate(value)]
+    turns = []
+    roles = itertools.cycle(("user", "assistant"))
+    for role, text in zip(roles, value, strict=False):
+        turns.append({"role": role, "content": text})
+    return turns
+
+
+def is_turns(value: Any) -> bool:
+    """Whether this is a list of turns, each with somebody who says it."""
+    if not isinstance(value, list):
+        return False
+    return all(speaker_of(turn) is not None for turn in value)
 
 
 def _turns_only(row: Row, name: str, value: Any) -> list[Any] | None:
     """Of `context`, which mostly is a text that belongs to a question (HelpSteer 3 has turns there)."""
-    is_turns = isinstance(value, list) and all(speaker_of(turn) is not None for turn in value)
-    return value if is_turns else None
+    return value if is_turns(value) else None
 
 
 def _input(row: Row, name: str, value: Any) -> list[Any]:
@@ -157,7 +176,9 @@ def _input(row: Row, name: str, value: Any) -> list[Any]:
 
 def _text_or_turns(row: Row, name: str, value: Any) -> list[Any] | None:
     """Of `history` without a question (SHP)."""
-    return to_turns(value, name) if isinstance(value, str) else _turns_only(row, name, value)
+    if isinstance(value, str):
+        return to_turns(value, name)
+    return _turns_only(row, name, value)
 
 
 def _post(row: Row, name: str, value: Any) -> list[Any] | None:

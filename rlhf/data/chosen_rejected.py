@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+from rlhf.data.bases import is_answer, is_turns
+from rlhf.data.labels import better_of, two_answers
+from rlhf.data.questions import question_of
 from rlhf.data.records import Message
-from rlhf.data.rows import Row, UnusableRow
+from rlhf.data.rows import Row, UnusableRow, as_number
 from rlhf.data.scores import chosen_and_rejected_score
 from rlhf.data.sides import Comparison, Side, asked_of, of_row, side_of
 from rlhf.data.turns import speaker_of
@@ -39,6 +43,7 @@ _NAMES = (
     ("bon_best", "loser_list"),
     ("canonical_solution", "buggy_solution"),
 )
+_REJECTED = ("rejected_response", "rejected", "rejected_messages")
 
 
 def chosen_names(row: Row) -> tuple[str, str] | None:
@@ -70,6 +75,7 @@ def chosen_rejected(row: Row) -> list[Comparison]:
     chosen = _sides(row, asked, "chosen", better)
     rejected = _sides(row, asked, "rejected", worse)
     comparisons = [Comparison(sides, better=0) for sides in itertools.product(chosen, rejected)]
+    # Scores of the row speak of two answers; of several nobody knows which two.
     if len(comparisons) > 1:
         return comparisons
     if _is_tie(row):
@@ -80,9 +86,15 @@ def chosen_rejected(row: Row) -> list[Comparison]:
 def _sides(row: Row, asked: list[Message], part: str, name: str) -> list[Side]:
     """The answers of one kind, one at least."""
     value = row.mapped(part) if row.maps(part) else row.get(name)
-    if isinstance(value, list) and value and asked and all(_is_answer(element) for element in value):
-        return [side_of(asked, element, f"{name}[{number}]", row) for number, element in enumerate(value)]
-    return [side_of(asked, value, name, row)]
+    # Without a question a list of text is no list of answers: nobody knows to what.
+    if not asked or not isinstance(value, list) or not value:
+        return [side_of(asked, value, name, row)]
+    if not all(_is_answer(element) for element in value):
+        return [side_of(asked, value, name, row)]
+    sides = []
+    for number, element in enumerate(value):
+        sides.append(side_of(asked, element, f"{name}[{number}]", row))
+    return sides
 
 
 def _is_answer(element: Any) -> bool:
@@ -106,9 +118,57 @@ def _is_tie(row: Row) -> bool:
 
 
 def _contradicts(row: Row) -> bool:
-    """Whether the row's own scores have the rejected answer as the better one."""
+    """Whether the row's own scores or labels have the rejected answer as the better one."""
     scores = chosen_and_rejected_score(row)
-    return scores is not None and scores[0] < scores[1]
+    if scores is not None and scores[0] < scores[1]:
+        return True
+    margin = as_number(row.peek("margin"))
+    if margin is not None and margin < 0:
+        return True
+    return _label_names(row, row.peek("rejected"))
+
+
+def _label_names(row: Row, answer: Any) -> bool:
+    """Whether a label of two other columns names this answer as the better one."""
+    found = two_answers(row)
+    if found is None:
+        return False
+    first, second, answers = found
+    # A label that cannot be read contradicts nothing.
+    with suppress(UnusableRow):
+        is_labelled, better = better_of(row, answers)
+        if is_labelled and better is not None:
+            return bool(row.peek((first, second)[better]) == answer)
+    return False
+
+
+def has_rejected_alone(row: Row) -> bool:
+    """Whether a row has a whole conversation, and a worse answer than its last."""
+    if rejected_name(row) is None:
+        return False
+    turns = row.peek("messages")
+    return is_turns(turns) and bool(turns) and is_answer(turns[-1])
+
+
+def rejected_name(row: Row) -> str | None:
+    """The column of the worse answer; None where there is none."""
+    return next((name for name in _REJECTED if row.peek(name) is not None), None)
+
+
+@of_row
+def rejected_alone(row: Row) -> list[Comparison]:
+    """A conversation that ends with the better answer, and the worse one beside it (ms-swift).
+
+    Example:
+        {"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}],
+         "rejected_response": "5"}
+    """
+    name = rejected_name(row)
+    question = question_of(row, ("messages",))
+    assert name is not None
+    assert question is not None
+    rejected = side_of(question.messages, row[name], name, row)
+    return [Comparison((Side(question.messages, question.answer), rejected), better=0)]
 
 
 def lacks_rejected(row: Row) -> bool:

@@ -48,6 +48,7 @@ _ORIGINS = """
     test tests test_list unit_tests entry_point evaluation_session_id evaluation_order conv_metadata is_code
     bug_type failure_symptoms example_test full_conversation error error_key good_natured num_responses raw_completion
 """
+# Generous: a false alarm over an id would teach people to overlook the line that matters.
 _KNOWN = words(f"{_ANSWERS} {_FIGURES} {_ORIGINS}")
 _KNOWN_PATTERNS = (
     # response_0, output_2, conversation_a, "prediction 3", answer_b_score, …
@@ -55,7 +56,7 @@ _KNOWN_PATTERNS = (
         r"(response|output|answer|completion|generation|prediction|conversation|human_ref|candidate|summary|model"
         r"|assistant|generator|tokens|quotes|score|c_root_id|created_at_utc)_?(\d+|[ab])(_.*)?"
     ),
-    re.compile(r"(chosen|rejected|winner|winning|loser|better|safer|preference|overall_preference)_.*"),
+    re.compile(r"(answer|chosen|rejected|winner|winning|loser|better|safer|preference|overall_preference)_.*"),
     re.compile(r"(is|has|num|n|original|annotator|individual|labelling|price|time|created|updated)_.*|in_\w+_train"),
     re.compile(r".*_(id|ids|uid|idx|index|model|models|score|scores|rating|ratings|reward|label|labels|rank|url|hash)"),
     re.compile(
@@ -99,6 +100,7 @@ def check_mapped(mapped: Mapping[str, Sequence[str]], there: set[str]) -> None:
     Raises:
         DataError: names the columns there are.
     """
+    # A mapped name may be spelled as the tables spell it.
     spelled = there | {plain_name(name) for name in there}
     for part, names in mapped.items():
         for name in names:
@@ -122,13 +124,15 @@ def unread_of(row: Row) -> list[str]:
     """
     names = []
     for name, value in row.record.items():
+        # Of a column that was read only the keys of its turns may be left over.
         if name not in row.read:
             if has_value(value) and not is_known(name):
                 names.append(shown(name))
-        elif isinstance(value, list):
-            keys = sorted(_unread_turn_keys(value))
+        elif isinstance(value, list | dict):
+            turns = value if isinstance(value, list) else [value]
+            keys = sorted(_unread_turn_keys(turns))
             names += [f"{shown(name)}[].{shown(key)}" for key in keys]
-    return names
+    return names + [shown(name) for name in row.unread_inside]
 
 
 def _unread_turn_keys(turns: list[Any]) -> set[str]:
@@ -148,6 +152,7 @@ def count_unread(counts: Counter[str], row: Row) -> None:
     """Add one for each column of a row that was not read."""
     for name in unread_of(row):
         key = _UNREAD + name
+        # Counted all the same, under one name.
         if key not in counts and len(unread_columns(counts)) >= _MAX_UNREAD:
             key = _UNREAD + _REST
         counts[key] += 1
@@ -155,8 +160,12 @@ def count_unread(counts: Counter[str], row: Row) -> None:
 
 def shown(name: str) -> str:
     """A column's name as it may be printed and written."""
-    text = name if name.isprintable() else name.encode("unicode_escape").decode()
-    return text if len(text) <= _MAX_NAME else f"{text[: _MAX_NAME - 1]}…"
+    text = name
+    if not name.isprintable():
+        text = name.encode("unicode_escape").decode()
+    if len(text) > _MAX_NAME:
+        text = f"{text[: _MAX_NAME - 1]}…"
+    return text
 
 
 def unread_columns(counts: Mapping[str, int]) -> dict[str, int]:
@@ -192,8 +201,8 @@ def unread_text(counts: Mapping[str, int], key: str) -> str | None:
     listed = [f"`{name}` ({columns[name]} of {rows} rows)" for name in names]
     several = len(names) > 1
     sentence = f"columns {', '.join(listed)} are not read" if several else f"column {listed[0]} is not read"
-    # A key of a turn has no column of its own, and "the other columns" are no name.
-    mappable = [_quoted(name) for name in names if "[]." not in name and name != _REST]
+    # A key of a turn or object is no column, and "the other columns" are no name.
+    mappable = [_quoted(name) for name in names if "." not in name and name != _REST]
     if not mappable:
         return sentence
     value = mappable[0] if len(mappable) == 1 else f"[{', '.join(mappable)}]"
@@ -203,4 +212,5 @@ def unread_text(counts: Mapping[str, int], key: str) -> str | None:
 
 def _quoted(name: str) -> str:
     """A name as a command line takes it."""
-    return name if re.fullmatch(r"\w+", name) else f"'{name}'"
+    is_plain = re.fullmatch(r"\w+", name)
+    return name if is_plain else f"'{name}'"

@@ -37,6 +37,11 @@ SHAPES = (
         read=chosen_rejected.chosen_rejected,
     ),
     Shape(
+        looks="messages and rejected_response: a conversation, and another answer than its last",
+        is_there=chosen_rejected.has_rejected_alone,
+        read=chosen_rejected.rejected_alone,
+    ),
+    Shape(
         looks="text and score: n conversations, n numbers",
         is_there=rated_answers.has_scored_texts,
         read=rated_answers.scored_texts,
@@ -69,9 +74,10 @@ SHAPES = (
 )
 """The first that fits a row is taken."""
 
+# What rows of one answer hold: people try them here, since they come from preference data too.
 _ONE_ANSWER = ("completion", "response", "output", "answer")
 _LABELS = ("label", "kto_tag", "labels")
-_RATINGS = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+_RATINGS = ("score", "rating", "reward", "helpfulness", "correctness", "coherence", "complexity", "verbosity")
 
 
 def known() -> str:
@@ -116,9 +122,9 @@ def _refuse(row: Row) -> NoReturn:
     has_one_answer = any(row.holds(name) for name in _ONE_ANSWER) or row.holds("messages")
     if has_one_answer and any(has_value(row.peek(name)) for name in _RATINGS):
         raise DataError(
-            f"Rows of one answer with ratings (HelpSteer) are no pairs; {keys}. Use the data set's preference "
-            "split (response_1, response_2, preference_strength), or join the rows of a prompt: completions with "
-            "response and overall_score."
+            f"Rows of one answer with ratings (such as HelpSteer 2's) are no pairs; {keys}. Use the data set's "
+            "preference split (response_1, response_2, preference_strength), or join the rows of a prompt: "
+            "completions with response and overall_score."
         )
     if has_one_answer and any(row.peek(name) is not None for name in _LABELS):
         raise DataError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from rlhf.data.columns import Columns
 from rlhf.data.prompts import parsed_rows
 from rlhf.data.questions import Question, joined, question_of, refuse_without_question
 from rlhf.data.records import Message
-from rlhf.data.rows import Row, UnusableRow, as_row, has_value
+from rlhf.data.rows import Row, UnusableRow, as_number, as_row
 from rlhf.data.turns import clean_turns, content_text, listed, role_of, speaker_of
 from rlhf.errors import DataError
 
@@ -60,6 +61,7 @@ def to_conversation(row: Mapping[str, Any]) -> list[Message]:
     """
     row = as_row(row)
     base, answer_key = _preferred(row)
+    # Whole conversations come first: they hold their answers, and most.
     first = CONVERSATIONS if base is None else (*CONVERSATIONS, base)
     question = question_of(row, first)
     if question is None:
@@ -109,6 +111,7 @@ def _with_answer(row: Row, question: Question, answer_key: str | None) -> list[M
 
 
 def _answered(question: Question, answer: Any, what: str) -> list[Message]:
+    # A cell of CSV holds turns as JSON.
     answer = listed(answer)
     if isinstance(answer, Mapping) and speaker_of(answer) is not None:
         answer = [answer]
@@ -134,6 +137,7 @@ def _best_path(replies: list[Any]) -> list[Message]:
         turns.append(min(answers, key=_rank))
         following = turns[-1].get("replies")
         replies = following if isinstance(following, list) else []
+    # A question nobody answered teaches nothing.
     while turns and role_of(speaker_of(turns[-1])) != "assistant":
         turns.pop()
     if not turns:
@@ -143,8 +147,8 @@ def _best_path(replies: list[Any]) -> list[Message]:
 
 def _rank(reply: Mapping[str, Any]) -> float:
     """0 of the best; a reply that nobody ranked comes last."""
-    rank = reply.get("rank")
-    return rank if isinstance(rank, int | float) and has_value(rank) and rank == rank else float("inf")
+    rank = as_number(reply.get("rank"))
+    return math.inf if rank is None else rank
 
 
 def read_conversations(

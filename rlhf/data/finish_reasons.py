@@ -30,11 +30,23 @@ def finish_reasons_of(row: Row, num_responses: int) -> list[str]:
     Example:
         {"prompt": "2+2?", "responses": ["4", "Well"], "finish_reasons": ["eos_token", "max_tokens"]}
     """
-    name = next((name for name in _COLUMNS if row.peek(name) is not None), None)
-    # In the singular it may speak of the row as a whole: nobody knows of which response then.
-    if name is None or (name != _COLUMNS[0] and not isinstance(row[name], list)):
+    name = _column(row)
+    if name is None:
         return [FINISHED] * num_responses
-    return [_finish_reason(reason, name) for reason in one_for_each(row, name, num_responses)]
+    reasons = one_for_each(row, name, num_responses)
+    return [_finish_reason(reason, name) for reason in reasons]
+
+
+def _column(row: Row) -> str | None:
+    """The column that holds a reason for each response."""
+    plural, *others = _COLUMNS
+    if row.peek(plural) is not None:
+        return plural
+    # Under another name it may speak of the row as a whole: nobody knows of which response then.
+    for name in others:
+        if isinstance(row.peek(name), list):
+            return name
+    return None
 
 
 def _finish_reason(reason: Any, name: str) -> str:

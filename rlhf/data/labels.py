@@ -48,13 +48,11 @@ class TwoAnswers:
     stem: str
     sides: tuple[str, str]
 
-    def columns(self) -> tuple[str, str]:
-        """The names of the two columns."""
+    def columns(self) -> list[tuple[str, str]]:
+        """The names that the two columns may have: `response_a`, or `model_a_response`."""
         first, second = self.sides
-        return self._column(first), self._column(second)
-
-    def _column(self, side: str) -> str:
-        return f"{self.stem}_{side}"
+        stem = self.stem
+        return [(f"{stem}_{first}", f"{stem}_{second}"), (f"model_{first}_{stem}", f"model_{second}_{stem}")]
 
 
 def two_answers(row: Row) -> tuple[str, str, TwoAnswers] | None:
@@ -63,14 +61,14 @@ def two_answers(row: Row) -> tuple[str, str, TwoAnswers] | None:
     Example:
         {"prompt": "2+2?", "response1": "4", "response2": "5"} gives "response1", "response2", …
     """
-    # "response1" is the same name without a line.
+    # "response1" is the same name without a line. The first of two such columns stays.
     names = {_with_line(name): name for name in row.plain_names()}
     for stem in _STEMS:
         for sides in _SIDES:
             answers = TwoAnswers(stem, sides)
-            first, second = answers.columns()
-            if first in names and second in names:
-                return names[first], names[second], answers
+            for first, second in answers.columns():
+                if first in names and second in names:
+                    return names[first], names[second], answers
     return None
 
 
@@ -84,6 +82,7 @@ def better_of(row: Row, answers: TwoAnswers) -> tuple[bool, int | None]:
     Raises:
         UnusableRow: a label that names neither, and no tie.
     """
+    # Before the other labels: these rows have no other, and `winner_tie` belongs to them.
     if "winner_model_a" in row and "winner_model_b" in row:
         return True, _by_flags(row)
     present = [(name, read) for name, read in _LABELS if name in row]
@@ -135,6 +134,7 @@ def _by_preference(label: Any, row: Row, answers: TwoAnswers) -> int:
     number = as_number(label)
     if number is None:
         return _by_name(label, row, answers)
+    # AlpacaEval wrote 0 for a tie before it wrote 1.5.
     if number in (0, 1.5):
         return _TIE
     if not 1 <= number <= 2:
@@ -159,9 +159,11 @@ def _by_name(label: Any, row: Row, answers: TwoAnswers) -> int:
     """The answer's letter or column, its model, a comparison such as "A>B", or a word for a tie."""
     if not isinstance(label, str):
         return _UNKNOWN if as_number(label) is None else _by_number_of_side(label, answers)
+    # Before the letters: a model may be called "a".
     named = [_is_model(label, row, side) for side in answers.sides]
     if named in ([True, False], [False, True]):
         return named.index(True)
+    # "[[A>>B]]" and "A > B" are one.
     verdict = _VERDICT.fullmatch(re.sub(r"[\s\[\]()_]+", "", label.lower()))
     if verdict is not None:
         return _by_verdict(verdict, answers)
@@ -195,7 +197,9 @@ def _by_verdict(verdict: re.Match[str], answers: TwoAnswers) -> int:
 
 def _is_model(label: str, row: Row, side: str) -> bool:
     """Whether a label is the name of the model that gave an answer."""
-    return label in (row.peek(f"model_{side}"), row.peek(f"generator_{side}"))
+    model = row.peek(f"model_{side}")
+    generator = row.peek(f"generator_{side}")
+    return label in (model, generator)
 
 
 _LABELS: tuple[tuple[str, Callable[[Any, Row, TwoAnswers], int]], ...] = (

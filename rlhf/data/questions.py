@@ -11,17 +11,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from rlhf.data.bases import BASES, CONVERSATIONS, base_of, is_answer
+from rlhf.data.bases import BASES, CONVERSATIONS, base_of, is_answer, is_turns
+from rlhf.data.columns import is_known, unread_of
 from rlhf.data.records import Message
-from rlhf.data.rendering import choices_text, is_said, passages_text
+from rlhf.data.rendering import are_choices_said, choices_text, is_said, passages_text
 from rlhf.data.rows import Row, UnusableRow, has_value, plain_text
 from rlhf.data.turns import (
     clean_turns,
     content_of,
     content_text,
+    earlier_turns,
     marked_turns,
     speaker_of,
-    to_turns,
 )
 from rlhf.errors import DataError
 
@@ -51,6 +52,25 @@ _SYSTEMS = (
 )
 _HISTORIES = ("history", "chat_history", "conversation_history", "dialogue_history", "dialog_history", "previous_turns")
 _CONTEXTS = ("context", "contexts", "passage", "passages", "document", "documents")
+# Of an object that is a base: where it holds the conversation, or the text of the question.
+_INNER_BASES = (
+    "messages",
+    "conversations",
+    "conversation",
+    "full_text",
+    "stem",
+    "content",
+    "value",
+    "text",
+    "question",
+    "user",
+    "human",
+    "prompt",
+    "instruction",
+    "query",
+    "problem",
+    "input",
+)
 _CHOICES = ("choices", "options")
 _TABLE = (*BASES, *_SYSTEMS, *_HISTORIES, *_CONTEXTS, *_CHOICES, "instances")
 
@@ -86,6 +106,8 @@ def question_of(row: Row, first: Sequence[str] = ()) -> Question | None:
     if found is None:
         return None
     base, turns = found
+    if isinstance(turns, Mapping):
+        return _question_inside(row, base, turns, first)
     question = Question(base, [])
     # Before it is cleaned: an answer that cannot be read is no fault of the question.
     if base in (*CONVERSATIONS, "text", "data") and is_answer(turns[-1]):
@@ -95,10 +117,32 @@ def question_of(row: Row, first: Sequence[str] = ()) -> Question | None:
     if not turns:
         raise UnusableRow("empty", f"{base} holds no turn before the answer.")
     messages = clean_turns(turns, base)
+    # Before the history is there: what belongs to this question is not for an earlier one.
     _append_pieces(row, base, messages)
     messages = joined(_history(row, base), messages)
+    # Last, for a system turn goes before all others, whichever column they come from.
     question.messages = with_system(system_of(row), messages)
     _mark_repeated(row, question.messages)
+    return question
+
+
+def _question_inside(row: Row, base: str, value: Mapping[str, Any], first: Sequence[str]) -> Question | None:
+    """The question of a row whose base is an object: what stands in it is read as if it stood in the row.
+
+    Example:
+        {"question": {"stem": "2+2?", "choices": [{"label": "A", "text": "4"}]}}
+    """
+    key = next((key for key in _INNER_BASES if has_value(value.get(key))), None)
+    if key is None:
+        raise UnusableRow("not_messages", f"{base} must be text or a list of messages; found {value!r:.80}.")
+    inner = {name: value[name] for name in value if name != key and name not in row}
+    unfolded = row.unfolded(row.column(base) or base, value[key], inner)
+    question = question_of(unfolded, (base, *first))
+    row.read.update(unfolded.read.intersection(row.record))
+    # What the row itself holds under the same name was read in its place.
+    beaten = [name for name in value if name != key and name in row and has_value(value[name]) and not is_known(name)]
+    unread = [name for name in unread_of(unfolded) if name in inner]
+    row.unread_inside += [f"{base}.{name}" for name in (*beaten, *unread)]
     return question
 
 
@@ -119,16 +163,28 @@ def _append_pieces(row: Row, base: str, messages: list[Message]) -> None:
     """Add input, context and choices to the first question of a conversation, which may be the only one."""
     asked = next((message for message in messages if message["role"] == "user"), None)
     for column, text, goes_before in _pieces(row, base):
+        # A system turn alone: whoever asked for the question says that none is there.
         if asked is None:
             return
         row.read.add(column)
         if not text.strip():
             continue
-        # Files that hold a finished prompt often keep what it was made of beside it, as our own output does.
-        if not (base == "instruction" and column in ("input", "context")) and is_said(text, messages):
+        if _stands_there(base, column, text, messages):
             continue
         parts = [text, asked["content"]] if goes_before else [asked["content"], text]
         asked["content"] = "\n\n".join(parts).strip()
+
+
+def _stands_there(base: str, column: str, text: str, messages: list[Message]) -> bool:
+    """Whether a piece needs no adding, for the question holds it."""
+    # Alpaca's rows hold the raw input, whose text an instruction may well quote.
+    if base == "instruction" and column in ("input", "context"):
+        return False
+    if is_said(text, messages):
+        return True
+    # Files that hold a finished prompt often keep what it was made of beside it, as our own output does.
+    is_finished = base in (*CONVERSATIONS, "prompt", "context_messages")
+    return is_finished and column in _CHOICES and are_choices_said(text, messages)
 
 
 def _pieces(row: Row, base: str) -> Iterator[tuple[str, str, bool]]:
@@ -168,7 +224,7 @@ def _contexts(row: Row, base: str) -> Iterator[tuple[str, str, bool]]:
             yield "", passages_text(value), False
         return
     for name in _CONTEXTS:
-        if name != base and row.holds(name):
+        if name != base and row.holds(name) and not is_turns(row.peek(name)):
             # Where a question has passages of its own they stand before it (qa_feedback).
             yield str(row.column(name)), passages_text(row.peek(name)), name == "passages"
 
@@ -177,15 +233,18 @@ def _history(row: Row, base: str) -> list[Message]:
     """The turns before the question."""
     if row.maps("history"):
         value = row.mapped("history")
-        return clean_turns(to_turns(value, "history"), "history") if has_value(value) else []
-    for name in _HISTORIES:
+        return clean_turns(earlier_turns(value, "history"), "history") if has_value(value) else []
+    for name in (*_HISTORIES, "context"):
         value = row.peek(name)
         if name == base or not has_value(value):
+            continue
+        # A context is mostly a text or passages; where it is turns, they come before the question.
+        if name == "context" and not is_turns(value):
             continue
         # A text that does not say who speaks cannot become turns: the column stays unread, and is counted.
         turns = marked_turns(value, whole=True) if isinstance(value, str) else None
         if isinstance(value, list | Mapping):
-            turns = to_turns(value, name)
+            turns = earlier_turns(value, name)
         if turns:
             row.read.add(str(row.column(name)))
             return clean_turns(turns, name)
@@ -203,10 +262,12 @@ def joined(earlier: list[Message], later: list[Message]) -> list[Message]:
     if later and later[0]["role"] == "system":
         system, *later = later
         earlier = with_system(system["content"], earlier)
+    # Compared without it: a completion may repeat the question and not the system turn.
     has_system = earlier[0]["role"] == "system"
     spoken = earlier[1:] if has_system else earlier
     if spoken and _contains(later, spoken):
         return [*earlier[:1], *later] if has_system else later
+    # The longest overlap first, so that nothing of it is left over.
     for length in range(min(len(spoken), len(later)), 0, -1):
         if spoken[-length:] == later[:length]:
             return earlier + later[length:]
@@ -215,8 +276,11 @@ def joined(earlier: list[Message], later: list[Message]) -> list[Message]:
 
 def _contains(messages: list[Message], part: list[Message]) -> bool:
     """Whether one conversation stands in another as it is."""
-    starts = range(len(messages) - len(part) + 1)
-    return any(messages[start : start + len(part)] == part for start in starts)
+    for start in range(len(messages) - len(part) + 1):
+        end = start + len(part)
+        if messages[start:end] == part:
+            return True
+    return False
 
 
 def system_of(row: Row) -> str | None:
@@ -230,6 +294,7 @@ def system_of(row: Row) -> str | None:
         for name in _SYSTEMS:
             if row.holds(name):
                 values.append(row[name])
+    # Keys of a dict, and no set, for the message names them in their order.
     texts = {content_text(value, "system"): None for value in values if has_value(value)}
     if len(texts) > 1:
         raise UnusableRow("two_systems", f"two columns hold different system turns: {list(texts)!r:.120}.")

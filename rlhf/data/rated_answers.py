@@ -55,6 +55,7 @@ def labelled_answers(row: Row) -> list[Comparison]:
     first, second, answers = found
     is_labelled, better = better_of(row, answers)
     is_scored, higher = better_by_sides(row, answers.sides)
+    # A label is what people said; scores are looked at beside it, and decide where there is none.
     if not is_labelled:
         better = higher
     contradicted = is_labelled and is_scored and None not in (better, higher) and better != higher
@@ -75,6 +76,7 @@ def _turns_of_arena(row: Row, first: str, second: str) -> tuple[list[str], list[
     answers = [texts_of(row.peek(name)) for name in (first, second)]
     if asked is None or answers[0] is None or answers[1] is None:
         return None
+    # Else the texts are no lists that belong together, but prompts and answers in brackets.
     if not len(asked) == len(answers[0]) == len(answers[1]):
         return None
     for name in ("prompt", first, second):
@@ -107,7 +109,10 @@ def _predictions(row: Row) -> list[str]:
 
 def has_predictions(row: Row) -> bool:
     """Whether a row holds several numbered answers, and a list of labels."""
-    return isinstance(row.peek("preference"), list) and len(_predictions(row)) >= 2
+    labels = row.peek("preference")
+    if not isinstance(labels, list):
+        return False
+    return len(_predictions(row)) >= 2
 
 
 @of_row
@@ -137,7 +142,8 @@ def labelled_pairs(row: Row) -> list[Comparison]:
 
 def has_scored_texts(row: Row) -> bool:
     """Whether a row holds whole conversations and their scores."""
-    return isinstance(row.peek("text"), list) and "score" in row
+    texts = row.peek("text")
+    return isinstance(texts, list) and "score" in row
 
 
 @of_row
@@ -155,7 +161,8 @@ def scored_texts(row: Row) -> list[Comparison]:
 
 def has_summaries(row: Row) -> bool:
     """Whether a row holds two summaries and a choice."""
-    return isinstance(row.peek("summaries"), list) and "choice" in row
+    summaries = row.peek("summaries")
+    return isinstance(summaries, list) and "choice" in row
 
 
 @of_row
@@ -171,15 +178,19 @@ def chosen_summary(row: Row) -> list[Comparison]:
     if choice not in (0, 1) or len(summaries) != 2:
         raise UnusableRow("unknown_label", f"choice is {row['choice']!r:.40}, of {len(summaries)} summaries.")
     asked = asked_of(row)
-    sides = [side_of(asked, summary, f"summaries[{number}]", row) for number, summary in enumerate(summaries)]
-    return [Comparison((sides[0], sides[1]), int(choice))]
+    first = side_of(asked, summaries[0], "summaries[0]", row)
+    second = side_of(asked, summaries[1], "summaries[1]", row)
+    return [Comparison((first, second), int(choice))]
 
 
 def has_ordered_outputs(row: Row) -> bool:
     """Whether a row has two answers in one list, the better one first."""
     outputs = row.peek("output")
-    is_pair = isinstance(outputs, list) and len(outputs) == 2 and all(isinstance(text, str) for text in outputs)
-    return is_pair and row.holds("instruction")
+    if not isinstance(outputs, list) or len(outputs) != 2:
+        return False
+    if not all(isinstance(text, str) for text in outputs):
+        return False
+    return row.holds("instruction")
 
 
 @of_row
@@ -216,7 +227,10 @@ def _rated_list(row: Row) -> str | None:
 
 
 def _holds_numbers(answers: list[Any]) -> bool:
-    return any(isinstance(answer, Mapping) for answer in answers) or not answers
+    # An empty list is one of this shape, too: the row is dropped and counted.
+    if not answers:
+        return True
+    return any(isinstance(answer, Mapping) for answer in answers)
 
 
 def _numbers_column(row: Row) -> str | None:
@@ -236,6 +250,7 @@ def rated_answers(row: Row) -> list[Comparison]:
     """
     name = _rated_list(row)
     assert name is not None
+    # UltraFeedback's own rows have the instruction, and no prompt that differs.
     asked = asked_of(row, ("conversations", "instruction", "prompt"))
     answers = row["prompt"]["replies"] if name == "prompt" else row[name]
     if not isinstance(answers, list):
@@ -244,6 +259,7 @@ def rated_answers(row: Row) -> list[Comparison]:
     for number, answer in enumerate(answers):
         sides.append(_side_of_rated(asked, answer, f"{name}[{number}]", row))
     column = _numbers_column(row)
+    # Numbers beside the answers are of the row; those in the answers may be of another kind, a length say.
     if column is not None:
         return by_score(sides, row[column], column, lower_is_better=column in _RANKS)
     is_ranked = any(isinstance(answer, Mapping) and has_value(answer.get("rank")) for answer in answers)
@@ -253,8 +269,12 @@ def rated_answers(row: Row) -> list[Comparison]:
 
 def _first_value(answer: Any, names: tuple[str, ...]) -> Any:
     """What stands under the first of the names; an answer without a score has None, which `by_score` refuses."""
-    values = [answer.get(name) for name in names] if isinstance(answer, Mapping) else []
-    return next((value for value in values if value is not None), None)
+    if not isinstance(answer, Mapping):
+        return None
+    for name in names:
+        if answer.get(name) is not None:
+            return answer[name]
+    return None
 
 
 def _side_of_rated(asked: list[Message], answer: Any, what: str, row: Row) -> Side:

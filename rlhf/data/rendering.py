@@ -7,6 +7,7 @@ import string
 from collections.abc import Mapping
 from typing import Any
 
+from rlhf.data.columns import is_known
 from rlhf.data.records import Message
 from rlhf.data.rows import has_value, plain_text
 
@@ -31,14 +32,20 @@ def passages_text(value: Any) -> str:
 
 def _passage(passage: Any) -> str:
     if isinstance(passage, Mapping):
-        lines = [passage[key] for key in _PASSAGE_KEYS if isinstance(passage.get(key), str)]
-        # What stands under other keys would be lost.
-        rest = [key for key, value in passage.items() if key not in _PASSAGE_KEYS and isinstance(value, list | dict)]
-        return "\n".join(lines) if lines and not rest else plain_text(passage)
+        return _passage_of_object(passage)
     if isinstance(passage, list) and all(isinstance(line, str) for line in passage):
         return "\n".join(passage)
     # Not trimmed: a passage may be indented, and the question as a whole is trimmed at its ends.
     return passage if isinstance(passage, str) else plain_text(passage)
+
+
+def _passage_of_object(passage: Mapping[str, Any]) -> str:
+    lines = [passage[key] for key in _PASSAGE_KEYS if isinstance(passage.get(key), str)]
+    # Ids, scores and sources may be left out, and nothing else.
+    others = [key for key in passage if key not in _PASSAGE_KEYS and has_value(passage[key])]
+    if lines and all(is_known(key) for key in others):
+        return "\n".join(lines)
+    return plain_text(passage)
 
 
 def choices_text(value: Any) -> str | None:
@@ -69,10 +76,13 @@ def _choices_of_object(value: Mapping[str, Any]) -> str | None:
     if isinstance(texts, list) and isinstance(labels, list):
         return _lettered(labels, texts) if texts and len(texts) == len(labels) else None
     # {"A": "red", "B": "blue"}; anything longer than a letter or number is a setting, not a choice.
-    present = {key: text for key, text in value.items() if text is not None}
-    if not present or not all(len(key) <= 2 and isinstance(text, str) for key, text in present.items()):
+    labels = [key for key in value if value[key] is not None]
+    present = [value[label] for label in labels]
+    if not labels or max(map(len, labels)) > 2:
         return None
-    return _lettered(list(present), list(present.values()))
+    if not all(isinstance(text, str) for text in present):
+        return None
+    return _lettered(labels, present)
 
 
 def _lettered(labels: list[Any], texts: list[Any]) -> str:
@@ -118,11 +128,25 @@ def texts_of(value: Any) -> list[str] | None:
 
 
 def is_said(text: str, messages: list[Message]) -> bool:
-    """Whether a text stands in a conversation already: as a paragraph of it, or word by word if it is long."""
+    """Whether a text stands in a conversation already: on lines of its own, behind a colon, or if it is long."""
     trimmed = text.strip()
     for message in messages:
-        if f"\n\n{trimmed}\n\n" in f"\n\n{message['content']}\n\n":
+        content = message["content"]
+        if len(trimmed) >= _MIN_QUOTED_CHARS and trimmed in content:
             return True
-        if len(trimmed) >= _MIN_QUOTED_CHARS and trimmed in message["content"]:
+        # A line's end goes around the whole content, so that its first and last line are lines as well.
+        lines = f"\n{content}\n"
+        if f"\n{trimmed}\n" in lines or f": {trimmed}\n" in lines or f'"{trimmed}"' in lines:
             return True
     return False
+
+
+def are_choices_said(text: str, messages: list[Message]) -> bool:
+    """Whether all choices, one a line with its letter, stand in one message, whatever stands before them there."""
+    choices = [line.partition(". ")[2] for line in text.splitlines()]
+    contents = [message["content"] for message in messages]
+    return any(_holds_all(content, choices) for content in contents)
+
+
+def _holds_all(content: str, texts: list[str]) -> bool:
+    return all(text in content for text in texts)

@@ -56,7 +56,7 @@ class Row(Mapping[str, Any]):
     """A record whose columns are found in any spelling; it remembers which ones were read.
 
     `row["system_prompt"]` reads the column "System-Prompt", where no other is spelled just so; `peek` looks
-    without reading.
+    without reading. `unread_inside` are keys of a column that is an object, as `question.hint`.
 
     Args:
         record: the row as the file has it.
@@ -69,6 +69,7 @@ class Row(Mapping[str, Any]):
     def __init__(self, record: Mapping[str, Any], mapped: Mapping[str, Sequence[str]] | None = None) -> None:
         self.record = record
         self.read: set[str] = set()
+        self.unread_inside: list[str] = []
         self._mapped = mapped or {}
         self._names: dict[str, str] = {}
         for name in record:
@@ -89,7 +90,9 @@ class Row(Mapping[str, Any]):
 
     # Without these two, Mapping would ask `__getitem__`, and a look would count as reading.
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self.column(name) is not None
+        if not isinstance(name, str):
+            return False
+        return self.column(name) is not None
 
     def peek(self, name: str) -> Any:
         """What stands in a column, null where there is none; it does not count as read."""
@@ -109,6 +112,11 @@ class Row(Mapping[str, Any]):
     def holds(self, name: str) -> bool:
         """Whether there is something in a column."""
         return has_value(self.peek(name))
+
+    def unfolded(self, name: str, value: Any, inner: Mapping[str, Any]) -> Row:
+        """The same row with another value in a column, and with more columns; its question is mapped no more."""
+        mapped = {part: names for part, names in self._mapped.items() if part != "question"}
+        return Row({**self.record, **inner, name: value}, mapped)
 
     def maps(self, part: str) -> bool:
         """Whether the user says which columns a part of the question stands in."""
@@ -134,6 +142,12 @@ def as_row(row: Mapping[str, Any]) -> Row:
     return row if isinstance(row, Row) else Row(row)
 
 
+def has_half_pair(text: str) -> bool:
+    """Whether a text holds half a surrogate pair, which UTF-8 has no bytes for."""
+    # Plain ASCII is told at once, and most text is.
+    return not text.isascii() and _SURROGATE.search(text) is not None
+
+
 def check_values(value: Any, depth: int = 0) -> None:
     """Refuse what no UTF-8 file can hold and what nests without end, anywhere in a record.
 
@@ -142,7 +156,7 @@ def check_values(value: Any, depth: int = 0) -> None:
     """
     if isinstance(value, str):
         # JSON may hold "\ud800" alone, and Python reads it; Parquet and tokenizers would fail much later.
-        if not value.isascii() and _SURROGATE.search(value):
+        if has_half_pair(value):
             raise UnusableRow("invalid_unicode", "the row holds half a surrogate pair.")
         return
     if not isinstance(value, list | tuple | dict):

@@ -47,6 +47,7 @@ def _higher(first: float | None, second: float | None) -> int | None:
 
 def better_by_sides(row: Row, sides: tuple[str, str]) -> tuple[bool, int | None]:
     """Whether a row has a score for each of two answers, `score_a` and `score_b` say, and whose is higher."""
+    # One kind of score for both: a rating and a reward cannot be compared.
     for name in _SCORE_NAMES:
         numbers = [as_number(row.peek(f"{name}_{side}")) for side in sides]
         if None not in numbers:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf.data.records import Message
-from rlhf.data.rows import UnusableRow, has_value, plain_name, words
+from rlhf.data.rows import UnusableRow, has_half_pair, has_value, plain_name, words
 
 ROLES = ("system", "user", "assistant")
 
@@ -34,12 +34,14 @@ _TOOL_KEYS = ("tool_calls", "function_call", "tool_call")
 # HH-RLHF has an empty line before each mark; other sets write it as a heading, with the text below.
 MARK = re.compile(r"(?:^|\n\n)(?:## )?(Human|Assistant):[ \n]?")
 _SPEAKER = "(System|Human|Assistant|User|AI|Bot|Chatbot|GPT)"
+_ANY_MARK = re.compile(f"{_SPEAKER}:", re.IGNORECASE)
+# No mark takes white space of any length from where it may begin: a text of a million spaces would take hours.
 _STYLES = (
     # The first that fits is taken: an empty line between turns says more than a line's end does.
     MARK,
-    re.compile(rf"(?:^|\s*)(?:#{{2,3}}) ?{_SPEAKER}:[ \n]?", re.IGNORECASE),
-    re.compile(rf"(?:^|\n\s*\n)\s*{_SPEAKER}:[ \n]?", re.IGNORECASE),
-    re.compile(rf"(?:^|\n)\s*{_SPEAKER}:[ \n]?", re.IGNORECASE),
+    re.compile(rf"(?<!#)#{{2,3}} ?{_SPEAKER}:", re.IGNORECASE),
+    re.compile(rf"(?:\A\s*|\n[ \t\r]*\n[ \t]*){_SPEAKER}:", re.IGNORECASE),
+    re.compile(rf"(?:\A\s*|\n[ \t]*){_SPEAKER}:", re.IGNORECASE),
 )
 # Of NeMo's files: the mark stands on a line of its own, and the first turn, the user's, has none.
 _NEMO = re.compile(r"\n?<extra_id_1>(User|Assistant)\n?")
@@ -59,7 +61,7 @@ def clean_text(text: Any, what: str) -> str:
     if not trimmed:
         raise UnusableRow("empty", f"{what} is empty; it must be text.")
     # JSON may hold "\ud800" alone, and Python reads it; Parquet and tokenizers would fail on it much later.
-    if any("\ud800" <= character <= "\udfff" for character in trimmed):
+    if has_half_pair(trimmed):
         raise UnusableRow("invalid_unicode", f"{what} holds half a surrogate pair: {trimmed!r:.80}.")
     return trimmed
 
@@ -220,6 +222,21 @@ def to_turns(value: Any, what: str) -> list[Any]:
     return elements
 
 
+def earlier_turns(value: Any, what: str) -> list[Any]:
+    """The turns of a history, which besides what `to_turns` reads may be one pair, or texts in turn.
+
+    Example:
+        ["2+2?", "4"] gives [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+    """
+    if _is_pair(value) and isinstance(value, Mapping):
+        return turns_of_pairs([value])
+    is_texts = isinstance(value, list) and all(isinstance(text, str) for text in value)
+    # An odd number of them would end with a question nobody answered.
+    if is_texts and len(value) % 2 == 0:
+        return turns_of_pairs([value[start : start + 2] for start in range(0, len(value), 2)])
+    return to_turns(value, what)
+
+
 def _turns_of_object(value: Mapping[str, Any], what: str) -> list[Any]:
     if speaker_of(value) is not None:
         return [value]
@@ -284,7 +301,8 @@ def marked_turns(text: str, whole: bool = False) -> list[Message] | None:
     """
     if "<extra_id_1>" in text:
         return _nemo_turns(text)
-    if ":" not in text:
+    # Most text has no mark at all, and one look is enough to tell.
+    if not _ANY_MARK.search(text):
         return None
     readings = [reading for style in _STYLES if (reading := _marked(style, text)) is not None]
     # "\n\nHuman: Hi\nAssistant:" is a user's turn to the first style; one that ends as a conversation goes before it.
@@ -311,7 +329,10 @@ class _Marked:
 
     def ends(self, whole: bool) -> bool:
         """Whether it ends as a conversation does: where an answer begins, or with one where it must be whole."""
-        return self.opens_answer or (whole and self.turns[-1]["role"] == "assistant")
+        if self.opens_answer:
+            return True
+        last = self.turns[-1]
+        return whole and last["role"] == "assistant"
 
     def is_conversation(self, whole: bool) -> bool:
         """Whether this is a conversation beyond doubt, and no text that quotes one."""

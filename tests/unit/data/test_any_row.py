@@ -70,6 +70,7 @@ PROMPTS: list[dict[str, Any]] = [
     {"text": "a", "role": "prompter", "parent_id": None},
     {"prompt": {"text": "a", "role": "prompter", "replies": [{"text": "b", "role": "assistant", "rank": 0}]}},
     {"turns": [{"content": "2+2?"}], "question_id": "q1"},
+    {"prompt": {"system": "S", "user": "q", "context": "c"}, "history": ["a", "b"]},
     {"data": ["a", "b", "c"]},
     {"info": {"post": "I fell.", "title": "t", "subreddit": "r"}},
 ]
@@ -114,6 +115,7 @@ PREFERENCES: list[dict[str, Any]] = [
     {"info": {"post": "p"}, "summaries": [{"text": "a"}, {"text": "b"}], "choice": 1},
     {"conversation_input": [user("q")], "bon_best": {"answer": "a"}, "loser_list": [{"answer": "b"}]},
     {"instruction": "q", "output": ["a", "b"]},
+    {"messages": [user("q"), answer("a")], "rejected_response": "b"},
     {"prompt": {"text": "q", "role": "prompter", "replies": [{"text": "a", "rank": 0}, {"text": "b", "rank": 1}]}},
 ]
 RESPONSES: list[dict[str, Any]] = [

@@ -116,6 +116,17 @@ def test_columns_of_the_table_that_another_one_beats_are_counted_unless_they_say
     assert unread_columns(counts) == {"question": 1, "history": 1, "choices": 1}
 
 
+def test_what_an_object_holds_beside_the_question_is_counted(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"question": {"stem": "q", "hint": "h", "id": 3}},
+        {"question": {"stem": "q", "context": "inner"}, "context": "outer"},
+        {"prompt": user("r") | {"name": "Ann"}},
+    ]
+    counts = load_prompts(write(tmp_path / "a.jsonl", rows))[1]
+    assert unread_columns(counts) == {"question.hint": 1, "question.context": 1, "prompt[].name": 1}
+    assert "maps" not in str(unread_text(counts, "prompts"))
+
+
 def test_other_keys_of_turns_are_counted_by_name(tmp_path: Path) -> None:
     turns = [user("q") | {"name": "Ann", "id": 3, "weight": None}, {"role": "assistant", "content": "a", "weight": 0.5}]
     counts = load_prompts(write(tmp_path / "a.jsonl", [{"messages": turns}, {"prompt": [user("r")]}]))[1]

@@ -110,6 +110,8 @@ NAMED: list[tuple[str, dict[str, Any], list[dict[str, Any]]]] = [
         [],
     ),
     ("stack-exchange", {"question": "q", "response_j": "a", "response_k": "b"}, []),
+    ("ms-swift", {"messages": [system("S"), user("q"), answer("a")], "rejected_response": "b"}, S),
+    ("model first", {"prompt": "q", "model_a_response": "b", "model_b_response": "a", "winner": "model_b"}, []),
     ("SPIN", {"real": [user("q"), answer("a")], "generated": [user("q"), answer("b")]}, []),
     ("UltraInteract", {"trajectory": [{"from": "user", "value": "q"}], "chosen": "a", "rejected": "b"}, []),
     (
@@ -339,7 +341,7 @@ def test_rows_that_are_no_pair(row: dict[str, Any], reason: str) -> None:
     [
         ({"prompt": "q", "completion": "a", "label": True}, r"\(KTO\).*chosen and rejected.*sft\.data"),
         ({"messages": [user("q"), answer("a")], "kto_tag": False}, r"\(KTO\)"),
-        ({"prompt": "q", "response": "a", "helpfulness": 3, "correctness": 4}, r"\(HelpSteer\).*preference_strength"),
+        ({"prompt": "q", "response": "a", "helpfulness": 3, "correctness": 4}, r"HelpSteer 2.*preference_strength"),
     ],
 )
 def test_rows_of_one_answer_are_refused_by_name(row: dict[str, Any], said: str) -> None:
@@ -358,6 +360,10 @@ CHOSEN = {"prompt": "q", "chosen": "a", "rejected": "b"}
         (CHOSEN | {"metadata": {"score_chosen": 2, "score_rejected": 8}}, 1),
         (CHOSEN | {"chosen-rating": 1, "rejected-rating": 5}, 1),
         (CHOSEN | {"chosen_score": 1, "rejected_score": 5, "chosen_penalised": 0, "rejected_penalised": -9}, 0),
+        (CHOSEN | {"margin": -0.5}, 1),
+        (CHOSEN | {"response_a": "b", "response_b": "a", "winner": "model_a"}, 1),
+        (CHOSEN | {"response_a": "a", "response_b": "b", "winner": "model_a"}, 0),
+        (CHOSEN | {"response_a": "a", "response_b": "b", "winner": "?"}, 0),
         (CHOSEN | {"chosen_score": None, "rejected_score": "x"}, 0),
         (A_AND_B | {"winner": "a", "score_a": 1, "score_b": 5}, 1),
     ],

@@ -52,6 +52,7 @@ TURNS: list[tuple[dict[str, Any], list[dict[str, str]]]] = [
     ({"instruction": "And of Spain?", "input": "", "history": [["Capital of France?", "Paris."]]}, SPAIN),
     ({"prompt": "And of Spain?", "history": SPAIN[:2]}, SPAIN),
     ({"prompt": "And of Spain?", "history": SPAIN}, SPAIN),
+    ({"prompt": "And of Spain?", "context": SPAIN[:2]}, SPAIN),
     ({"prompt": SPAIN, "history": SPAIN[:2]}, SPAIN),
     (
         {
@@ -91,6 +92,13 @@ TURNS: list[tuple[dict[str, Any], list[dict[str, str]]]] = [
     ({"text": "Hi", "role": "prompter", "parent_id": None, "lang": "en"}, [user("Hi")]),
     ({"question": {"full_text": "Hi", "id": "1"}}, [user("Hi")]),
     ({"info": {"post": "I fell.", "title": "Ouch"}}, [user("TITLE: Ouch\nPOST: I fell.\nTL;DR:")]),
+    ({"prompt": {"system": "S", "user": "Hi"}}, [system("S"), user("Hi")]),
+    (
+        {"prompt": {"messages": [user("Hi"), answer("x"), user("y")], "system": "S"}},
+        [system("S"), user("Hi"), answer("x"), user("y")],
+    ),
+    ({"prompt": "And of Spain?", "history": ["Capital of France?", "Paris."]}, SPAIN),
+    ({"prompt": "And of Spain?", "history": {"question": "Capital of France?", "answer": "Paris."}}, SPAIN),
     # marked text
     ({"prompt": "\n\nHuman: Capital of France?\n\nAssistant: Paris.\n\nHuman: And of Spain?\n\nAssistant:"}, SPAIN),
     ({"prompt": "Human: Capital of France?\nAssistant: Paris.\nHuman: And of Spain?\nAssistant:"}, SPAIN),
@@ -144,9 +152,20 @@ def test_turns(row: dict[str, Any], messages: list[dict[str, str]]) -> None:
         ({"question": "q", "options": [{"label": "C", "text": "red"}, {"text": "blue"}]}, "q\n\nC. red\n2. blue"),
         ({"question": "q", "options": {"A": "red", "B": "blue", "E": None}}, "q\n\nA. red\nB. blue"),
         ({"question": {"stem": "q", "choices": [{"text": "red", "label": "A"}]}}, "q\n\nA. red"),
+        ({"question": {"problem": "q", "context": "c", "id": 3}}, "q\n\nc"),
+        ({"instruction": {"text": "Double"}, "input": 7}, "Double\n\n7"),
         # what stands there already is not said twice
         ({"prompt": "By Ann.\n\nWho wrote it?", "context": "By Ann."}, "By Ann.\n\nWho wrote it?"),
         ({"prompt": "q\n\nA. red\nB. blue", "choices": ["red", "blue"]}, "q\n\nA. red\nB. blue"),
+        ({"prompt": "q (A) red (B) blue", "choices": ["red", "blue"]}, "q (A) red (B) blue"),
+        ({"prompt": "Do:\nAdd\nInput: 7\nAnswer:", "instruction": "Add", "input": 7}, "Do:\nAdd\nInput: 7\nAnswer:"),
+        ({"prompt": "### Input:\ncat\n### Response:", "input": "cat"}, "### Input:\ncat\n### Response:"),
+        ({"prompt": "What is 17?", "context": "7"}, "What is 17?\n\n7"),
+        (
+            {"question": "q", "documents": [{"text": "x", "id": "3", "mood": "y"}]},
+            'q\n\n{"text": "x", "id": "3", "mood": "y"}',
+        ),
+        ({"question": "q", "documents": [{"text": "x", "id": "3", "score": 0.5}]}, "q\n\nx"),
     ],
 )
 def test_what_belongs_to_a_text(row: dict[str, Any], text: str) -> None:
@@ -188,6 +207,7 @@ def test_text_that_is_no_conversation_stays_as_it_is(text: str) -> None:
         ({"prompt": "\n\nHuman: Hi\n\nAssistant: Hello"}, "not_user_last"),
         ({"prompt": "Hi", "history": [["x", None]]}, "empty"),
         ({"prompt": None}, "empty"),
+        ({"prompt": {"a": 1}}, "not_messages"),
         ({"prompt": float("nan")}, "empty"),
     ],
 )
