@@ -18,9 +18,8 @@ from rlhf.data.files import resolved
 from rlhf.data.responses import Form
 from rlhf.data.shards import read_all_rows
 from rlhf.errors import ConfigError, DataError
-from rlhf.generate import reading, sample
+from rlhf.generate import sample
 from rlhf.loop.card import name_of
-from rlhf.run import sources
 from rlhf.run.artifact import Artifact
 from rlhf.run.plan import Run
 
@@ -30,15 +29,17 @@ _ANSWERS = {Benchmark.alpaca_eval: alpaca_eval_answer, Benchmark.arena_hard: are
 def answer(tool: AnswerTool) -> None:
     """From questions to answers."""
     name = choose_model(tool)
+    # The benchmarks have room for one answer; others would be sampled for nothing.
     if tool.generate.n != 1:
         raise ConfigError(f"generate.n={tool.generate.n}: a benchmark takes one answer to a question. Leave it at 1.")
 
     def make(run: Run) -> list[Artifact]:
-        file = sources.data_file(run, tool.input, "input")
-        return sample(run, run.stage("read", "read", reading(run, "questions"), {"file": file}))
+        return sample(run, tool.input, "questions")
 
+    rows = partial(lines, benchmark=tool.benchmark, name=name)
+    # AlpacaEval reads one JSON list, Arena-Hard a JSON object a line.
     form = Form.list if tool.benchmark is Benchmark.alpaca_eval else Form.lines
-    write_file(tool, make, partial(lines, benchmark=tool.benchmark, name=name), form)
+    write_file(tool, make, rows, form)
 
 
 def choose_model(tool: AnswerTool) -> str:
@@ -47,40 +48,51 @@ def choose_model(tool: AnswerTool) -> str:
     Raises:
         ConfigError: neither a run nor a model is named, or both, or the run has no best policy yet.
     """
-    if (tool.run_dir is None) == (not tool.model.path):
+    has_run = tool.run_dir is not None
+    has_model = bool(tool.model.path)
+    if has_run == has_model:
         raise ConfigError(
             f"run_dir={tool.run_dir} and model.path={tool.model.path or None}: give one of the two, a run folder whose "
             "best policy answers, or a model."
         )
     if tool.run_dir is None:
-        return tool.name or name_of(tool.model.path).split("/")[-1]
+        owner_and_name = name_of(tool.model.path)
+        return tool.name or owner_and_name.split("/")[-1]
     run = resolved(tool.run_dir, "run_dir")
-    if not (run / "best").exists():
+    best = run / "best"
+    if not best.exists():
         raise ConfigError(
             f"run_dir={run}: no best policy there. Finish the run (python -m rlhf.iterate run_dir={run}), or name a "
             "model folder in model.path."
         )
-    tool.model.path = str((run / "best").resolve())
+    # Resolved, so that the answers stay those of one model when the run goes on and finds a better one.
+    tool.model.path = str(best.resolve())
     return tool.name or run.name
 
 
-def lines(made: Sequence[Artifact], benchmark: Benchmark, name: str) -> Iterator[dict[str, Any]]:
+def lines(artifacts: Sequence[Artifact], benchmark: Benchmark, name: str) -> Iterator[dict[str, Any]]:
     """An answer to every question, in order.
 
     Raises:
         DataError: a question was too long to be answered.
+
+    Example:
+        {"dataset": "helpful_base", "instruction": "2+2?", "output": "4", "generator": "mine"}
     """
-    read, candidates = made
+    questions, candidates = artifacts
     rows = read_all_rows(candidates.path)
+    # Sampling drops prompts that are too long and keeps the order: the first gap is the first such question.
     answered = next(rows, None)
-    for question in read_all_rows(read.path / "prompts"):
+    for question in read_all_rows(questions.path / "prompts"):
         if answered is None or answered["id"] != question["id"]:
             raise DataError(
                 f"No answer to {question['messages'][0]['content']!r:.80}: it is longer than "
                 "generate.max_prompt_tokens, or than what the model's context leaves beside generate.max_new_tokens. "
                 "Raise the one, or lower the other."
             )
-        yield _ANSWERS[benchmark](json.loads(question["extra"]), answered["candidates"][0], name)
+        candidate = answered["candidates"][0]
+        original = json.loads(question["extra"])
+        yield _ANSWERS[benchmark](original, candidate, name)
         answered = next(rows, None)
 
 

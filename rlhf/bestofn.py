@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf.command.file_tool import ROWS_PER_SHARD, write_file
+from rlhf.command.file_tool import read_input, write_file
 from rlhf.command.line import main
-from rlhf.config.stage_configs import ReadStage
 from rlhf.config.tools import BestOfNTool
 from rlhf.data.responses import Form, to_number
 from rlhf.data.shards import read_all_rows
 from rlhf.errors import DataError
 from rlhf.evaluation.judge_quality import Judged, best_of_n
 from rlhf.loop.judges import scores_of
-from rlhf.run import sources
 from rlhf.run.artifact import Artifact
 from rlhf.run.plan import Run
 
@@ -29,34 +27,31 @@ from rlhf.run.plan import Run
 def bestofn(tool: BestOfNTool) -> None:
     """From responses of known quality to what the judge's choices are worth."""
 
+    # Without a judge nothing is scored: the rows are looked at, and the arithmetic is done on what they bring.
     def make(run: Run) -> list[Artifact]:
-        file = sources.data_file(run, tool.input, "input")
-        read = run.stage("read", "read", ReadStage("qualities", ROWS_PER_SHARD), {"file": file})
-        if not (tool.reward_model.path or tool.reward_model.rule):
-            return [read]
-        return [read, scores_of(run, read.part("candidates"))]
+        responses = read_input(run, tool.input, "qualities")
+        judge = tool.reward_model
+        if not judge.path and not judge.rule:
+            return [responses]
+        scores = scores_of(run, responses.part("candidates"))
+        return [responses, scores]
 
     write_file(tool, make, result, Form.object)
-    print(table(json.loads(Path(tool.output).expanduser().read_text(encoding="utf-8"))), flush=True)
+    # Read back: after a resumed run, too, the table shows what is in the file.
+    output = Path(tool.output).expanduser()
+    print(table(json.loads(output.read_text(encoding="utf-8"))), flush=True)
 
 
-def result(made: Sequence[Artifact]) -> Iterator[dict[str, Any]]:
+def result(artifacts: Sequence[Artifact]) -> Iterator[dict[str, Any]]:
     """The one object that is written; responses without a finite score and quality are left out and counted."""
-    read, *scores = made
-    left_out = 0
+    # In memory, since intervals and correlations need all of them: three numbers for each response.
     prompts = []
-    scored = read_all_rows(scores[0].path) if scores else None
-    for row, known in zip(read_all_rows(read.path / "candidates"), read_all_rows(read.path / "scores"), strict=True):
-        values = next(scored)["scores"] if scored else own_rewards(row)
-        lengths = [len(candidate["text"]) for candidate in row["candidates"]]
-        kept = [
-            each
-            for each in zip(values, known["scores"], lengths, strict=True)
-            if math.isfinite(each[0]) and math.isfinite(each[1])
-        ]
-        left_out += len(values) - len(kept)
-        if kept:
-            prompts.append(Judged(*(list(column) for column in zip(*kept, strict=True))))
+    left_out = 0
+    for row, scores, qualities in _judged_rows(artifacts):
+        judged = _finite(row, scores, qualities)
+        left_out += len(scores) - len(judged.scores)
+        if judged.scores:
+            prompts.append(judged)
     if not prompts:
         raise DataError(
             f"None of {left_out} responses has a finite score and quality. Look at `qualities` and the judge."
@@ -64,16 +59,56 @@ def result(made: Sequence[Artifact]) -> Iterator[dict[str, Any]]:
     yield best_of_n(prompts) | {"responses_left_out": left_out}
 
 
-def own_rewards(row: dict[str, Any]) -> list[float]:
+def _judged_rows(artifacts: Sequence[Artifact]) -> Iterator[tuple[dict[str, Any], list[float], list[float]]]:
+    """Each row of candidates with the judge's scores and the known qualities of its responses.
+
+    Args:
+        artifacts: what was read, and where a judge was named its scores; without, the row's own rewards count.
+    """
+    responses, *judge_scores = artifacts
+    rows = read_all_rows(responses.path / "candidates")
+    # The stage `read` writes the numbers of a row as `scores`: here they are its qualities.
+    known_rows = read_all_rows(responses.path / "scores")
+    if not judge_scores:
+        for row, known in zip(rows, known_rows, strict=True):
+            yield row, own_rewards(row), known["scores"]
+        return
+    scored_rows = read_all_rows(judge_scores[0].path)
+    for row, known, scored in zip(rows, known_rows, scored_rows, strict=True):
+        yield row, scored["scores"], known["scores"]
+
+
+def _finite(row: Mapping[str, Any], scores: Sequence[float], qualities: Sequence[float]) -> Judged:
+    """The responses of a prompt whose score and quality are both finite."""
+    finite_scores = []
+    finite_qualities = []
+    lengths = []
+    for candidate, score, quality in zip(row["candidates"], scores, qualities, strict=True):
+        # A judge's NaN would win or lose every comparison by the order they happen to be made in.
+        if math.isfinite(score) and math.isfinite(quality):
+            finite_scores.append(score)
+            finite_qualities.append(quality)
+            lengths.append(len(candidate["text"]))
+    return Judged(finite_scores, finite_qualities, lengths)
+
+
+def own_rewards(row: Mapping[str, Any]) -> list[float]:
     """The `rewards` that a line brought along.
 
     Raises:
         DataError: it has none, or not one for each response.
+
+    Example:
+        {"messages": [{"role": "user", "content": "Hi"}], "candidates": [{"text": "Yo.", …}],
+        "extra": '{"rewards": [1.5]}', …} gives [1.5]
     """
-    rewards, prompt = json.loads(row["extra"]).get("rewards"), f"The prompt {row['messages'][-1]['content']!r:.80}"
-    if not isinstance(rewards, list) or len(rewards) != len(row["candidates"]):
+    rewards = json.loads(row["extra"]).get("rewards")
+    last_turn = row["messages"][-1]["content"]
+    prompt = f"The prompt {last_turn!r:.80}"
+    num_responses = len(row["candidates"])
+    if not isinstance(rewards, list) or len(rewards) != num_responses:
         raise DataError(
-            f"{prompt} has no list `rewards` of {len(row['candidates'])}: name a judge in reward_model.path, or score "
+            f"{prompt} has no list `rewards` of {num_responses}: name a judge in reward_model.path, or score "
             "the file first with python -m rlhf.score."
         )
     try:
@@ -82,21 +117,45 @@ def own_rewards(row: dict[str, Any]) -> list[float]:
         raise DataError(f"{prompt}: {error} Mend that line, or name a judge in reward_model.path.") from None
 
 
-def table(found: dict[str, Any]) -> str:
-    """The figures as text."""
-
-    def show(figure: dict[str, float] | None) -> str:
-        return "–" if figure is None else f"{figure['mean']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
-
-    lines = [f"{found['prompts']} prompts, {found['responses']} responses, {found['responses_left_out']} left out"]
-    lines += [f"{name.replace('_', ' '):<30}{show(found[name])}" for name in ("pair_agreement", "best_worst_agreement")]
-    lines += [f"quality of the {name:<15}{show(figure)}" for name, figure in found["quality"].items()]
-    gain = found["gain"]
-    lines.append(f"{'gain over random, oracle = 1':<30}{'–' if gain is None else f'{gain:.3f}'}")
+def table(figures: Mapping[str, Any]) -> str:
+    """What `rlhf.evaluation.judge_quality.best_of_n` found, as text."""
+    # A dash stands for what could not be measured: all qualities equal, say, or one response to each prompt.
+    num_prompts = figures["prompts"]
+    num_responses = figures["responses"]
+    left_out = figures["responses_left_out"]
+    lines = [f"{num_prompts} prompts, {num_responses} responses, {left_out} left out"]
+    for name in ("pair_agreement", "best_worst_agreement"):
+        lines.append(_line(name.replace("_", " "), _interval(figures[name])))
+    for name, figure in figures["quality"].items():
+        lines.append(_line(f"quality of the {name}", _interval(figure)))
+    gain = _number(figures["gain"], ".3f")
+    lines.append(_line("gain over random, oracle = 1", gain))
     for name in ("score_length_correlation", "quality_length_correlation"):
-        both = {key: "–" if value is None else f"{value:+.3f}" for key, value in found[name].items()}
-        lines.append(f"{name.replace('_', ' '):<30}{both['over_all']} over all, {both['within']} within prompts")
+        over_all = _number(figures[name]["over_all"], "+.3f")
+        within = _number(figures[name]["within"], "+.3f")
+        text = f"{over_all} over all, {within} within prompts"
+        lines.append(_line(name.replace("_", " "), text))
     return "\n".join(lines)
+
+
+def _line(name: str, text: str) -> str:
+    return f"{name:<30}{text}"
+
+
+def _interval(figure: Mapping[str, float] | None) -> str:
+    """A mean with the bounds of its 95 % interval, as "0.650 [0.575, 0.725]"."""
+    if figure is None:
+        return "–"
+    mean = figure["mean"]
+    low = figure["low"]
+    high = figure["high"]
+    return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _number(value: float | None, spec: str) -> str:
+    if value is None:
+        return "–"
+    return format(value, spec)
 
 
 if __name__ == "__main__":

@@ -14,17 +14,32 @@ from pathlib import Path
 from rlhf.command.line import main
 from rlhf.config.tools import CheckConfig
 from rlhf.launch.local import LocalLauncher
-from rlhf.preflight.look import Level, look, table
+from rlhf.preflight.findings import Level, table
+from rlhf.preflight.look import look
 from rlhf.run.lock import hold_run
 
 
-def check(told: CheckConfig) -> None:
-    """Print what is found, as a table or as one JSON document."""
-    with tempfile.TemporaryDirectory() as folder, hold_run(Path(folder), print) as token:
-        found = look(told, LocalLauncher(Path(folder), token, preload=False, device=told.compute.device.value))
-    rows = [asdict(each) | {"level": each.level.name} for each in found]
-    fine = Level.error not in {each.level for each in found}
-    print(json.dumps({"ok": fine, "findings": rows}, indent=1, ensure_ascii=False) if told.json else table(found))
+def check(cfg: CheckConfig) -> None:
+    """Print what is found, as a table or as one JSON document.
+
+    Example:
+        {"ok": true, "findings": [{"level": "ok", "text": "4 GPUs", "way_out": "", "subject": "machine"}, …]}
+    """
+    with tempfile.TemporaryDirectory() as name:
+        # A run folder that is thrown away: a look leaves no trace, and can be taken while the run goes on.
+        folder = Path(name)
+        with hold_run(folder, print) as token:
+            device = cfg.compute.device.value
+            # One process for a moment: preloading the engines would take longer than the look.
+            launcher = LocalLauncher(folder, token, preload=False, device=device)
+            findings = look(cfg, launcher)
+    fine = all(item.level is not Level.error for item in findings)
+    if cfg.json:
+        rows = [asdict(item) | {"level": item.level.name} for item in findings]
+        document = {"ok": fine, "findings": rows}
+        print(json.dumps(document, indent=1, ensure_ascii=False))
+    else:
+        print(table(findings))
     if not fine:
         sys.exit(2)
 

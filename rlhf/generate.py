@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rlhf.command.file_tool import write_file
+from rlhf.command.file_tool import read_input, write_file
 from rlhf.command.line import main
-from rlhf.config.stage_configs import ReadStage
 from rlhf.config.tools import GenerateTool
 from rlhf.data.responses import candidates_line
 from rlhf.data.shards import read_all_rows
@@ -26,21 +25,19 @@ def generate(tool: GenerateTool) -> None:
     """From prompts to candidates."""
 
     def make(run: Run) -> list[Artifact]:
-        file = sources.data_file(run, tool.input, "input")
-        return sample(run, run.stage("read", "read", reading(run), {"file": file}))
+        return sample(run, tool.input)
 
     write_file(tool, make, lines)
 
 
-def reading(run: Run, what: str = "prompts") -> ReadStage:
-    """What `read` is told where its shards are sampled from."""
-    return ReadStage(what, run.cfg.generate.shard_size)
-
-
-def sample(run: Run, read: Artifact) -> list[Artifact]:
-    """The prompts that were read, and the candidates sampled for them."""
-    policy = sources.model(run, run.cfg.model.path, run.cfg.model.revision, "model.path")
-    max_new_tokens = run.cfg.generate.max_new_tokens
+def sample(run: Run, path: str, what: str = "prompts") -> list[Artifact]:
+    """The prompts (or `questions`) of a file, and the candidates sampled for them."""
+    section = run.cfg.generate
+    # A shard of prompts becomes a shard of responses, so it has the sampler's size.
+    prompts = read_input(run, path, what, section.shard_size)
+    model = run.cfg.model
+    policy = sources.model(run, model.path, model.revision, "model.path")
+    max_new_tokens = section.max_new_tokens
     context = context_length(policy.path)
     if context is not None and max_new_tokens >= context:
         # Half of it: a prompt needs room too, and no key should be needed to sample from a small model.
@@ -49,15 +46,23 @@ def sample(run: Run, read: Artifact) -> list[Artifact]:
             f"{max_new_tokens} and more"
         )
         max_new_tokens = context // 2
+    # Settled from the files, as in a run: fp32 weights are sampled from in fp32.
     dtype = policy_dtype(run.cfg, policy)
     config = stage_config(run.cfg, "generate", dtype=dtype, max_new_tokens=max_new_tokens)
-    inputs = {"policy": policy, "prompts": read.part("prompts")}
-    return [read, run.stage("generate", "generate", config, inputs)]
+    inputs = {"policy": policy, "prompts": prompts.part("prompts")}
+    candidates = run.stage("generate", "generate", config, inputs)
+    return [prompts, candidates]
 
 
-def lines(made: Sequence[Artifact]) -> Iterator[dict[str, Any]]:
-    """The output's rows."""
-    return map(candidates_line, read_all_rows(made[-1].path))
+def lines(artifacts: Sequence[Artifact]) -> Iterator[dict[str, Any]]:
+    """The output's rows.
+
+    Example:
+        {"prompt": [{"role": "user", "content": "Hi"}], "responses": ["Hello!"], "finish_reasons": ["stop"],
+        "temperatures": [1.0], "seeds": [7]}
+    """
+    _, candidates = artifacts
+    return map(candidates_line, read_all_rows(candidates.path))
 
 
 if __name__ == "__main__":

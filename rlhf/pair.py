@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rlhf.command.file_tool import ROWS_PER_SHARD, write_file
+from rlhf.command.file_tool import read_input, write_file
 from rlhf.command.line import main
-from rlhf.config.stage_configs import ReadStage
 from rlhf.config.tools import PairTool
 from rlhf.data.responses import pair_line
 from rlhf.data.shards import read_all_rows
 from rlhf.loop.step import stage_config
-from rlhf.run import sources
 from rlhf.run.artifact import Artifact
 from rlhf.run.plan import Run
 
@@ -25,17 +23,25 @@ def pair(tool: PairTool) -> None:
     """From scores to pairs."""
 
     def make(run: Run) -> list[Artifact]:
-        file = sources.data_file(run, tool.input, "input")
-        read = run.stage("read", "read", ReadStage("scored", ROWS_PER_SHARD), {"file": file})
-        inputs = {name: read.part(name) for name in ("candidates", "scores")}
-        return [read, run.stage("pair", "pair", stage_config(run.cfg, "pair"), inputs)]
+        scored = read_input(run, tool.input, "scored")
+        # In the loop two stages make these; here one file holds both.
+        inputs = {"candidates": scored.part("candidates"), "scores": scored.part("scores")}
+        config = stage_config(run.cfg, "pair")
+        pairs = run.stage("pair", "pair", config, inputs)
+        return [scored, pairs]
 
     write_file(tool, make, lines)
 
 
-def lines(made: Sequence[Artifact]) -> Iterator[dict[str, Any]]:
-    """The output's rows."""
-    return map(pair_line, read_all_rows(made[-1].path))
+def lines(artifacts: Sequence[Artifact]) -> Iterator[dict[str, Any]]:
+    """The output's rows.
+
+    Example:
+        {"prompt": [{"role": "user", "content": "Hi"}], "chosen": [{"role": "assistant", "content": "Hello!"}],
+        "rejected": [{"role": "assistant", "content": "Yo."}], "margin": 1.8, "chosen_score": 1.5, …}
+    """
+    _, pairs = artifacts
+    return map(pair_line, read_all_rows(pairs.path))
 
 
 if __name__ == "__main__":

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf.command.file_tool import ROWS_PER_SHARD, check_output, write_file
+from rlhf.command.file_tool import check_output, read_input, write_file
 from rlhf.command.line import main
-from rlhf.config.stage_configs import ReadStage
 from rlhf.config.tools import RewardBenchTool, Version
 from rlhf.data.files import resolved
 from rlhf.data.responses import Form
@@ -25,9 +24,11 @@ from rlhf.errors import ConfigError, DataError
 from rlhf.evaluation import rewardbench2
 from rlhf.evaluation.rewardbench1 import PRIOR_SETS, PUBLISHED, SECTIONS, accuracy, report
 from rlhf.loop.judges import scores_of
-from rlhf.run import sources
 from rlhf.run.artifact import Artifact
 from rlhf.run.plan import Run
+
+Row = dict[str, Any]
+"""`{"id": 30, "subset": "alpacaeval-easy", …}`, and the scores of its responses once they are known."""
 
 _DATA = {Version.v1: "allenai/reward-bench:filtered", Version.v2: "allenai/reward-bench-2:test"}
 _KNOWN = {name for section in SECTIONS.values() for name in section} | set(PRIOR_SETS)
@@ -35,26 +36,36 @@ _KNOWN = {name for section in SECTIONS.values() for name in section} | set(PRIOR
 
 def rewardbench(tool: RewardBenchTool) -> None:
     """Score the comparisons, or take given accuracies, and add the sections up."""
-    second = tool.version is Version.v2
+    is_v2 = tool.version is Version.v2
     if tool.subsets is not None:
-        if second:
+        if is_v2:
             raise ConfigError(f"subsets={tool.subsets}: adds up version 1. Leave version=2 out, or subsets.")
-        output = resolved(tool.output, "output")
-        check_output(output, ".json")
-        found = report(read_accuracies(resolved(tool.subsets, "subsets")))
-        write_atomic(output, (json.dumps(found, indent=1) + "\n").encode())
-        print(table(found), flush=True)
+        _add_up(tool.subsets, resolved(tool.output, "output"))
         return
 
     def make(run: Run) -> list[Artifact]:
-        file = sources.data_file(run, tool.input or _DATA[tool.version], "input")
-        what = "best_of_n" if second else "comparisons"
-        read = run.stage("read", "read", ReadStage(what, ROWS_PER_SHARD), {"file": file})
-        return [read, scores_of(run, read.part("candidates"))]
+        path = tool.input or _DATA[tool.version]
+        what = "best_of_n" if is_v2 else "comparisons"
+        rows = read_input(run, path, what)
+        scores = scores_of(run, rows.part("candidates"))
+        return [rows, scores]
 
-    write_file(tool, make, result2 if second else result, Form.object)
-    found = json.loads(Path(tool.output).expanduser().read_text(encoding="utf-8"))
-    print(table2(found) if second else table(found), flush=True)
+    write_file(tool, make, result_v2 if is_v2 else result_v1, Form.object)
+    # Read back: what is shown is what is in the file.
+    output = Path(tool.output).expanduser()
+    figures = json.loads(output.read_text(encoding="utf-8"))
+    text = table_v2(figures) if is_v2 else table_v1(figures)
+    print(text, flush=True)
+
+
+def _add_up(subsets: str, output: Path) -> None:
+    """Version 1's arithmetic alone: nothing runs, so there is no work folder to go on from."""
+    check_output(output, ".json")
+    accuracies = read_accuracies(resolved(subsets, "subsets"))
+    figures = report(accuracies)
+    text = json.dumps(figures, indent=1) + "\n"
+    write_atomic(output, text.encode())
+    print(table_v1(figures), flush=True)
 
 
 def read_accuracies(path: Path) -> dict[str, Any]:
@@ -62,79 +73,143 @@ def read_accuracies(path: Path) -> dict[str, Any]:
 
     Raises:
         DataError: there is no such file, or something else is in it.
+
+    Example:
+        {"alpacaeval-easy": 98.0, "donotanswer": 79.4}
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        accuracies = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"subsets={path}: cannot be read ({error}). It must hold {{subset: percent, …}}.") from error
-    if not isinstance(found, dict) or not found:
+    if not isinstance(accuracies, dict) or not accuracies:
         raise DataError(f"subsets={path}: must hold an object {{subset: percent, …}} with one subset at least.")
-    return found
+    return accuracies
 
 
-def result(made: Sequence[Artifact]) -> Iterator[dict[str, Any]]:
+def result_v1(artifacts: Sequence[Artifact]) -> Iterator[dict[str, Any]]:
     """The one object that is written."""
-    rows = [about | dict(zip(("chosen", "rejected"), scores, strict=True)) for about, scores in _scored(made)]
-    subsets = {
-        name: _subset([row for row in rows if row["subset"] == name]) for name in sorted({r["subset"] for r in rows})
-    }
-    known = {name: figures["accuracy"] for name, figures in subsets.items() if name in _KNOWN}
-    yield report(known) | {"subsets": subsets, "rows": rows}
+    rows = []
+    rows_of_subset: dict[str, list[Row]] = {}
+    for about, (chosen, rejected) in _scored_rows(artifacts):
+        row = about | {"chosen": chosen, "rejected": rejected}
+        rows.append(row)
+        rows_of_subset.setdefault(row["subset"], []).append(row)
+    subsets = {}
+    accuracies = {}
+    for name in sorted(rows_of_subset):
+        subsets[name] = _subset(rows_of_subset[name])
+        # Subsets of the user's own are shown, and are in no section.
+        if name in _KNOWN:
+            accuracies[name] = subsets[name]["accuracy"]
+    yield report(accuracies) | {"subsets": subsets, "rows": rows}
 
 
-def result2(made: Sequence[Artifact]) -> Iterator[dict[str, Any]]:
-    """As `result`, of version 2."""
-    rows = [about | {"scores": scores} for about, scores in _scored(made)]
+def result_v2(artifacts: Sequence[Artifact]) -> Iterator[dict[str, Any]]:
+    """As `result_v1`, of version 2."""
+    rows = []
+    for about, scores in _scored_rows(artifacts):
+        rows.append(about | {"scores": scores})
     yield rewardbench2.report(rows) | {"rows": rows}
 
 
-def _scored(made: Sequence[Artifact]) -> Iterator[tuple[dict[str, Any], list[float | None]]]:
-    """What is known of each row and its scores, None for one that is not finite."""
-    read, scores = made
-    pairs = zip(read_all_rows(read.path / "candidates", ["id", "extra"]), read_all_rows(scores.path), strict=True)
-    for row, scored in pairs:
+def _scored_rows(artifacts: Sequence[Artifact]) -> Iterator[tuple[Row, list[float | None]]]:
+    """What is known of each row and its scores, None for one that is not finite.
+
+    Example:
+        ({"id": 30, "subset": "alpacaeval-easy"}, [1.5, -0.3])
+    """
+    read, judged = artifacts
+    # Two columns: the texts were for the judge, and are not needed again.
+    rows = read_all_rows(read.path / "candidates", ["id", "extra"])
+    for row, scored in zip(rows, read_all_rows(judged.path), strict=True):
         assert row["id"] == scored["id"], "scores and rows are out of step"
-        yield json.loads(row["extra"]), [score if math.isfinite(score) else None for score in scored["scores"]]
+        about = json.loads(row["extra"])
+        scores = []
+        for score in scored["scores"]:
+            # JSON has no NaN.
+            scores.append(score if math.isfinite(score) else None)
+        yield about, scores
 
 
-def _subset(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    scores = [tuple(math.nan if row[side] is None else row[side] for side in ("chosen", "rejected")) for row in rows]
-    pairs = [(chosen, rejected) for chosen, rejected in scores]
+def _subset(rows: Sequence[Row]) -> dict[str, Any]:
+    """Figures of the rows of one subset.
+
+    Example:
+        [{"id": 30, "subset": "mine", "chosen": 1.5, "rejected": -0.3}] gives
+        {"rows": 1, "accuracy": 100.0, "accuracy_half_credit": 100.0, "ties": 0, "non_finite": 0}
+    """
+    pairs = []
+    ties = 0
+    non_finite = 0
+    for row in rows:
+        chosen = _or_nan(row["chosen"])
+        rejected = _or_nan(row["rejected"])
+        pairs.append((chosen, rejected))
+        if chosen == rejected:
+            ties += 1
+        if not math.isfinite(chosen) or not math.isfinite(rejected):
+            non_finite += 1
     return {
         "rows": len(rows),
         "accuracy": accuracy(pairs),
+        # A tie counts nothing in the benchmark; a half is what chance would give it.
         "accuracy_half_credit": accuracy(pairs, half_credit=True),
-        "ties": sum(chosen == rejected for chosen, rejected in pairs),
-        "non_finite": sum(not (math.isfinite(chosen) and math.isfinite(rejected)) for chosen, rejected in pairs),
+        "ties": ties,
+        "non_finite": non_finite,
     }
 
 
-def table(found: dict[str, Any]) -> str:
+def _or_nan(score: float | None) -> float:
+    if score is None:
+        return math.nan
+    return score
+
+
+def table_v1(figures: Mapping[str, Any]) -> str:
     """The sections beside published rows, and the subsets, as text."""
-    lines = [f"{'percent':<38}" + "".join(f"{section:>11}" for section in SECTIONS) + f"{'mean':>11}"]
+    columns = (*SECTIONS, "mean")
+    titles = "".join(f"{column:>11}" for column in columns)
+    lines = [f"{'percent':<38}{titles}"]
+    overall = figures["overall"]
     rows: dict[str, dict[str, float | None]] = {
-        "this judge (current weights)": found["current"] | {"mean": found["overall"]["current"]},
-        "this judge (legacy weights)": found["legacy"] | {"mean": found["overall"]["legacy"]},
+        "this judge (current weights)": figures["current"] | {"mean": overall["current"]},
+        "this judge (legacy weights)": figures["legacy"] | {"mean": overall["legacy"]},
         **PUBLISHED,
     }
     for name, row in rows.items():
-        values = [row.get(column) for column in (*SECTIONS, "mean")]
-        lines.append(f"{name:<38}" + "".join(f"{'–' if value is None else f'{value:.2f}':>11}" for value in values))
-    return "\n".join([*lines, *_subset_lines(found.get("subsets", {}), "accuracy")])
+        # Published rows have no mean of their own.
+        values = "".join(f"{_percent(row.get(column)):>11}" for column in columns)
+        lines.append(f"{name:<38}{values}")
+    # Given accuracies are all there is: no rows, and so no subsets to show.
+    lines += _subset_lines(figures.get("subsets", {}), "accuracy")
+    return "\n".join(lines)
 
 
-def table2(found: dict[str, Any]) -> str:
+def table_v2(figures: Mapping[str, Any]) -> str:
     """The subsets and their mean, as text."""
-    overall = "–" if found["overall"] is None else f"{found['overall']:.2f}"
-    lines = _subset_lines(found["subsets"], "score")
-    return "\n".join(["percent", *lines, f"  {'mean of the six subsets':<28}{overall:>8}"])
+    mean = _percent(figures["overall"])
+    lines = ["percent"]
+    lines += _subset_lines(figures["subsets"], "score")
+    lines.append(f"  {'mean of the six subsets':<28}{mean:>8}")
+    return "\n".join(lines)
 
 
-def _subset_lines(subsets: dict[str, Any], key: str) -> Iterator[str]:
+def _subset_lines(subsets: Mapping[str, Any], key: str) -> Iterator[str]:
     for name, figures in subsets.items():
-        ties = f", {figures['ties']} ties" if figures.get("ties") else ""
-        value = "–" if figures[key] is None else f"{figures[key]:.2f}"
-        yield f"  {name:<28}{value:>8}  of {figures['rows']} rows{ties}"
+        value = _percent(figures[key])
+        num_rows = figures["rows"]
+        line = f"  {name:<28}{value:>8}  of {num_rows} rows"
+        # Version 2 has ties of its own kind, and counts none here.
+        num_ties = figures.get("ties")
+        if num_ties:
+            line += f", {num_ties} ties"
+        yield line
+
+
+def _percent(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.2f}"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,35 +25,42 @@ _USAGE = (
 
 def main(arguments: list[str]) -> NoReturn:
     """Run one stage from the command line; the first argument names it."""
-    guarded(lambda: _run(arguments))
+    guarded(partial(_run, arguments))
 
 
 def _run(arguments: list[str]) -> None:
-    stage = arguments[0] if arguments and "=" not in arguments[0] else "STAGE"
+    stage = "STAGE"
+    if arguments and "=" not in arguments[0]:
+        stage = arguments[0]
     usage = _USAGE.format(stage=stage)
     settings = arguments[1:]
-    if not settings or any(argument in ("-h", "--help") for argument in arguments):
+    if not settings or "-h" in arguments or "--help" in arguments:
         print(usage)
         return
     if stage not in STAGES:
         raise ConfigError(f"{stage}: no such stage. Name one of {', '.join(STAGES)}.\n{usage}")
-    if any("=" not in argument for argument in settings):
+    if any("=" not in setting for setting in settings):
         raise ConfigError(f"{settings}: every argument reads key=value.\n{usage}")
-    values: dict[str, str] = dict(argument.split("=", 1) for argument in settings)
+    values: dict[str, str] = dict(setting.split("=", 1) for setting in settings)
     run_dir = values.get("run_dir")
     if run_dir is None or not (Path(run_dir) / "config.yaml").is_file():
         raise ConfigError(
             f"run_dir={run_dir}: no config.yaml there; begin the run with python -m rlhf.iterate.\n{usage}"
         )
+    # These two say which stage it is; everything else is a setting of the run.
     iteration = values.pop("iteration", None)
-    name = values.pop("artifact", None)
+    artifact = values.pop("artifact", None)
     if iteration is not None and not iteration.isdecimal():
         raise ConfigError(f"iteration={iteration}: must be a whole number, 0 for what π0 is evaluated on.\n{usage}")
+    name = artifact
     if name is None:
+        # Stages that lie in no iteration's folder (`world`, `sft`, `prompts`) have their own name.
         name = stage if iteration is None else f"iteration_{int(iteration):03d}/{stage}"
     try:
+        # Without Hydra: the run's config is resolved, and experiments have no say in it any more.
         changes: Any = OmegaConf.from_dotlist([f"{key}={value}" for key, value in values.items()])
-        merged: Any = OmegaConf.merge(OmegaConf.load(Path(run_dir) / "config.yaml"), changes)
+        recorded = OmegaConf.load(Path(run_dir) / "config.yaml")
+        merged: Any = OmegaConf.merge(recorded, changes)
     except (OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{settings}: {error}") from error
     execute(to_config(merged), only=name)

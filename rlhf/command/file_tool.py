@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config.limits import check_stages
+from rlhf.config.schema import Config
+from rlhf.config.stage_configs import ReadStage
 from rlhf.config.tools import FileTool, as_config
 from rlhf.data.files import resolved
 from rlhf.data.records import dropped
@@ -22,18 +24,34 @@ from rlhf.data.responses import Form, write_rows
 from rlhf.data.shards import fsync_dir
 from rlhf.errors import ConfigError, UserError
 from rlhf.launch.local import LocalLauncher
+from rlhf.run import sources
 from rlhf.run.artifact import Artifact
 from rlhf.run.console import Console
 from rlhf.run.lock import hold_run
 from rlhf.run.plan import Run
 
 ROWS_PER_SHARD = 256
+"""Rows that are read, scored or paired together: at most so many are done again after a kill."""
 _ELSEWHERE = "output=<another file>"
 
 Make = Callable[[Run], Sequence[Artifact]]
 """Asks for the stages of a tool in order, the one that reads the input first."""
 Rows = Callable[[Sequence[Artifact]], Iterator[dict[str, Any]]]
 """The output's rows, of the finished artifacts."""
+
+
+def read_input(run: Run, path: str, what: str, rows_per_shard: int = ROWS_PER_SHARD) -> Artifact:
+    """The rows of a tool's input, validated and in shards: the first stage of every tool.
+
+    Args:
+        run: of the tool.
+        path: its input, a file or a data set on the Hub.
+        what: the rows that are expected (`rlhf.config.stage_configs.ReadStage`).
+        rows_per_shard: at most so many in one.
+    """
+    file = sources.data_file(run, path, "input")
+    config = ReadStage(what, rows_per_shard)
+    return run.stage("read", "read", config, {"file": file})
 
 
 def write_file(tool: FileTool, make: Make, rows: Rows, form: Form = Form.lines) -> None:
@@ -45,47 +63,68 @@ def write_file(tool: FileTool, make: Make, rows: Rows, form: Form = Form.lines) 
     """
     output = resolved(tool.output, "output")
     work = output.with_name(f".{output.name}.work")
-    check_output(output, ".jsonl" if form is Form.lines else ".json", work)
+    suffix = ".jsonl" if form is Form.lines else ".json"
+    check_output(output, suffix, work)
     cfg = as_config(tool)
     check_stages(cfg)
     with hold_run(work, partial(print, flush=True), _ELSEWHERE) as token:
         console = Console(work)
-        launcher = LocalLauncher(
-            work, token, cfg.compute.preload, cfg.compute.device.value, console.progress, console.say
-        )
+        device = cfg.compute.device.value
+        launcher = LocalLauncher(work, token, cfg.compute.preload, device, console.progress, console.say)
+        unfinished = work / output.name
         try:
-            plan = Run(work, cfg, planning=True, elsewhere=_ELSEWHERE)
-            make(plan)
-            plan.refuse_changes()
+            plan = _planned(cfg, work, make)
             if plan.pending:
                 launcher.warm_up()
-            done = len(plan.made) - len(plan.pending)
-            console.say(f"{output}: {f'{done} stages are finished, ' if done else ''}{len(plan.pending)} to do")
+            console.say(f"{output}: {_todo(plan)}")
             run = Run(work, cfg, launcher, console=console, elsewhere=_ELSEWHERE)
-            made = make(run)
-            run.verify(*made)
-            written = write_rows(work / output.name, rows(made), form)
+            artifacts = make(run)
+            # Stages verify what they read; what the output is made of is read here.
+            run.verify(*artifacts)
+            num_rows = write_rows(unfinished, rows(artifacts), form)
         except UserError:
-            (work / output.name).unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
             if not any(work.rglob("*.parquet")):
                 shutil.rmtree(work)  # nothing was made, so nothing is left behind
             raise
-        check_output(output, output.suffix, work)  # it may have come from elsewhere meanwhile
-        os.replace(work / output.name, output)
+        check_output(output, suffix, work)  # it may have come from elsewhere meanwhile
+        os.replace(unfinished, output)
+        # The rename must be on disk before the work is removed: a power cut between the two would lose both.
         fsync_dir(output.parent)
-        console.say(f"{account(made)}; {written} written to {output}")
+        console.say(f"{account(artifacts)}; {num_rows} written to {output}")
         shutil.rmtree(work)
 
 
-def account(made: Sequence[Artifact]) -> str:
-    """What became of every row of the input: kept ones, and dropped ones by reason."""
-    lost = Counter[str]()
-    for artifact in made:
-        lost.update(dropped(artifact.counts))
-    rows = made[0].counts.get("comparisons", made[0].counts["rows"])
-    reasons = ", ".join(f"{reason} {number}" for reason, number in sorted(lost.items()))
-    kept = rows - lost.total()
-    return f"{rows} rows = {kept} kept + {lost.total()} dropped{f' ({reasons})' if reasons else ''}"
+def _planned(cfg: Config, work: Path, make: Make) -> Run:
+    """What is finished in the work folder and what is to do; RunChanged for work of other settings or input."""
+    plan = Run(work, cfg, planning=True, elsewhere=_ELSEWHERE)
+    make(plan)
+    plan.refuse_changes()
+    return plan
+
+
+def _todo(plan: Run) -> str:
+    num_pending = len(plan.pending)
+    num_done = len(plan.made) - num_pending
+    if num_done:
+        return f"{num_done} stages are finished, {num_pending} to do"
+    return f"{num_pending} to do"
+
+
+def account(artifacts: Sequence[Artifact]) -> str:
+    """What became of every row of the input: "9 rows = 7 kept + 2 dropped (duplicate 1, empty 1)"."""
+    num_dropped = Counter[str]()
+    for artifact in artifacts:
+        num_dropped.update(dropped(artifact.counts))
+    counts = artifacts[0].counts
+    # A row of preferences may hold several comparisons, each of which is kept or dropped by itself.
+    num_rows = counts.get("comparisons", counts["rows"])
+    total = num_dropped.total()
+    text = f"{num_rows} rows = {num_rows - total} kept + {total} dropped"
+    reasons = [f"{reason} {number}" for reason, number in sorted(num_dropped.items())]
+    if not reasons:
+        return text
+    return f"{text} ({', '.join(reasons)})"
 
 
 def check_output(output: Path, suffix: str, work: Path | None = None) -> None:
@@ -97,10 +136,14 @@ def check_output(output: Path, suffix: str, work: Path | None = None) -> None:
     """
     if output.suffix != suffix:
         raise ConfigError(f"output={output}: this tool writes {suffix}; name the file so.")
-    if output.exists():
-        left = f" but rm -r {work}" if work and work.exists() else ""
-        raise UserError(
-            f"output={output}: exists already, and nothing is written over it. If this very command made it, there is "
-            f"nothing left to do{left}. Ways out: name another output, or "
-            f"remove it first: rm {output}"
-        )
+    if not output.exists():
+        return
+    left = ""
+    if work is not None and work.exists():
+        # A command that was killed between the rename and the end of its work.
+        left = f" but rm -r {work}"
+    raise UserError(
+        f"output={output}: exists already, and nothing is written over it. If this very command made it, there is "
+        f"nothing left to do{left}. Ways out: name another output, or "
+        f"remove it first: rm {output}"
+    )

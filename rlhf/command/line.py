@@ -10,7 +10,9 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -30,6 +32,9 @@ from rlhf.errors import ConfigError, RlhfError, Stopped, UserError, printable, w
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+# At the import, so that whoever composes `configs/` without `main` has the schema it names.
 ConfigStore.instance().store(name="schema", node=Config)
 
 
@@ -41,6 +46,7 @@ def to_config(composed: DictConfig, schema: type[Any] = Config) -> Any:
     """
     try:
         plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        # Merged into the schema anew: Hydra takes any key that was added with `+`, the schema does not.
         merged = OmegaConf.merge(OmegaConf.structured(schema), plain)
         config: Any = OmegaConf.to_object(merged)
     except MissingMandatoryValue as error:
@@ -52,45 +58,80 @@ def to_config(composed: DictConfig, schema: type[Any] = Config) -> Any:
     return config
 
 
+@dataclass
+class _CommandLine:
+    """A tool that is being run, and what became of it.
+
+    `swept` are the keys that take several values, none without a sweep. `errors` holds what each job raised, by the
+    job's name, in order; without a sweep the one job has no name.
+    """
+
+    command: Callable[[Any], None]
+    config_name: str
+    schema: type[Any]
+    swept: set[str] = field(default_factory=set)
+    errors: dict[str, BaseException] = field(default_factory=dict)
+
+
 def main(command: Callable[[Any], None], config_name: str = "iterate", schema: type[Any] = Config) -> NoReturn:
     """Run a command line tool, whose root config is of the given schema, to its exit code."""
     ConfigStore.instance().store(name="schema", node=schema)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through, and we choose the exit code
+    line = _CommandLine(command, config_name, schema)
+    guarded(partial(_run_all_jobs, line))
 
-    raised: dict[str, BaseException] = {}
-    swept: set[str] = set()
 
-    def task(composed: DictConfig) -> None:
-        if any(isinstance(error, Stopped) for error in raised.values()):
-            return  # Hydra would go on with the sweep's next job
-        job = job_name(HydraConfig.get().overrides.task, swept) if swept else ""
-        try:
-            config = to_config(composed, schema)
-            if isinstance(config, Config) and config.run_dir is None:
-                config.run_dir = f"runs/{HydraConfig.get().runtime.choices.get('experiment') or config_name}"
-            if swept and not isinstance(config, Config):
-                raise ConfigError("sweeps (-m) are for python -m rlhf.iterate; call this tool once per output file.")
-            if swept:
-                join_sweep(config, config.run_dir, job)
-            command(config)
-        except BaseException as error:  # Hydra would print the whole command line before it lets one through
-            raised[job] = error
-            if composed.get("debug"):
-                print(printable(traceback.format_exc()), file=sys.stderr)
-            if swept and isinstance(error, RlhfError):
-                print(printable(f"error in {job}: {error}"), file=sys.stderr, flush=True)
+def _run_all_jobs(line: _CommandLine) -> None:
+    """Compose the config of every job and run it; raises the first job's error when all have been tried."""
+    if is_sweep(sys.argv):
+        # A sweep in which nothing takes several values has one job, named by its run folder.
+        line.swept = swept_keys(sys.argv[1:]) or {"run_dir"}
 
-    def whole() -> None:
-        if is_sweep(sys.argv):
-            swept.update(swept_keys(sys.argv[1:]) or {"run_dir"})
-        with no_traces():
-            hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(task)()
-        for error in raised.values():
-            if swept and isinstance(error, RlhfError):
-                _exit(f"error: these jobs of the sweep failed: {' '.join(raised)}", error.exit_code)
-            raise error
+    # No partial object in its place: Hydra names the application after the module that the function is defined in.
+    def run_job(composed: DictConfig) -> None:
+        _run_job(line, composed)
 
-    guarded(whole)
+    decorate = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=line.config_name)
+    with no_traces():
+        decorate(run_job)()
+    if not line.errors:
+        return
+    first = next(iter(line.errors.values()))
+    if line.swept and isinstance(first, RlhfError):
+        names = " ".join(line.errors)
+        _exit(f"error: these jobs of the sweep failed: {names}", first.exit_code)
+    raise first
+
+
+def _run_job(line: _CommandLine, composed: DictConfig) -> None:
+    """Run one job; what it raises is kept for later, so that the sweep's other jobs have their turn."""
+    if any(isinstance(error, Stopped) for error in line.errors.values()):
+        return  # Hydra would go on with the sweep's next job
+    name = ""
+    if line.swept:
+        name = job_name(HydraConfig.get().overrides.task, line.swept)
+    try:
+        line.command(_config_of_job(line, composed, name))
+    except BaseException as error:  # Hydra would print the whole command line before it lets one through
+        line.errors[name] = error
+        if composed.get("debug"):
+            print(printable(traceback.format_exc()), file=sys.stderr)
+        if line.swept and isinstance(error, RlhfError):
+            print(printable(f"error in {name}: {error}"), file=sys.stderr, flush=True)
+
+
+def _config_of_job(line: _CommandLine, composed: DictConfig, name: str) -> Any:
+    """The checked config of one job, with a run folder where it is that of a run."""
+    config = to_config(composed, line.schema)
+    if isinstance(config, Config) and config.run_dir is None:
+        experiment = HydraConfig.get().runtime.choices.get("experiment")
+        config.run_dir = f"runs/{experiment or line.config_name}"
+    if line.swept:
+        if not isinstance(config, Config):
+            raise ConfigError("sweeps (-m) are for python -m rlhf.iterate; call this tool once per output file.")
+        assert config.run_dir is not None, "set just now"
+        join_sweep(config, config.run_dir, name)
+    return config
 
 
 def guarded(command: Callable[[], Any]) -> NoReturn:
@@ -100,42 +141,84 @@ def guarded(command: Callable[[], Any]) -> NoReturn:
         with writing():
             command()
     except (RlhfError, HydraException, OmegaConfBaseException, YAMLError) as error:
+        # What Hydra and YAML raise is about the command line or a config file: the user's input.
         _exit(f"error: {_message(error)}", getattr(error, "exit_code", UserError.exit_code))
     _ignore_signals()  # what is done is done: Python's own end would turn a late one into a death by signal
     sys.exit(0)
 
 
 def _message(error: BaseException) -> str:
+    """What to say of an error; Hydra's own messages leave out the setting or the reason."""
     if isinstance(error, OverrideParseException):
         return f"{error.override}: {error}"
     if isinstance(error, OmegaConfBaseException):
         return _explained(error)
+    if not isinstance(error, HydraException):
+        return str(error)
     cause = error.__cause__ or error.__context__  # Hydra leaves out the `from` in places
-    if isinstance(error, HydraException) and isinstance(cause, OmegaConfBaseException):
-        where, _, override = str(error).splitlines()[0].partition("Error merging override ")
-        file = where.partition(":")[0] + ": " if where.startswith("In ") else ""
-        return file + _explained(cause, override)
-    return f"{error}\n{error.__cause__}" if isinstance(error, HydraException) and error.__cause__ else str(error)
+    if isinstance(cause, OmegaConfBaseException):
+        return _explained_in_place(cause, str(error))
+    if error.__cause__:
+        return f"{error}\n{error.__cause__}"
+    return str(error)
+
+
+def _explained_in_place(cause: OmegaConfBaseException, message: str) -> str:
+    """As `_explained`, with the config file and the override that Hydra's message names.
+
+    Its first line reads "In 'iterate': ValidationError raised while composing config: …" for a file, and
+    "Error merging override KEY=VALUE" for an override.
+    """
+    first_line = message.splitlines()[0]
+    where, _, override = first_line.partition("Error merging override ")
+    explained = _explained(cause, override)
+    if not where.startswith("In "):
+        return explained
+    file, _, _ = where.partition(":")
+    return f"{file}: {explained}"
 
 
 def _explained(error: OmegaConfBaseException, override: str = "") -> str:
     """Which setting is wrong and why; for one that does not exist, which may have been meant."""
-    key, reason = error.full_key or "config", str(error).splitlines()[0].rstrip(".") + "."
+    key = error.full_key or "config"
+    first_line = str(error).splitlines()[0]
+    reason = first_line.rstrip(".") + "."
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
-        schema = OmegaConf.to_container(OmegaConf.structured(ConfigStore.instance().load("schema.yaml").node))
-        known = dict(_settings(schema))
-        near = [each for each in known if each.endswith(f".{key}")] or get_close_matches(key, known)
-        reason = f"no such setting{'; did you mean ' if near else ''}{' or '.join(near)}{'?' if near else '.'}"
-        if known.get(key.rpartition(".")[0]) == {}:
-            reason = f"not there yet; what is new in this mapping has a + in front: +{key}=…"
-    what = override if override.startswith(key) else key
-    return f"{what}: {reason} docs/configuration.md lists every setting and what it takes."
+        reason = _no_such_setting(key)
+    # The override shows the value too, where it is the one that the error is about.
+    setting = override if override.startswith(key) else key
+    return f"{setting}: {reason} docs/configuration.md lists every setting and what it takes."
+
+
+def _no_such_setting(key: str) -> str:
+    """Why a key is refused, with the settings that may have been meant."""
+    node = ConfigStore.instance().load("schema.yaml").node
+    tree = OmegaConf.to_container(OmegaConf.structured(node))
+    settings = dict(_settings(tree))
+    section, _, _ = key.rpartition(".")
+    if settings.get(section) == {}:
+        return f"not there yet; what is new in this mapping has a + in front: +{key}=…"
+    # The same name in another section is a better guess than a similar name.
+    meant = [name for name in settings if name.endswith(f".{key}")]
+    if not meant:
+        meant = get_close_matches(key, settings)
+    if meant:
+        return f"no such setting; did you mean {' or '.join(meant)}?"
+    return "no such setting."
 
 
 def _settings(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items() if isinstance(tree, dict) else ():
-        yield f"{prefix}{name}", value
-        yield from _settings(value, f"{prefix}{name}.")
+    """Every key of a nested config with its value, sections too.
+
+    Example:
+        {"dpo": {"beta": 0.1}} gives ("dpo", {"beta": 0.1}) and ("dpo.beta", 0.1)
+    """
+    if not isinstance(tree, dict):
+        return
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        yield key, value
+        yield from _settings(value, f"{key}.")
 
 
 def _exit(message: str, code: int) -> NoReturn:
@@ -150,10 +233,10 @@ def _raise_on_signals() -> None:
         _ignore_signals()  # once is enough: the rest of the time belongs to the clean-up
         raise Stopped(number)
 
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, stop)
+    for number in _SIGNALS:
+        signal.signal(number, stop)
 
 
 def _ignore_signals() -> None:
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rlhf.config.choices import Engine, JudgeKind, Loss, Strategy
-from rlhf.config.fields import CHECKED_WITH_OTHERS, numbers
+from rlhf.config.fields import CHECKED_WITH_OTHERS, NOT_NEGATIVE, numbers
 from rlhf.config.schema import Config
 from rlhf.config.training import MAIN_JUDGE
 from rlhf.errors import ConfigError
@@ -27,14 +27,24 @@ def check_config(cfg: Config) -> None:
     Raises:
         ConfigError: one line per wrong value, with the way out.
     """
-    if wrong := problems(cfg):
+    wrong = problems(cfg)
+    if wrong:
         raise ConfigError("\n".join(wrong))
 
 
 def problems(cfg: Config) -> list[str]:
     """Values that cannot work, one line each, with the way out."""
-    groups = (_ranges, _sampling, _pairs, _pairing, _judge, _judges, _dpo, _training)
-    return [problem for group in groups for problem in group(cfg)]
+    # All of them, so that a person mends a config once.
+    return [
+        *_ranges(cfg),
+        *_sampling(cfg),
+        *_pairs(cfg),
+        *_pairing(cfg),
+        *_judge(cfg),
+        *_judges(cfg),
+        *_dpo(cfg),
+        *_training(cfg),
+    ]
 
 
 def check_stages(cfg: Config) -> None:
@@ -43,61 +53,81 @@ def check_stages(cfg: Config) -> None:
     Raises:
         ConfigError: one line per wrong value, with the way out.
     """
-    if wrong := [*_ranges(cfg), *_sampling(cfg), *_pairing(cfg), *_judge(cfg)]:
+    wrong = [
+        *_ranges(cfg),
+        *_sampling(cfg),
+        *_pairing(cfg),
+        *_judge(cfg),
+    ]
+    if wrong:
         raise ConfigError("\n".join(wrong))
 
 
 def _ranges(cfg: Config) -> Iterator[str]:
+    """Numbers outside their range, and what of `score` does not go with the kind of judge."""
     for key, value, within in numbers(cfg):
         if within is not CHECKED_WITH_OTHERS and not within.holds(value):
             yield f"{key}={value}: {within.says}"
-    if cfg.score.tensor_parallel_size > 1 and cfg.score.engine is not Engine.vllm:
-        yield f"score.tensor_parallel_size={cfg.score.tensor_parallel_size}: only with score.engine=vllm."
-    pairwise = cfg.reward_model.kind is JudgeKind.pairwise
-    if pairwise and (cfg.reward_model.url is not None or cfg.reward_model.rule is not None):
+    score = cfg.score
+    # Only vLLM cuts a model into parts.
+    if score.tensor_parallel_size > 1 and score.engine is not Engine.vllm:
+        yield f"score.tensor_parallel_size={score.tensor_parallel_size}: only with score.engine=vllm."
+    judge = cfg.reward_model
+    pairwise = judge.kind is JudgeKind.pairwise
+    is_elsewhere = judge.url is not None or judge.rule is not None
+    if pairwise and is_elsewhere:
         yield (
             "reward_model.kind=pairwise: such a judge is loaded here, and neither reward_model.url nor "
             "reward_model.rule goes with it. Remove them, or set reward_model.kind=scalar."
         )
-    if pairwise and cfg.score.engine is Engine.vllm:
+    if pairwise and score.engine is Engine.vllm:
         yield (
-            f"score.engine={cfg.score.engine.value}: a pairwise judge (reward_model.kind) runs on score.engine="
+            f"score.engine={score.engine.value}: a pairwise judge (reward_model.kind) runs on score.engine="
             "transformers only."
         )
-    if (opponents := cfg.score.opponents) is not None and (not pairwise or opponents < 2):
+    opponents = score.opponents
+    if opponents is not None and (not pairwise or opponents < 2):
         yield (
             f"score.opponents={opponents}: must be 2 or more, and only with reward_model.kind=pairwise; null is all "
             "others."
         )
 
 
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
-
-
 def _sampling(cfg: Config) -> Iterator[str]:
-    for key in {"model", "trust_remote_code", "load_format"} & set(cfg.generate.vllm_args):
-        yield f"generate.vllm_args.{key}: not here; only safetensors are read. See model.path, model.trust_remote_code."
-    temperatures, n = cfg.generate.temperatures, cfg.generate.n
-    if not temperatures or any(not _number(t) >= 0 for t in temperatures):
+    for key in ("model", "trust_remote_code", "load_format"):
+        # Passed on like this they would go round what is checked of the section `model`.
+        if key in cfg.generate.vllm_args:
+            yield (
+                f"generate.vllm_args.{key}: not here; only safetensors are read. See model.path, "
+                "model.trust_remote_code."
+            )
+    temperatures = cfg.generate.temperatures
+    n = cfg.generate.n
+    if not temperatures or not all(map(NOT_NEGATIVE.holds, temperatures)):
         yield f"generate.temperatures={temperatures}: needs finite numbers, none negative; the paper has [1.0,0.7]."
-    elif n % len(temperatures):
+        return
+    num_temperatures = len(temperatures)
+    n_of_each = n // num_temperatures
+    if n % num_temperatures:
         yield (
-            f"generate.n={n}: cannot be shared out evenly over {len(temperatures)} temperatures {temperatures}. Use a "
-            f"multiple of {len(temperatures)}, or other temperatures."
+            f"generate.n={n}: cannot be shared out evenly over {num_temperatures} temperatures {temperatures}. Use a "
+            f"multiple of {num_temperatures}, or other temperatures."
         )
-    elif 0 in temperatures and n // len(temperatures) > 1:
+    elif 0 in temperatures and n_of_each > 1:
         yield (
-            f"generate.temperatures={temperatures} with n={n}: at temperature 0 the {n // len(temperatures)} responses "
+            f"generate.temperatures={temperatures} with n={n}: at temperature 0 the {n_of_each} responses "
             "of one prompt are all the same. Use a temperature above 0, or fewer responses."
         )
 
 
 def _pairs(cfg: Config) -> Iterator[str]:
-    if cfg.generate.n < 2:
-        yield f"generate.n={cfg.generate.n}: a pair needs two responses. Use 2 or more."
-    if (k := cfg.pair.num_candidates) is not None and k > cfg.generate.n:
-        yield f"pair.num_candidates={k}: must be at most generate.n={cfg.generate.n}; null uses all."
+    """What keeps sampled responses from becoming pairs; of no concern to `rlhf.generate`, which makes none."""
+    n = cfg.generate.n
+    if n < 2:
+        yield f"generate.n={n}: a pair needs two responses. Use 2 or more."
+    num_candidates = cfg.pair.num_candidates
+    if num_candidates is not None and num_candidates > n:
+        yield f"pair.num_candidates={num_candidates}: must be at most generate.n={n}; null uses all."
     if cfg.pair.data is not None and cfg.num_iterations != 1:
         yield (
             f"pair.data={cfg.pair.data} with num_iterations={cfg.num_iterations}: given pairs make one iteration, as "
@@ -106,12 +136,14 @@ def _pairs(cfg: Config) -> Iterator[str]:
 
 
 def _pairing(cfg: Config) -> Iterator[str]:
-    if (k := cfg.pair.num_candidates) is not None and k < 2:
-        yield f"pair.num_candidates={k}: a pair needs two. Use 2 or more; null uses all."
-    if cfg.pair.max_pairs_per_prompt > 1 and cfg.pair.strategy is not Strategy.best_worst:
+    pair = cfg.pair
+    if pair.num_candidates is not None and pair.num_candidates < 2:
+        yield f"pair.num_candidates={pair.num_candidates}: a pair needs two. Use 2 or more; null uses all."
+    # The other strategies say which pair is the first, and none which would be the second.
+    if pair.max_pairs_per_prompt > 1 and pair.strategy is not Strategy.best_worst:
         yield (
-            f"pair.max_pairs_per_prompt={cfg.pair.max_pairs_per_prompt}: only with pair.strategy=best_worst, not "
-            f"{cfg.pair.strategy.value}."
+            f"pair.max_pairs_per_prompt={pair.max_pairs_per_prompt}: only with pair.strategy=best_worst, not "
+            f"{pair.strategy.value}."
         )
 
 
@@ -122,14 +154,19 @@ def _judge(cfg: Config) -> Iterator[str]:
             "reward_model.url=https://***@…: holds a user or a password, which would stand in the run's files. Take it "
             "out, and put a key in the environment variable RLHF_JUDGE_API_KEY (sent as a bearer token)."
         )
+        # No other message about it: they show the URL.
         return
-    given = {key: value for key in ("rule", "url", "data") if (value := getattr(judge, key)) is not None}
-    if len(given) > 1:
-        what = ", ".join(f"reward_model.{key}={value}" for key, value in given.items())
+    sources = []
+    for key in ("rule", "url", "data"):
+        value = getattr(judge, key)
+        if value is not None:
+            sources.append(f"reward_model.{key}={value}")
+    if len(sources) > 1:
         yield (
-            f"{what}: only one of them. A rule is a Python function, a url is where a ready model is served, data "
-            "trains one here; leave out the others."
+            f"{', '.join(sources)}: only one of them. A rule is a Python function, a url is where a ready model is "
+            "served, data trains one here; leave out the others."
         )
+    # Paths such as /classify are put behind it, so it has no query and no fragment.
     if judge.url is not None and not re.fullmatch(r"https?://[^/\s?#]+(/[^\s?#]*)?", judge.url):
         yield f"reward_model.url={judge.url}: must be the base URL of a server, such as http://127.0.0.1:8000."
     if judge.url is not None and not judge.path:
@@ -137,8 +174,12 @@ def _judge(cfg: Config) -> Iterator[str]:
 
 
 def _judges(cfg: Config) -> Iterator[str]:
-    others, names = cfg.reward_model.others, [MAIN_JUDGE, *cfg.reward_model.others, *cfg.evaluate.judges]
-    for name in names[1:]:
+    """What is wrong with the judges beside the first one: their names, weights and sources."""
+    others = cfg.reward_model.others
+    further = [*others, *cfg.evaluate.judges]
+    # One folder each, so no two may have one name, and none that of `reward_model` itself.
+    names = [MAIN_JUDGE, *further]
+    for name in further:
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
             section = "reward_model.others" if name in others else "evaluate.judges"
             yield f"{section}.{name}: the name becomes a folder; use letters, digits, '_', '-' and '.' only."
@@ -147,9 +188,12 @@ def _judges(cfg: Config) -> Iterator[str]:
     weights = {"reward_model": cfg.reward_model.weight}
     for name, other in others.items():
         weights[f"reward_model.others.{name}"] = other.weight
-        if (other.path is None) == (other.rule is None):
+        has_path = other.path is not None
+        has_rule = other.rule is not None
+        if has_path == has_rule:
             yield f"reward_model.others.{name}: path={other.path}, rule={other.rule}: give one of the two."
     for key, weight in weights.items():
+        # Negative is allowed: what one judge likes may be what another is to be rid of.
         if not math.isfinite(weight) or weight == 0:
             yield f"{key}.weight={weight}: must be a number other than 0. What only evaluates is in evaluate.judges."
     if others and cfg.reward_model.kind is JudgeKind.pairwise:
@@ -160,9 +204,12 @@ def _judges(cfg: Config) -> Iterator[str]:
 
 
 def _dpo(cfg: Config) -> Iterator[str]:
-    if cfg.dpo.max_length <= 1:
-        yield f"dpo.max_length={cfg.dpo.max_length}: must leave room for a prompt and a response."
-    loss, smoothing = cfg.dpo.loss, cfg.dpo.label_smoothing
+    max_length = cfg.dpo.max_length
+    if max_length <= 1:
+        yield f"dpo.max_length={max_length}: must leave room for a prompt and a response."
+    loss = cfg.dpo.loss
+    smoothing = cfg.dpo.label_smoothing
+    # These two are not likelihoods of a label, so there is none to smooth.
     if loss in (Loss.ipo, Loss.hinge) and smoothing:
         yield (
             f"dpo.label_smoothing={smoothing}: has no meaning for dpo.loss={loss.value}. Set it to 0, or use dpo.loss="
@@ -173,25 +220,31 @@ def _dpo(cfg: Config) -> Iterator[str]:
             "dpo.label_smoothing=0: dpo.loss=exo_pair needs it above 0, since it takes its logarithm. Set it to 0.001 "
             "(the paper's), or use another loss."
         )
-    lora = cfg.dpo.lora
-    if not lora.target_modules or ("all-linear" in lora.target_modules and len(lora.target_modules) > 1):
+    modules = cfg.dpo.lora.target_modules
+    # PEFT knows the word only by itself; in a list of others it looks for a layer of that name.
+    mixes_all_with_some = "all-linear" in modules and len(modules) > 1
+    if not modules or mixes_all_with_some:
         yield (
-            f"dpo.lora.target_modules={lora.target_modules}: name layers, such as [q_proj,v_proj], or [all-linear] "
+            f"dpo.lora.target_modules={modules}: name layers, such as [q_proj,v_proj], or [all-linear] "
             "alone. dpo.lora.rank=0 switches adapters off."
         )
 
 
 def _training(cfg: Config) -> Iterator[str]:
     on_policy = cfg.reward_model.on_policy
-    if (on_policy.prompts is None) != (on_policy.rule is None):
+    has_prompts = on_policy.prompts is not None
+    has_rule = on_policy.rule is not None
+    if has_prompts != has_rule:
         yield "reward_model.on_policy: prompts and rule go together; give both or neither."
-    if on_policy.prompts is not None and cfg.reward_model.data is None:
+    if has_prompts and cfg.reward_model.data is None:
         yield "reward_model.on_policy.prompts: needs reward_model.data too; without it no judge is trained."
     if cfg.model.path.startswith("@world") and not cfg.world.enabled:
         yield f"model.path={cfg.model.path}: needs world.enabled=true, or another model."
+    # Only ranks that are asked for: how many GPUs there are is the preflight's business.
     ranks = cfg.compute.num_training_ranks
-    if ranks is not None and cfg.dpo.batch_size < ranks:
+    batch_size = cfg.dpo.batch_size
+    if ranks is not None and batch_size < ranks:
         yield (
-            f"dpo.batch_size={cfg.dpo.batch_size}: smaller than compute.num_training_ranks={ranks}, so some ranks "
+            f"dpo.batch_size={batch_size}: smaller than compute.num_training_ranks={ranks}, so some ranks "
             "would have nothing to do. Raise it or use fewer ranks."
         )

@@ -92,7 +92,7 @@ class RewardBenchTool(FileTool):
 
     version: Version = Version.v1
     """1 compares two responses; 2 looks for the best of four, and has prompts with several right answers."""
-    input: str = ""
+    input: str = ""  # not MISSING, as of the other tools: the benchmark has data of its own
     """Data set or file with `prompt`, `chosen`, `rejected`, `subset`, in version 1 any known shape; empty: its own."""
     subsets: Optional[str] = None
     """JSON file of accuracies in percent per subset: version 1's arithmetic alone, without a judge."""
@@ -140,17 +140,22 @@ class AnswerTool(FileTool):
 def as_config(tool: FileTool) -> Config:
     """The loop's config with the tool's sections in it: what the stages of the loop are told."""
     cfg = Config(seed=tool.seed, debug=tool.debug, compute=tool.compute)
+    # A tool has the sections of its own stages; the others keep their defaults, and no stage reads them.
     for section in ("model", "generate", "score", "pair"):
-        setattr(cfg, section, getattr(tool, section, getattr(cfg, section)))
-    judge = getattr(tool, "reward_model", None)
-    if judge is not None:
-        cfg.reward_model = RewardModelConfig(**vars(judge))
+        if hasattr(tool, section):
+            setattr(cfg, section, getattr(tool, section))
+    if hasattr(tool, "reward_model"):
+        # A tool's judge is ready-made: it has fewer settings than one that a run may train.
+        settings = vars(tool.reward_model)
+        cfg.reward_model = RewardModelConfig(**settings)
     return cfg
 
 
 @dataclass
 class CheckConfig(Config):
     """`python -m rlhf.check`: a run's config, and how to show what is found."""
+
+    # A class derived from `Config`, so `rlhf.command.line` does not refuse what is wrong: the table shows it.
 
     json: bool = False
     """Print one JSON document in place of a table."""

@@ -22,30 +22,43 @@ from rlhf.run.job import Job, Kind, Outcome
 GRACE_SECONDS = 3.0
 """Between asking a worker to end and ending it."""
 QUIET_SECONDS = 600.0  # of a worker, until a line says so; then twice as long, and so on
+# As /proc names them: a stopped or disk-bound worker is no hang of ours, and a computing one may only be slow.
 _STATES = {"T": "stopped by a signal", "D": "waiting for a disk", "R": "computing", "S": "waiting"}
 _KEPT = "Finished shards and checkpoints are kept: the same command goes on from there."
 
 
 @dataclass
-class _Started:
+class _WorkerProcess:
+    """A stage process as the driver sees it.
+
+    `heard_at` is the time of its last message and `last_report` what that said; `patience` is how many seconds of
+    silence may pass until the next line about it.
+    """
+
     process: BaseProcess
     pipe: Connection
     log: str
+    patience: float
     outcome: Outcome | None = None
-    open: bool = True
-    heard: float = field(default_factory=time.monotonic)
-    last: str = "starting or loading"
-    patience: float = QUIET_SECONDS
+    is_open: bool = True
+    heard_at: float = field(default_factory=time.monotonic)
+    last_report: str = "starting or loading"
 
     def silence(self) -> float:
-        return time.monotonic() - self.heard
+        return time.monotonic() - self.heard_at
 
     def whereabouts(self) -> str:
-        stat = Path(f"/proc/{self.process.pid}/stat")
-        state = stat.read_text().rsplit(")", 1)[1].split()[0] if stat.exists() else "gone"
+        pid = self.process.pid
+        stat = Path(f"/proc/{pid}/stat")
+        state = "gone"
+        if stat.exists():
+            # The command's name in parentheses comes before the state, and may hold blanks and parentheses itself.
+            _, fields = stat.read_text().rsplit(")", 1)
+            state = fields.split()[0]
+        state = _STATES.get(state, state)
         return (
-            f"worker {self.process.name} (process {self.process.pid}, {_STATES.get(state, state)}), silent for "
-            f"{self.silence():.0f} s, last heard of: {self.last}; log: {self.log}"
+            f"worker {self.process.name} (process {pid}, {state}), silent for "
+            f"{self.silence():.0f} s, last heard of: {self.last_report}; log: {self.log}"
         )
 
 
@@ -67,14 +80,18 @@ class LocalLauncher:
     def warm_up(self) -> None:
         """Begin the heavy imports in the background."""
         os.environ.update(starting_environment(self.device))
-        if self._context is None:
-            self._context = multiprocessing.get_context("forkserver" if self.preload else "spawn")
-            if self.preload:
-                from multiprocessing import forkserver
+        if self._context is not None:
+            return
+        if not self.preload:
+            self._context = multiprocessing.get_context("spawn")
+            return
+        from multiprocessing import forkserver
 
-                os.environ["RLHF_PRELOAD_LOG"] = str(self.run_folder / "logs" / "preload.log")
-                self._context.set_forkserver_preload(["rlhf.launch.preload"])
-                forkserver.ensure_running()
+        # Read by the module itself: the server gets nothing but the environment and the names of modules.
+        os.environ["RLHF_PRELOAD_LOG"] = str(self.run_folder / "logs" / "preload.log")
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["rlhf.launch.preload"])
+        forkserver.ensure_running()
 
     def launch(self, job: Job[Any], kind: Kind, shards: list[int]) -> Outcome:
         """Run one stage attempt to its end.
@@ -84,130 +101,179 @@ class LocalLauncher:
             WorkerFailed: a worker raised or died; the first one's message.
         """
         self.warm_up()
-        started: list[_Started] = []
+        workers: list[_WorkerProcess] = []
         try:
             tensor_parallel = int(getattr(job.config, "tensor_parallel_size", 1))
-            for rank, env in enumerate(envs := environments(kind, job.compute, tensor_parallel, len(shards))):
-                started.append(self._start(job, rank, len(envs), env))
-            self._attend(job, started, deque(shards))
+            worker_environments = environments(kind, job.compute, tensor_parallel, len(shards))
+            world_size = len(worker_environments)
+            # One by one into the list: whatever fails here or later, those that were started are ended.
+            for rank, environment in enumerate(worker_environments):
+                workers.append(self._start(job, rank, world_size, environment))
+            self._attend(job, workers, deque(shards))
         finally:
-            _end(started)
-        outcome = started[0].outcome
+            _end(workers)
+        outcome = workers[0].outcome
         assert outcome is not None, "rank 0 ended well and said nothing"
         return outcome
 
-    def _start(self, job: Job[Any], rank: int, world_size: int, env: dict[str, str]) -> _Started:
-        log = self.run_folder / "logs" / f"{job.name.replace('/', '.')}.rank{rank}.log"
+    def _start(self, job: Job[Any], rank: int, world_size: int, environment: dict[str, str]) -> _WorkerProcess:
+        stage = job.name.replace("/", ".")
+        log = str(self.run_folder / "logs" / f"{stage}.rank{rank}.log")
         assignment = inside.Assignment(
-            str(self.run_folder), self.token, str(log), rank, world_size, int(env["OMP_NUM_THREADS"]), env
+            run_folder=str(self.run_folder),
+            token=self.token,
+            log=log,
+            rank=rank,
+            world_size=world_size,
+            num_threads=int(environment["OMP_NUM_THREADS"]),
+            environment=environment,
         )
         ours, theirs = multiprocessing.Pipe()
-        process = self._context.Process(target=inside.main, args=(job, assignment, theirs), name=f"{job.name}.{rank}")
+        process = self._context.Process(
+            target=inside.main,
+            args=(job, assignment, theirs),
+            name=f"{job.name}.{rank}",
+        )
         process.start()
+        # Our copy of its end: while that is open, the pipe of a dead worker would never read as closed.
         theirs.close()
-        return _Started(process, ours, str(log), patience=_patience(job))
+        return _WorkerProcess(process, ours, log, patience=_patience(job))
 
-    def _attend(self, job: Job[Any], started: list[_Started], shards: deque[int]) -> None:
-        total, handed, said = len(shards), 0, time.monotonic()
-        while any(w.open for w in started):
-            ready = wait([w.pipe for w in started if w.open], timeout=1.0)
-            for each in started:
-                dead = each.open and not each.process.is_alive()  # a grandchild may still hold the pipe open
-                if each.open and (each.pipe in ready or dead):
-                    kind, body = _receive(each)
-                    each.heard, each.patience = time.monotonic(), _patience(job)
-                    if kind == "next":
-                        handed += bool(shards)
-                        given = shards.popleft() if shards else None
-                        each.last = "finishing" if given is None else f"shard {given} begun"
-                        _send(each, given)
-                    elif kind == "progress":
-                        each.last = "{:g} of {:g} {}".format(*body)
-                        self.on_progress(*body)
-                    elif kind == "outcome":
-                        each.outcome = body
-                    elif kind == "error":
-                        raise _failure(job, each, body)
-                    elif each.outcome is None:
-                        each.process.join(GRACE_SECONDS)
-                        raise _death(job, each)
-            self._watch(job, [w for w in started if w.open])
-            if total and time.monotonic() - said > 1.0:
-                said = time.monotonic()
-                self.on_progress(handed, total, "shards begun")
+    def _attend(self, job: Job[Any], workers: list[_WorkerProcess], shards: deque[int]) -> None:
+        """Hand out shards and take in what workers report, until all of them have left."""
+        num_shards = len(shards)
+        progress_at = time.monotonic()
+        while True:
+            working = [worker for worker in workers if worker.is_open]
+            if not working:
+                return
+            ready = wait([worker.pipe for worker in working], timeout=1.0)
+            for worker in working:
+                # Also of a dead one: a grandchild may still hold the pipe open.
+                if worker.pipe in ready or not worker.process.is_alive():
+                    self._attend_to(job, worker, shards)
+            self._watch(job, [worker for worker in workers if worker.is_open])
+            now = time.monotonic()
+            if num_shards and now - progress_at > 1.0:
+                progress_at = now
+                self.on_progress(num_shards - len(shards), num_shards, "shards begun")
 
-    def _watch(self, job: Job[Any], working: list[_Started]) -> None:
+    def _attend_to(self, job: Job[Any], worker: _WorkerProcess, shards: deque[int]) -> None:
+        """Take in one message of a worker, and answer it.
+
+        Raises:
+            UserError: it found the user's input wrong.
+            WorkerFailed: it raised, or died without an outcome.
+        """
+        kind, body = _receive(worker)
+        worker.heard_at = time.monotonic()
+        worker.patience = _patience(job)
+        if kind == "next":
+            shard = shards.popleft() if shards else None
+            worker.last_report = "finishing" if shard is None else f"shard {shard} begun"
+            _send(worker, shard)
+        elif kind == "progress":
+            done, total, note = body
+            worker.last_report = f"{done:g} of {total:g} {note}"
+            self.on_progress(done, total, note)
+        elif kind == "outcome":
+            worker.outcome = body
+        elif kind == "error":
+            raise _failure(job, worker, body)
+        elif worker.outcome is None:
+            # The pipe closes before the process has ended, and only then has it an exit code.
+            worker.process.join(GRACE_SECONDS)
+            raise _death(job, worker)
+
+    def _watch(self, job: Job[Any], working: list[_WorkerProcess]) -> None:
         """Say who has been silent for long, and again after twice as long; fail after `compute.hang_seconds`."""
         limit = float(job.compute.hang_seconds)
-        hangs = limit and any(each.silence() >= limit for each in working)
-        if not hangs and not any(each.silence() >= each.patience for each in working):
+        hangs = limit > 0 and any(worker.silence() >= limit for worker in working)
+        is_quiet = any(worker.silence() >= worker.patience for worker in working)
+        if not hangs and not is_quiet:
             return
-        waited = "\n".join(f"  {each.whereabouts()}" for each in working)
+        # All of them: ranks wait for each other, and the one that hangs may be another than the silent one.
+        waited_for = "\n".join(f"  {worker.whereabouts()}" for worker in working)
         if hangs:
             raise WorkerFailed(
-                f"{job.name} hangs:\n{waited}\nIt was stopped after compute.hang_seconds={limit:g}. {_KEPT} If the "
+                f"{job.name} hangs:\n{waited_for}\nIt was stopped after compute.hang_seconds={limit:g}. {_KEPT} If the "
                 "work is only slow, raise compute.hang_seconds (0 waits for ever)."
             )
-        self.say(f"  ? {job.name} waits for\n{waited}")
-        for each in working:
-            each.patience = max(each.patience, 2 * each.silence())
+        self.say(f"  ? {job.name} waits for\n{waited_for}")
+        for worker in working:
+            worker.patience = max(worker.patience, 2 * worker.silence())
 
 
 def _patience(job: Job[Any]) -> float:
     """Seconds of silence before the first line about it."""
-    return min(QUIET_SECONDS, float(job.compute.hang_seconds) / 4 or QUIET_SECONDS)
+    hang_seconds = float(job.compute.hang_seconds)
+    if hang_seconds == 0:
+        return QUIET_SECONDS
+    # A quarter: a line, and another after twice as long, before the stage is stopped.
+    return min(QUIET_SECONDS, hang_seconds / 4)
 
 
-def _receive(each: _Started) -> tuple[str, Any]:
+def _receive(worker: _WorkerProcess) -> tuple[str, Any]:
+    """The next message of a worker; "closed" where there will be none."""
     try:
-        if not each.process.is_alive() and not each.pipe.poll():
+        # Without this a pipe that a grandchild holds open would be waited for, for ever.
+        if not worker.process.is_alive() and not worker.pipe.poll():
             raise EOFError
-        kind, body = each.pipe.recv()
+        kind, body = worker.pipe.recv()
         return str(kind), body
     except (EOFError, OSError):
-        each.open = False
+        worker.is_open = False
         return "closed", None
 
 
-def _send(each: _Started, message: Any) -> None:
+def _send(worker: _WorkerProcess, message: Any) -> None:
     try:
-        each.pipe.send(message)
+        worker.pipe.send(message)
     except OSError:
-        each.open = False
+        worker.is_open = False
 
 
-def _failure(job: Job[Any], each: _Started, body: tuple[str, str, str]) -> Exception:
+def _failure(job: Job[Any], worker: _WorkerProcess, body: tuple[str, str, str]) -> Exception:
+    """What a worker raised: an error of the user as it was, anything else with the end of its traceback."""
     kind, message, text = body
     if kind in USER_ERRORS:
         return USER_ERRORS[kind](message)
-    last = "\n".join(text.strip().splitlines()[-12:])
-    return WorkerFailed(f"{job.name} failed: {message}\n{last}\n{_KEPT}\nThe whole log: {each.log}")
+    lines = text.strip().splitlines()
+    last = "\n".join(lines[-12:])
+    return WorkerFailed(f"{job.name} failed: {message}\n{last}\n{_KEPT}\nThe whole log: {worker.log}")
 
 
-def _death(job: Job[Any], each: _Started) -> Exception:
-    code = each.process.exitcode
-    how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
-    hint = " (the kernel does that when memory runs out: see dmesg)" if code == -signal.SIGKILL else ""
-    return WorkerFailed(f"{job.name}: its worker {how}{hint}. {_KEPT} Log: {each.log}")
+def _death(job: Job[Any], worker: _WorkerProcess) -> Exception:
+    code = worker.process.exitcode
+    how = f"ended with exit code {code}"
+    if code is not None and code < 0:
+        how = f"was killed by signal {-code}"
+    if code == -signal.SIGKILL:
+        how += " (the kernel does that when memory runs out: see dmesg)"
+    return WorkerFailed(f"{job.name}: its worker {how}. {_KEPT} Log: {worker.log}")
 
 
-def _end(started: list[_Started]) -> None:
+def _end(workers: list[_WorkerProcess]) -> None:
     """End every worker that still lives, with all it started, and wait until it is gone."""
-    for each in started:
-        each.pipe.close()
-    living = [each for each in started if each.process.is_alive() and each.outcome is None]
-    for each in living:
-        _signal_group(each.process, signal.SIGTERM)
+    for worker in workers:
+        worker.pipe.close()
+    # One with an outcome is on its way out, and is left to flush what it has.
+    unfinished = [worker for worker in workers if worker.outcome is None]
+    living = [worker for worker in unfinished if worker.process.is_alive()]
+    for worker in living:
+        _signal_group(worker.process, signal.SIGTERM)
+    # One deadline for all: they end side by side.
     deadline = time.monotonic() + GRACE_SECONDS
-    for each in living:
-        each.process.join(max(0.0, deadline - time.monotonic()))
-    for each in started:
-        if each.outcome is None:
-            _signal_group(each.process, signal.SIGKILL)
-        each.process.join(10 * GRACE_SECONDS)
-        if each.process.is_alive():
-            _signal_group(each.process, signal.SIGKILL)
-            each.process.join()
+    for worker in living:
+        worker.process.join(max(0.0, deadline - time.monotonic()))
+    for worker in workers:
+        if worker.outcome is None:
+            # Also of one that is gone: what it started may live on.
+            _signal_group(worker.process, signal.SIGKILL)
+        worker.process.join(10 * GRACE_SECONDS)
+        if worker.process.is_alive():
+            _signal_group(worker.process, signal.SIGKILL)
+            worker.process.join()
 
 
 def _signal_group(process: BaseProcess, number: int) -> None:

@@ -49,10 +49,10 @@ MODULES = (
 log = os.environ.get("RLHF_PRELOAD_LOG")
 if log:  # what libraries print when imported is no part of the run's output
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: do not finish the imports of a driver that is dead
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
+    # Imported only now: the line before it must come at once.
+    from rlhf.launch.worker import redirect_output
+
+    redirect_output(log)
 
 gc.disable()  # for the imports: it saves a fifth of their time
 for name in MODULES:

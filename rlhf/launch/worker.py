@@ -54,7 +54,8 @@ class PipeWorker:
 
     def progress(self, done: float, total: float, note: str = "") -> None:
         """Tell the driver how far this worker is."""
-        self._pipe.send(("progress", (done, total, note)))
+        body = (done, total, note)
+        self._pipe.send(("progress", body))
 
 
 def main(job: Job[Any], assignment: Assignment, pipe: Connection) -> None:
@@ -62,10 +63,11 @@ def main(job: Job[Any], assignment: Assignment, pipe: Connection) -> None:
     os.setsid()  # a process group of its own: it can be ended whole, and the terminal's Ctrl-C reaches the driver only
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _redirect_output(assignment.log)
+    redirect_output(assignment.log)
     _leave_with_the_driver()
     try:
-        held = join_run(Path(assignment.run_folder), assignment.token)
+        # Held to the end of the process: as long as it lives, no other driver begins to work in the folder.
+        workers_lock = join_run(Path(assignment.run_folder), assignment.token)
         os.environ.update(assignment.environment)
         if "torch" in sys.modules:  # preloaded: the environment came too late for it
             sys.modules["torch"].set_num_threads(assignment.num_threads)
@@ -74,14 +76,17 @@ def main(job: Job[Any], assignment: Assignment, pipe: Connection) -> None:
             outcome = run_stage(job, PipeWorker(assignment, pipe))
         _flush()
         pipe.send(("outcome", outcome))
-        held.flush()
-    except BaseException as error:
+        workers_lock.flush()
+    except BaseException as error:  # whatever it is, the driver must hear of it
         text = traceback.format_exc()
         with contextlib.suppress(OSError):  # the disk may be full
             print(text, file=sys.stderr)
             _flush()
-        kind = type(error).__name__ if isinstance(error, RlhfError) else ""
-        pipe.send(("error", (kind, str(error) or type(error).__name__, text)))
+        # As text: an exception of some library may not be one that can be sent, or not be known to the driver.
+        name = type(error).__name__
+        kind = name if isinstance(error, RlhfError) else ""
+        body = (kind, str(error) or name, text)
+        pipe.send(("error", body))
         os._exit(1)
     # Engines leave threads and atexit hooks that can hang; all that matters is on disk and said.
     os._exit(0)
@@ -92,15 +97,18 @@ def _flush() -> None:
     sys.stderr.flush()
 
 
-def _redirect_output(log: str) -> None:
+def redirect_output(log: str) -> None:
+    """Append all that this process prints to a file, also what C libraries and child processes print."""
     Path(log).parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    descriptor = os.open(log, flags, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
 
 
 def _leave_with_the_driver() -> None:
+    """Die, with all children, as soon as the driver is gone; SIGKILL leaves it no time to end its workers."""
     parent: Any = multiprocessing.parent_process()
     assert parent is not None, "a worker has a driver"
 

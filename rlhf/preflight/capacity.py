@@ -14,16 +14,26 @@ from rlhf.models.folder import num_parameters
 LARGEST_ON_A_CPU = 2e9
 """Parameters; a larger model takes weeks for one iteration without a GPU."""
 
+# The `8B` of Llama-3-8B and the `7B` of Mixtral-8x7B; not the `4b` of `4bit`.
 _SIZE = re.compile(r"(?<![\w.])(?:\d+x)?(\d+(?:\.\d+)?)b(?![a-z0-9])", re.IGNORECASE)
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a model folder holds weights; of a model on the Hub the preflight fetches only the small files."""
+    return any(folder.glob("*.safetensors"))
 
 
 def approximate_size(path: str) -> float | None:
     """Parameters of a model: counted in a local folder, else as the name says (`…-8B-…`); None when it does not."""
     folder = Path(path).expanduser()
-    if any(folder.glob("*.safetensors")):
+    if has_weights(folder):
         return float(num_parameters(folder))
-    found = _SIZE.search(path.rpartition("/")[2].replace("_", "-"))
-    return float(found[1]) * 1e9 if found else None
+    # An underscore counts as a letter of a word, so that `llama_8b` would have no size.
+    name = path.rpartition("/")[2].replace("_", "-")
+    match = _SIZE.search(name)
+    if match is None:
+        return None
+    return float(match[1]) * 1e9
 
 
 def check_capacity(cfg: Config) -> None:
@@ -32,21 +42,38 @@ def check_capacity(cfg: Config) -> None:
     Raises:
         ConfigError: why it cannot run, and every way out.
     """
+    # `cpu` says that it is meant, and `cuda` without a GPU is refused where GPUs are counted.
     if cfg.compute.device is not Device.auto or visible_gpus():
         return
-    paths = {"model.path": cfg.model.path}
-    if cfg.reward_model.url is None and cfg.reward_model.rule is None:
-        paths["reward_model.path"] = cfg.reward_model.path
-    paths |= {f"reward_model.others.{n}.path": o.path for n, o in cfg.reward_model.others.items() if o.path}
-    sizes = {f"{key}={path}": approximate_size(path) for key, path in paths.items() if not path.startswith("@")}
-    large = {name: size for name, size in sizes.items() if size is not None and size > LARGEST_ON_A_CPU}
+    large = []
+    for key, path in _models_loaded_here(cfg).items():
+        size = approximate_size(path)
+        if size is not None and size > LARGEST_ON_A_CPU:
+            large.append(f"{key}={path} (about {size / 1e9:.3g} billion parameters)")
     if large:
-        what = " and ".join(f"{name} (about {size / 1e9:.3g} billion parameters)" for name, size in large.items())
         raise ConfigError(
-            f"This machine cannot run it: no NVIDIA GPU is visible, and {what} would take weeks on {num_cores()} CPU "
-            "cores.\nWays out:\n"
+            f"This machine cannot run it: no NVIDIA GPU is visible, and {' and '.join(large)} would take weeks on "
+            f"{num_cores()} CPU cores.\nWays out:\n"
             "  see the whole loop work here in minutes: python -m rlhf.iterate experiment=quickstart\n"
             "  run the same command where nvidia-smi lists GPUs (and CUDA_VISIBLE_DEVICES does not hide them)\n"
             "  choose models of at most 2 billion parameters: model.path=… reward_model.path=…\n"
             "  do it on the CPU all the same: compute.device=cpu"
         )
+
+
+def _models_loaded_here(cfg: Config) -> dict[str, str]:
+    """Paths of the policy and the judges from outside, by config key.
+
+    Judges that only evaluate are left out: they score the held-out prompts alone.
+
+    Example:
+        {"model.path": "meta-llama/Meta-Llama-3-8B-Instruct", "reward_model.others.small.path": "./judge"}
+    """
+    paths = {"model.path": cfg.model.path}
+    section = cfg.reward_model
+    if section.url is None and section.rule is None:
+        paths["reward_model.path"] = section.path
+    for name, judge in section.others.items():
+        if judge.path:
+            paths[f"reward_model.others.{name}.path"] = judge.path
+    return {key: path for key, path in paths.items() if not path.startswith("@")}

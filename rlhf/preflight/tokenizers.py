@@ -5,9 +5,8 @@ Not a stage of the loop: it leaves no artifact; the metric `findings` is what `r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from itertools import takewhile
 from typing import Any
 
 from rlhf.config.choices import JudgeKind
@@ -15,10 +14,11 @@ from rlhf.config.schema import Config
 from rlhf.config.stage_configs import PreflightStage
 from rlhf.data.records import Message
 from rlhf.models.folder import context_length, own_classifier, require_trust
-from rlhf.preflight.look import Finding, Level, collect, finding
+from rlhf.preflight.findings import Finding, Level, collect, finding
 from rlhf.run.job import Job, Outcome, Worker
 
 _QUESTION = [{"role": "user", "content": "a"}]
+# A text that no template writes by itself, so that what stands around it can be told.
 _ANSWER = "Zq7"
 
 
@@ -34,12 +34,15 @@ class JudgeFacts:
 def run(job: Job[PreflightStage], worker: Worker) -> Outcome:
     """Look at the tokenizers in `folders`, by config key, as `cfg` uses them; render `prompts` with the policy's."""
     cfg = job.config.cfg
+    # Where nothing was read here (prompts on the Hub, or made by the run), one question stands for them.
+    prompts = job.config.prompts or [_QUESTION]
     findings: list[Finding] = []
     for key, folder in job.config.folders.items():
         if key == "model.path":
-            findings += collect("policy", _policy(folder, cfg, job.config.prompts or [_QUESTION]))
+            findings += collect("policy", _policy(folder, cfg, prompts))
         else:
-            findings += collect("judge", _judge(key, folder, _judge_facts(cfg, key), cfg.score.max_tokens))
+            facts = _judge_facts(cfg, key)
+            findings += collect("judge", _judge(key, folder, facts, cfg.score.max_tokens))
     findings += collect("training", _names(cfg))
     return Outcome(metrics={"findings": findings})
 
@@ -47,128 +50,221 @@ def run(job: Job[PreflightStage], worker: Worker) -> Outcome:
 def _judge_facts(cfg: Config, key: str) -> JudgeFacts:
     section = cfg.reward_model
     if key == "reward_model.path":
-        return JudgeFacts(section.kind is JudgeKind.pairwise, section.data is not None, section.trust_remote_code)
+        return JudgeFacts(
+            pairwise=section.kind is JudgeKind.pairwise,
+            trained_here=section.data is not None,
+            trust_remote_code=section.trust_remote_code,
+        )
     if key.startswith("reward_model.others."):
         # reward_model.others.NAME.path, and a name may hold points
         name = key.removeprefix("reward_model.others.").removesuffix(".path")
-        return JudgeFacts(trust_remote_code=section.others[name].trust_remote_code)
+        judge = section.others[name]
+        return JudgeFacts(trust_remote_code=judge.trust_remote_code)
     return JudgeFacts()
 
 
 def _names(cfg: Config) -> Iterator[Finding]:
     """What is passed on to the trainers by name: schedule, trackers, arguments."""
+    yield _schedule(cfg.dpo.lr_scheduler)
+    if cfg.report_to:
+        yield _trackers(cfg.report_to)
+    # A pairwise judge is a language model that learns to write A or B, so TRL's SFT trains it.
+    pairwise = cfg.reward_model.kind is JudgeKind.pairwise
+    arguments_of = {
+        "dpo": "DPOConfig",
+        "sft": "SFTConfig",
+        "reward_model": "SFTConfig" if pairwise else "RewardConfig",
+    }
+    for section, class_name in arguments_of.items():
+        names = list(getattr(cfg, section).trainer_args)
+        if names:
+            yield _trainer_args(section, names, class_name)
+
+
+def _schedule(name: str) -> Finding:
     from transformers.trainer_utils import SchedulerType
 
-    name, schedules = cfg.dpo.lr_scheduler, [each.value for each in SchedulerType]
-    fix = f"transformers has {', '.join(schedules)}."
-    yield finding(name in schedules, f"dpo.lr_scheduler={name}", fix, Level.error)
-    if cfg.report_to:
-        from transformers.integrations import get_available_reporting_integrations
+    schedules = [schedule.value for schedule in SchedulerType]
+    way_out = f"transformers has {', '.join(schedules)}."
+    return finding(name in schedules, f"dpo.lr_scheduler={name}", way_out, Level.error)
 
-        there = [*get_available_reporting_integrations(), "all", "none"]
-        fix = f"Here there are {', '.join(there)}; install the package of another."
-        yield finding(set(cfg.report_to) <= set(there), f"report_to={cfg.report_to}", fix, Level.error)
-    own = "SFTConfig" if cfg.reward_model.kind is JudgeKind.pairwise else "RewardConfig"
-    for section, arguments in {"dpo": "DPOConfig", "sft": "SFTConfig", "reward_model": own}.items():
-        if extra := getattr(cfg, section).trainer_args:
-            import trl
 
-            unknown = sorted(set(extra) - {field.name for field in fields(getattr(trl, arguments))})
-            text = f"{section}.trainer_args: {', '.join(unknown or extra)}"
-            yield finding(not unknown, text, f"It is no field of trl.{arguments}.", Level.error)
+def _trackers(names: list[str]) -> Finding:
+    from transformers.integrations import get_available_reporting_integrations
+
+    # Those whose packages are installed; "all" and "none" are the Trainer's own words.
+    available = [*get_available_reporting_integrations(), "all", "none"]
+    way_out = f"Here there are {', '.join(available)}; install the package of another."
+    fine = set(names) <= set(available)
+    return finding(fine, f"report_to={names}", way_out, Level.error)
+
+
+def _trainer_args(section: str, names: list[str], class_name: str) -> Finding:
+    import trl
+
+    known = {field.name for field in fields(getattr(trl, class_name))}
+    unknown = sorted(set(names) - known)
+    shown = ", ".join(unknown or names)
+    text = f"{section}.trainer_args: {shown}"
+    return finding(not unknown, text, f"It is no field of trl.{class_name}.", Level.error)
 
 
 def _policy(path: str, cfg: Config, prompts: list[list[Message]]) -> Iterator[Finding]:
-    from transformers import AutoConfig
-
     from rlhf.models import chat
 
-    trust, generate, trains = cfg.model.trust_remote_code, cfg.generate, cfg.sft.data is not None
-    tokenizer = chat.load_tokenizer(path, trust, cfg.sft.chat_template if trains else None)
-    yield finding(
-        True, f"chat template {chat.template_hash(tokenizer)}; the reference is π0 or an iterate, with the same"
-    )
+    trust = cfg.model.trust_remote_code
+    generate = cfg.generate
+    trains_sft = cfg.sft.data is not None
+    # SFT may give the model another template, which is then the one that everything is rendered with.
+    template = cfg.sft.chat_template if trains_sft else None
+    tokenizer = chat.load_tokenizer(path, trust, template)
+    template_hash = chat.template_hash(tokenizer)
+    yield finding(True, f"chat template {template_hash}; the reference is π0 or an iterate, with the same")
     limit = chat.longest_prompt(path, generate.max_prompt_tokens, generate.max_new_tokens, trust)
-    kept, counts = chat.render_prompts([{"messages": messages} for messages in prompts], tokenizer, limit)
-    rendered, level = [ids for _, ids in kept], Level.warning if kept else Level.error
-    refused, long = counts["dropped/refused_by_template"], counts["dropped/prompt_too_long"]
-    why = "They are dropped. Take such turns (a system's, say) out of the data, or mend the template in a copy."
-    yield finding(not refused, f"{refused} of {len(prompts)} prompts are refused by the template", why, level)
-    why = "They are dropped: generate.max_prompt_tokens, or what the context leaves beside generate.max_new_tokens."
-    yield finding(long <= 0.1 * len(prompts), f"{long} of {len(prompts)} prompts exceed {limit} tokens", why, level)
-    if not kept:
+    rows = [{"messages": messages} for messages in prompts]
+    sampled, counts = chat.render_prompts(rows, tokenizer, limit)
+    rendered = [ids for _, ids in sampled]
+    yield from _dropped_prompts(counts, limit)
+    if not rendered:
         return
-    rows = AutoConfig.from_pretrained(path, trust_remote_code=trust).get_text_config().vocab_size
-    largest = max(tokenizer.get_vocab().values())
-    used = max(tokenizer.vocab_size - 1, *map(max, rendered))  # without tokens that were added and are in no prompt
-    why = "Text with such a token fails. Use the tokenizer that was saved with these weights, or enlarge the embedding."
-    level = Level.error if used >= rows else Level.warning
-    yield finding(largest < rows, f"token ids up to {largest}, {rows} rows of embeddings", why, level)
+    yield _vocabulary(tokenizer, rendered, path, trust)
     yield _one_bos(tokenizer, rendered)
     yield _header(tokenizer, rendered)
-    end, stops = chat.end_of_turn_id(tokenizer), chat.stop_token_ids(tokenizer, path, generate.stop_token_ids, trust)
-    text = f"end of turn {tokenizer.convert_ids_to_tokens(end)!r} ({end}), sampling stops at {stops}"
+    end = chat.end_of_turn_id(tokenizer)
+    stops = chat.stop_token_ids(tokenizer, path, generate.stop_token_ids, trust)
+    name = tokenizer.convert_ids_to_tokens(end)
+    text = f"end of turn {name!r} ({end}), sampling stops at {stops}"
     yield finding(end in stops, text, "It is no token of the model: mend eos_token or the template.", Level.error)
-    if trains or cfg.pair.data is not None:
-        last = chat.render_response(tokenizer, _QUESTION, _ANSWER)[1][-1]
+    # SFT data and given pairs are rendered by the template; sampled responses come as tokens.
+    if trains_sft or cfg.pair.data is not None:
+        _, response_ids = chat.render_response(tokenizer, _QUESTION, _ANSWER)
         why = "The template ends no answer with it, so written responses do not teach where to stop: mend it."
-        yield finding(last == end, "written responses end with the end of turn", why, Level.error)
+        yield finding(response_ids[-1] == end, "written responses end with the end of turn", why, Level.error)
+
+
+def _dropped_prompts(counts: dict[str, int], limit: int) -> Iterator[Finding]:
+    """Whether prompts are refused by the template or too long; an error where that leaves none.
+
+    Args:
+        counts: of `rlhf.models.chat.render_prompts`.
+        limit: tokens that a prompt may have.
+
+    Example:
+        counts: {"prompts": 9, "prompts_sampled": 8, "dropped/prompt_too_long": 1, "dropped/refused_by_template": 0}
+    """
+    total = counts["prompts"]
+    level = Level.warning if counts["prompts_sampled"] else Level.error
+    refused = counts["dropped/refused_by_template"]
+    why = "They are dropped. Take such turns (a system's, say) out of the data, or mend the template in a copy."
+    text = f"{refused} of {total} prompts are refused by the template"
+    yield finding(not refused, text, why, level)
+    too_long = counts["dropped/prompt_too_long"]
+    why = "They are dropped: generate.max_prompt_tokens, or what the context leaves beside generate.max_new_tokens."
+    # Some long ones are usual in a data set; more than a tenth, and the limit may be a mistake.
+    text = f"{too_long} of {total} prompts exceed {limit} tokens"
+    yield finding(too_long <= 0.1 * total, text, why, level)
+
+
+def _vocabulary(tokenizer: Any, rendered: list[list[int]], path: str, trust: bool) -> Finding:
+    """Whether every token has an embedding; a tokenizer from elsewhere may have more of them than the model."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
+    rows = config.get_text_config().vocab_size
+    largest = max(tokenizer.get_vocab().values())
+    # Without tokens that were added and are in no prompt: those do no harm.
+    used = max(tokenizer.vocab_size - 1, *map(max, rendered))
+    level = Level.error if used >= rows else Level.warning
+    why = "Text with such a token fails. Use the tokenizer that was saved with these weights, or enlarge the embedding."
+    return finding(largest < rows, f"token ids up to {largest}, {rows} rows of embeddings", why, level)
 
 
 def _one_bos(tokenizer: Any, rendered: list[list[int]]) -> Finding:
     from rlhf.models.chat import end_of_turn_id
 
     bos = tokenizer.bos_token_id
+    # Some models begin a conversation with the token that ends a turn: several of it are right.
     if bos is None or bos in (tokenizer.eos_token_id, end_of_turn_id(tokenizer)):
         return finding(True, "no BOS token of its own")
-    several = sum(ids.count(bos) > 1 for ids in rendered)
+    several = 0
+    for ids in rendered:
+        if ids.count(bos) > 1:
+            several += 1
     text = f"{several} of {len(rendered)} rendered prompts have more than one BOS"
     why = "Take it out of the middle of the template, or out of the prompts' text."
-    return finding(not several, text, why, Level.error if several == len(rendered) else Level.warning)
+    # In all of them it is the template that writes it, in some it is their own text.
+    level = Level.error if several == len(rendered) else Level.warning
+    return finding(not several, text, why, level)
 
 
 def _header(tokenizer: Any, rendered: list[list[int]]) -> Finding:
     """Whether prompts end with what the template writes in front of an answer."""
     from rlhf.models.chat import render_conversation, render_prompt
 
-    prompt, turn = render_prompt(tokenizer, _QUESTION), render_conversation(tokenizer, _QUESTION)
-    answered = render_conversation(tokenizer, [*_QUESTION, {"role": "assistant", "content": _ANSWER}])
-    header, rest = prompt[_common(prompt, turn) :], answered[_common(answered, prompt) :]
-    before = tokenizer.decode(rest).partition(_ANSWER)[0].strip()
+    prompt = render_prompt(tokenizer, _QUESTION)
+    without_header = render_conversation(tokenizer, _QUESTION)
+    answer = {"role": "assistant", "content": _ANSWER}
+    answered = render_conversation(tokenizer, [*_QUESTION, answer])
+    header = prompt[_common_length(prompt, without_header) :]
+    rest = tokenizer.decode(answered[_common_length(answered, prompt) :])
+    before = rest.partition(_ANSWER)[0].strip()
     if not header and before:
         why = "Give it an {% if add_generation_prompt %} branch; else the policy goes on with the user's turn."
         return Finding(Level.error, f"the template writes {before!r} before an answer, but not after a prompt", why)
-    ends = sum(ids[len(ids) - len(header) :] == header for ids in rendered)
-    text = f"{ends} of {len(rendered)} rendered prompts end with the generation header {tokenizer.decode(header)!r}"
+    ends = 0
+    for ids in rendered:
+        if ids[len(ids) - len(header) :] == header:
+            ends += 1
+    shown = tokenizer.decode(header)
+    text = f"{ends} of {len(rendered)} rendered prompts end with the generation header {shown!r}"
     return finding(ends == len(rendered), text, "Look at the template: its end depends on the conversation.")
 
 
-def _common(one: list[int], other: list[int]) -> int:
-    return len(list(takewhile(lambda both: both[0] == both[1], zip(one, other, strict=False))))
+def _common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two sequences have in common at their beginning."""
+    length = 0
+    for first_id, second_id in zip(first, second, strict=False):
+        if first_id != second_id:
+            break
+        length += 1
+    return length
 
 
 def _judge(key: str, path: str, facts: JudgeFacts, max_tokens: int) -> Iterator[Finding]:
     from transformers import AutoConfig
 
-    from rlhf.models.chat import end_of_turn_id, load_tokenizer, template_hash
+    from rlhf.models.chat import load_tokenizer, template_hash
     from rlhf.models.comparison import answer_ids, require_causal_lm
-    from rlhf.scoring.classifier_judge import require_one_logit
 
     require_trust(path, facts.trust_remote_code)
     tokenizer = load_tokenizer(path, facts.trust_remote_code)
     config = AutoConfig.from_pretrained(path, trust_remote_code=facts.trust_remote_code)
     yield finding(True, f"{key}: chat template {template_hash(tokenizer)}")
+    own = own_classifier(path)
     if facts.pairwise:
         require_causal_lm(path, config)
         answer_ids(tokenizer)
         yield finding(True, f"{key}: a causal LM for which A and B are one token each")
-    elif own := own_classifier(path):
+    elif own:
         yield finding(True, f"{key}: computed by its own code ({own})")
     elif not facts.trained_here:
-        require_one_logit(path, config)
-        pad, ends = config.get_text_config().pad_token_id, (tokenizer.eos_token_id, end_of_turn_id(tokenizer))
-        same = "is the end of a turn; scores are read by length here, but not in a pipeline elsewhere"
-        yield finding(True, f"{key}: one logit; pad token {pad} {same if pad in ends else 'is no end of a turn'}")
+        # One that is trained here gets its score head first.
+        yield _one_logit(key, path, config, tokenizer)
     context = context_length(path)
     why = f"Set score.max_tokens={context}: beyond its context a judge's scores mean little."
-    yield finding(context is None or max_tokens <= context, f"{key}: score.max_tokens={max_tokens} of {context}", why)
+    fits = context is None or max_tokens <= context
+    yield finding(fits, f"{key}: score.max_tokens={max_tokens} of {context}", why)
+
+
+def _one_logit(key: str, path: str, config: Any, tokenizer: Any) -> Finding:
+    from rlhf.models.chat import end_of_turn_id
+    from rlhf.scoring.classifier_judge import require_one_logit
+
+    require_one_logit(path, config)
+    pad = config.get_text_config().pad_token_id
+    if pad in (tokenizer.eos_token_id, end_of_turn_id(tokenizer)):
+        # A pipeline takes the score of the last token that is no padding, here the one before the end of the turn.
+        what = "is the end of a turn; scores are read by length here, but not in a pipeline elsewhere"
+    else:
+        what = "is no end of a turn"
+    return finding(True, f"{key}: one logit; pad token {pad} {what}")

@@ -10,7 +10,7 @@ import pytest
 
 from rlhf.config.schema import Config
 from rlhf.config.stage_configs import PreflightStage
-from rlhf.preflight.look import Level
+from rlhf.preflight.findings import Level
 from rlhf.run.job import Job
 from tests.families import FAMILIES, tiny_policy
 from tests.stage_runner import config_of, run_here

@@ -14,14 +14,16 @@ from omegaconf import OmegaConf
 
 from rlhf.command.line import to_config
 from rlhf.config.choices import Device, Engine
+from rlhf.config.limits import value_at
 from rlhf.config.schema import Config
 from rlhf.config.stage_configs import ScoreStage
 from rlhf.data.records import CANDIDATES_SCHEMA
 from rlhf.data.shards import shard_name, write_shard
 from rlhf.errors import ConfigError, WorkerFailed
 from rlhf.launch.machine import environments
-from rlhf.preflight import look as preflight
-from rlhf.preflight.look import Finding, Level, collect, look, refusal, require, table
+from rlhf.preflight import hardware, hyperparameters, inputs
+from rlhf.preflight.findings import Finding, Level, collect, refusal, table
+from rlhf.preflight.look import look, require
 from rlhf.preflight.tokenizers import _names
 from rlhf.run.console import Console
 from rlhf.run.job import Job, Outcome
@@ -53,7 +55,7 @@ def changed(**values):
     cfg = Config()
     for key, value in values.items():
         section, _, name = key.replace("__", ".").rpartition(".")
-        setattr(preflight.value_at(cfg, section) if section else cfg, name, value)
+        setattr(value_at(cfg, section) if section else cfg, name, value)
     return cfg
 
 
@@ -98,7 +100,7 @@ class Answering:
     ],
 )
 def test_training_settings(values, sizes, text, level):
-    assert said(preflight.training(changed(**values), sizes), text) is level
+    assert said(hyperparameters.hyperparameters(changed(**values), sizes), text) is level
 
 
 def test_a_rate_that_yaml_takes_for_text_becomes_a_number_and_a_word_does_not():
@@ -116,7 +118,7 @@ def test_models_are_found_made_here_or_wrong(tmp_path, monkeypatch):
     cfg = changed(model__path=str(model(tmp_path / "policy", 2e9, "BF16")), evaluate__judges=judges)
     cfg.reward_model.rule = "rlhf.world.tasks:gold"
     folders, sizes = {}, {}
-    found = list(preflight.models(cfg, folders, sizes))
+    found = list(inputs.models(cfg, folders, sizes))
     assert said(found, "2000 M parameters, bfloat16") is OK and said(found, "– made by this run") is OK
     assert said(found, "no such folder") is ERROR and said(found, "the Hub cannot be reached") is ERROR
     assert said(found, "no safetensors file that can be read") is ERROR
@@ -134,7 +136,7 @@ def test_data_rules_and_servers(tmp_path, monkeypatch):
     (tmp_path / "finished" / "prompts" / "artifact.json").write_text("{}")
     cfg.reuse = [str(tmp_path / "finished"), str(tmp_path / "misspelt")]
     files = {}
-    found = list(preflight.data(cfg, files))
+    found = list(inputs.data(cfg, files))
     assert said(found, "prompts.path.1=") is OK and files == {"prompts.path.1": tmp_path / "set1.jsonl"}
     assert said(found, "prompts.path.2=") is ERROR and said(found, "sft.data=") is ERROR
     assert said(found, "pair.data=") is ERROR and said(found, "prompts.held_out_path=") is OK
@@ -181,14 +183,14 @@ def test_an_error_is_cut_behind_its_first_sentence():
     ],
 )
 def test_prompts(tmp_path, monkeypatch, train, held_out, values, text, level):
-    monkeypatch.setattr(preflight, "ROWS", 50)
+    monkeypatch.setattr(inputs, "MAX_ROWS", 50)
     cfg = changed(prompts__num_per_iteration=6, prompts__num_held_out=4, **values)
     files, sample = {}, []
     if held_out is not None:
         cfg.prompts.held_out_path = "given"
         files["prompts.held_out_path"] = Path(rows(tmp_path / "held_out.jsonl", *held_out))
     files["prompts.path"] = Path(rows(tmp_path / "train.jsonl", *train))
-    found = collect("prompts", preflight.prompts(cfg, files, sample))
+    found = collect("prompts", inputs.prompts(cfg, files, sample))
     assert said(found, text) is level
     assert sample[0] == [{"role": "user", "content": "question 0"}] and len(sample) == min(51, len(set(train)))
     assert len([each for each in found if each.level is ERROR]) == (level is ERROR)
@@ -197,25 +199,25 @@ def test_prompts(tmp_path, monkeypatch, train, held_out, values, text, level):
 def test_a_prompt_of_an_earlier_iterations_set_is_noticed(tmp_path):
     cfg = changed(prompts__path="set{iteration}", prompts__num_held_out=2)
     files = {f"prompts.path.{t}": Path(rows(tmp_path / f"{t}.jsonl", *ids)) for t, ids in ((1, range(5)), (2, [4, 5]))}
-    found = collect("prompts", preflight.prompts(cfg, files, []))
+    found = collect("prompts", inputs.prompts(cfg, files, []))
     assert said(found, "prompts.path.2: 1 of 2") is WARNING and said(found, "prompts.path.1: 0 of 5") is OK
 
 
 @pytest.mark.parametrize(("free", "level"), [(300e9, ERROR), (340e9, WARNING), (900e9, OK)])
 def test_disk(tmp_path, monkeypatch, free, level):
     cfg = changed(run_dir=str(tmp_path / "not" / "yet"))
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: SimpleNamespace(free=free if path.is_dir() else 0))
+    monkeypatch.setattr(hardware.shutil, "disk_usage", lambda path: SimpleNamespace(free=free if path.is_dir() else 0))
     # three iterations and an export of 32 GB, two checkpoints of 96 GB, 4 GB of responses
-    assert said(preflight.disk(cfg, EIGHT), "324 GB of") is level
+    assert said(hardware.disk(cfg, EIGHT), "324 GB of") is level
 
 
 def test_finished_iterations_need_no_more_disk(tmp_path):
     cfg = changed(run_dir=str(tmp_path), dpo__lora__rank=8)
     for t in (1, 2):
         (tmp_path / f"iteration_00{t}" / "dpo").mkdir(parents=True)
-    assert said(preflight.disk(cfg, {"model.path": 1e3}), "1.31 GB of") in Level  # responses of one iteration
+    assert said(hardware.disk(cfg, {"model.path": 1e3}), "1.31 GB of") in Level  # responses of one iteration
     cfg.prompts.num_per_iteration = 0
-    assert said(preflight.disk(cfg, {"model.path": 1e9}), "8 GB of") in Level
+    assert said(hardware.disk(cfg, {"model.path": 1e9}), "8 GB of") in Level
 
 
 @pytest.mark.parametrize(
@@ -234,40 +236,40 @@ def test_finished_iterations_need_no_more_disk(tmp_path):
     ],
 )
 def test_memory(tmp_path, monkeypatch, values, gpus, stage, text, level):
-    monkeypatch.setattr(preflight, "check_capacity", lambda cfg: None)
-    monkeypatch.setattr(preflight, "memory", lambda devices: 80e9)
-    monkeypatch.setattr(preflight, "gpus", lambda compute: ["0"] * gpus)
+    monkeypatch.setattr(hardware, "check_capacity", lambda cfg: None)
+    monkeypatch.setattr(hardware, "memory", lambda devices: 80e9)
+    monkeypatch.setattr(hardware, "gpus", lambda compute: ["0"] * gpus)
     folders = {key: model(tmp_path / key, 8e9, "BF16") for key in EIGHT}
-    found = list(preflight.room(changed(**values), EIGHT, folders))
+    found = list(hardware.memory_of_stages(changed(**values), EIGHT, folders))
     assert said(found, f"memory for {stage}, without activations: {text}") is level
 
 
 def test_gpus_of_unknown_size_are_no_reason_to_stop(tmp_path, monkeypatch):
-    monkeypatch.setattr(preflight, "gpus", lambda compute: ["0"])
+    monkeypatch.setattr(hardware, "gpus", lambda compute: ["0"])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     monkeypatch.setenv("PATH", str(tmp_path))
-    found = list(preflight.room(Config(), {"model.path": 8e9}, {"model.path": tmp_path}))
+    found = list(hardware.memory_of_stages(Config(), {"model.path": 8e9}, {"model.path": tmp_path}))
     assert said(found, "1 GPUs") is WARNING and ERROR not in {each.level for each in found}
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho 81559\necho 40960\n")
     tool.chmod(0o755)
-    found = list(preflight.room(Config(), {"model.path": 8e9}, {"model.path": tmp_path}))
+    found = list(hardware.memory_of_stages(Config(), {"model.path": 8e9}, {"model.path": tmp_path}))
     assert said(found, "memory for dpo, without activations: 128 GB of 42.9 GB") is ERROR
 
 
 def test_a_machine_that_cannot_is_refused_in_the_words_of_check_capacity(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert said(collect("machine", preflight.room(Config(), {}, {})), "This machine cannot run it") is ERROR
+    assert said(collect("machine", hardware.memory_of_stages(Config(), {}, {})), "This machine cannot run it") is ERROR
 
 
 def test_versions(tmp_path, monkeypatch):
-    monkeypatch.setattr(preflight, "VERSIONS", ("pyarrow", "numpy", "no-such-package"))
-    monkeypatch.setattr(preflight, "_PYPROJECT", tmp_path / "pyproject.toml")
-    preflight._PYPROJECT.write_text('dependencies = [\n    "pyarrow>=9999",\n    "numpy>=1.2.3",\n]')
-    found = list(preflight.versions(changed(generate__engine=Engine.transformers)))
+    monkeypatch.setattr(hardware, "VERSIONS", ("pyarrow", "numpy", "no-such-package"))
+    monkeypatch.setattr(hardware, "_PYPROJECT", tmp_path / "pyproject.toml")
+    hardware._PYPROJECT.write_text('dependencies = [\n    "pyarrow>=9999",\n    "numpy>=1.2.3",\n]')
+    found = list(hardware.versions(changed(generate__engine=Engine.transformers)))
     assert [each.level for each in found] == [WARNING, OK, ERROR]
     assert said(found, "no-such-package is not installed") is ERROR
-    assert preflight._numbers("2.13.0+cpu") == [2, 13, 0] >= preflight._numbers("2.13")
+    assert hardware._numbers("2.13.0+cpu") == [2, 13, 0] >= hardware._numbers("2.13")
 
 
 def test_an_error_message_becomes_what_is_wrong_and_the_way_out():

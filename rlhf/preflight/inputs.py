@@ -1,0 +1,229 @@
+"""Whether what a run is given is there: models, data files, prompts, rules, a judge's server, runs to reuse.
+
+Checks that later ones build on put what they found into a dictionary or list that the caller hands them: they are
+generators of findings, and an error half-way must not lose what was found before it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlhf.config.limits import value_at
+from rlhf.config.schema import Config
+from rlhf.data.prompts import read_prompts
+from rlhf.data.records import Message, Prompt, what_became
+from rlhf.errors import UserError
+from rlhf.loop.judges import models_of
+from rlhf.loop.prompt_sets import PLACEHOLDER, too_few
+from rlhf.models.folder import num_parameters, saved_dtype
+from rlhf.preflight.capacity import approximate_size, has_weights
+from rlhf.preflight.findings import Finding, finding, refusal
+from rlhf.run import hub, sources
+
+# Of each file of prompts; a look must not take longer than a person waits for it.
+MAX_ROWS = 20_000
+MAX_SECONDS = 5.0
+NUM_RENDERED = 100
+"""About so many prompts of each file are rendered with the policy's chat template."""
+
+_HELD_OUT = "prompts.held_out_path"
+# Held-out prompts first: what they hold is left out of the training prompts, which are read after them.
+_FILES = (_HELD_OUT, "sft.data", "pair.data", "reward_model.data", "reward_model.on_policy.prompts")
+_RULES = ("reward_model.rule", "evaluate.gold", "reward_model.on_policy.rule")
+_MADE_HERE = "– made by this run"
+
+
+def models(cfg: Config, folders: dict[str, Path], sizes: dict[str, float]) -> Iterator[Finding]:
+    """Every model that is loaded.
+
+    Args:
+        cfg: a run's config.
+        folders: gets the folders of those from outside, by config key.
+        sizes: gets their parameters likewise, 0 where unknown.
+
+    Example:
+        folders: {"model.path": Path("/models/llama")}, sizes: {"model.path": 8.03e9}
+    """
+    for key, (path, revision) in models_of(cfg).items():
+        try:
+            text = _MADE_HERE
+            if not path.startswith("@"):
+                # Of a model on the Hub the small files alone: its weights are fetched when all else is well.
+                folder = sources.model_folder(path, revision, key, weights=False)
+                size, text = _size_and_text(folder, path)
+                folders[key] = folder
+                sizes[key] = size
+            yield finding(True, f"{key}={path}: {text}")
+        except UserError as error:
+            yield refusal(str(error))
+
+
+def _size_and_text(folder: Path, path: str) -> tuple[float, str]:
+    """Parameters of a model, 0 where unknown, and what to say of it."""
+    if not has_weights(folder):
+        return approximate_size(path) or 0, "on the Hub"
+    size = float(num_parameters(folder))
+    dtype = saved_dtype(folder)
+    return size, f"{size / 1e6:.4g} M parameters, {dtype}"
+
+
+def data(cfg: Config, files: dict[str, Path]) -> Iterator[Finding]:
+    """Every data file, rule, server and run to reuse.
+
+    Args:
+        cfg: a run's config.
+        files: gets the local files by config key, held-out prompts first.
+
+    Example:
+        files: {"prompts.held_out_path": Path("held_out.jsonl"), "prompts.path": Path("train.jsonl")}
+    """
+    for key, path in _named_data(cfg).items():
+        try:
+            text = _text_of_data(key, path, files)
+            yield finding(True, f"{key}={path}: {text}")
+        except UserError as error:
+            yield refusal(str(error))
+    if cfg.reward_model.url is not None:
+        yield _server(cfg.reward_model.url)
+    for path in cfg.reuse:
+        manifests = list(Path(path).expanduser().glob("**/artifact.json"))
+        text = f"reuse={path}: {len(manifests)} finished stages"
+        yield finding(len(manifests) > 0, text, "Nothing is taken from it.")
+
+
+def _named_data(cfg: Config) -> dict[str, str]:
+    """What the config names, by key; a file of prompts for each iteration has a key of its own."""
+    named = {}
+    for key in (*_FILES, *_RULES):
+        value = value_at(cfg, key)
+        if value is not None:
+            named[key] = str(value)
+    if PLACEHOLDER not in cfg.prompts.path:
+        named["prompts.path"] = cfg.prompts.path
+        return named
+    for t in range(1, cfg.num_iterations + 1):
+        named[f"prompts.path.{t}"] = cfg.prompts.path.replace(PLACEHOLDER, str(t))
+    return named
+
+
+def _text_of_data(key: str, path: str, files: dict[str, Path]) -> str:
+    """What to say of a data file or rule that is there; a UserError where it is not."""
+    if path.startswith("@"):
+        return _MADE_HERE
+    if key in _RULES:
+        # The module is found, not imported: its code has no business in the driver.
+        sources.function_source(path, key)
+        return "the module is there"
+    dataset = hub.parse_dataset(path)
+    # A path such as `data/train` reads like a data set; one that exists here is meant.
+    if dataset is None or Path(path).expanduser().exists():
+        file = sources.local_file(path, key)
+        files[key] = file
+        return f"{file.stat().st_size / 1e6:.3g} MB"
+    hub.fetch_dataset(dataset.repo, dataset.revision, key, rows=False)
+    return "on the Hub; its rows are looked at by the run's first stages"
+
+
+def _server(url: str) -> Finding:
+    import httpx
+
+    try:
+        status = httpx.get(url.rstrip("/") + "/health", timeout=5).status_code
+    except httpx.HTTPError as error:
+        fine = False
+        answer = f"no answer, {type(error).__name__}: {error}"
+    else:
+        # 404 is fine: not every server has /health.
+        fine = status < 500
+        answer = f"HTTP {status}"
+    # Never more than a warning: it may be started while the run samples.
+    way_out = "Start it before the first score stage, which asks for score.retry_seconds before it gives up."
+    return finding(fine, f"reward_model.url={url}: {answer}", way_out)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """The first prompts of a file, what became of the rows that were read, and whether there are more rows."""
+
+    prompts: list[Prompt]
+    counts: Counter[str]
+    is_part: bool
+
+
+def _first_prompts(file: Path) -> _Reading:
+    counts = Counter[str]()
+    begun = time.monotonic()
+    first: list[Prompt] = []
+    for prompt in read_prompts(file, counts):
+        first.append(prompt)
+        seconds = time.monotonic() - begun
+        if counts["rows"] > MAX_ROWS or seconds > MAX_SECONDS:
+            return _Reading(first, counts, is_part=True)
+    return _Reading(first, counts, is_part=False)
+
+
+def prompts(cfg: Config, files: dict[str, Path], sample: list[list[Message]]) -> Iterator[Finding]:
+    """Whether the prompts are enough, and apart from the held-out ones and each other.
+
+    Args:
+        cfg: a run's config.
+        files: what `data` found, held-out prompts first.
+        sample: gets some of the prompts.
+
+    Raises:
+        DataError: a file holds no prompt.
+
+    Example:
+        sample: [[{"role": "user", "content": "Hi"}], …]
+    """
+    known_ids: set[str] = set()
+    # Without a file of their own, held-out prompts are cut off the first training set.
+    num_cut = cfg.prompts.num_held_out if cfg.prompts.held_out_path is None else 0
+    for key, file in files.items():
+        if not key.startswith("prompts."):
+            continue
+        reading = _first_prompts(file)
+        yield _how_many(key, reading)
+        ids = {prompt.id for prompt in reading.prompts}
+        if key != _HELD_OUT:
+            sample.extend(_some_messages(reading.prompts))
+            num_known = len(ids & known_ids)
+            text = f"{key}: {num_known} of {len(ids)} prompts are held out or in an earlier iteration's set"
+            yield finding(not num_known, text, "They are left out of this one.")
+            problem = _too_few(cfg, key, reading, len(ids - known_ids) - num_cut)
+            if problem is not None:
+                yield refusal(problem)
+            num_cut = 0
+        known_ids |= ids
+
+
+def _how_many(key: str, reading: _Reading) -> Finding:
+    num_prompts = len(reading.prompts)
+    rows = what_became(reading.counts)
+    if reading.is_part:
+        rows = f"the first {rows}"
+    # A fifth is more than duplicates and an odd row account for: the file may be of another shape.
+    fine = num_prompts > 0.8 * reading.counts["rows"]
+    return finding(fine, f"{key}: {num_prompts} prompts in {rows}", "Many rows are dropped; look at the file.")
+
+
+def _some_messages(first: list[Prompt]) -> list[list[Message]]:
+    """About `NUM_RENDERED` prompts from all over the file: its parts may come from different sources."""
+    step = max(1, len(first) // NUM_RENDERED)
+    some = first[::step]
+    return [list(prompt.messages) for prompt in some]
+
+
+def _too_few(cfg: Config, key: str, reading: _Reading, num_left: int) -> str | None:
+    """What to say where too few prompts are left to train on; None where they are enough, or more may follow."""
+    if reading.is_part:
+        return None
+    if num_left <= 0:
+        return f"{key}: no prompt is left to train on. Name another file, or hold out fewer."
+    if key == "prompts.path":
+        return too_few(cfg, num_left, dict(reading.counts))
+    return None
