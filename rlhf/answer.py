@@ -1,6 +1,9 @@
-"""Answer a benchmark's questions: `python -m rlhf.answer run_dir=RUN benchmark=alpaca_eval input=… output=….json`.
+"""Answer a benchmark's questions.
 
-One greedy answer to each question, in the benchmark's own format (`rlhf.data.benchmarks`, docs/evaluation.md).
+`python -m rlhf.answer run_dir=RUN benchmark=alpaca_eval input=… output=….json`
+
+One greedy answer to each question, in the benchmark's own format (`rlhf.data.benchmarks`,
+docs/evaluation.md).
 """
 
 from __future__ import annotations
@@ -52,8 +55,8 @@ def choose_model(tool: AnswerTool) -> str:
     has_model = bool(tool.model.path)
     if has_run == has_model:
         raise ConfigError(
-            f"run_dir={tool.run_dir} and model.path={tool.model.path or None}: give one of the two, a run folder whose "
-            "best policy answers, or a model."
+            f"run_dir={tool.run_dir} and model.path={tool.model.path or None}: give one of the two, a run "
+            "folder whose best policy answers, or a model."
         )
     if tool.run_dir is None:
         owner_and_name = name_of(tool.model.path)
@@ -62,8 +65,8 @@ def choose_model(tool: AnswerTool) -> str:
     best = run / "best"
     if not best.exists():
         raise ConfigError(
-            f"run_dir={run}: no best policy there. Finish the run (python -m rlhf.iterate run_dir={run}), or name a "
-            "model folder in model.path."
+            f"run_dir={run}: no best policy there. Finish the run (python -m rlhf.iterate run_dir={run}), "
+            "or name a model folder in model.path."
         )
     # Resolved, so that the answers stay those of one model when the run goes on and finds a better one.
     tool.model.path = str(best.resolve())
@@ -87,8 +90,8 @@ def lines(artifacts: Sequence[Artifact], benchmark: Benchmark, name: str) -> Ite
         if answered is None or answered["id"] != question["id"]:
             raise DataError(
                 f"No answer to {question['messages'][0]['content']!r:.80}: it is longer than "
-                "generate.max_prompt_tokens, or than what the model's context leaves beside generate.max_new_tokens. "
-                "Raise the one, or lower the other."
+                "generate.max_prompt_tokens, or than what the model's context leaves beside "
+                "generate.max_new_tokens. Raise the one, or lower the other."
             )
         candidate = answered["candidates"][0]
         original = json.loads(question["extra"])

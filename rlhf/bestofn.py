@@ -1,7 +1,10 @@
-"""Is a judge good enough to pick pairs? `python -m rlhf.bestofn reward_model.path=… input=….jsonl output=….json`.
+"""Is a judge good enough to pick pairs?
 
-Each line of the input holds `prompt`, `responses`, and `qualities`: what each response is really worth, by people or a
-much stronger judge. Without `reward_model.path` the line's own `rewards` (of `python -m rlhf.score`) are judged.
+`python -m rlhf.bestofn reward_model.path=… input=….jsonl output=….json`
+
+Each line of the input holds `prompt`, `responses`, and `qualities`: what each response is really worth, by
+people or a much stronger judge. Without `reward_model.path` the line's own `rewards` are judged, those of
+`python -m rlhf.score`.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from rlhf.run.plan import Run
 def bestofn(tool: BestOfNTool) -> None:
     """From responses of known quality to what the judge's choices are worth."""
 
-    # Without a judge nothing is scored: the rows are looked at, and the arithmetic is done on what they bring.
+    # Without a judge nothing is scored: the arithmetic is done on the rewards that the rows bring.
     def make(run: Run) -> list[Artifact]:
         responses = read_input(run, tool.input, "qualities")
         judge = tool.reward_model
@@ -43,7 +46,7 @@ def bestofn(tool: BestOfNTool) -> None:
 
 
 def result(artifacts: Sequence[Artifact]) -> Iterator[dict[str, Any]]:
-    """The one object that is written; responses without a finite score and quality are left out and counted."""
+    """The one object that is written; responses without a finite score and quality are only counted."""
     # In memory, since intervals and correlations need all of them: three numbers for each response.
     prompts = []
     left_out = 0
@@ -63,7 +66,7 @@ def _judged_rows(artifacts: Sequence[Artifact]) -> Iterator[tuple[dict[str, Any]
     """Each row of candidates with the judge's scores and the known qualities of its responses.
 
     Args:
-        artifacts: what was read, and where a judge was named its scores; without, the row's own rewards count.
+        artifacts: what was read, and a named judge's scores; without them the row's own rewards count.
     """
     responses, *judge_scores = artifacts
     rows = read_all_rows(responses.path / "candidates")

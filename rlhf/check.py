@@ -1,6 +1,7 @@
 """Look at a run before it begins: `python -m rlhf.check experiment=… key=value … [json=true]`.
 
-Takes what `python -m rlhf.iterate` takes, loads no model and leaves run folders alone. Exit code 2: it cannot run.
+Takes what `python -m rlhf.iterate` takes, loads no model and leaves run folders alone. Exit code 2: it
+cannot run.
 """
 
 from __future__ import annotations

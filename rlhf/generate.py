@@ -1,7 +1,7 @@
 """Sample responses to the prompts of a file: `python -m rlhf.generate model.path=… input=… output=….jsonl`.
 
-Writes a line per distinct prompt: `prompt` (messages), `responses`, and beside them `finish_reasons`, `temperatures`
-and `seeds`.
+Writes a line per distinct prompt: `prompt` (messages), `responses`, and beside them `finish_reasons`,
+`temperatures` and `seeds`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def lines(artifacts: Sequence[Artifact]) -> Iterator[dict[str, Any]]:
 
     Example:
         {"prompt": [{"role": "user", "content": "Hi"}], "responses": ["Hello!"], "finish_reasons": ["stop"],
-        "temperatures": [1.0], "seeds": [7]}
+         "temperatures": [1.0], "seeds": [7]}
     """
     _, candidates = artifacts
     return map(candidates_line, read_all_rows(candidates.path))

@@ -1,7 +1,7 @@
-"""Make preference pairs of the scored responses of a file: `python -m rlhf.pair input=….jsonl output=….jsonl`.
+"""Make preference pairs of a file's scored responses: `python -m rlhf.pair input=….jsonl output=….jsonl`.
 
-Writes a line per pair in TRL's conversational preference format (`prompt`, `chosen` and `rejected` as messages), with
-scores, ranks, lengths and the margin beside them.
+Writes a line per pair in TRL's conversational preference format (`prompt`, `chosen` and `rejected` as
+messages), with scores, ranks, lengths and the margin beside them.
 """
 
 from __future__ import annotations
@@ -37,8 +37,10 @@ def lines(artifacts: Sequence[Artifact]) -> Iterator[dict[str, Any]]:
     """The output's rows.
 
     Example:
-        {"prompt": [{"role": "user", "content": "Hi"}], "chosen": [{"role": "assistant", "content": "Hello!"}],
-        "rejected": [{"role": "assistant", "content": "Yo."}], "margin": 1.8, "chosen_score": 1.5, …}
+        {"prompt": [{"role": "user", "content": "Hi"}],
+         "chosen": [{"role": "assistant", "content": "Hello!"}],
+         "rejected": [{"role": "assistant", "content": "Yo."}],
+         "margin": 1.8, "chosen_score": 1.5, "rejected_score": -0.3, …}
     """
     _, pairs = artifacts
     return map(pair_line, read_all_rows(pairs.path))

@@ -1,7 +1,7 @@
 """Score the responses of a file: `python -m rlhf.score reward_model.path=… input=….jsonl output=….jsonl`.
 
-Writes each usable line again with `rewards`, the judge's raw scores in the order of `responses`; null where one is
-not finite. Other keys are carried along.
+Writes each usable line again with `rewards`, the judge's raw scores in the order of `responses`; null where
+one is not finite. Other keys are carried along.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def lines(artifacts: Sequence[Artifact]) -> Iterator[dict[str, Any]]:
     """The output's rows.
 
     Example:
-        {"prompt": [{"role": "user", "content": "Hi"}], "responses": ["Hello!", "Yo."], "rewards": [1.5, -0.3]}
+        {"prompt": [{"role": "user", "content": "Hi"}], "responses": ["Hello!", "Yo."],
+         "rewards": [1.5, -0.3]}
     """
     responses, scores = artifacts
     rows = read_all_rows(responses.path / "candidates")

@@ -16,24 +16,24 @@ from rlhf.iterate import execute
 from rlhf.run.stage_table import STAGES
 
 _USAGE = (
-    "usage: python -m rlhf.stage {stage} run_dir=RUN [iteration=T] [artifact=FOLDER/{stage}] [key=value …]\n"
-    "Runs one stage of a run folder whose earlier stages are finished, with the run's own config (RUN/config.yaml) and "
-    "the given changes. iteration=T names RUN/iteration_00T/{stage}; artifact= names any other folder of the run, such "
-    "as iteration_002/held_out/{stage}."
+    "usage: python -m rlhf.stage {stage} run_dir=RUN [iteration=T] [artifact=FOLDER/{stage}] "
+    "[key=value …]\n"
+    "Runs one stage of a run folder whose earlier stages are finished, with the run's own config "
+    "(RUN/config.yaml) and the given changes. iteration=T names RUN/iteration_00T/{stage}; artifact= "
+    "names any other folder of the run, such as iteration_002/held_out/{stage}."
 )
 
 
 def main(arguments: list[str]) -> NoReturn:
-    """Run one stage from the command line; the first argument names it."""
+    """Run one stage from the command line; the argument without a = names it."""
     guarded(partial(_run, arguments))
 
 
 def _run(arguments: list[str]) -> None:
-    stage = "STAGE"
-    if arguments and "=" not in arguments[0]:
-        stage = arguments[0]
+    names = [argument for argument in arguments if "=" not in argument and not argument.startswith("-")]
+    stage = names[0] if names else "STAGE"
     usage = _USAGE.format(stage=stage)
-    settings = arguments[1:]
+    settings = [argument for argument in arguments if argument != stage]
     if not settings or "-h" in arguments or "--help" in arguments:
         print(usage)
         return

@@ -1,7 +1,8 @@
 """Stages of the loop on plain files: from a file to a file, by way of a work folder beside the output.
 
-The work folder is a run folder like any other: finished shards are kept, the same command goes on, and what was begun
-with other settings is refused. The output appears whole or not at all; then the work folder is removed.
+The work folder is a run folder like any other: finished shards are kept, the same command goes on, and what
+was begun with other settings is refused. The output appears whole or not at all; then the work folder is
+removed.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def write_file(tool: FileTool, make: Make, rows: Rows, form: Form = Form.lines) 
 
 
 def _planned(cfg: Config, work: Path, make: Make) -> Run:
-    """What is finished in the work folder and what is to do; RunChanged for work of other settings or input."""
+    """What is finished in the work folder and what is to do; RunChanged for other settings or input."""
     plan = Run(work, cfg, planning=True, elsewhere=_ELSEWHERE)
     make(plan)
     plan.refuse_changes()
@@ -143,7 +144,6 @@ def check_output(output: Path, suffix: str, work: Path | None = None) -> None:
         # A command that was killed between the rename and the end of its work.
         left = f" but rm -r {work}"
     raise UserError(
-        f"output={output}: exists already, and nothing is written over it. If this very command made it, there is "
-        f"nothing left to do{left}. Ways out: name another output, or "
-        f"remove it first: rm {output}"
+        f"output={output}: exists already, and nothing is written over it. If this very command made it, "
+        f"there is nothing left to do{left}. Ways out: name another output, or remove it first: rm {output}"
     )

@@ -22,7 +22,12 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from rlhf.command.sweep import is_sweep, job_name, join_sweep, no_traces, swept_keys
@@ -30,7 +35,11 @@ from rlhf.config.limits import check_config
 from rlhf.config.schema import Config
 from rlhf.errors import ConfigError, RlhfError, Stopped, UserError, printable, writing
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+_PACKAGE = Path(__file__).resolve().parents[1]
+CONFIGS = _PACKAGE.parent / "configs"
+if not (CONFIGS / "iterate.yaml").is_file():
+    # Installed from the wheel, which has no top level of the project: there they travel inside the package.
+    CONFIGS = _PACKAGE / "configs"
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -62,8 +71,8 @@ def to_config(composed: DictConfig, schema: type[Any] = Config) -> Any:
 class _CommandLine:
     """A tool that is being run, and what became of it.
 
-    `swept` are the keys that take several values, none without a sweep. `errors` holds what each job raised, by the
-    job's name, in order; without a sweep the one job has no name.
+    `swept` are the keys that take several values, none without a sweep. `errors` holds what each job
+    raised, by the job's name, in order; without a sweep the one job has no name.
     """
 
     command: Callable[[Any], None]
@@ -73,7 +82,11 @@ class _CommandLine:
     errors: dict[str, BaseException] = field(default_factory=dict)
 
 
-def main(command: Callable[[Any], None], config_name: str = "iterate", schema: type[Any] = Config) -> NoReturn:
+def main(
+    command: Callable[[Any], None],
+    config_name: str = "iterate",
+    schema: type[Any] = Config,
+) -> NoReturn:
     """Run a command line tool, whose root config is of the given schema, to its exit code."""
     ConfigStore.instance().store(name="schema", node=schema)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through, and we choose the exit code
@@ -87,7 +100,7 @@ def _run_all_jobs(line: _CommandLine) -> None:
         # A sweep in which nothing takes several values has one job, named by its run folder.
         line.swept = swept_keys(sys.argv[1:]) or {"run_dir"}
 
-    # No partial object in its place: Hydra names the application after the module that the function is defined in.
+    # No partial object: Hydra names the application after the module that the function is defined in.
     def run_job(composed: DictConfig) -> None:
         _run_job(line, composed)
 

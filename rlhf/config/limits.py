@@ -88,8 +88,8 @@ def _ranges(cfg: Config) -> Iterator[str]:
     opponents = score.opponents
     if opponents is not None and (not pairwise or opponents < 2):
         yield (
-            f"score.opponents={opponents}: must be 2 or more, and only with reward_model.kind=pairwise; null is all "
-            "others."
+            f"score.opponents={opponents}: must be 2 or more, and only with reward_model.kind=pairwise; "
+            "null is all others."
         )
 
 
@@ -110,8 +110,8 @@ def _sampling(cfg: Config) -> Iterator[str]:
     n_of_each = n // num_temperatures
     if n % num_temperatures:
         yield (
-            f"generate.n={n}: cannot be shared out evenly over {num_temperatures} temperatures {temperatures}. Use a "
-            f"multiple of {num_temperatures}, or other temperatures."
+            f"generate.n={n}: cannot be shared out evenly over {num_temperatures} temperatures "
+            f"{temperatures}. Use a multiple of {num_temperatures}, or other temperatures."
         )
     elif 0 in temperatures and n_of_each > 1:
         yield (
@@ -121,7 +121,7 @@ def _sampling(cfg: Config) -> Iterator[str]:
 
 
 def _pairs(cfg: Config) -> Iterator[str]:
-    """What keeps sampled responses from becoming pairs; of no concern to `rlhf.generate`, which makes none."""
+    """What keeps sampled responses from becoming pairs; no concern of `rlhf.generate`, which makes none."""
     n = cfg.generate.n
     if n < 2:
         yield f"generate.n={n}: a pair needs two responses. Use 2 or more."
@@ -130,8 +130,9 @@ def _pairs(cfg: Config) -> Iterator[str]:
         yield f"pair.num_candidates={num_candidates}: must be at most generate.n={n}; null uses all."
     if cfg.pair.data is not None and cfg.num_iterations != 1:
         yield (
-            f"pair.data={cfg.pair.data} with num_iterations={cfg.num_iterations}: given pairs make one iteration, as "
-            "each would train on the same ones. Set num_iterations=1 (and dpo.num_epochs for more passes)."
+            f"pair.data={cfg.pair.data} with num_iterations={cfg.num_iterations}: given pairs make one "
+            "iteration, as each would train on the same ones. Set num_iterations=1 (and dpo.num_epochs "
+            "for more passes)."
         )
 
 
@@ -151,8 +152,9 @@ def _judge(cfg: Config) -> Iterator[str]:
     judge = cfg.reward_model
     if judge.url is not None and "@" in judge.url:
         yield (
-            "reward_model.url=https://***@…: holds a user or a password, which would stand in the run's files. Take it "
-            "out, and put a key in the environment variable RLHF_JUDGE_API_KEY (sent as a bearer token)."
+            "reward_model.url=https://***@…: holds a user or a password, which would stand in the run's "
+            "files. Take it out, and put a key in the environment variable RLHF_JUDGE_API_KEY (sent as a "
+            "bearer token)."
         )
         # No other message about it: they show the URL.
         return
@@ -163,8 +165,8 @@ def _judge(cfg: Config) -> Iterator[str]:
             sources.append(f"reward_model.{key}={value}")
     if len(sources) > 1:
         yield (
-            f"{', '.join(sources)}: only one of them. A rule is a Python function, a url is where a ready model is "
-            "served, data trains one here; leave out the others."
+            f"{', '.join(sources)}: only one of them. A rule is a Python function, a url is where a ready "
+            "model is served, data trains one here; leave out the others."
         )
     # Paths such as /classify are put behind it, so it has no query and no fragment.
     if judge.url is not None and not re.fullmatch(r"https?://[^/\s?#]+(/[^\s?#]*)?", judge.url):
@@ -198,8 +200,8 @@ def _judges(cfg: Config) -> Iterator[str]:
             yield f"{key}.weight={weight}: must be a number other than 0. What only evaluates is in evaluate.judges."
     if others and cfg.reward_model.kind is JudgeKind.pairwise:
         yield (
-            "reward_model.others: do not go with reward_model.kind=pairwise, whose scores depend on the other "
-            "responses. Set reward_model.kind=scalar, or let them evaluate only, as evaluate.judges."
+            "reward_model.others: do not go with reward_model.kind=pairwise, whose scores depend on the "
+            "other responses. Set reward_model.kind=scalar, or let them evaluate only, as evaluate.judges."
         )
 
 
@@ -212,13 +214,13 @@ def _dpo(cfg: Config) -> Iterator[str]:
     # These two are not likelihoods of a label, so there is none to smooth.
     if loss in (Loss.ipo, Loss.hinge) and smoothing:
         yield (
-            f"dpo.label_smoothing={smoothing}: has no meaning for dpo.loss={loss.value}. Set it to 0, or use dpo.loss="
-            "sigmoid, robust or exo_pair."
+            f"dpo.label_smoothing={smoothing}: has no meaning for dpo.loss={loss.value}. Set it to 0, or "
+            "use dpo.loss=sigmoid, robust or exo_pair."
         )
     if loss is Loss.exo_pair and smoothing == 0:
         yield (
-            "dpo.label_smoothing=0: dpo.loss=exo_pair needs it above 0, since it takes its logarithm. Set it to 0.001 "
-            "(the paper's), or use another loss."
+            "dpo.label_smoothing=0: dpo.loss=exo_pair needs it above 0, since it takes its logarithm. Set "
+            "it to 0.001 (the paper's), or use another loss."
         )
     modules = cfg.dpo.lora.target_modules
     # PEFT knows the word only by itself; in a list of others it looks for a layer of that name.

@@ -1,4 +1,4 @@
-"""The schemas of the tools that work on plain files: sections of `rlhf.config.schema`, an input and an output."""
+"""The schemas of the tools on plain files: sections of `rlhf.config.schema`, an input and an output."""
 
 from __future__ import annotations
 
@@ -75,7 +75,8 @@ class PairTool(FileTool):
 
     pair: PairConfig = field(default_factory=PairConfig)
     """Preference pairs."""
-    compute: ComputeConfig = field(default_factory=lambda: ComputeConfig(preload=False))  # no engine to wait for
+    # Without preloading: there is no engine to wait for.
+    compute: ComputeConfig = field(default_factory=lambda: ComputeConfig(preload=False))
     """Machines."""
 
 
@@ -93,7 +94,8 @@ class RewardBenchTool(FileTool):
     version: Version = Version.v1
     """1 compares two responses; 2 looks for the best of four, and has prompts with several right answers."""
     input: str = ""  # not MISSING, as of the other tools: the benchmark has data of its own
-    """Data set or file with `prompt`, `chosen`, `rejected`, `subset`, in version 1 any known shape; empty: its own."""
+    """Data set or file with `prompt`, `chosen`, `rejected`, `subset`, in version 1 any known shape; empty:
+    its own."""
     subsets: Optional[str] = None
     """JSON file of accuracies in percent per subset: version 1's arithmetic alone, without a judge."""
     reward_model: JudgeConfig = field(default_factory=JudgeConfig)
@@ -132,7 +134,12 @@ class AnswerTool(FileTool):
     model: ModelConfig = field(default_factory=lambda: ModelConfig(path=""))
     """The model that answers."""
     generate: GenerateConfig = field(
-        default_factory=lambda: GenerateConfig(engine=Engine.auto, n=1, temperatures=[0.0], max_prompt_tokens=6000)
+        default_factory=lambda: GenerateConfig(
+            engine=Engine.auto,
+            n=1,
+            temperatures=[0.0],
+            max_prompt_tokens=6000,
+        )
     )
     """Sampling: greedy, up to 2048 tokens."""
 

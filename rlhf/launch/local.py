@@ -22,7 +22,7 @@ from rlhf.run.job import Job, Kind, Outcome
 GRACE_SECONDS = 3.0
 """Between asking a worker to end and ending it."""
 QUIET_SECONDS = 600.0  # of a worker, until a line says so; then twice as long, and so on
-# As /proc names them: a stopped or disk-bound worker is no hang of ours, and a computing one may only be slow.
+# As /proc names them: a stopped worker is no hang of ours, and a computing one may only be slow.
 _STATES = {"T": "stopped by a signal", "D": "waiting for a disk", "R": "computing", "S": "waiting"}
 _KEPT = "Finished shards and checkpoints are kept: the same command goes on from there."
 
@@ -31,8 +31,8 @@ _KEPT = "Finished shards and checkpoints are kept: the same command goes on from
 class _WorkerProcess:
     """A stage process as the driver sees it.
 
-    `heard_at` is the time of its last message and `last_report` what that said; `patience` is how many seconds of
-    silence may pass until the next line about it.
+    `heard_at` is the time of its last message and `last_report` what that said; `patience` is how many
+    seconds of silence may pass until the next line about it.
     """
 
     process: BaseProcess
@@ -52,7 +52,7 @@ class _WorkerProcess:
         stat = Path(f"/proc/{pid}/stat")
         state = "gone"
         if stat.exists():
-            # The command's name in parentheses comes before the state, and may hold blanks and parentheses itself.
+            # The command's name comes before the state in parentheses, and may hold some itself.
             _, fields = stat.read_text().rsplit(")", 1)
             state = fields.split()[0]
         state = _STATES.get(state, state)
@@ -116,7 +116,13 @@ class LocalLauncher:
         assert outcome is not None, "rank 0 ended well and said nothing"
         return outcome
 
-    def _start(self, job: Job[Any], rank: int, world_size: int, environment: dict[str, str]) -> _WorkerProcess:
+    def _start(
+        self,
+        job: Job[Any],
+        rank: int,
+        world_size: int,
+        environment: dict[str, str],
+    ) -> _WorkerProcess:
         stage = job.name.replace("/", ".")
         log = str(self.run_folder / "logs" / f"{stage}.rank{rank}.log")
         assignment = inside.Assignment(
@@ -186,7 +192,7 @@ class LocalLauncher:
             raise _death(job, worker)
 
     def _watch(self, job: Job[Any], working: list[_WorkerProcess]) -> None:
-        """Say who has been silent for long, and again after twice as long; fail after `compute.hang_seconds`."""
+        """Say who is silent for long, and again after twice as long; fail after `compute.hang_seconds`."""
         limit = float(job.compute.hang_seconds)
         hangs = limit > 0 and any(worker.silence() >= limit for worker in working)
         is_quiet = any(worker.silence() >= worker.patience for worker in working)
@@ -196,8 +202,10 @@ class LocalLauncher:
         waited_for = "\n".join(f"  {worker.whereabouts()}" for worker in working)
         if hangs:
             raise WorkerFailed(
-                f"{job.name} hangs:\n{waited_for}\nIt was stopped after compute.hang_seconds={limit:g}. {_KEPT} If the "
-                "work is only slow, raise compute.hang_seconds (0 waits for ever)."
+                f"{job.name} hangs:\n"
+                f"{waited_for}\n"
+                f"It was stopped after compute.hang_seconds={limit:g}. {_KEPT} If the work is only slow, "
+                "raise compute.hang_seconds (0 waits for ever)."
             )
         self.say(f"  ? {job.name} waits for\n{waited_for}")
         for worker in working:

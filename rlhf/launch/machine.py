@@ -25,7 +25,7 @@ _PATIENT_AND_QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # the usual check begins to use the GPU, and no fork may follow that
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # the usual check uses the GPU, and no fork may follow that
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait cost 8 times the time on a busy machine
 }
@@ -90,7 +90,7 @@ def num_cores() -> int:
 
 
 def memory(devices: list[str]) -> float | None:
-    """Bytes of the smallest GPU, or without GPUs of RAM that this process may use; None where nothing tells."""
+    """Bytes of the smallest GPU, or without GPUs of RAM that this process may use; None if nothing tells."""
     with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
         if devices:
             return _memory_of_smallest_gpu()
@@ -115,7 +115,12 @@ def _usable_ram() -> float:
     return min(installed, float(text))
 
 
-def environments(kind: Kind, compute: ComputeConfig, tensor_parallel: int, num_shards: int) -> list[dict[str, str]]:
+def environments(
+    kind: Kind,
+    compute: ComputeConfig,
+    tensor_parallel: int,
+    num_shards: int,
+) -> list[dict[str, str]]:
     """One environment per worker: its GPUs, its threads, its place in the process group.
 
     Raises:
@@ -158,15 +163,21 @@ def _process_group(base: dict[str, str], world_size: int, devices: list[str]) ->
     return [{**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
 
 
-def _num_workers(kind: Kind, compute: ComputeConfig, devices: list[str], tensor_parallel: int, num_shards: int) -> int:
+def _num_workers(
+    kind: Kind,
+    compute: ComputeConfig,
+    devices: list[str],
+    tensor_parallel: int,
+    num_shards: int,
+) -> int:
     if kind is Kind.single:
         return 1
     if kind is Kind.training:
         return int(compute.num_training_ranks or len(devices) or 1)
     if devices and len(devices) < tensor_parallel:
         raise ConfigError(
-            f"tensor_parallel_size={tensor_parallel}, but the run has {len(devices)} GPUs. Lower it, or raise "
-            "compute.num_gpus."
+            f"tensor_parallel_size={tensor_parallel}, but the run has {len(devices)} GPUs. Lower it, or "
+            "raise compute.num_gpus."
         )
     wanted = compute.num_inference_workers
     if not wanted:

@@ -1,7 +1,8 @@
 """Imported once by the process that workers are forked from, so that each starts in a moment.
 
-Nothing here may touch a GPU or start a thread that a fork would lose (`tests/integration/launch/test_preload.py`). What
-cannot be imported is left for the stage that needs it to complain about.
+Nothing here may touch a GPU or start a thread that a fork would lose
+(`tests/integration/launch/test_preload.py`). What cannot be imported is left for the stage that needs it to
+complain about.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ MODULES = (
 
 log = os.environ.get("RLHF_PRELOAD_LOG")
 if log:  # what libraries print when imported is no part of the run's output
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: do not finish the imports of a driver that is dead
-    # Imported only now: the line before it must come at once.
+    # PR_SET_PDEATHSIG, and at once: do not finish the imports of a driver that is dead.
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     from rlhf.launch.worker import redirect_output
 
     redirect_output(log)
@@ -59,7 +60,7 @@ for name in MODULES:
     with contextlib.suppress(Exception):
         importlib.import_module(name)
 
-# Some hundred thousand objects that live for ever: kept out of every worker's collections, they also stay shared.
+# Some hundred thousand objects that live for ever: out of every worker's collections, they stay shared.
 gc.collect()
 gc.freeze()
 gc.enable()

@@ -60,7 +60,8 @@ class PipeWorker:
 
 def main(job: Job[Any], assignment: Assignment, pipe: Connection) -> None:
     """Run one worker of a stage attempt; everything it reports goes through the pipe."""
-    os.setsid()  # a process group of its own: it can be ended whole, and the terminal's Ctrl-C reaches the driver only
+    # A process group of its own: it can be ended whole, and the terminal's Ctrl-C reaches the driver only.
+    os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     redirect_output(assignment.log)
@@ -82,7 +83,7 @@ def main(job: Job[Any], assignment: Assignment, pipe: Connection) -> None:
         with contextlib.suppress(OSError):  # the disk may be full
             print(text, file=sys.stderr)
             _flush()
-        # As text: an exception of some library may not be one that can be sent, or not be known to the driver.
+        # As text: an exception of some library may be one that cannot be sent, or that the driver lacks.
         name = type(error).__name__
         kind = name if isinstance(error, RlhfError) else ""
         body = (kind, str(error) or name, text)

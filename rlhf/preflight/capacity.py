@@ -19,12 +19,12 @@ _SIZE = re.compile(r"(?<![\w.])(?:\d+x)?(\d+(?:\.\d+)?)b(?![a-z0-9])", re.IGNORE
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether a model folder holds weights; of a model on the Hub the preflight fetches only the small files."""
+    """Whether a model folder holds weights; from the Hub the preflight fetches only the small files."""
     return any(folder.glob("*.safetensors"))
 
 
 def approximate_size(path: str) -> float | None:
-    """Parameters of a model: counted in a local folder, else as the name says (`…-8B-…`); None when it does not."""
+    """Parameters of a model: counted in a local folder, else as its name says (`…-8B-…`), else None."""
     folder = Path(path).expanduser()
     if has_weights(folder):
         return float(num_parameters(folder))
@@ -52,10 +52,12 @@ def check_capacity(cfg: Config) -> None:
             large.append(f"{key}={path} (about {size / 1e9:.3g} billion parameters)")
     if large:
         raise ConfigError(
-            f"This machine cannot run it: no NVIDIA GPU is visible, and {' and '.join(large)} would take weeks on "
-            f"{num_cores()} CPU cores.\nWays out:\n"
+            f"This machine cannot run it: no NVIDIA GPU is visible, and {' and '.join(large)} would take "
+            f"weeks on {num_cores()} CPU cores.\n"
+            "Ways out:\n"
             "  see the whole loop work here in minutes: python -m rlhf.iterate experiment=quickstart\n"
-            "  run the same command where nvidia-smi lists GPUs (and CUDA_VISIBLE_DEVICES does not hide them)\n"
+            "  run the same command where nvidia-smi lists GPUs (and CUDA_VISIBLE_DEVICES does not hide "
+            "them)\n"
             "  choose models of at most 2 billion parameters: model.path=… reward_model.path=…\n"
             "  do it on the CPU all the same: compute.device=cpu"
         )

@@ -1,7 +1,7 @@
 """Whether this machine has the room for a run, on disk and in memory, and the packages.
 
-Everything here is an estimate from headers and settings, in bytes: activations, caches and fragments come on top, so
-a need that nearly fills what there is gets a warning.
+Everything here is an estimate from headers and settings, in bytes: activations, caches and fragments come
+on top, so a need that nearly fills what there is gets a warning.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class _Need:
 
 
 def memory_of_stages(cfg: Config, sizes: dict[str, float], folders: dict[str, Path]) -> Iterator[Finding]:
-    """Weights, gradients and Adam's state of each stage against the memory of one GPU, or of the machine without one.
+    """Weights, gradients and Adam's state of each stage against the memory of one GPU (or of the machine).
 
     Raises:
         ConfigError: the models are far too large for this machine.
@@ -92,7 +92,8 @@ def memory_of_stages(cfg: Config, sizes: dict[str, float], folders: dict[str, Pa
     devices = gpus(cfg.compute)
     ranks = num_training_ranks(cfg)
     available = memory(devices)
-    yield finding(available is not None, f"{len(devices)} GPUs", "Without nvidia-smi their memory is unknown.")
+    text = f"{len(devices)} GPUs"
+    yield finding(available is not None, text, "Without nvidia-smi their memory is unknown.")
     # Memory of unknown size is no reason to stop: everything fits in it.
     available = available or math.inf
     weights = _bytes_of_weights(cfg, sizes, folders)
@@ -155,7 +156,7 @@ def _needs(cfg: Config, weights: dict[str, float], parameters: float, ranks: int
 
 
 def _bytes_of_weights(cfg: Config, sizes: dict[str, float], folders: dict[str, Path]) -> dict[str, float]:
-    """Of policy and training judge in the dtype they are loaded in, by config key, where their sizes are known."""
+    """Of policy and training judge in the dtype they are loaded in, by config key, where sizes are known."""
     dtypes = {"model.path": cfg.model.dtype.value, "reward_model.path": cfg.reward_model.dtype.value}
     weights = {}
     for key, dtype in dtypes.items():
@@ -185,7 +186,7 @@ def _bytes_of_training(cfg: Config, policy: float, parameters: float, ranks: int
 
 
 def _fits(what: str, needed: float, available: float, tight: float, way_out: str) -> Finding:
-    """Whether `needed` bytes are at most the share `tight` of what is available; more than all of it is an error."""
+    """Whether `needed` bytes are at most the share `tight` of what is there; more than all is an error."""
     text = f"{what}: {_gigabytes(needed)} of {_gigabytes(available)}"
     level = Level.error if needed > available else Level.warning
     fine = needed <= tight * available
@@ -197,7 +198,7 @@ def _gigabytes(num_bytes: float) -> str:
 
 
 def versions(cfg: Config) -> Iterator[Finding]:
-    """Packages that the chosen engines need, against the lower bounds of pyproject.toml where that is there."""
+    """Packages that the chosen engines need, against the lower bounds of pyproject.toml where it is there."""
     packages = list(VERSIONS)
     if Engine.vllm in (cfg.generate.engine, cfg.score.engine):
         packages.append("vllm")

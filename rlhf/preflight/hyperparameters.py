@@ -15,7 +15,7 @@ LARGE = 1e9
 
 
 def hyperparameters(cfg: Config, sizes: dict[str, float]) -> Iterator[Finding]:
-    """Batch size, learning rates and token limits; `sizes` are parameters by config key, where they are known.
+    """Batch size, learning rates and token limits; `sizes` are parameters by config key, where known.
 
     Example:
         sizes: {"model.path": 8.03e9, "reward_model.path": 7.5e9}
@@ -51,7 +51,7 @@ def _batch_size(cfg: Config, policy_is_large: bool) -> Iterator[Finding]:
         yield finding(batch_size == recipe.batch_size, text, why)
 
 
-def _learning_rate(cfg: Config, section: str, low: float, high: float, is_known: bool, how: str = "") -> Finding:
+def _learning_rate(cfg: Config, section: str, low: float, high: float, *, is_known: bool, how: str = "") -> Finding:
     """Whether a section's learning rate lies in [low, high], if these are known for a model like this."""
     key = f"{section}.learning_rate"
     rate = value_at(cfg, key)

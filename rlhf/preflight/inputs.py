@@ -1,7 +1,7 @@
 """Whether what a run is given is there: models, data files, prompts, rules, a judge's server, runs to reuse.
 
-Checks that later ones build on put what they found into a dictionary or list that the caller hands them: they are
-generators of findings, and an error half-way must not lose what was found before it.
+Checks that later ones build on put what they found into a dictionary or list that the caller hands them:
+they are generators of findings, and an error half-way must not lose what was found before it.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def _server(url: str) -> Finding:
 
 @dataclass(frozen=True)
 class _Reading:
-    """The first prompts of a file, what became of the rows that were read, and whether there are more rows."""
+    """The first prompts of a file, what became of the rows that were read, and whether more rows follow."""
 
     prompts: list[Prompt]
     counts: Counter[str]
@@ -208,7 +208,8 @@ def _how_many(key: str, reading: _Reading) -> Finding:
         rows = f"the first {rows}"
     # A fifth is more than duplicates and an odd row account for: the file may be of another shape.
     fine = num_prompts > 0.8 * reading.counts["rows"]
-    return finding(fine, f"{key}: {num_prompts} prompts in {rows}", "Many rows are dropped; look at the file.")
+    text = f"{key}: {num_prompts} prompts in {rows}"
+    return finding(fine, text, "Many rows are dropped; look at the file.")
 
 
 def _some_messages(first: list[Prompt]) -> list[list[Message]]:
@@ -219,7 +220,7 @@ def _some_messages(first: list[Prompt]) -> list[list[Message]]:
 
 
 def _too_few(cfg: Config, key: str, reading: _Reading, num_left: int) -> str | None:
-    """What to say where too few prompts are left to train on; None where they are enough, or more may follow."""
+    """What to say where too few prompts are left to train on; None for enough, or where more may follow."""
     if reading.is_part:
         return None
     if num_left <= 0:

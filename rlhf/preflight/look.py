@@ -24,7 +24,7 @@ from rlhf.run.plan import Launcher
 
 
 def look(cfg: Config, launcher: Launcher) -> list[Finding]:
-    """Everything there is to find; `launcher` starts the process that reads tokenizers, if a model is from outside.
+    """Everything there is to find; for models from outside `launcher` starts a process that reads tokenizers.
 
     Example:
         [Finding(Level.ok, "model.path=@world/model: – made by this run", "", "models"), …]
@@ -43,7 +43,7 @@ def look(cfg: Config, launcher: Launcher) -> list[Finding]:
     if folders or _has_names_for_trainers(cfg):
         findings += _look_at_tokenizers(cfg, launcher, folders, sample)
     findings += collect("training", hyperparameters(cfg, sizes))
-    # One call each: an error ends a check, and the disk is of interest also where the memory is far too small.
+    # One call each: an error ends a check, and too little memory must not hide too small a disk.
     findings += collect("machine", disk(cfg, sizes))
     findings += collect("machine", memory_of_stages(cfg, sizes, folders))
     findings += collect("versions", versions(cfg))

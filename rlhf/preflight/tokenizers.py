@@ -32,7 +32,10 @@ class JudgeFacts:
 
 
 def run(job: Job[PreflightStage], worker: Worker) -> Outcome:
-    """Look at the tokenizers in `folders`, by config key, as `cfg` uses them; render `prompts` with the policy's."""
+    """Look at the tokenizers in `folders`, by config key, as `cfg` uses them.
+
+    `prompts` are rendered with the policy's.
+    """
     cfg = job.config.cfg
     # Where nothing was read here (prompts on the Hub, or made by the run), one question stands for them.
     prompts = job.config.prompts or [_QUESTION]
@@ -134,7 +137,8 @@ def _policy(path: str, cfg: Config, prompts: list[list[Message]]) -> Iterator[Fi
     stops = chat.stop_token_ids(tokenizer, path, generate.stop_token_ids, trust)
     name = tokenizer.convert_ids_to_tokens(end)
     text = f"end of turn {name!r} ({end}), sampling stops at {stops}"
-    yield finding(end in stops, text, "It is no token of the model: mend eos_token or the template.", Level.error)
+    why = "It is no token of the model: mend eos_token or the template."
+    yield finding(end in stops, text, why, Level.error)
     # SFT data and given pairs are rendered by the template; sampled responses come as tokens.
     if trains_sft or cfg.pair.data is not None:
         _, response_ids = chat.render_response(tokenizer, _QUESTION, _ANSWER)
@@ -150,7 +154,8 @@ def _dropped_prompts(counts: dict[str, int], limit: int) -> Iterator[Finding]:
         limit: tokens that a prompt may have.
 
     Example:
-        counts: {"prompts": 9, "prompts_sampled": 8, "dropped/prompt_too_long": 1, "dropped/refused_by_template": 0}
+        counts: {"prompts": 9, "prompts_sampled": 8, "dropped/prompt_too_long": 1,
+        "dropped/refused_by_template": 0}
     """
     total = counts["prompts"]
     level = Level.warning if counts["prompts_sampled"] else Level.error
@@ -166,7 +171,7 @@ def _dropped_prompts(counts: dict[str, int], limit: int) -> Iterator[Finding]:
 
 
 def _vocabulary(tokenizer: Any, rendered: list[list[int]], path: str, trust: bool) -> Finding:
-    """Whether every token has an embedding; a tokenizer from elsewhere may have more of them than the model."""
+    """Whether every token has an embedding; a tokenizer from elsewhere may have more than the model."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
@@ -209,8 +214,9 @@ def _header(tokenizer: Any, rendered: list[list[int]]) -> Finding:
     rest = tokenizer.decode(answered[_common_length(answered, prompt) :])
     before = rest.partition(_ANSWER)[0].strip()
     if not header and before:
+        text = f"the template writes {before!r} before an answer, but not after a prompt"
         why = "Give it an {% if add_generation_prompt %} branch; else the policy goes on with the user's turn."
-        return Finding(Level.error, f"the template writes {before!r} before an answer, but not after a prompt", why)
+        return Finding(Level.error, text, why)
     ends = 0
     for ids in rendered:
         if ids[len(ids) - len(header) :] == header:
@@ -263,7 +269,7 @@ def _one_logit(key: str, path: str, config: Any, tokenizer: Any) -> Finding:
     require_one_logit(path, config)
     pad = config.get_text_config().pad_token_id
     if pad in (tokenizer.eos_token_id, end_of_turn_id(tokenizer)):
-        # A pipeline takes the score of the last token that is no padding, here the one before the end of the turn.
+        # A pipeline takes the score at the last token that is not this one, so before the end of the turn.
         what = "is the end of a turn; scores are read by length here, but not in a pipeline elsewhere"
     else:
         what = "is no end of a turn"
