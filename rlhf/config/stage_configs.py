@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from rlhf.config.choices import JudgeKind
+from rlhf.config.choices import JudgeKind, SpecialTokens
 from rlhf.config.fields import setting
 from rlhf.config.schema import (
     ComputeConfig,
@@ -47,6 +47,10 @@ class GenerateStage(GenerateSettings):
     """Which one; seeds depend on it."""
     slice: Optional[list[int]] = None
     """Rows [start, stop) of the prompts; null is all."""
+    trusted_judges: list[str] = setting(factory=list, compared=False)
+    """Of the judges whose templates must take a prompt, those whose Python code may run."""
+    special_tokens: SpecialTokens = setting(SpecialTokens.text, later=True)
+    """What contents spell of special tokens: text, or those tokens."""
 
 
 @dataclass
@@ -61,6 +65,8 @@ class ScoreStage(ScoreSettings):
     """`module:function` in place of a model (`RuleStage`)."""
     url: Optional[str] = setting(None, compared=False)
     """Base URL of the server that has the model; null loads it."""
+    special_tokens: SpecialTokens = setting(SpecialTokens.text, later=True)
+    """What contents spell of special tokens: text, or those tokens."""
 
 
 @dataclass
@@ -97,6 +103,8 @@ class GivenPairsStage:
     """Of the policy, which is not loaded: part of the fingerprint since the first version."""
     trust_remote_code: bool = False
     """Run Python code that comes with the policy's tokenizer."""
+    special_tokens: SpecialTokens = setting(SpecialTokens.text, later=True)
+    """What contents spell of special tokens: text, or those tokens."""
 
 
 @dataclass
@@ -129,6 +137,8 @@ class SftStage(SftSettings):
     """Of the model: `auto`, `float32` or `bfloat16`."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
+    special_tokens: SpecialTokens = setting(SpecialTokens.text, later=True)
+    """What contents spell of special tokens: text, or those tokens."""
 
 
 @dataclass
@@ -139,6 +149,8 @@ class RewardModelStage(RewardModelSettings):
     """Of the body: `auto`, `float32` or `bfloat16`."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
+    special_tokens: SpecialTokens = setting(SpecialTokens.text, later=True)
+    """What contents spell of special tokens: text, or those tokens."""
 
 
 @dataclass

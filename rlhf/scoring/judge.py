@@ -15,6 +15,7 @@ from rlhf.errors import ConfigError, DataError
 class Scored:
     """One raw score per conversation, in order, and how many inputs lost tokens on the left.
 
+    `refused` are the places of conversations that the judge's chat template does not take; they score NaN.
     `num_calls` is how often a pairwise judge's model was asked; None for judges that read each response once.
 
     Example:
@@ -24,6 +25,7 @@ class Scored:
     scores: list[float]
     num_truncated: int = 0
     num_calls: int | None = None
+    refused: tuple[int, ...] = ()
 
 
 class Judge(Protocol):

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 
+from rlhf.config.choices import SpecialTokens
 from rlhf.data.records import Message
 from rlhf.errors import ConfigError, ModelError, WorkerFailed, printable
 from rlhf.models.batches import bins_by_tokens, unbinned
@@ -58,9 +59,10 @@ class RemoteJudge:
         concurrency: int = 8,
         timeout_seconds: float = 120,
         retry_seconds: float = 600,
+        special_tokens: SpecialTokens = SpecialTokens.text,
     ) -> None:
         require_one_logit(path, load_config(path, trust_remote_code))
-        self._tokenizer = load_tokenizer(path, trust_remote_code)
+        self._tokenizer = load_tokenizer(path, trust_remote_code, special_tokens=special_tokens)
         self._url = url.rstrip("/")
         self._max_tokens = max_tokens
         self._batch_tokens = batch_tokens
