@@ -5,7 +5,10 @@ RlhfError
 │   ├── ConfigError      a config value, alone or with others
 │   ├── DataError        a file of prompts, preferences or candidates
 │   ├── ModelError       a model, tokenizer or chat template
-│   │   └── TemplateRefuses  a chat template takes no conversation of this form
+│   │   ├── TemplateRefuses  a chat template takes no conversation of this form
+│   │   │   ├── TemplateChanges     it writes an answer as another text
+│   │   │   └── SpellsSpecialToken  a content would become a control token
+│   │   └── TemplateHangs    a chat template does not come to an end
 │   ├── RunChanged       a finished stage was made with other settings or inputs, or is damaged
 │   ├── StorageError     a disk is full, or a folder cannot be written
 │   └── RunInUse         another driver holds the run folder
@@ -68,6 +71,25 @@ class ModelError(UserError):
 
 class TemplateRefuses(ModelError):
     """A chat template takes no conversation of this form, such as two turns of one role in a row."""
+
+    # What rows that are dropped for it are counted as.
+    reason = "refused_by_template"
+
+
+class TemplateChanges(TemplateRefuses):
+    """A chat template writes an answer as another text, such as one without its reasoning."""
+
+    reason = "changed_by_template"
+
+
+class SpellsSpecialToken(TemplateRefuses):
+    """A content spells a special token, and the tokenizer cannot read it as text."""
+
+    reason = "spells_special_token"
+
+
+class TemplateHangs(ModelError):
+    """A chat template does not come to an end."""
 
 
 class RunChanged(UserError):
@@ -134,6 +156,9 @@ USER_ERRORS: dict[str, type[UserError]] = {
         DataError,
         ModelError,
         TemplateRefuses,
+        TemplateChanges,
+        SpellsSpecialToken,
+        TemplateHangs,
         RunChanged,
         StorageError,
         RunInUse,

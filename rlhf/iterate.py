@@ -18,7 +18,7 @@ from rlhf.launch.local import LocalLauncher
 from rlhf.loop.evaluate import evaluate, yardstick_of
 from rlhf.loop.figures import Evaluation
 from rlhf.loop.gates import Gates
-from rlhf.loop.judges import initial_policy, judges_of, scored
+from rlhf.loop.judges import initial_policy, judges_of, reading, scored, trusted
 from rlhf.loop.outcome import conclude, report
 from rlhf.loop.prompt_sets import prompt_sets
 from rlhf.loop.step import iteration_step, policy_dtype
@@ -51,8 +51,14 @@ def iterate(cfg: Config, run: Run) -> Artifact:
         if cfg.pair.data is None:
             train, rows = prompts.of(t)
             sampled = policy if cfg.generate.policy is Sampled.previous else initial
-            sampling = step.config("generate", iteration=t, slice=rows)
-            candidates = step.stage("generate", config=sampling, policy=sampled, prompts=train)
+            sampling = step.config("generate", iteration=t, slice=rows, trusted_judges=trusted(judges))
+            candidates = step.stage(
+                "generate",
+                config=sampling,
+                unrecorded=reading(judges),
+                policy=sampled,
+                prompts=train,
+            )
             scores, _ = scored(step, judges, candidates, evaluations[0].others)
             pairs = step.stage("pair", candidates=candidates, scores=scores)
         else:  # offline: the pairs are given, and nothing is sampled to train on

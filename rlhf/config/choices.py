@@ -13,6 +13,13 @@ class Dtype(Enum):
     bfloat16 = "bfloat16"
 
 
+class SpecialTokens(Enum):
+    """What special tokens are that a prompt or answer spells, such as `<|im_end|>`: text, or those tokens."""
+
+    text = "text"
+    tokens = "tokens"
+
+
 class Engine(Enum):
     """What samples or scores; `auto` is vLLM where it can load the model, else transformers, and says so."""
 

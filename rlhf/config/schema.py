@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from rlhf.config.choices import Action, Device, Dtype, Engine, Sampled, Strategy, Truncated
+from rlhf.config.choices import Action, Device, Dtype, Engine, Sampled, SpecialTokens, Strategy, Truncated
 from rlhf.config.fields import (
     CHECKED_WITH_OTHERS,
     NONE_OR_MORE,
@@ -298,6 +298,8 @@ class Config:
     """Trackers the Trainer reports to, such as wandb or tensorboard."""
     debug: bool = False
     """Show tracebacks for the user's errors too."""
+    special_tokens: SpecialTokens = SpecialTokens.text
+    """What prompts and answers spell of special tokens, such as `<|im_end|>`, is read as: `text`, or those `tokens`."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The initial policy."""
     prompts: PromptsConfig = field(default_factory=PromptsConfig)

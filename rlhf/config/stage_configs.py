@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from rlhf.config.choices import JudgeKind
+from rlhf.config.choices import JudgeKind, SpecialTokens
 from rlhf.config.fields import setting
 from rlhf.config.schema import (
     ComputeConfig,
@@ -47,6 +47,10 @@ class GenerateStage(GenerateSettings):
     """Which one; seeds depend on it."""
     slice: Optional[list[int]] = None
     """Rows [start, stop) of the prompts; null is all."""
+    trusted_judges: list[str] = setting(factory=list, compared=False)
+    """Of the judges whose templates must take a prompt, those whose Python code may run."""
+    special_tokens: SpecialTokens = setting(SpecialTokens.text, later=True)
+    """What contents spell of special tokens: text, or those tokens."""
 
 
 @dataclass
@@ -61,6 +65,8 @@ class ScoreStage(ScoreSettings):
     """`module:function` in place of a model (`RuleStage`)."""
     url: Optional[str] = setting(None, compared=False)
     """Base URL of the server that has the model; null loads it."""
+    special_tokens: SpecialTokens = setting(SpecialTokens.text, later=True)
+    """What contents spell of special tokens: text, or those tokens."""
 
 
 @dataclass
@@ -99,6 +105,8 @@ class GivenPairsStage:
     """Run Python code that comes with the policy's tokenizer."""
     columns: dict[str, Any] = setting(factory=dict, later=True)
     """What columns of the file hold."""
+    special_tokens: SpecialTokens = setting(SpecialTokens.text, later=True)
+    """What contents spell of special tokens: text, or those tokens."""
 
 
 @dataclass
@@ -131,6 +139,8 @@ class SftStage(SftSettings):
     """Of the model: `auto`, `float32` or `bfloat16`."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
+    special_tokens: SpecialTokens = setting(SpecialTokens.text, later=True)
+    """What contents spell of special tokens: text, or those tokens."""
 
 
 @dataclass
@@ -141,6 +151,8 @@ class RewardModelStage(RewardModelSettings):
     """Of the body: `auto`, `float32` or `bfloat16`."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
+    special_tokens: SpecialTokens = setting(SpecialTokens.text, later=True)
+    """What contents spell of special tokens: text, or those tokens."""
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any, Optional
 
 from omegaconf import MISSING
 
-from rlhf.config.choices import Dtype, Engine, JudgeKind
+from rlhf.config.choices import Dtype, Engine, JudgeKind, SpecialTokens
 from rlhf.config.schema import ComputeConfig, Config, GenerateConfig, ModelConfig, PairConfig, ScoreConfig
 from rlhf.config.training import RewardModelConfig
 
@@ -27,6 +27,8 @@ class FileTool:
     """Source of every random choice."""
     debug: bool = False
     """Show tracebacks for the user's errors too."""
+    special_tokens: SpecialTokens = SpecialTokens.text
+    """What prompts and answers spell of special tokens, such as `<|im_end|>`, is read as: `text`, or those `tokens`."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     """Machines."""
 
@@ -148,7 +150,12 @@ class AnswerTool(FileTool):
 
 def as_config(tool: FileTool) -> Config:
     """The loop's config with the tool's sections in it: what the stages of the loop are told."""
-    cfg = Config(seed=tool.seed, debug=tool.debug, compute=tool.compute)
+    cfg = Config(
+        seed=tool.seed,
+        debug=tool.debug,
+        special_tokens=tool.special_tokens,
+        compute=tool.compute,
+    )
     # A tool has the sections of its own stages; the others keep their defaults, and no stage reads them.
     for section in ("model", "generate", "score", "pair"):
         if hasattr(tool, section):

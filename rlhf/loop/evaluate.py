@@ -9,7 +9,7 @@ from rlhf.config.choices import JudgeKind
 from rlhf.config.schema import Config
 from rlhf.config.training import MAIN_JUDGE
 from rlhf.loop.figures import Evaluation
-from rlhf.loop.judges import Judge, evaluation_judges, rule_config, scored
+from rlhf.loop.judges import Judge, evaluation_judges, reading, rule_config, scored, trusted
 from rlhf.loop.step import Step
 from rlhf.run.artifact import Artifact
 from rlhf.run.plan import Run
@@ -53,10 +53,22 @@ def evaluate(
     """
     step = step.inside("held_out")
     section = step.run.cfg.evaluate
+    readers = yardstick.judges | yardstick.others
     sampling = step.config(
-        "generate", n=section.n, temperatures=[section.temperature], iteration=step.iteration, slice=None
+        "generate",
+        n=section.n,
+        temperatures=[section.temperature],
+        iteration=step.iteration,
+        slice=None,
+        trusted_judges=trusted(readers),
     )
-    candidates = step.stage("generate", config=sampling, policy=policy, prompts=yardstick.held_out)
+    candidates = step.stage(
+        "generate",
+        config=sampling,
+        unrecorded=reading(readers),
+        policy=policy,
+        prompts=yardstick.held_out,
+    )
     known = known_scores(step.run.cfg, yardstick, earlier)
     initial_scores = earlier[0].others if earlier else {}
     against = _opponents(step.run.cfg, earlier)

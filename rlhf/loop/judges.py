@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf.config.choices import Engine, JudgeKind, Strategy, Truncated
+from rlhf.config.choices import Engine, JudgeKind, SpecialTokens, Strategy, Truncated
 from rlhf.config.fields import filled
 from rlhf.config.schema import Config
 from rlhf.config.stage_configs import (
@@ -22,6 +23,7 @@ from rlhf.loop.step import Step, policy_dtype, stage_config
 from rlhf.models.folder import require_trust
 from rlhf.run import sources
 from rlhf.run.artifact import Artifact
+from rlhf.run.job import JUDGE_INPUT
 from rlhf.run.plan import Run
 
 
@@ -109,6 +111,7 @@ def rule_config(cfg: Config, rule: str, key: str) -> RuleStage:
         tensor_parallel_size=1,
         dtype="auto",
         trust_remote_code=False,
+        special_tokens=SpecialTokens.text,
     )
 
 
@@ -148,6 +151,28 @@ def _model_judge(run: Run, path: str, revision: str | None, trusted: bool, key: 
     model = sources.model(run, path, revision, key)
     require_trust(model.path, trusted)
     return Judge(stage_config(run.cfg, "score", dtype="auto", trust_remote_code=trusted), model)
+
+
+def reading(judges: Mapping[str, Judge]) -> dict[str, Artifact]:
+    """The inputs of a `generate` stage that say which judges will read its responses.
+
+    Not the pairwise ones: they read a prompt as part of one user turn, whatever its own turns are.
+    """
+    inputs = {}
+    for name, judge in judges.items():
+        if judge.model is not None and not isinstance(judge.config, ComparisonStage):
+            inputs[JUDGE_INPUT + name] = judge.model
+    return inputs
+
+
+def trusted(judges: Mapping[str, Judge]) -> list[str]:
+    """The names of those of `reading` whose Python code may run."""
+    inputs = reading(judges)
+    names = []
+    for name, judge in judges.items():
+        if JUDGE_INPUT + name in inputs and judge.config.trust_remote_code:
+            names.append(name)
+    return names
 
 
 def scored(

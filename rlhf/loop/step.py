@@ -14,6 +14,8 @@ from rlhf.run.stage_table import STAGES
 
 _OF_THE_POLICY = ("generate", "reference", "dpo", "sft", "preferences")
 """Stages that load the policy, or its tokenizer."""
+_RENDERING = ("generate", "sft", "preferences", "score", "reward_model")
+"""Stages that render conversations."""
 _IN_THE_POLICYS_DTYPE = ("generate", "reference", "dpo")
 """Stages whose dtype is settled once for the whole run."""
 
@@ -37,6 +39,8 @@ def stage_config(cfg: Config, stage: str, **changes: Any) -> Any:
     if stage == "reference":
         # Pairs are cut as DPO will cut them: the two must see the same tokens.
         values["max_length"] = cfg.dpo.max_length
+    if stage in _RENDERING:
+        values["special_tokens"] = cfg.special_tokens
     section = getattr(cfg, stage, None)
     return filled(STAGES[stage].config, section, **(values | changes))
 
@@ -62,19 +66,29 @@ class Step:
     dtype: str = UNKNOWN
     watcher: Watcher | None = None
 
-    def stage(self, stage: str, *, name: str = "", config: Any = None, **inputs: Artifact | None) -> Artifact:
+    def stage(
+        self,
+        stage: str,
+        *,
+        name: str = "",
+        config: Any = None,
+        # A mapping of artifacts; `inputs` that are unpacked could stand for it too, as far as mypy knows.
+        unrecorded: Any = None,
+        **inputs: Artifact | None,
+    ) -> Artifact:
         """The artifact of one stage in this folder.
 
         Args:
             stage: a name in `rlhf.run.stage_table.STAGES`.
             name: of its folder, where that is another.
             config: what it is told; None is what the run's config says.
+            unrecorded: inputs that are no part of its identity (`rlhf.run.plan.Run.stage`).
             inputs: artifacts by the names that the stage knows them by; None is no input.
         """
         if config is None:
             config = self.config(stage)
         present = {key: artifact for key, artifact in inputs.items() if artifact is not None}
-        artifact = self.run.stage(stage, f"{self.folder}/{name or stage}", config, present)
+        artifact = self.run.stage(stage, f"{self.folder}/{name or stage}", config, present, unrecorded)
         if self.watcher is not None:
             self.watcher.stage_finished(self.iteration, artifact)
         return artifact

@@ -6,32 +6,36 @@ A prompt is rendered once; sampler, reference model and DPO all use those ids (R
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from datetime import date
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from rlhf.errors import ModelError, TemplateRefuses
+from rlhf.config.choices import SpecialTokens
+from rlhf.errors import ModelError, SpellsSpecialToken, TemplateChanges, TemplateRefuses
 from rlhf.models.context import loaded_context
 from rlhf.models.folder import load_config, saved_stop_ids, text_config
 from rlhf.models.kinds import check_tokenizer_files
+from rlhf.models.special_tokens import broken_up, ids_as_text, special_ids, spelled, text_of
+from rlhf.models.template import Messages, apply, probe
 
-Messages = Sequence[Mapping[str, str]]
-TODAY = date(2024, 7, 26)
-"""What a template that writes the date is told: equal work must give equal bytes on another day too
-(the fixed date of Llama 3.1's template)."""
+# The attribute of a tokenizer that `load_tokenizer` sets: how what contents spell is read.
+_READS = "rlhf_reads_special_tokens_as"
 
 
 def load_tokenizer(
-    path: str | Path, trust_remote_code: bool = False, chat_template: str | None = None
+    path: str | Path,
+    trust_remote_code: bool = False,
+    chat_template: str | None = None,
+    special_tokens: SpecialTokens = SpecialTokens.text,
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder, with its own chat template or the one given.
 
     With a template given, the token that ends a turn becomes the eos, so that every server stops there.
+    `special_tokens` says how everything below reads contents that spell a special token.
 
     Raises:
         ModelError: there is no tokenizer, it has no chat template, or the model no embeddings for it.
@@ -50,6 +54,7 @@ def load_tokenizer(
             "tokenizer.save_pretrained; one with Python code of its own needs "
             "trust_remote_code=true."
         ) from error
+    setattr(tokenizer, _READS, special_tokens)
     if chat_template is not None:
         tokenizer.chat_template = chat_template
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end_of_turn_id(tokenizer))
@@ -73,7 +78,7 @@ def _require_embeddings(path: str | Path, tokenizer: PreTrainedTokenizerBase) ->
     # Ids above all others belong to tokens that were added, and those stand in the template: one
     # turn shows them.
     with suppress(TemplateRefuses):
-        largest = max(render_prompt(tokenizer, [{"role": "user", "content": "a"}]))
+        largest = max(render_prompt(tokenizer, probe(tokenizer)))
     if size is not None and largest >= size:
         raise ModelError(
             f"{path}: the chat template writes token {largest}, and the model has {size} "
@@ -90,31 +95,60 @@ def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     return digest.hexdigest()[:16]
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: Messages, add_generation_prompt: bool) -> list[int]:
+def spells_special_token(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str | None:
+    """The first special token that contents spell, where that is read as text; None where nothing is amiss."""
+    if _reads_tokens(tokenizer):
+        return None
+    return spelled(tokenizer, messages)
+
+
+def templated_already(num_spelling: int, total: int, token: str) -> str:
+    """What to say of prompts that spell special tokens, of which `token` is one.
+
+    Example:
+        "24 of 24 prompts hold <|im_start|>: a chat template was applied to them already, …"
+    """
+    return (
+        f"{num_spelling} of {total} prompts hold {token}: a chat template was applied to them already, or they "
+        "quote one. Give the messages, or the text alone, without a template's tokens; what they spell is read "
+        "as text (special_tokens=tokens reads it as those tokens)."
+    )
+
+
+def _reads_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:
+    return getattr(tokenizer, _READS, SpecialTokens.text) is SpecialTokens.tokens
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Messages,
+    add_generation_prompt: bool,
+    break_up: bool = False,
+) -> list[int]:
+    """Token ids of a conversation: the one place where text becomes tokens.
+
+    What contents spell of special tokens is text here; where a tokenizer has no way to read it so, it is
+    broken up, or refused.
+    """
+    ids: list[int]
+    if spells_special_token(tokenizer, messages) is None:
+        ids = apply(tokenizer, messages, add_generation_prompt, tokenize=True)
+        return _with_one_bos(tokenizer, list(ids))
     try:
-        ids: Any = tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
-            tokenize=True,
-            add_generation_prompt=add_generation_prompt,
-            return_dict=False,
-            strftime_now=TODAY.strftime,
-        )
-    # Jinja templates raise whatever their author chose.
-    except Exception as error:
-        roles = [message["role"] for message in messages]
-        raise TemplateRefuses(
-            f"{tokenizer.name_or_path}: the chat template refuses a conversation with roles "
-            f"{roles}: {error}. Take such turns out of the data, use a model whose template takes "
-            "them, or change the template in a copy of the model's folder (for instance so that "
-            "it writes the system turn into the first user turn)."
-        ) from error
+        ids = ids_as_text(tokenizer, messages, add_generation_prompt)
+    except SpellsSpecialToken:
+        if not break_up:
+            raise
+        messages = broken_up(tokenizer, messages)
+        ids = apply(tokenizer, messages, add_generation_prompt, tokenize=True)
     return _with_one_bos(tokenizer, list(ids))
 
 
 def _with_one_bos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
     """The ids with exactly one BOS, where the model is used to one."""
     bos = tokenizer.bos_token_id
-    if bos is None:
+    # Where it opens every turn it is the template's, like any other token of a header.
+    if bos is None or bos_per_exchange(tokenizer) > 1:
         return ids
     # A template may write one, and tokenizing its text may add another.
     num_bos = 0
@@ -129,19 +163,58 @@ def _with_one_bos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[in
     return ids
 
 
-def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
+# Asked for every conversation; what it gives for a template does not change.
+@lru_cache(maxsize=8)
+def _bos_per_exchange(tokenizer: PreTrainedTokenizerBase, bos: int, template: str) -> int:
+    prompt = probe(tokenizer)
+    exchange = [{"role": "assistant", "content": "b"}, {"role": "user", "content": "a"}]
+    try:
+        ids = apply(tokenizer, prompt, add_generation_prompt=True, tokenize=True)
+        longer = apply(tokenizer, [*prompt, *exchange], add_generation_prompt=True, tokenize=True)
+    except TemplateRefuses:
+        # Conversations of one turn alone, or none at all: who renders one is told.
+        return 0
+    return int(list(longer).count(bos) - list(ids).count(bos))
+
+
+def bos_per_exchange(tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many BOS an answer and the next question add to a conversation.
+
+    0 for most models; 1 where each question is begun with one (Llama 2); 2 where it opens every turn,
+    as in SmolLM2, whose BOS is ChatML's `<|im_start|>`.
+    """
+    bos = tokenizer.bos_token_id
+    if bos is None:
+        return 0
+    return _bos_per_exchange(tokenizer, bos, str(tokenizer.chat_template))
+
+
+def render_prompt(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Messages,
+    break_up: bool = False,
+) -> list[int]:
     """Token ids of a prompt up to where the assistant's answer begins, with one BOS where the model has one.
+
+    `break_up` puts a space into special tokens that contents spell where this tokenizer cannot read
+    them as text: a judge must read what was sampled, whatever it holds.
 
     Raises:
         TemplateRefuses: the chat template takes no such conversation.
+        SpellsSpecialToken: (a TemplateRefuses) the tokenizer cannot read a content as text.
     """
-    return _render(tokenizer, messages, add_generation_prompt=True)
+    return _render(tokenizer, messages, add_generation_prompt=True, break_up=break_up)
 
 
 def render_prompts(
-    rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int
+    rows: list[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    max_prompt_tokens: int,
+    judges: Sequence[PreTrainedTokenizerBase] = (),
 ) -> tuple[list[tuple[dict[str, Any], list[int]]], dict[str, int]]:
     """The prompts that can be sampled with their token ids, and what became of all of them.
+
+    Prompts that one of the `judges` (their tokenizers) refuses are dropped too: nobody could score the answers.
 
     Example:
         rows: [{"id": "5f0c…", "messages": [{"role": "user", "content": "Hi"}]}]
@@ -149,48 +222,97 @@ def render_prompts(
             "dropped/refused_by_template": 0}
     """
     rendered = []
-    num_refused = 0
-    num_too_long = 0
+    counts = {
+        "prompts": len(rows),
+        "prompts_sampled": 0,
+        "dropped/prompt_too_long": 0,
+        "dropped/refused_by_template": 0,
+    }
     for row in rows:
+        messages = row["messages"]
+        if spells_special_token(tokenizer, messages) is not None:
+            _add(counts, "spelled_special_tokens")
         try:
-            ids = render_prompt(tokenizer, row["messages"])
-        except TemplateRefuses:
-            num_refused += 1
+            ids = render_prompt(tokenizer, messages)
+        except TemplateRefuses as error:
+            _add(counts, f"dropped/{error.reason}")
             continue
         # Dropped and not cut: a prompt without its beginning or end asks something else.
         if len(ids) > max_prompt_tokens:
-            num_too_long += 1
+            _add(counts, "dropped/prompt_too_long")
+            continue
+        if any(refusal_of_judge(judge, messages) is not None for judge in judges):
+            _add(counts, "dropped/refused_by_judge")
             continue
         rendered.append((row, ids))
-    counts = {
-        "prompts": len(rows),
-        "prompts_sampled": len(rendered),
-        "dropped/prompt_too_long": num_too_long,
-        "dropped/refused_by_template": num_refused,
-    }
+    counts["prompts_sampled"] = len(rendered)
     return rendered, counts
 
 
-def render_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
+def _add(counts: dict[str, int], key: str) -> None:
+    """Count one more; what never happens has no entry, so that shards keep their bytes."""
+    counts[key] = counts.get(key, 0) + 1
+
+
+def refusal_of_judge(judge: PreTrainedTokenizerBase, messages: Messages) -> TemplateRefuses | None:
+    """Why a judge with this tokenizer cannot read answers to a prompt; None where it can."""
+    answer = {"role": "assistant", "content": "a"}
+    try:
+        render_conversation(judge, [*messages, answer], break_up=True)
+    except TemplateRefuses as error:
+        return error
+    return None
+
+
+def render_conversation(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Messages,
+    break_up: bool = False,
+) -> list[int]:
     """Token ids of a whole conversation, as a reward model reads it, with one BOS where the model has one.
 
+    Raises, and `break_up`: as of `render_prompt`.
+    """
+    return _render(tokenizer, messages, add_generation_prompt=False, break_up=break_up)
+
+
+def require_written(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Messages,
+    turns: Sequence[int],
+) -> None:
+    """Make sure that the template writes these turns of a conversation as they stand, but for outer white space.
+
+    What is trained on would else be another text than the data's: some templates take the reasoning out of
+    answers, some trim or lower-case within them.
+
     Raises:
+        TemplateChanges: (a TemplateRefuses) it does not.
         TemplateRefuses: the chat template takes no such conversation.
     """
-    return _render(tokenizer, messages, add_generation_prompt=False)
+    whole = text_of(tokenizer, messages, add_generation_prompt=False)
+    starts = [_start_of(tokenizer, messages, turn, whole) for turn in turns]
+    ends = [*starts[1:], len(whole)]
+    for turn, start, end in zip(turns, starts, ends, strict=True):
+        content = messages[turn]["content"]
+        if isinstance(content, str) and content.strip() not in whole[start:end]:
+            raise TemplateChanges(
+                f"{tokenizer.name_or_path}: the chat template changes the text of turn {turn + 1}: "
+                f"{content.strip()[:200]!r} is not in what it writes there. Take such rows out of the data, or "
+                "change the template in a copy of the model's folder so that it writes contents as they are "
+                "(some take <think>…</think> out of answers)."
+            )
 
 
-def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Ids of all special tokens, those with a role and those that were only added as special."""
-    special = set()
-    for index, token in tokenizer.added_tokens_decoder.items():
-        if token.special:
-            special.add(index)
-    for index in tokenizer.all_special_ids:
-        # A role whose token is not in the vocabulary has no id.
-        if index is not None:
-            special.add(index)
-    return special
+def _start_of(tokenizer: PreTrainedTokenizerBase, messages: Messages, turn: int, whole: str) -> int:
+    """Where a turn can begin in the rendered text: behind the turns before it, where these are written alike."""
+    if turn == 0:
+        return 0
+    try:
+        before = text_of(tokenizer, messages[:turn], add_generation_prompt=True)
+    except TemplateRefuses:
+        return 0
+    return len(before) if whole.startswith(before) else 0
 
 
 # Asked for every SFT row; what it gives for a tokenizer does not change.
@@ -206,10 +328,10 @@ def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int:
     Raises:
         ModelError: the template ends the turn with no special token, and the tokenizer has no eos.
     """
-    special = _special_ids(tokenizer)
-    question = {"role": "user", "content": "a"}
-    answered_b = render_conversation(tokenizer, [question, {"role": "assistant", "content": "b"}])
-    answered_c = render_conversation(tokenizer, [question, {"role": "assistant", "content": "c"}])
+    special = special_ids(tokenizer)
+    question = probe(tokenizer)
+    answered_b = render_conversation(tokenizer, [*question, {"role": "assistant", "content": "b"}])
+    answered_c = render_conversation(tokenizer, [*question, {"role": "assistant", "content": "c"}])
     after: list[int] = []
     # From the end, until the answers themselves differ.
     for id_b, id_c in zip(reversed(answered_b), reversed(answered_c), strict=False):
@@ -237,6 +359,7 @@ def render_response(
 
     Raises:
         ModelError: the rendered prompt is no prefix of the rendered conversation.
+        TemplateRefuses: the chat template takes no such conversation, or changes the response.
     """
     prompt = render_prompt(tokenizer, prompt_messages)
     turn = {"role": "assistant", "content": response}
@@ -249,6 +372,7 @@ def render_response(
             f"{prompt_messages[0]['content'][:80]!r}. Mend the chat template, or its tokenizer's "
             "merges across the turn boundary."
         )
+    require_written(tokenizer, [*prompt_messages, turn], [len(prompt_messages)])
     rest = whole[len(prompt) :]
     end = end_of_turn_id(tokenizer)
     if end in rest:

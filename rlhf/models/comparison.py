@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.errors import ModelError
-from rlhf.models.chat import Messages, render_prompt
+from rlhf.models.chat import bos_per_exchange, render_prompt
+from rlhf.models.template import Messages
 
 
 def comparison_text(messages: Messages, response_a: str, response_b: str) -> str:
@@ -29,14 +30,30 @@ def comparison_text(messages: Messages, response_a: str, response_b: str) -> str
     return f"[CONTEXT] \n{context}\n [RESPONSE A] {response_a} [RESPONSE B] {response_b} \n"
 
 
-def render_comparison(tokenizer: Any, messages: Messages, response_a: str, response_b: str) -> list[int]:
+def comparison_turn(messages: Messages, response_a: str, response_b: str) -> dict[str, str]:
+    """The one message of the judge's conversation."""
+    return {"role": "user", "content": comparison_text(messages, response_a, response_b)}
+
+
+def render_comparison(
+    tokenizer: Any,
+    messages: Messages,
+    response_a: str,
+    response_b: str,
+    break_up: bool = False,
+) -> list[int]:
     """Token ids up to where the judge's answer begins, without BOS.
+
+    `break_up` is for texts that were sampled, as of `rlhf.models.chat.render_prompt`.
 
     Raises:
         TemplateRefuses: the judge's chat template takes no user turn.
     """
-    turn = {"role": "user", "content": comparison_text(messages, response_a, response_b)}
-    ids = render_prompt(tokenizer, [turn])
+    turn = comparison_turn(messages, response_a, response_b)
+    ids = render_prompt(tokenizer, [turn], break_up)
+    # Where it opens every turn it stays: without it the user's turn would have no beginning.
+    if bos_per_exchange(tokenizer) > 1:
+        return ids
     # `render_prompt` gives one BOS where the model has one; this judge was trained without.
     if tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]:
         return ids[1:]

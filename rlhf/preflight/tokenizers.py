@@ -5,22 +5,40 @@ Not a stage of the loop: it leaves no artifact; the metric `findings` is what `r
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from rlhf.config.choices import JudgeKind
+from rlhf.config.choices import JudgeKind, SpecialTokens
 from rlhf.config.schema import Config
 from rlhf.config.stage_configs import PreflightStage
 from rlhf.data.records import Message
 from rlhf.generation.vllm_args import prompt_limit
 from rlhf.models.folder import own_classifier, require_trust
-from rlhf.preflight.findings import Finding, Level, collect, finding
+from rlhf.preflight.findings import Finding, Level, collect, finding, refusal
 from rlhf.run.job import Job, Outcome, Worker
 
-_QUESTION = [{"role": "user", "content": "a"}]
 # A text that no template writes by itself, so that what stands around it can be told.
 _ANSWER = "Zq7"
+# What templates are known to change in answers, and a text that shows it.
+_CHANGES = {
+    "<think>…</think>": f"<think>\nhm\n</think>\n\n{_ANSWER}",
+    "inner white space": f"{_ANSWER}  b\n\n\n  c\t{_ANSWER}",
+}
+# What other families' templates begin a prompt with. To this tokenizer it may be plain text.
+_OPENERS = (
+    "<|im_start|>",
+    "<|begin_of_text|>",
+    "<|start_header_id|>",
+    "<start_of_turn>",
+    "[INST]",
+    "<|user|>",
+    "<|start_of_role|>",
+    "<|START_OF_TURN_TOKEN|>",
+    "<｜User｜>",
+    "<|start|>",
+)
 
 
 @dataclass(frozen=True)
@@ -38,15 +56,14 @@ def run(job: Job[PreflightStage], worker: Worker) -> Outcome:
     `prompts` are rendered with the policy's.
     """
     cfg = job.config.cfg
-    # Where nothing was read here (prompts on the Hub, or made by the run), one question stands for them.
-    prompts = job.config.prompts or [_QUESTION]
+    prompts = job.config.prompts
     findings: list[Finding] = []
     for key, folder in job.config.folders.items():
         if key == "model.path":
             findings += collect("policy", _policy(folder, cfg, prompts))
         else:
             facts = _judge_facts(cfg, key)
-            findings += collect("judge", _judge(key, folder, facts, cfg.score.max_tokens))
+            findings += collect("judge", _judge(key, folder, facts, cfg, prompts))
     findings += collect("training", _names(cfg))
     return Outcome(metrics={"findings": findings})
 
@@ -115,21 +132,27 @@ def _trainer_args(section: str, names: list[str], class_name: str) -> Finding:
 
 def _policy(path: str, cfg: Config, prompts: list[list[Message]]) -> Iterator[Finding]:
     from rlhf.models import chat
+    from rlhf.models.template import probe
 
     trust = cfg.model.trust_remote_code
     generate = cfg.generate
     trains_sft = cfg.sft.data is not None
     # SFT may give the model another template, which is then the one that everything is rendered with.
     template = cfg.sft.chat_template if trains_sft else None
-    tokenizer = chat.load_tokenizer(path, trust, template)
+    tokenizer = chat.load_tokenizer(path, trust, template, cfg.special_tokens)
+    question = probe(tokenizer)
     template_hash = chat.template_hash(tokenizer)
     yield finding(True, f"chat template {template_hash}; the reference is π0 or an iterate, with the same")
     limit = chat.longest_prompt(path, generate.max_prompt_tokens, generate.max_new_tokens, trust)
     limit = prompt_limit(generate, limit)
-    rows = [{"messages": messages} for messages in prompts]
+    # Where nothing was read here (prompts on the Hub, or made by the run), one question stands for them.
+    rows = [{"messages": messages} for messages in prompts or [question]]
     sampled, counts = chat.render_prompts(rows, tokenizer, limit)
     rendered = [ids for _, ids in sampled]
     yield from _dropped_prompts(counts, limit)
+    # Who asks for tokens means them.
+    if cfg.special_tokens is SpecialTokens.text:
+        yield from _templated_already(tokenizer, prompts)
     if not rendered:
         return
     yield _vocabulary(tokenizer, rendered, path, trust)
@@ -143,9 +166,10 @@ def _policy(path: str, cfg: Config, prompts: list[list[Message]]) -> Iterator[Fi
     yield finding(end in stops, text, why, Level.error)
     # SFT data and given pairs are rendered by the template; sampled responses come as tokens.
     if trains_sft or cfg.pair.data is not None:
-        _, response_ids = chat.render_response(tokenizer, _QUESTION, _ANSWER)
+        _, response_ids = chat.render_response(tokenizer, question, _ANSWER)
         why = "The template ends no answer with it, so written responses do not teach where to stop: mend it."
         yield finding(response_ids[-1] == end, "written responses end with the end of turn", why, Level.error)
+        yield _unchanged_answers(tokenizer, question, "the template")
 
 
 def _dropped_prompts(counts: dict[str, int], limit: int) -> Iterator[Finding]:
@@ -165,11 +189,63 @@ def _dropped_prompts(counts: dict[str, int], limit: int) -> Iterator[Finding]:
     why = "They are dropped. Take such turns (a system's, say) out of the data, or mend the template in a copy."
     text = f"{refused} of {total} prompts are refused by the template"
     yield finding(not refused, text, why, level)
+    spelling = counts.get("dropped/spells_special_token", 0)
+    # Most tokenizers read them as text, and then there is nothing to say.
+    if spelling:
+        text = f"{spelling} of {total} prompts spell special tokens that the tokenizer cannot read as text"
+        why = "They are dropped. Take these tokens out of the prompts, or set special_tokens=tokens if they are meant."
+        yield Finding(level, text, why)
     too_long = counts["dropped/prompt_too_long"]
     why = "They are dropped: generate.max_prompt_tokens, or what the context leaves beside generate.max_new_tokens."
     # Some long ones are usual in a data set; more than a tenth, and the limit may be a mistake.
     text = f"{too_long} of {total} prompts exceed {limit} tokens"
     yield finding(too_long <= 0.1 * total, text, why, level)
+
+
+def _templated_already(tokenizer: Any, prompts: list[list[Message]]) -> Iterator[Finding]:
+    """Whether prompts hold what only a chat template writes: special tokens, of this model or of another."""
+    from rlhf.models.chat import spells_special_token, templated_already
+
+    tokens = Counter[str]()
+    for messages in prompts:
+        token = spells_special_token(tokenizer, messages) or _opener(messages)
+        if token is not None:
+            tokens[token] += 1
+    if not tokens:
+        yield finding(True, f"none of {len(prompts)} prompts holds a chat template's tokens")
+        return
+    most_often, _ = tokens.most_common(1)[0]
+    yield refusal(templated_already(tokens.total(), len(prompts), most_often), Level.warning)
+
+
+def _opener(messages: list[Message]) -> str | None:
+    """What another family's template begins a turn with, where a content begins so."""
+    for message in messages:
+        for opener in _OPENERS:
+            if message["content"].lstrip().startswith(opener):
+                return opener
+    return None
+
+
+def _unchanged_answers(tokenizer: Any, question: list[Message], whose: str) -> Finding:
+    """Whether a template writes answers as they stand; those that it changes are dropped from the data."""
+    from rlhf.errors import TemplateRefuses
+    from rlhf.models.chat import require_written
+
+    changed = []
+    for name, text in _CHANGES.items():
+        answered = [*question, {"role": "assistant", "content": text}]
+        try:
+            require_written(tokenizer, answered, [len(question)])
+        except TemplateRefuses:
+            changed.append(name)
+    if not changed:
+        return finding(True, f"{whose} writes answers as they stand")
+    why = (
+        "Such answers of the data are dropped and counted (changed_by_template): mend it in a copy of the "
+        "model's folder so that it writes contents as they are."
+    )
+    return Finding(Level.warning, f"{whose} changes answers: {', '.join(changed)}", why)
 
 
 def _vocabulary(tokenizer: Any, rendered: list[list[int]], path: str, trust: bool) -> Finding:
@@ -187,12 +263,15 @@ def _vocabulary(tokenizer: Any, rendered: list[list[int]], path: str, trust: boo
 
 
 def _one_bos(tokenizer: Any, rendered: list[list[int]]) -> Finding:
-    from rlhf.models.chat import end_of_turn_id
+    from rlhf.models.chat import bos_per_exchange, end_of_turn_id
 
     bos = tokenizer.bos_token_id
     # Some models begin a conversation with the token that ends a turn: several of it are right.
     if bos is None or bos in (tokenizer.eos_token_id, end_of_turn_id(tokenizer)):
         return finding(True, "no BOS token of its own")
+    # In ChatML models it may be <|im_start|>; Llama 2 begins every question with it.
+    if bos_per_exchange(tokenizer):
+        return finding(True, f"the BOS {tokenizer.bos_token!r} opens turns")
     several = 0
     for ids in rendered:
         if ids.count(bos) > 1:
@@ -207,11 +286,13 @@ def _one_bos(tokenizer: Any, rendered: list[list[int]]) -> Finding:
 def _header(tokenizer: Any, rendered: list[list[int]]) -> Finding:
     """Whether prompts end with what the template writes in front of an answer."""
     from rlhf.models.chat import render_conversation, render_prompt
+    from rlhf.models.template import probe
 
-    prompt = render_prompt(tokenizer, _QUESTION)
-    without_header = render_conversation(tokenizer, _QUESTION)
+    question = probe(tokenizer)
+    prompt = render_prompt(tokenizer, question)
+    without_header = render_conversation(tokenizer, question)
     answer = {"role": "assistant", "content": _ANSWER}
-    answered = render_conversation(tokenizer, [*_QUESTION, answer])
+    answered = render_conversation(tokenizer, [*question, answer])
     header = prompt[_common_length(prompt, without_header) :]
     rest = tokenizer.decode(answered[_common_length(answered, prompt) :])
     before = rest.partition(_ANSWER)[0].strip()
@@ -238,30 +319,59 @@ def _common_length(first: Sequence[int], second: Sequence[int]) -> int:
     return length
 
 
-def _judge(key: str, path: str, facts: JudgeFacts, max_tokens: int) -> Iterator[Finding]:
+def _judge(
+    key: str,
+    path: str,
+    facts: JudgeFacts,
+    cfg: Config,
+    prompts: list[list[Message]],
+) -> Iterator[Finding]:
     from rlhf.models.chat import load_tokenizer, template_hash
-    from rlhf.models.comparison import answer_ids, require_causal_lm
+    from rlhf.models.comparison import answer_ids, render_comparison, require_causal_lm
     from rlhf.models.context import judge_context
     from rlhf.models.heads import judge_config
+    from rlhf.models.template import probe
 
     require_trust(path, facts.trust_remote_code)
-    tokenizer = load_tokenizer(path, facts.trust_remote_code)
+    tokenizer = load_tokenizer(path, facts.trust_remote_code, special_tokens=cfg.special_tokens)
     config = judge_config(path, facts.trust_remote_code)
     yield finding(True, f"{key}: chat template {template_hash(tokenizer)}")
     own = own_classifier(path)
     if facts.pairwise:
         require_causal_lm(path, config)
         answer_ids(tokenizer)
+        # It reads one user turn whatever the prompt, which a template may refuse too.
+        render_comparison(tokenizer, [], "a", "b")
         yield finding(True, f"{key}: a causal LM for which A and B are one token each")
     elif own:
         yield finding(True, f"{key}: computed by its own code ({own})")
     elif not facts.trained_here:
         # One that is trained here gets its score head first.
         yield _one_logit(key, path, config, tokenizer)
+    # A pairwise judge takes every prompt: its turns are written into the one user turn.
+    if prompts and not facts.pairwise:
+        yield _read_prompts(key, tokenizer, prompts)
+    if facts.trained_here and not facts.pairwise:
+        yield _unchanged_answers(tokenizer, probe(tokenizer), f"{key}: the template")
+    max_tokens = cfg.score.max_tokens
     context = judge_context(path, config, max_tokens)
     why = f"Set score.max_tokens={context}: beyond its context a judge's scores mean little."
     fits = context is None or max_tokens <= context
     yield finding(fits, f"{key}: score.max_tokens={max_tokens} of {context}", why)
+
+
+def _read_prompts(key: str, tokenizer: Any, prompts: list[list[Message]]) -> Finding:
+    from rlhf.models.chat import refusal_of_judge
+
+    refusals = []
+    for messages in prompts:
+        error = refusal_of_judge(tokenizer, messages)
+        if error is not None:
+            refusals.append(error)
+    text = f"{key}: {len(refusals)} of {len(prompts)} prompts are refused by its template"
+    why = f"They are not sampled: {refusals[0]}" if refusals else ""
+    level = Level.error if len(refusals) == len(prompts) else Level.warning
+    return finding(not refusals, text, why, level)
 
 
 def _one_logit(key: str, path: str, config: Any, tokenizer: Any) -> Finding:

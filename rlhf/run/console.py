@@ -31,6 +31,8 @@ _SHOWN = [
     "held_out_accuracy",
     "held_out_loss",
     "disagreement",
+    "refused_by_template",
+    "spelled_special_tokens",
     "engine",
 ]
 """Counts and metrics worth a place on a stage's line, beside what was dropped."""

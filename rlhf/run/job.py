@@ -19,6 +19,10 @@ ConfigT = TypeVar("ConfigT")
 """A class of `rlhf.config.stage_configs`."""
 
 
+JUDGE_INPUT = "judge."
+"""Before the name of a judge: the inputs of `generate` whose chat templates must take every prompt."""
+
+
 class Kind(Enum):
     """Which processes run a stage."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +24,7 @@ from rlhf.models.folder import own_code
 from rlhf.run.artifact import Artifact, fingerprint_of, open_artifact, read_manifest
 from rlhf.run.commit import check_files, commit, discard, read_sealed, take, tidy
 from rlhf.run.console import Console
-from rlhf.run.job import Job, Kind, Outcome
+from rlhf.run.job import JUDGE_INPUT, Job, Kind, Outcome
 from rlhf.run.refusal import differences, refusal
 from rlhf.run.stage_table import STAGES, num_shards
 
@@ -72,7 +72,14 @@ class Run:
     _code_announced: set[str] = field(default_factory=set, repr=False)
     _verified: set[Path] = field(default_factory=set, repr=False)
 
-    def stage(self, stage: str, name: str, config: Any, inputs: dict[str, Artifact]) -> Artifact:
+    def stage(
+        self,
+        stage: str,
+        name: str,
+        config: Any,
+        inputs: dict[str, Artifact],
+        unrecorded: Mapping[str, Artifact] | None = None,
+    ) -> Artifact:
         """The artifact of one stage: taken when it is finished and unchanged, else made.
 
         Args:
@@ -80,6 +87,8 @@ class Run:
             name: its folder in the run, such as `iteration_001/pair`.
             config: what it is told, of the class that the table names.
             inputs: finished artifacts, by the names that the stage knows them by.
+            unrecorded: more of them, which are no part of its fingerprint: a finished stage is kept when they
+                change.
 
         Raises:
             RunChanged: it exists, made with other settings or inputs, or damaged; or an input is damaged.
@@ -88,12 +97,15 @@ class Run:
         final = self.folder / name
         identity = self._identity(stage, config, inputs)
         reusable = self._find_reusable(final, identity)
+        artifact: Artifact | None
         if reusable is not None:
             artifact = open_artifact(reusable) if self.planning else self._take(reusable, name, final)
         elif self.planning:
             artifact = self._plan(name, final, identity, inputs)
         else:
-            artifact = self._finished(name, final, identity) or self._make(name, final, identity, config, inputs)
+            artifact = self._finished(name, final, identity)
+        if artifact is None:
+            artifact = self._make(name, final, identity, config, inputs, unrecorded or {})
         self.made[name] = artifact
         if name == self.only:
             raise AloneDone
@@ -206,7 +218,15 @@ class Run:
         self.pending.append(name)
         return Artifact(final, None)
 
-    def _make(self, name: str, final: Path, identity: Identity, config: Any, inputs: dict[str, Artifact]) -> Artifact:
+    def _make(
+        self,
+        name: str,
+        final: Path,
+        identity: Identity,
+        config: Any,
+        inputs: dict[str, Artifact],
+        unrecorded: Mapping[str, Artifact],
+    ) -> Artifact:
         """Run a stage and commit what it made."""
         if self.only is not None and name != self.only:
             raise UserError(
@@ -214,16 +234,20 @@ class Run:
                 f"Run that stage first, or the whole loop: python -m rlhf.iterate run_dir={self.folder}"
             )
         assert self.launcher is not None, "a run without a launcher only plans"
-        self.verify(*inputs.values())
+        self.verify(*inputs.values(), *unrecorded.values())
         partial = self._prepare_partial(final, identity)
         stage = identity["stage"]
-        paths = {key: str(artifact.path) for key, artifact in inputs.items()}
+        recorded_paths = {key: str(artifact.path) for key, artifact in inputs.items()}
+        other_paths = {key: str(artifact.path) for key, artifact in unrecorded.items()}
+        paths = recorded_paths | other_paths
         compute = filled(StageCompute, self.cfg.compute, report_to=list(self.cfg.report_to))
         job = Job(stage, name, config, paths, str(partial), self.cfg.seed, compute)
         missing = [index for index in range(num_shards(job)) if not (partial / shard_name(index)).exists()]
         started = time.monotonic()
         if getattr(config, "trust_remote_code", False):
-            self._announce_code(paths.values())
+            self._announce_code(recorded_paths.values())
+        if getattr(config, "trusted_judges", None):
+            self._announce_code(other_paths[JUDGE_INPUT + judge] for judge in config.trusted_judges)
         if self.console is not None:
             self.console.begin(name)
         try:

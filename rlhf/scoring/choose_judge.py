@@ -22,6 +22,7 @@ def load_judge(config: ScoreStage, inputs: dict[str, str]) -> Judge | Tournament
         "max_tokens": config.max_tokens,
         "batch_tokens": config.batch_tokens,
         "trust_remote_code": config.trust_remote_code,
+        "special_tokens": config.special_tokens,
     }
     if config.url:
         # Judges are imported where they are used: each brings a library that the others do without.

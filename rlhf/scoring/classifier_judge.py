@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
+from rlhf.config.choices import SpecialTokens
 from rlhf.data.records import Message
 from rlhf.errors import ModelError
 from rlhf.models.chat import load_tokenizer
@@ -41,9 +42,10 @@ class ClassifierJudge:
         batch_tokens: int = 16384,
         trust_remote_code: bool = False,
         note: str = "",
+        special_tokens: SpecialTokens = SpecialTokens.text,
     ) -> None:
         require_trust(path, trust_remote_code)
-        self._tokenizer = load_tokenizer(path, trust_remote_code)
+        self._tokenizer = load_tokenizer(path, trust_remote_code, special_tokens=special_tokens)
         self._path = path
         self.note = note
         self._max_tokens = max_tokens

@@ -15,8 +15,9 @@ from rlhf.errors import ConfigError, DataError
 class Scored:
     """One raw score per conversation, in order, and how many inputs lost tokens on the left.
 
-    `num_over_context` is how many inputs are longer than the judge's context all the same. `num_calls` is
-    how often a pairwise judge's model was asked; None for judges that read each response once.
+    `num_over_context` is how many inputs are longer than the judge's context all the same. `refused` are the
+    places of conversations that the judge's chat template does not take; they score NaN. `num_calls` is how
+    often a pairwise judge's model was asked; None for judges that read each response once.
 
     Example:
         Scored([1.5, -0.3], num_truncated=0, num_calls=None)
@@ -26,6 +27,7 @@ class Scored:
     num_truncated: int = 0
     num_calls: int | None = None
     num_over_context: int = 0
+    refused: tuple[int, ...] = ()
 
 
 class Judge(Protocol):

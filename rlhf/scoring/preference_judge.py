@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from rlhf.config.choices import SpecialTokens
 from rlhf.models.chat import load_tokenizer
 from rlhf.models.comparison import answer_ids, render_comparison, require_causal_lm
 from rlhf.models.context import judge_context
@@ -51,8 +52,9 @@ class PairwiseJudge:
         max_tokens: int = 4096,
         batch_tokens: int = 16384,
         trust_remote_code: bool = False,
+        special_tokens: SpecialTokens = SpecialTokens.text,
     ) -> None:
-        self._tokenizer = load_tokenizer(path, trust_remote_code)
+        self._tokenizer = load_tokenizer(path, trust_remote_code, special_tokens=special_tokens)
         self._max_tokens = max_tokens
         self._batch_tokens = batch_tokens
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -76,8 +78,8 @@ class PairwiseJudge:
         rendered = []
         for messages, first, second in comparisons:
             # Both orders: such judges lean to the place in which a response is shown.
-            rendered.append(render_comparison(self._tokenizer, messages, first, second))
-            rendered.append(render_comparison(self._tokenizer, messages, second, first))
+            rendered.append(render_comparison(self._tokenizer, messages, first, second, break_up=True))
+            rendered.append(render_comparison(self._tokenizer, messages, second, first, break_up=True))
         rows, num_truncated = cut_on_the_left(rendered, self._max_tokens)
         # P(answer A) of each row, which is that of the response shown first.
         shown_first_wins = score_in_batches(rows, self._batch_tokens, self._forward)

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 
+from rlhf.config.choices import SpecialTokens
 from rlhf.data.records import Message
 from rlhf.errors import ConfigError, ModelError, WorkerFailed, printable
 from rlhf.models.batches import bins_by_tokens, unbinned
@@ -58,11 +59,12 @@ class RemoteJudge:
         concurrency: int = 8,
         timeout_seconds: float = 120,
         retry_seconds: float = 600,
+        special_tokens: SpecialTokens = SpecialTokens.text,
     ) -> None:
         config = judge_config(path, trust_remote_code)
         require_one_logit(path, config)
         self.context = judge_context(path, config, max_tokens)
-        self._tokenizer = load_tokenizer(path, trust_remote_code)
+        self._tokenizer = load_tokenizer(path, trust_remote_code, special_tokens=special_tokens)
         self._url = url.rstrip("/")
         self._max_tokens = max_tokens
         self._batch_tokens = batch_tokens

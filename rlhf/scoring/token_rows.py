@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,6 +28,8 @@ def score_distinct(
 ) -> Scored:
     """Scores of responses from a function that scores rows of token ids, each different row once.
 
+    What the judge's chat template refuses scores NaN.
+
     Args:
         tokenizer: the judge's own.
         items: such as `[([{"role": "user", "content": "Hi"}], "Hello!")]`.
@@ -35,14 +38,27 @@ def score_distinct(
         context: tokens that the judge was made for; rows that are longer are counted.
 
     Raises:
-        TemplateRefuses: the judge's chat template does not take a conversation that the policy has answered.
+        TemplateRefuses: the judge's chat template takes none of the conversations that the policy has answered.
     """
-    rows, num_truncated = read_items(tokenizer, items, max_tokens)
+    rendered = []
+    refused = []
+    for place, item in enumerate(items):
+        try:
+            rendered.append(_rendered(tokenizer, *item))
+        except TemplateRefuses:
+            refused.append(place)
+            # Of a judge that reads nothing there are no scores to look at.
+            if len(refused) == len(items):
+                raise
+    rows, num_truncated = cut_on_the_left(rendered, max_tokens)
     # Samples of one prompt are often the same. A dict keeps the order, which decides who shares a batch.
     distinct = list(dict.fromkeys(rows))
-    scores = score_rows(distinct)
-    score_by_row = dict(zip(distinct, scores, strict=True))
-    return Scored([score_by_row[row] for row in rows], num_truncated, num_over_context=num_longer(rows, context))
+    score_by_row = dict(zip(distinct, score_rows(distinct), strict=True))
+    scores = [score_by_row[row] for row in rows]
+    for place in refused:
+        # From the first to the last, so that each is put where it stood.
+        scores.insert(place, math.nan)
+    return Scored(scores, num_truncated, num_over_context=num_longer(rows, context), refused=tuple(refused))
 
 
 def read_items(
@@ -55,15 +71,18 @@ def read_items(
     Raises:
         TemplateRefuses: the chat template does not take a conversation.
     """
-    rendered = []
-    for messages, response in items:
-        conversation = [*messages, {"role": "assistant", "content": response}]
-        # Refused, not left out: the policy's template has taken these turns, so the judge is at fault.
-        try:
-            rendered.append(render_conversation(tokenizer, conversation))
-        except TemplateRefuses as error:
-            raise TemplateRefuses(f"The judge cannot read what the policy has answered. {error}") from error
+    rendered = [_rendered(tokenizer, messages, response) for messages, response in items]
     return cut_on_the_left(rendered, max_tokens)
+
+
+def _rendered(tokenizer: Any, messages: list[Message], response: str) -> list[int]:
+    conversation = [*messages, {"role": "assistant", "content": response}]
+    try:
+        # Whatever was sampled is to be judged, also where it spells tokens that this tokenizer cannot read as text.
+        return render_conversation(tokenizer, conversation, break_up=True)
+    except TemplateRefuses as error:
+        # The policy's template has taken these turns, so it is the judge that is at fault.
+        raise TemplateRefuses(f"The judge cannot read what the policy has answered. {error}") from error
 
 
 def cut_on_the_left(rendered: Sequence[Sequence[int]], max_tokens: int) -> tuple[list[TokenIds], int]:

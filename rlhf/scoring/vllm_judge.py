@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from rlhf.config.choices import SpecialTokens
 from rlhf.data.records import Message
 from rlhf.errors import ConfigError, ModelError
 from rlhf.models.chat import load_tokenizer
@@ -34,6 +35,7 @@ class VllmJudge:
         batch_tokens: int = 16384,
         trust_remote_code: bool = False,
         tensor_parallel_size: int = 1,
+        special_tokens: SpecialTokens = SpecialTokens.text,
     ) -> None:
         try:
             from vllm import LLM, PoolingParams
@@ -42,7 +44,7 @@ class VllmJudge:
                 f"score.engine=vllm, but vLLM cannot be imported here ({error}). Install it "
                 "(README, set-up), or use score.engine=transformers."
             ) from error
-        self._tokenizer = load_tokenizer(path, trust_remote_code)
+        self._tokenizer = load_tokenizer(path, trust_remote_code, special_tokens=special_tokens)
         self._max_tokens = max_tokens
         config = judge_config(path, trust_remote_code)
         require_one_logit(path, config)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config.stage_configs import GenerateStage
-from rlhf.data.records import CANDIDATES_SCHEMA, Candidate, what_became
+from rlhf.data.records import CANDIDATES_SCHEMA, Candidate, Message, dropped, what_became
 from rlhf.data.shards import read_rows, shard_name, shard_paths, sum_counts, write_atomic, write_shard
 from rlhf.errors import DataError, ModelError, TemplateRefuses
 from rlhf.generation.request import Request, Sampler, Sampling, seed_of, temperatures_of
 from rlhf.generation.vllm_args import prompt_limit
-from rlhf.run.job import Job, Outcome, Worker
+from rlhf.run.job import JUDGE_INPUT, Job, Outcome, Worker
 from rlhf.run.stage_table import num_shards, sliced_rows
 
 
@@ -24,22 +24,24 @@ def run(job: Job[GenerateStage], worker: Worker) -> Outcome:
 
     Config beside the section's own: `iteration`, `slice` ([start, stop) rows of the prompts, null
     for all), `dtype` and `trust_remote_code` of the model. `tokens.json` tells later stages the
-    terminators and the end of a turn.
+    terminators and the end of a turn. The inputs `judge.NAME` are judges that will read the
+    responses: prompts that their templates refuse are not sampled.
 
-    Counts: `prompts` = `prompts_sampled` + the sum of `dropped/<reason>`.
+    Counts: `prompts` = `prompts_sampled` + the sum of `dropped/<reason>`, and `spelled_special_tokens`,
+    prompts that spell a special token.
 
     Raises:
-        TemplateRefuses: the chat template takes none of the prompts.
+        TemplateRefuses: the chat templates take none of the prompts.
         DataError: all prompts are too long.
         ModelError: the model's weights give no numbers.
     """
     from rlhf.generation.choose_engine import load_sampler
-    from rlhf.models.chat import load_tokenizer, longest_prompt, stop_token_ids
+    from rlhf.models.chat import load_tokenizer, longest_prompt, render_prompts, stop_token_ids
 
     config = job.config
     model = job.inputs["policy"]
     trusted = config.trust_remote_code
-    tokenizer = load_tokenizer(model, trusted)
+    tokenizer = load_tokenizer(model, trusted, special_tokens=config.special_tokens)
     stops = stop_token_ids(tokenizer, model, config.stop_token_ids, trusted)
     # One worker is enough: all would write the same.
     if worker.rank == 0:
@@ -47,18 +49,58 @@ def run(job: Job[GenerateStage], worker: Worker) -> Outcome:
     limit = longest_prompt(model, config.max_prompt_tokens, config.max_new_tokens, trusted)
     limit = prompt_limit(config, limit)
     sampling = Sampling(config.max_new_tokens, config.top_p, config.top_k, stops)
+    # Only where something is left to sample: each takes a second to load.
+    judges: list[Any] = []
     sampler = None
     metrics = {}
     for index in worker.shards():
         # An engine is only worth its start when there is a shard left.
         if sampler is None:
+            judges = _judges(job)
             sampler = load_sampler(config, model, job.seed, limit)
             if sampler.note:
                 metrics["engine"] = sampler.note
-        rows, counts = _sample_shard(job, index, tokenizer, sampler, sampling, limit)
-        write_shard(job.out_path / shard_name(index), CANDIDATES_SCHEMA, rows, counts)
+        rendered, counts = render_prompts(_prompts(job, index), tokenizer, limit, judges)
+        rows, counts_of_samples = _sample_shard(job, rendered, tokenizer, sampler, sampling)
+        write_shard(job.out_path / shard_name(index), CANDIDATES_SCHEMA, rows, counts | counts_of_samples)
     _refuse_if_nothing_is_left(job, tokenizer, limit)
+    if worker.rank == 0:
+        metrics |= _templated_already(job, tokenizer)
     return Outcome(metrics=metrics)
+
+
+def _judges(job: Job[GenerateStage]) -> list[Any]:
+    """The tokenizers of the judges that will read the responses."""
+    from rlhf.models.chat import load_tokenizer
+
+    tokenizers = []
+    for key in sorted(job.inputs):
+        if key.startswith(JUDGE_INPUT):
+            is_trusted = key.removeprefix(JUDGE_INPUT) in job.config.trusted_judges
+            special_tokens = job.config.special_tokens
+            tokenizers.append(load_tokenizer(job.inputs[key], is_trusted, special_tokens=special_tokens))
+    return tokenizers
+
+
+def _templated_already(job: Job[GenerateStage], tokenizer: Any) -> dict[str, str]:
+    """A metric `warning` where prompts spell special tokens.
+
+    Example:
+        {"warning": "24 of 24 prompts hold <|im_start|>: a chat template was applied to them already, …"}
+    """
+    from rlhf.models.chat import spells_special_token, templated_already
+
+    # Of all workers, as far as they are done; counts of shards are also those of an earlier attempt.
+    counts = sum_counts(job.out_path)
+    num_spelling = counts.get("spelled_special_tokens", 0)
+    if not num_spelling:
+        return {}
+    for index in range(num_shards(job)):
+        for row in _prompts(job, index):
+            token = spells_special_token(tokenizer, row["messages"])
+            if token is not None:
+                return {"warning": templated_already(num_spelling, counts["prompts"], token)}
+    return {}
 
 
 def _write_tokens(path: Path, tokenizer: Any, stops: list[int]) -> None:
@@ -75,23 +117,19 @@ def _write_tokens(path: Path, tokenizer: Any, stops: list[int]) -> None:
 
 def _sample_shard(
     job: Job[GenerateStage],
-    index: int,
+    rendered: list[tuple[dict[str, Any], list[int]]],
     tokenizer: Any,
     sampler: Sampler,
     sampling: Sampling,
-    max_prompt_tokens: int,
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Rows of `CANDIDATES_SCHEMA`, and what was counted.
+    """Rows of `CANDIDATES_SCHEMA` for prompts and their token ids, and what was counted.
 
     Example:
         row: {"id": "5f1c…", "messages": […], "prompt_token_ids": [1, 306],
             "candidates": [{"text": "Yo.", …}, {"text": "Hello!", …}]}
-        counts: {"prompts": 1, "prompts_sampled": 1, "responses": 2, "truncated": 0, …}
+        counts: {"responses": 2, "truncated": 0, "response_tokens": 9}
     """
-    from rlhf.models.chat import render_prompts
-
     config = job.config
-    rendered, counts = render_prompts(_prompts(job, index), tokenizer, max_prompt_tokens)
     temperatures = temperatures_of(config.n, config.temperatures)
     # The n requests of a prompt stand side by side: below, their candidates are found by their place.
     requests = []
@@ -120,9 +158,11 @@ def _sample_shard(
                 "candidates": candidate_rows,
             }
         )
-    counts["responses"] = len(candidates)
-    counts["truncated"] = sum(candidate.truncated for candidate in candidates)
-    counts["response_tokens"] = sum(len(candidate.token_ids) for candidate in candidates)
+    counts = {
+        "responses": len(candidates),
+        "truncated": sum(candidate.truncated for candidate in candidates),
+        "response_tokens": sum(len(candidate.token_ids) for candidate in candidates),
+    }
     return rows, counts
 
 
@@ -138,28 +178,42 @@ def _with_text(candidate: Candidate, tokenizer: Any, sampling: Sampling) -> dict
 
 def _refuse_if_nothing_is_left(job: Job[GenerateStage], tokenizer: Any, limit: int) -> None:
     """Raise when there were prompts and none was sampled; every worker asks, the last one sees all shards."""
-    from rlhf.models.chat import render_prompt
-
     total = num_shards(job)
     if len(shard_paths(job.out_path)) < total:
         return
     counts = sum_counts(job.out_path)
     if counts.get("prompts_sampled") or not counts.get("prompts"):
         return
-    if not counts.get("dropped/refused_by_template"):
+    reasons = set(dropped(counts))
+    if reasons == {"prompt_too_long"}:
         raise DataError(
             f"{job.inputs['prompts']}: all {counts['prompts']} prompts have more than {limit} "
             "tokens. Raise generate.max_prompt_tokens, lower generate.max_new_tokens (the context "
             "holds both), or give shorter prompts."
         )
-    # Counts do not say why the template refused: the first prompt that it refuses again is the example.
-    rows = itertools.chain.from_iterable(_prompts(job, index) for index in range(total))
-    for row in rows:
-        try:
-            render_prompt(tokenizer, row["messages"])
-        except TemplateRefuses as error:
-            reasons = what_became(counts, "prompts")
-            raise TemplateRefuses(f"No prompt can be sampled ({reasons}). {error}") from error
+    # Counts do not say why a template refused: the first prompt that one refuses again is the example.
+    judges = _judges(job)
+    for index in range(total):
+        for row in _prompts(job, index):
+            error = _refusal(tokenizer, judges, row["messages"])
+            if error is not None:
+                all_counts = what_became(counts, "prompts")
+                raise TemplateRefuses(f"No prompt can be sampled ({all_counts}). {error}") from error
+
+
+def _refusal(tokenizer: Any, judges: list[Any], messages: list[Message]) -> TemplateRefuses | None:
+    """Why the policy's template, or else a judge's, does not take a prompt; None where all take it."""
+    from rlhf.models.chat import refusal_of_judge, render_prompt
+
+    try:
+        render_prompt(tokenizer, messages)
+    except TemplateRefuses as error:
+        return error
+    for judge in judges:
+        refusal = refusal_of_judge(judge, messages)
+        if refusal is not None:
+            return refusal
+    return None
 
 
 def _prompts(job: Job[GenerateStage], index: int) -> list[dict[str, Any]]:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config.stage_configs import ComparisonStage, ScoreStage
-from rlhf.data.records import SCORES_SCHEMA
-from rlhf.data.shards import read_rows, shard_name, shard_paths, sum_counts, write_shard
+from rlhf.data.records import SCORES_SCHEMA, Message
+from rlhf.data.shards import read_all_rows, read_rows, shard_name, shard_paths, sum_counts, write_shard
+from rlhf.errors import TemplateRefuses
 from rlhf.run.job import Job, Outcome, Worker
 from rlhf.run.stage_table import num_shards
 from rlhf.scoring.judge import Scored
@@ -27,7 +28,11 @@ def run(job: Job[ScoreStage], worker: Worker) -> Outcome:
     `against` may be the candidates of another policy for the same prompts: scores are then
     comparable between policies. `known_candidates.N` and `known_scores.N`, for any N, are what this
     judge has scored on the same prompts before (with the same `against`): equal responses keep
-    their score.
+    their score. Responses to prompts that the judge's chat template does not take score NaN; such
+    prompts are counted as `refused_by_template`.
+
+    Raises:
+        TemplateRefuses: the judge's chat template takes none of the prompts.
     """
     from rlhf.scoring.choose_judge import load_judge
 
@@ -44,18 +49,22 @@ def run(job: Job[ScoreStage], worker: Worker) -> Outcome:
                 judge = load_judge(job.config, job.inputs)
                 if worker.rank == 0:
                     _add_warning(metrics, **_golden_pair(job, judge))
-            scored = score_groups(judge, groups)
+            scored = _scored(judge, groups)
         scores = _all_scores(rows, known, scored)
         out = []
         for row, values in zip(rows, scores, strict=True):
             out.append({"id": row["id"], "scores": values})
         counts = _counts(job, scores, scored)
+        num_refused = _num_refused(groups, scored)
+        if num_refused:
+            counts["refused_by_template"] = num_refused
         write_shard(job.out_path / shard_name(index), SCORES_SCHEMA, out, counts)
     if worker.rank == 0:
         _add_warning(metrics, _unread(job, getattr(judge, "context", None)))
     note = getattr(judge, "note", "")
     if note:
         metrics["engine"] = note
+    _refuse_if_all_are_refused(job)
     return Outcome(metrics=metrics)
 
 
@@ -79,6 +88,51 @@ def _groups(
     # A group without opponents of the other policy would be held against itself, and nobody would notice.
     assert not against or all(group.against for group in groups), "against and candidates are out of step"
     return groups
+
+
+def _scored(judge: Any, groups: list[Group]) -> Scored:
+    """Scores of all responses; NaN for all where the judge's template takes none of them."""
+    try:
+        return score_groups(judge, groups)
+    except TemplateRefuses:
+        # A shard may hold just the few prompts that it does not take; whether all are such is seen at the end.
+        num_responses = sum(len(group.responses) for group in groups)
+        return Scored([math.nan] * num_responses, refused=tuple(range(num_responses)))
+
+
+def _num_refused(groups: list[Group], scored: Scored) -> int:
+    """How many prompts have a response that the judge's template does not take."""
+    refused = set(scored.refused)
+    num_refused = 0
+    first = 0
+    for group in groups:
+        places = range(first, first + len(group.responses))
+        first += len(group.responses)
+        if not refused.isdisjoint(places):
+            num_refused += 1
+    return num_refused
+
+
+def _refuse_if_all_are_refused(job: Job[ScoreStage]) -> None:
+    """Raise when the judge could read no prompt at all; every worker asks, the last one sees all shards."""
+    if len(shard_paths(job.out_path)) < num_shards(job):
+        return
+    counts = sum_counts(job.out_path)
+    num_refused = counts.get("refused_by_template", 0)
+    if not num_refused or num_refused < counts["prompts"]:
+        return
+    # Counts do not say why: the first prompt, refused again, does.
+    row = next(read_all_rows(job.input_path("candidates")))
+    raise _refusal(job, row["messages"])
+
+
+def _refusal(job: Job[ScoreStage], messages: list[Message]) -> TemplateRefuses:
+    from rlhf.models.chat import load_tokenizer, refusal_of_judge
+
+    path = job.inputs["judge"]
+    tokenizer = load_tokenizer(path, job.config.trust_remote_code)
+    error = refusal_of_judge(tokenizer, messages) or "Its template takes no user turn."
+    return TemplateRefuses(f"The judge cannot read what the policy has answered. {error}")
 
 
 def _all_scores(
@@ -164,9 +218,15 @@ def _golden_pair(job: Job[ScoreStage], judge: Any) -> dict[str, str]:
     # Rules and judges that the run has trained itself are no judges from outside.
     if not job.name.startswith("iteration_000/") or judge_path.is_relative_to(run_dir):
         return {}
-    group = Group([{"role": "user", "content": _QUESTION}], [_GOOD, _ABSURD])
-    good, absurd = score_groups(judge, [group]).scores
-    if good > absurd:
+    question = [{"role": "user", "content": _QUESTION}]
+    golden = _scored(judge, [Group(question, [_GOOD, _ABSURD])])
+    if golden.refused:
+        # Some templates demand a system turn.
+        with_system = [{"role": "system", "content": "You are a helpful assistant."}, *question]
+        golden = _scored(judge, [Group(with_system, [_GOOD, _ABSURD])])
+    good, absurd = golden.scores
+    # A judge that reads neither has no order; its prompts say more.
+    if good > absurd or golden.refused:
         return {}
     warning = (
         f"judge {job.inputs['judge']} scores {_ABSURD!r} {absurd:.3g} and {_GOOD!r} {good:.3g} for "

@@ -16,8 +16,8 @@ from trl import SFTConfig, SFTTrainer
 from rlhf.config.stage_configs import PreferenceModelStage
 from rlhf.data.records import what_became
 from rlhf.errors import DataError, TemplateRefuses
-from rlhf.models.chat import load_tokenizer
-from rlhf.models.comparison import answer_ids, render_comparison, require_causal_lm
+from rlhf.models.chat import load_tokenizer, require_written
+from rlhf.models.comparison import answer_ids, comparison_turn, render_comparison, require_causal_lm
 from rlhf.models.folder import load_config
 from rlhf.run.job import Job, Outcome, Worker
 from rlhf.training.arguments import micro_batches, stage_arguments
@@ -25,7 +25,7 @@ from rlhf.training.fit import fit
 from rlhf.training.held_out import split, sum_over
 from rlhf.training.reward_model import sourced_preferences
 from rlhf.training.stage_trainer import StageTrainer
-from rlhf.training.tokens import IGNORED, TOKENS, TokenRow, count_refused, token_dataset
+from rlhf.training.tokens import IGNORED, TOKENS, TokenRow, count_refused, count_spelled, token_dataset
 from rlhf.training.weights import export_model, load_model, resolve_dtype
 
 
@@ -53,7 +53,10 @@ def _rows(
         # that pairs which it refuses do not change the order of later ones.
         place = generator.randrange(2)
         places = (place, 1 - place)
+        turn = comparison_turn(messages, chosen, rejected)
+        count_spelled(counts, tokenizer, [turn])
         try:
+            require_written(tokenizer, [turn], [0])
             prompts = [render_comparison(tokenizer, messages, *orders[place]) for place in places]
         except TemplateRefuses as error:
             count_refused(counts, error)
@@ -128,7 +131,7 @@ def train_preference_model(job: Job[PreferenceModelStage], worker: Worker) -> Ou
     }
     args = stage_arguments(SFTConfig, "reward_model", job, source, own)
     require_causal_lm(source, load_config(source, config.trust_remote_code))
-    tokenizer = load_tokenizer(source, config.trust_remote_code)
+    tokenizer = load_tokenizer(source, config.trust_remote_code, special_tokens=config.special_tokens)
     counts: Counter[str] = Counter(rows=0, cut_left=0, chosen_first=0)
     make_rows = partial(_rows, job, tokenizer, counts)
     dataset = token_dataset(job.out_path / TOKENS, ["input_ids", "labels"], make_rows)
@@ -138,7 +141,8 @@ def train_preference_model(job: Job[PreferenceModelStage], worker: Worker) -> Ou
         raise DataError(
             f"{job.inputs['data']}: no pair to train on ({what_became(counts, 'comparisons')}). Give pairs "
             "of two different answers, and as reward_model.path a model whose chat template takes a user "
-            "turn."
+            f"turn and writes it as it stands (that of {job.inputs['model']}: those changed_by_template are "
+            "pairs that it does not)."
         )
     counts["pairs"] = len(training)  # until here it counted those of the file
     counts["held_out"] = len(held_out)

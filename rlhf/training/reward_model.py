@@ -23,13 +23,13 @@ from rlhf.data.preferences import preferences_with_rows
 from rlhf.data.records import Message, what_became
 from rlhf.data.shards import read_all_rows
 from rlhf.errors import DataError, TemplateRefuses
-from rlhf.models.chat import end_of_turn_id, load_tokenizer, render_conversation
+from rlhf.models.chat import end_of_turn_id, load_tokenizer, render_conversation, require_written
 from rlhf.run.job import Job, Outcome, Worker
 from rlhf.training.arguments import micro_batches, stage_arguments
 from rlhf.training.fit import fit
 from rlhf.training.held_out import split, sum_over, to_device
 from rlhf.training.stage_trainer import StageTrainer
-from rlhf.training.tokens import TOKENS, TokenRow, count_refused, token_dataset
+from rlhf.training.tokens import TOKENS, TokenRow, count_refused, count_spelled, token_dataset
 from rlhf.training.weights import export_model, load_model, resolve_dtype
 
 _COLUMNS = ["chosen_ids", "rejected_ids"]
@@ -118,6 +118,7 @@ def _rows(
     """
     max_length = job.config.max_length
     for source, messages, chosen, rejected in sourced_preferences(job, counts):
+        count_spelled(counts, tokenizer, [*messages, _turn(chosen), _turn(rejected)])
         try:
             chosen_ids = _conversation_ids(tokenizer, messages, chosen)
             rejected_ids = _conversation_ids(tokenizer, messages, rejected)
@@ -143,8 +144,13 @@ def _conversation_ids(
     messages: list[Message],
     answer: str,
 ) -> list[int]:
-    answer_turn = {"role": "assistant", "content": answer}
-    return render_conversation(tokenizer, [*messages, answer_turn])
+    conversation = [*messages, _turn(answer)]
+    require_written(tokenizer, conversation, [len(messages)])
+    return render_conversation(tokenizer, conversation)
+
+
+def _turn(answer: str) -> Message:
+    return {"role": "assistant", "content": answer}
 
 
 def _source_number(source: str, sources: dict[str, int]) -> int:
@@ -239,7 +245,7 @@ def train_reward_model(job: Job[RewardModelStage], worker: Worker) -> Outcome:
     own: dict[str, Any] = micro_batches("reward_model", config, worker.world_size)
     own["max_length"] = None  # cut here already, on the left
     args = stage_arguments(RewardConfig, "reward_model", job, source, own)
-    tokenizer = load_tokenizer(source, config.trust_remote_code)
+    tokenizer = load_tokenizer(source, config.trust_remote_code, special_tokens=config.special_tokens)
     # Before the data: a new pad token changes the tokenizer that renders them.
     model = _load_classifier(job, source, tokenizer)
     counts: Counter[str] = Counter(rows=0, cut_left=0)
@@ -251,7 +257,9 @@ def train_reward_model(job: Job[RewardModelStage], worker: Worker) -> Outcome:
         raise DataError(
             f"{job.inputs['data']}: no pair to train on ({what_became(counts, 'comparisons')}). Pairs "
             "refused by the template have turns that the chat template of reward_model.path does not "
-            "take: use other pairs or another model, or change the template in a copy of its folder."
+            "take: use other pairs or another model, or change the template in a copy of its folder. Those "
+            f"changed by it have answers that the template of {job.inputs['model']} does not write as they "
+            "stand (it may take <think>…</think> out of them)."
         )
     counts["pairs"] = len(training)  # until here it counted those of the file
     counts["held_out"] = len(held_out)

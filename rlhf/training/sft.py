@@ -20,14 +20,24 @@ from rlhf.data.conversations import read_conversations
 from rlhf.data.records import what_became
 from rlhf.data.shards import write_atomic
 from rlhf.errors import ConfigError, DataError, TemplateRefuses
-from rlhf.models.chat import Messages, end_of_turn_id, load_tokenizer, render_conversation, render_prompt
+from rlhf.models.chat import end_of_turn_id, load_tokenizer, render_conversation, render_prompt, require_written
+from rlhf.models.template import Messages
 from rlhf.run.job import Job, Outcome, Worker
 from rlhf.training.arguments import micro_batches, stage_arguments
 from rlhf.training.fit import fit
 from rlhf.training.held_out import split, sum_over, to_device
 from rlhf.training.ranks import own_rank
 from rlhf.training.stage_trainer import StageTrainer
-from rlhf.training.tokens import IGNORED, PACKS, TOKENS, TokenRow, count_refused, pack, token_dataset
+from rlhf.training.tokens import (
+    IGNORED,
+    PACKS,
+    TOKENS,
+    TokenRow,
+    count_refused,
+    count_spelled,
+    pack,
+    token_dataset,
+)
 from rlhf.training.weights import export_model, load_model, resolve_dtype
 
 _log = logging.getLogger(__name__)
@@ -53,8 +63,8 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, messages: Messages, end: int) -
         assistant's.
 
     Raises:
-        TemplateRefuses: the template takes no such conversation, or renders a turn differently once
-            others follow it.
+        TemplateRefuses: the template takes no such conversation, renders a turn differently once
+            others follow it, or changes an answer.
 
     Example:
         {"input_ids": [128000, 882, 15339, 9906, 128009], "labels": [-100, -100, -100, 9906, 128009]}
@@ -81,6 +91,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, messages: Messages, end: int) -
         # Some templates write no end-of-turn behind the last answer.
         stop = ids.index(end, start) + 1 if end in ids[start:] else len(ids)
         labels[start:stop] = ids[start:stop]
+    require_written(tokenizer, messages[: assistant_turns[-1] + 1], assistant_turns)
     # What a template writes behind the last end-of-turn, such as a line end, is never sampled.
     return {"input_ids": ids[:stop], "labels": labels[:stop]}
 
@@ -102,6 +113,7 @@ def _rows(
     end = end_of_turn_id(tokenizer)
     max_length = job.config.max_length
     for messages in read_conversations(job.input_path("data"), counts, columns=job.config.columns):
+        count_spelled(counts, tokenizer, messages)
         try:
             row = tokenize(tokenizer, messages, end)
         except TemplateRefuses as error:
@@ -216,7 +228,9 @@ def _datasets(
             f"{job.inputs['data']}: no conversation to train on ({what_became(counts)}). "
             "refused_by_template: the model's chat template refuses their turns, or writes earlier ones "
             "differently once others follow: use single-turn data without a system turn, another model, "
-            "or change the template in a copy of its folder."
+            "or change the template in a copy of its folder. changed_by_template: the template of "
+            f"{job.inputs['model']} does not write answers as they stand (it may take <think>…</think> out of "
+            "them): change it likewise, or take such rows out of the data."
         )
     counts["conversations"] = len(training)
     counts["held_out"] = len(held_out)
@@ -277,7 +291,7 @@ def train_sft(job: Job[SftStage], worker: Worker) -> Outcome:
         "dataset_kwargs": {"skip_prepare_dataset": True},  # its rows are token ids already
     }
     args = stage_arguments(SFTConfig, "sft", job, source, own)
-    tokenizer = load_tokenizer(source, config.trust_remote_code, config.chat_template)
+    tokenizer = load_tokenizer(source, config.trust_remote_code, config.chat_template, config.special_tokens)
     counts: Counter[str] = Counter(rows=0, cut=0)
     training_rows, held_out_rows = _datasets(job, tokenizer, counts)
     model = load_model(source, resolve_dtype(config.dtype, source), config.trust_remote_code)

@@ -13,9 +13,12 @@ from typing import Any
 
 import pyarrow as pa
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from rlhf.data.shards import fsync_dir
 from rlhf.errors import TemplateRefuses
+from rlhf.models.chat import spells_special_token
+from rlhf.models.template import Messages
 from rlhf.training.ranks import barrier, own_rank
 
 TokenRow = dict[str, list[int]]
@@ -53,10 +56,17 @@ def remove_token_files(out: Path) -> None:
 
 
 def count_refused(counts: Counter[str], error: TemplateRefuses) -> None:
-    """Count a row that the chat template refuses; the first is written to the log."""
-    counts["dropped/refused_by_template"] += 1
-    if counts["dropped/refused_by_template"] == 1:
-        _log.warning("rows that the chat template refuses are dropped; the first: %s", error)
+    """Count a row that the chat template refuses or changes; the first of each reason is written to the log."""
+    key = f"dropped/{error.reason}"
+    counts[key] += 1
+    if counts[key] == 1:
+        _log.warning("rows are dropped (%s); the first: %s", error.reason.replace("_", " "), error)
+
+
+def count_spelled(counts: Counter[str], tokenizer: PreTrainedTokenizerBase, messages: Messages) -> None:
+    """Count a row whose contents spell a special token of the tokenizer, which is read as text."""
+    if spells_special_token(tokenizer, messages) is not None:
+        counts["spelled_special_tokens"] += 1
 
 
 def pack(lengths: list[int], max_length: int) -> list[list[int]]:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from rlhf.config.choices import SpecialTokens
 from rlhf.errors import ModelError
 from rlhf.models.chat import (
     end_of_turn_id,
@@ -43,9 +44,12 @@ def test_a_template_that_writes_two_bos_or_none_still_gives_one(tokenizer):
     assert render_prompt(tokenizer, QUESTION) == expected
 
 
-def test_a_bos_inside_the_text_stays(tokenizer):
-    ids = render_prompt(tokenizer, [{"role": "user", "content": "say <|begin_of_text|> please"}])
-    assert ids.count(tokenizer.bos_token_id) == 2
+def test_a_bos_inside_the_text_is_text_and_with_the_switch_a_token(tmp_path, tokenizer):
+    messages = [{"role": "user", "content": "say <|begin_of_text|> please"}]
+    assert render_prompt(tokenizer, messages).count(tokenizer.bos_token_id) == 1
+    tokenizer.save_pretrained(tmp_path)
+    as_tokens = load_tokenizer(tmp_path, special_tokens=SpecialTokens.tokens)
+    assert render_prompt(as_tokens, messages).count(tokenizer.bos_token_id) == 2
 
 
 def test_a_tokenizer_without_bos_gets_none(tokenizer):

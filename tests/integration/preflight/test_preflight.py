@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from rlhf.config.choices import SpecialTokens
 from rlhf.config.schema import Config
 from rlhf.config.stage_configs import PreflightStage
+from rlhf.config.training import OtherJudge
+from rlhf.models import template
 from rlhf.preflight.findings import Level
 from rlhf.run.job import Job
-from tests.families import FAMILIES, tiny_policy
+from tests.families import FAMILIES, tiny_judge, tiny_policy
 from tests.stage_runner import config_of, run_here
 from tests.tiny import tiny_llama, tiny_reward_model, tiny_tokenizer
 
@@ -121,6 +124,79 @@ def test_judges(tmp_path, folders):
 def test_no_family_is_refused(tmp_path, family):
     folder = tiny_policy(tmp_path / "policy", family)
     assert odd(look(folder, prompts=[user()], sft={"data": "some.jsonl"}, generate={"max_new_tokens": 20})) == []
+
+
+def test_prompts_that_a_template_was_applied_to_are_named(folders):
+    header = "<|start_header_id|>user<|end_header_id|>\n\nq<|eot_id|>"
+    for text in (f"<|begin_of_text|>{header}", header, "<|im_start|>user\nq<|im_end|>\n", "[INST] q [/INST]"):
+        found = odd(look(folders[0], prompts=[user(text), user(text), user()]))
+        opener = next(
+            token for token in ("<|begin_of_text|>", "<|start_header_id|>", "<|im_start|>", "[INST]") if token in text
+        )
+        ((level, said),) = found
+        assert level is WARNING
+        assert said.startswith(f"2 of 3 prompts hold {opener}: a chat template was applied to them already")
+    assert odd(look(folders[0], prompts=[user(header)], special_tokens=SpecialTokens.tokens)) == []
+
+
+def test_a_template_that_changes_answers_is_said_where_written_ones_are_rendered(tmp_path, folders):
+    changes = "['content'].split('</think>')[-1].split() | join(' ')"
+    folder = altered(tmp_path, folders[0], lambda t: t.replace("['content']", changes))
+    assert odd(look(folder, prompts=[user()])) == []
+    text = "changes answers: <think>…</think>, inner white space"
+    for section in ({"sft": {"data": "some.jsonl"}}, {"pair": {"data": "some.jsonl"}}):
+        assert odd(look(folder, prompts=[user()], **section)) == [(WARNING, f"the template {text}")]
+    found = odd(look(folder, "reward_model.path", reward_model={"data": "some.jsonl"}))
+    assert found == [(WARNING, f"reward_model.path: the template {text}")]
+
+
+@pytest.mark.parametrize("key", ["reward_model.path", "reward_model.others.b.path", "evaluate.judges.b"])
+def test_every_judge_is_asked_whether_it_takes_the_prompts(tmp_path, key):
+    judge = tiny_judge(tmp_path / "judge", "gemma2")
+    with_system = [{"role": "system", "content": "s"}, *user()]
+    section = {"others": {"b": OtherJudge(path=str(judge))}}
+    ((level, said),) = odd(look(judge, key, prompts=[user(), with_system], reward_model=section))
+    assert level is WARNING and said == f"{key}: 1 of 2 prompts are refused by its template"
+    assert [level for level, _ in odd(look(judge, key, prompts=[with_system], reward_model=section))] == [ERROR]
+
+
+def test_a_pairwise_judge_takes_every_prompt(tmp_path):
+    judge = tiny_policy(tmp_path / "judge", "gemma2")
+    with_system = [{"role": "system", "content": "s"}, *user()]
+    assert odd(look(judge, "reward_model.path", prompts=[with_system], reward_model={"kind": "pairwise"})) == []
+
+
+def test_a_template_that_demands_a_system_turn_is_fine_where_prompts_have_one(tmp_path, folders):
+    demand = "{% if messages[0].role != 'system' %}{{ raise_exception('a system turn must come first') }}{% endif %}"
+    folder = altered(tmp_path, folders[0], lambda t: demand + t)
+    with_system = [{"role": "system", "content": "s"}, *user()]
+    for prompts in ([with_system], []):
+        assert odd(look(folder, prompts=prompts, sft={"data": "some.jsonl"})) == []
+    (tmp_path / "judge").mkdir()
+    judge = altered(tmp_path / "judge", folders[1], lambda t: demand + t)
+    assert odd(look(judge, "reward_model.path", prompts=[with_system])) == []
+    assert [level for level, _ in odd(look(folder, prompts=[user()]))] == [ERROR]
+
+
+def test_a_template_that_hangs_is_an_error_that_names_it(tmp_path, folders, monkeypatch):
+    monkeypatch.setattr(template, "TIME_LIMIT_SECONDS", 0.5)
+    loop = 3 * "{% for a in range(99999) %}" + 3 * "{% endfor %}"
+    folder = altered(tmp_path, folders[0], lambda t: loop + t)
+    ((level, said),) = odd(look(folder, prompts=[user()]))
+    assert level is ERROR and f"{folder}: the chat template is still at work" in said
+
+
+@pytest.mark.parametrize("turns", ["every turn", "every question"])
+def test_a_bos_that_opens_turns_is_fine(tmp_path, folders, turns):
+    begin = "{{ bos_token }}{{ m['role'] }}: "
+    if turns == "every question":
+        begin = "{% if m['role'] == 'user' %}{{ bos_token }}{% endif %}{{ m['role'] }}: "
+    header = "{{ bos_token }}" if turns == "every turn" else ""
+    new = "{% for m in messages %}" + begin + "{{ m['content'] }}<|eot_id|>{% endfor %}"
+    new += HEADER + header + "assistant: {% endif %}"
+    folder = altered(tmp_path, folders[0], lambda t: new)
+    chat = [*user(), {"role": "assistant", "content": "a"}, *user()]
+    assert odd(look(folder, prompts=[chat, chat])) == []
 
 
 def test_a_run_is_refused_before_any_stage(tmp_path, folders):

@@ -51,9 +51,9 @@ def test_the_source_of_a_rule_is_part_of_the_fingerprint(tmp_path, monkeypatch):
 class Listening(Run):
     """Remembers what each stage is told."""
 
-    def stage(self, stage, name, config, inputs):
+    def stage(self, stage, name, config, inputs, unrecorded=None):
         self.told = getattr(self, "told", {}) | {name: (plain(config), sorted(inputs))}
-        return super().stage(stage, name, config, inputs)
+        return super().stage(stage, name, config, inputs, unrecorded)
 
 
 def test_a_rule_judges_the_whole_loop_and_no_other_judge(tmp_path):
