@@ -37,8 +37,9 @@ def _run(arguments: list[str]) -> None:
     if not settings or "-h" in arguments or "--help" in arguments:
         print(usage)
         return
-    if stage not in STAGES:
-        raise ConfigError(f"{stage}: no such stage. Name one of {', '.join(STAGES)}.\n{usage}")
+    stages = [name for name in STAGES if name != "preflight"]  # which is no stage of a run
+    if stage not in stages:
+        raise ConfigError(f"{stage}: no such stage. Name one of {', '.join(stages)}.\n{usage}")
     if any("=" not in setting for setting in settings):
         raise ConfigError(f"{settings}: every argument reads key=value.\n{usage}")
     values: dict[str, str] = dict(setting.split("=", 1) for setting in settings)
@@ -53,7 +54,7 @@ def _run(arguments: list[str]) -> None:
     if iteration is not None and not iteration.isdecimal():
         raise ConfigError(f"iteration={iteration}: must be a whole number, 0 for what π0 is evaluated on.\n{usage}")
     name = artifact
-    if name is None:
+    if not name:
         # Stages that lie in no iteration's folder (`world`, `sft`, `prompts`) have their own name.
         name = stage if iteration is None else f"iteration_{int(iteration):03d}/{stage}"
     try:
