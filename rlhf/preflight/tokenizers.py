@@ -202,7 +202,8 @@ def _dropped_prompts(counts: dict[str, int], limit: int) -> Iterator[Finding]:
 
 def _templated_already(tokenizer: Any, prompts: list[list[Message]]) -> Iterator[Finding]:
     """Whether prompts hold what only a chat template writes: special tokens, of this model or of another."""
-    from rlhf.models.chat import spells_special_token, templated_already
+    from rlhf.models.chat import spells_special_token
+    from rlhf.models.special_tokens import templated_already
 
     tokens = Counter[str]()
     for messages in prompts:
@@ -228,7 +229,7 @@ def _opener(messages: list[Message]) -> str | None:
 def _unchanged_answers(tokenizer: Any, question: list[Message], whose: str) -> Finding:
     """Whether a template writes answers as they stand; those that it changes are dropped from the data."""
     from rlhf.errors import TemplateRefuses
-    from rlhf.models.chat import require_written
+    from rlhf.models.written import require_written
 
     changed = []
     for name, text in _CHANGES.items():
