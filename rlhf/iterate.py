@@ -89,6 +89,8 @@ def execute(cfg: Config, only: str | None = None) -> None:
         device = cfg.compute.device.value
         launcher = LocalLauncher(folder, token, cfg.compute.preload, device, console.progress, console.say)
         plan = _planned(cfg, folder)
+        if only is not None and only not in plan.made:
+            raise ConfigError(f"artifact={only}: this run has no such stage; it has {', '.join(plan.made)}.")
         if plan.pending:
             launcher.warm_up()  # the heavy imports go on while the preflight looks
             if only is None:
@@ -103,9 +105,7 @@ def execute(cfg: Config, only: str | None = None) -> None:
         except RunChanged:
             # What was redone came out different: plan again, to name all that was made of it.
             _planned(cfg, folder)
-            raise
-        if only is not None:
-            raise ConfigError(f"artifact={only}: this run has no such stage; it has {', '.join(plan.made)}.")
+            raise  # where the new plan finds nothing to refuse: an input that is damaged, say
 
 
 def _planned(cfg: Config, folder: Path) -> Run:

@@ -22,6 +22,7 @@ from rlhf.run.job import Job, Outcome, Worker
 _ANSWER = "Zq7"
 # What templates are known to change in answers, and a text that shows it.
 _CHANGES = {
+    "plain text": _ANSWER,
     "<think>…</think>": f"<think>\nhm\n</think>\n\n{_ANSWER}",
     "inner white space": f"{_ANSWER}  b\n\n\n  c\t{_ANSWER}",
 }
@@ -244,7 +245,9 @@ def _unchanged_answers(tokenizer: Any, question: list[Message], whose: str) -> F
         "Such answers of the data are dropped and counted (changed_by_template): mend it in a copy of the "
         "model's folder so that it writes contents as they are."
     )
-    return Finding(Level.warning, f"{whose} changes answers: {', '.join(changed)}", why)
+    # Where it writes not even plain text as it stands, no answer is left.
+    level = Level.error if "plain text" in changed else Level.warning
+    return Finding(level, f"{whose} changes answers: {', '.join(changed)}", why)
 
 
 def _vocabulary(tokenizer: Any, rendered: list[list[int]], path: str, trust: bool) -> Finding:

@@ -252,15 +252,15 @@ def test_a_killed_engine_process_ends_the_stage_and_costs_one_shard(world, finis
 def test_a_training_that_dies_between_its_last_step_and_its_end(world, finished, boundary):
     run = copy_of(finished[0], "trained")
     shutil.rmtree(run / "iteration_001" / "dpo")
-    alone = {"module": "rlhf.stages.dpo"}
-    code, said = loop(run, "iteration=1", **alone, dies_at=boundary)
+    alone = {"module": "rlhf.stage"}
+    code, said = loop(run, "dpo", "iteration=1", **alone, dies_at=boundary)
     assert code == -signal.SIGKILL, said
     unfinished = boundary.startswith("before")
     left = run / "iteration_001" / (".dpo.partial" if unfinished else "dpo")
     steps = len((left / "metrics.jsonl").read_text().splitlines())
     kept = {path.name for path in left.glob("checkpoint-*")}
     assert kept == {f"checkpoint-{steps - 2}", f"checkpoint-{steps - 1}"}, "until the commit they may be needed"
-    code, said = loop(run, "iteration=1", **alone)
+    code, said = loop(run, "dpo", "iteration=1", **alone)
     assert code == 0, said
     assert digests(run) == digests(finished[0])
     log = (run / "logs" / "iteration_001.dpo.rank0.log").read_text()
