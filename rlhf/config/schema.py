@@ -298,7 +298,7 @@ class Config:
     """Trackers the Trainer reports to, such as wandb or tensorboard."""
     debug: bool = False
     """Show tracebacks for the user's errors too."""
-    special_tokens: SpecialTokens = SpecialTokens.text
+    special_tokens: SpecialTokens = setting(SpecialTokens.text, later=True)
     """What prompts and answers spell of special tokens, such as `<|im_end|>`, is read as: `text`, or those `tokens`."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The initial policy."""

@@ -15,12 +15,13 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rlhf.config.choices import SpecialTokens
-from rlhf.errors import ModelError, SpellsSpecialToken, TemplateChanges, TemplateRefuses
+from rlhf.errors import ModelError, SpellsSpecialToken, TemplateRefuses
 from rlhf.models.context import loaded_context
 from rlhf.models.folder import load_config, saved_stop_ids, text_config
 from rlhf.models.kinds import check_tokenizer_files
-from rlhf.models.special_tokens import broken_up, ids_as_text, special_ids, spelled, text_of
+from rlhf.models.special_tokens import broken_up, ids_as_text, special_ids, spelled
 from rlhf.models.template import Messages, apply, probe
+from rlhf.models.written import require_written
 
 # The attribute of a tokenizer that `load_tokenizer` sets: how what contents spell is read.
 _READS = "rlhf_reads_special_tokens_as"
@@ -96,27 +97,16 @@ def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def spells_special_token(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str | None:
-    """The first special token that contents spell, where that is read as text; None where nothing is amiss."""
+    """The first special token that contents spell and that is read as text; None where there is none."""
     if _reads_tokens(tokenizer):
         return None
     return spelled(tokenizer, messages)
 
 
-def templated_already(num_spelling: int, total: int, token: str) -> str:
-    """What to say of prompts that spell special tokens, of which `token` is one.
-
-    Example:
-        "24 of 24 prompts hold <|im_start|>: a chat template was applied to them already, …"
-    """
-    return (
-        f"{num_spelling} of {total} prompts hold {token}: a chat template was applied to them already, or they "
-        "quote one. Give the messages, or the text alone, without a template's tokens; what they spell is read "
-        "as text (special_tokens=tokens reads it as those tokens)."
-    )
-
-
 def _reads_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:
-    return getattr(tokenizer, _READS, SpecialTokens.text) is SpecialTokens.tokens
+    # Those of tests and scripts may come from elsewhere than `load_tokenizer`.
+    reads = getattr(tokenizer, _READS, SpecialTokens.text)
+    return reads is SpecialTokens.tokens
 
 
 def _render(
@@ -214,7 +204,8 @@ def render_prompts(
 ) -> tuple[list[tuple[dict[str, Any], list[int]]], dict[str, int]]:
     """The prompts that can be sampled with their token ids, and what became of all of them.
 
-    Prompts that one of the `judges` (their tokenizers) refuses are dropped too: nobody could score the answers.
+    Prompts that one of the `judges` (their tokenizers) refuses are dropped too: nobody could score
+    the answers.
 
     Example:
         rows: [{"id": "5f0c…", "messages": [{"role": "user", "content": "Hi"}]}]
@@ -251,7 +242,8 @@ def render_prompts(
 
 def _add(counts: dict[str, int], key: str) -> None:
     """Count one more; what never happens has no entry, so that shards keep their bytes."""
-    counts[key] = counts.get(key, 0) + 1
+    before = counts.get(key, 0)
+    counts[key] = before + 1
 
 
 def refusal_of_judge(judge: PreTrainedTokenizerBase, messages: Messages) -> TemplateRefuses | None:
@@ -274,45 +266,6 @@ def render_conversation(
     Raises, and `break_up`: as of `render_prompt`.
     """
     return _render(tokenizer, messages, add_generation_prompt=False, break_up=break_up)
-
-
-def require_written(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Messages,
-    turns: Sequence[int],
-) -> None:
-    """Make sure that the template writes these turns of a conversation as they stand, but for outer white space.
-
-    What is trained on would else be another text than the data's: some templates take the reasoning out of
-    answers, some trim or lower-case within them.
-
-    Raises:
-        TemplateChanges: (a TemplateRefuses) it does not.
-        TemplateRefuses: the chat template takes no such conversation.
-    """
-    whole = text_of(tokenizer, messages, add_generation_prompt=False)
-    starts = [_start_of(tokenizer, messages, turn, whole) for turn in turns]
-    ends = [*starts[1:], len(whole)]
-    for turn, start, end in zip(turns, starts, ends, strict=True):
-        content = messages[turn]["content"]
-        if isinstance(content, str) and content.strip() not in whole[start:end]:
-            raise TemplateChanges(
-                f"{tokenizer.name_or_path}: the chat template changes the text of turn {turn + 1}: "
-                f"{content.strip()[:200]!r} is not in what it writes there. Take such rows out of the data, or "
-                "change the template in a copy of the model's folder so that it writes contents as they are "
-                "(some take <think>…</think> out of answers)."
-            )
-
-
-def _start_of(tokenizer: PreTrainedTokenizerBase, messages: Messages, turn: int, whole: str) -> int:
-    """Where a turn can begin in the rendered text: behind the turns before it, where these are written alike."""
-    if turn == 0:
-        return 0
-    try:
-        before = text_of(tokenizer, messages[:turn], add_generation_prompt=True)
-    except TemplateRefuses:
-        return 0
-    return len(before) if whole.startswith(before) else 0
 
 
 # Asked for every SFT row; what it gives for a tokenizer does not change.

@@ -74,6 +74,19 @@ def spelled(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str | Non
     return None
 
 
+def templated_already(num_spelling: int, total: int, token: str) -> str:
+    """What to say of prompts that spell special tokens, of which `token` is one.
+
+    Example:
+        "24 of 24 prompts hold <|im_start|>: a chat template was applied to them already, …"
+    """
+    return (
+        f"{num_spelling} of {total} prompts hold {token}: a chat template was applied to them already, or "
+        "they quote one. Give the messages, or the text alone, without a template's tokens; what they spell "
+        "is read as text (special_tokens=tokens reads it as those tokens)."
+    )
+
+
 def _texts(messages: Messages) -> Iterator[str]:
     """The contents that are text; what else a template takes is left to it."""
     for message in messages:
@@ -88,7 +101,8 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
 
 def _state(tokenizer: PreTrainedTokenizerBase) -> tuple[int, tuple[str, ...]]:
     """What changes with the special tokens, and costs little to ask."""
-    return len(tokenizer), tuple(map(str, tokenizer.all_special_tokens))
+    tokens_with_a_role = tuple(map(str, tokenizer.all_special_tokens))
+    return len(tokenizer), tokens_with_a_role
 
 
 # Asked for every conversation, and a vocabulary may have hundreds of special tokens.

@@ -23,6 +23,7 @@ from rlhf.run.job import Job, Outcome, Worker
 _ANSWER = "Zq7"
 # What templates are known to change in answers, and a text that shows it.
 _CHANGES = {
+    "plain text": _ANSWER,
     "<think>…</think>": f"<think>\nhm\n</think>\n\n{_ANSWER}",
     "inner white space": f"{_ANSWER}  b\n\n\n  c\t{_ANSWER}",
 }
@@ -204,7 +205,8 @@ def _dropped_prompts(counts: dict[str, int], limit: int) -> Iterator[Finding]:
 
 def _templated_already(tokenizer: Any, prompts: list[list[Message]]) -> Iterator[Finding]:
     """Whether prompts hold what only a chat template writes: special tokens, of this model or of another."""
-    from rlhf.models.chat import spells_special_token, templated_already
+    from rlhf.models.chat import spells_special_token
+    from rlhf.models.special_tokens import templated_already
 
     tokens = Counter[str]()
     for messages in prompts:
@@ -230,7 +232,7 @@ def _opener(messages: list[Message]) -> str | None:
 def _unchanged_answers(tokenizer: Any, question: list[Message], whose: str) -> Finding:
     """Whether a template writes answers as they stand; those that it changes are dropped from the data."""
     from rlhf.errors import TemplateRefuses
-    from rlhf.models.chat import require_written
+    from rlhf.models.written import require_written
 
     changed = []
     for name, text in _CHANGES.items():
@@ -245,7 +247,9 @@ def _unchanged_answers(tokenizer: Any, question: list[Message], whose: str) -> F
         "Such answers of the data are dropped and counted (changed_by_template): mend it in a copy of the "
         "model's folder so that it writes contents as they are."
     )
-    return Finding(Level.warning, f"{whose} changes answers: {', '.join(changed)}", why)
+    # Where it writes not even plain text as it stands, no answer is left.
+    level = Level.error if "plain text" in changed else Level.warning
+    return Finding(level, f"{whose} changes answers: {', '.join(changed)}", why)
 
 
 def _vocabulary(tokenizer: Any, rendered: list[list[int]], path: str, trust: bool) -> Finding:

@@ -88,7 +88,8 @@ def _templated_already(job: Job[GenerateStage], tokenizer: Any) -> dict[str, str
     Example:
         {"warning": "24 of 24 prompts hold <|im_start|>: a chat template was applied to them already, …"}
     """
-    from rlhf.models.chat import spells_special_token, templated_already
+    from rlhf.models.chat import spells_special_token
+    from rlhf.models.special_tokens import templated_already
 
     # Of all workers, as far as they are done; counts of shards are also those of an earlier attempt.
     counts = sum_counts(job.out_path)

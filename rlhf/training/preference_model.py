@@ -16,9 +16,10 @@ from trl import SFTConfig, SFTTrainer
 from rlhf.config.stage_configs import PreferenceModelStage
 from rlhf.data.records import what_became
 from rlhf.errors import DataError, TemplateRefuses
-from rlhf.models.chat import load_tokenizer, require_written
+from rlhf.models.chat import load_tokenizer
 from rlhf.models.comparison import answer_ids, comparison_turn, render_comparison, require_causal_lm
 from rlhf.models.folder import load_config
+from rlhf.models.written import require_written
 from rlhf.run.job import Job, Outcome, Worker
 from rlhf.training.arguments import micro_batches, stage_arguments
 from rlhf.training.fit import fit

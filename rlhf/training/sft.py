@@ -20,8 +20,9 @@ from rlhf.data.conversations import read_conversations
 from rlhf.data.records import what_became
 from rlhf.data.shards import write_atomic
 from rlhf.errors import ConfigError, DataError, TemplateRefuses
-from rlhf.models.chat import end_of_turn_id, load_tokenizer, render_conversation, render_prompt, require_written
+from rlhf.models.chat import end_of_turn_id, load_tokenizer, render_conversation, render_prompt
 from rlhf.models.template import Messages
+from rlhf.models.written import require_written
 from rlhf.run.job import Job, Outcome, Worker
 from rlhf.training.arguments import micro_batches, stage_arguments
 from rlhf.training.fit import fit

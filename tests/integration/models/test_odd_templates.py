@@ -30,9 +30,9 @@ from rlhf.models.chat import (
     load_tokenizer,
     render_conversation,
     render_prompt,
-    require_written,
 )
 from rlhf.models.comparison import render_comparison
+from rlhf.models.written import require_written
 from rlhf.run.artifact import Artifact
 from rlhf.run.plan import Run
 from rlhf.training import preference_model, reward_model, sft

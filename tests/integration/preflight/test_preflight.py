@@ -150,6 +150,12 @@ def test_a_template_that_changes_answers_is_said_where_written_ones_are_rendered
     assert found == [(WARNING, f"reward_model.path: the template {text}")]
 
 
+def test_a_template_that_writes_no_answer_as_it_stands_is_an_error(tmp_path, folders):
+    folder = altered(tmp_path, folders[0], lambda t: t.replace("['content']", "['content'] | lower"))
+    ((level, said),) = odd(look(folder, prompts=[user()], sft={"data": "some.jsonl"}))
+    assert level is ERROR and "changes answers: plain text" in said
+
+
 @pytest.mark.parametrize("key", ["reward_model.path", "reward_model.others.b.path", "evaluate.judges.b"])
 def test_every_judge_is_asked_whether_it_takes_the_prompts(tmp_path, key):
     judge = tiny_judge(tmp_path / "judge", "gemma2")
