@@ -152,7 +152,10 @@ def has_rejected_alone(row: Row) -> bool:
 
 def rejected_name(row: Row) -> str | None:
     """The column of the worse answer; None where there is none."""
-    return next((name for name in _REJECTED if row.peek(name) is not None), None)
+    for name in _REJECTED:
+        if row.peek(name) is not None:
+            return name
+    return None
 
 
 @of_row

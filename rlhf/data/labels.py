@@ -51,8 +51,9 @@ class TwoAnswers:
     def columns(self) -> list[tuple[str, str]]:
         """The names that the two columns may have: `response_a`, or `model_a_response`."""
         first, second = self.sides
-        stem = self.stem
-        return [(f"{stem}_{first}", f"{stem}_{second}"), (f"model_{first}_{stem}", f"model_{second}_{stem}")]
+        side_last = (f"{self.stem}_{first}", f"{self.stem}_{second}")
+        side_first = (f"model_{first}_{self.stem}", f"model_{second}_{self.stem}")
+        return [side_last, side_first]
 
 
 def two_answers(row: Row) -> tuple[str, str, TwoAnswers] | None:

@@ -132,17 +132,19 @@ def _question_inside(row: Row, base: str, value: Mapping[str, Any], first: Seque
     Example:
         {"question": {"stem": "2+2?", "choices": [{"label": "A", "text": "4"}]}}
     """
-    key = next((key for key in _INNER_BASES if has_value(value.get(key))), None)
+    filled = [name for name in value if has_value(value[name])]
+    key = next((key for key in _INNER_BASES if key in filled), None)
     if key is None:
         raise UnusableRow("not_messages", f"{base} must be text or a list of messages; found {value!r:.80}.")
-    inner = {name: value[name] for name in value if name != key and name not in row}
+    filled.remove(key)
+    inner = {name: value[name] for name in filled if name not in row}
     unfolded = row.unfolded(row.column(base) or base, value[key], inner)
     question = question_of(unfolded, (base, *first))
     row.read.update(unfolded.read.intersection(row.record))
     # What the row itself holds under the same name was read in its place.
-    beaten = [name for name in value if name != key and name in row and has_value(value[name]) and not is_known(name)]
-    unread = [name for name in unread_of(unfolded) if name in inner]
-    row.unread_inside += [f"{base}.{name}" for name in (*beaten, *unread)]
+    unread = [name for name in filled if name in row and not is_known(name)]
+    unread += [name for name in unread_of(unfolded) if name in inner]
+    row.unread_inside += [f"{base}.{name}" for name in unread]
     return question
 
 

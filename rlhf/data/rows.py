@@ -115,8 +115,12 @@ class Row(Mapping[str, Any]):
 
     def unfolded(self, name: str, value: Any, inner: Mapping[str, Any]) -> Row:
         """The same row with another value in a column, and with more columns; its question is mapped no more."""
-        mapped = {part: names for part, names in self._mapped.items() if part != "question"}
-        return Row({**self.record, **inner, name: value}, mapped)
+        record = dict(self.record)
+        record.update(inner)
+        record[name] = value
+        mapped = dict(self._mapped)
+        mapped.pop("question", None)
+        return Row(record, mapped)
 
     def maps(self, part: str) -> bool:
         """Whether the user says which columns a part of the question stands in."""
@@ -145,7 +149,9 @@ def as_row(row: Mapping[str, Any]) -> Row:
 def has_half_pair(text: str) -> bool:
     """Whether a text holds half a surrogate pair, which UTF-8 has no bytes for."""
     # Plain ASCII is told at once, and most text is.
-    return not text.isascii() and _SURROGATE.search(text) is not None
+    if text.isascii():
+        return False
+    return _SURROGATE.search(text) is not None
 
 
 def check_values(value: Any, depth: int = 0) -> None:
