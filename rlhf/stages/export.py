@@ -10,7 +10,7 @@ from pathlib import Path
 from rlhf.config.stage_configs import ExportStage
 from rlhf.loop import card
 from rlhf.models.kinds import FOREIGN_WEIGHTS
-from rlhf.models.templates import copy_other_templates
+from rlhf.models.template_files import copy_other_templates
 from rlhf.models.weight_files import saved_dtype, second_copies
 from rlhf.run.job import Job, Outcome, Worker
 

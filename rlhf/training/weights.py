@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rlhf.errors import ModelError
 from rlhf.models.folder import load_config, load_weights
-from rlhf.models.templates import copy_other_templates, keep_listed_templates
+from rlhf.models.template_files import copy_other_templates, keep_listed_templates
 from rlhf.models.weight_files import INDEX, file_header, saved_dtype, weight_files, weight_headers
 from rlhf.training.ranks import barrier, own_rank
 

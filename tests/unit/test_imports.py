@@ -17,7 +17,7 @@ TORCH_FREE_FILES = (
     "models/kinds.py",
     "models/heads.py",
     "models/context.py",
-    "models/templates.py",
+    "models/template_files.py",
     "generation/request.py",
     "generation/vllm_args.py",
 )
