@@ -34,7 +34,9 @@ def answer(tool: AnswerTool) -> None:
     name = choose_model(tool)
     # The benchmarks have room for one answer; others would be sampled for nothing.
     if tool.generate.n != 1:
-        raise ConfigError(f"generate.n={tool.generate.n}: a benchmark takes one answer to a question. Leave it at 1.")
+        raise ConfigError(
+            f"generate.n={tool.generate.n}: a benchmark takes one answer to a question. Leave it at 1."
+        )
 
     def make(run: Run) -> list[Artifact]:
         return sample(run, tool, "questions")

@@ -46,7 +46,9 @@ def sample(run: Run, tool: FileTool, what: str = "prompts") -> list[Artifact]:
     for what, context in contexts.items():
         if context is not None and max_new_tokens >= context:
             # Half of it: a prompt needs room too, and no key should be needed to sample from a small model.
-            run.say(f"  responses have at most {context // 2} tokens: {what} {context}, not {max_new_tokens} and more")
+            run.say(
+                f"  responses have at most {context // 2} tokens: {what} {context}, not {max_new_tokens} and more"
+            )
             max_new_tokens = context // 2
     # Settled from the files, as in a run: fp32 weights are sampled from in fp32.
     dtype = policy_dtype(run.cfg, policy)

@@ -82,9 +82,13 @@ def read_accuracies(path: Path) -> dict[str, Any]:
     try:
         accuracies = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"subsets={path}: cannot be read ({error}). It must hold {{subset: percent, …}}.") from error
+        raise DataError(
+            f"subsets={path}: cannot be read ({error}). It must hold {{subset: percent, …}}."
+        ) from error
     if not isinstance(accuracies, dict) or not accuracies:
-        raise DataError(f"subsets={path}: must hold an object {{subset: percent, …}} with one subset at least.")
+        raise DataError(
+            f"subsets={path}: must hold an object {{subset: percent, …}} with one subset at least."
+        )
     return accuracies
 
 

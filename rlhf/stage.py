@@ -52,7 +52,9 @@ def _run(arguments: list[str]) -> None:
     iteration = values.pop("iteration", None)
     artifact = values.pop("artifact", None)
     if iteration is not None and not iteration.isdecimal():
-        raise ConfigError(f"iteration={iteration}: must be a whole number, 0 for what π0 is evaluated on.\n{usage}")
+        raise ConfigError(
+            f"iteration={iteration}: must be a whole number, 0 for what π0 is evaluated on.\n{usage}"
+        )
     name = artifact
     if not name:
         # Stages that lie in no iteration's folder (`world`, `sft`, `prompts`) have their own name.

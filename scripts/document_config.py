@@ -110,7 +110,9 @@ def render(source: str) -> str:
     classes = {node.name: node for node in module.body if isinstance(node, ast.ClassDef)}
     enums = {
         node.name: [
-            s.targets[0].id for s in node.body if isinstance(s, ast.Assign) and isinstance(s.targets[0], ast.Name)
+            s.targets[0].id
+            for s in node.body
+            if isinstance(s, ast.Assign) and isinstance(s.targets[0], ast.Name)
         ]
         for node in ast.parse(CHOICES.read_text(encoding="utf-8")).body
         if isinstance(node, ast.ClassDef)
@@ -127,17 +129,23 @@ def render(source: str) -> str:
     def section(prefix: str, name: str) -> None:
         node = classes[name]
         fields = all_fields(source, classes, name)
-        lines.extend(["", f"## {prefix or 'Top level'}", "", " ".join((ast.get_docstring(node) or "").split()), ""])
+        lines.extend(
+            ["", f"## {prefix or 'Top level'}", "", " ".join((ast.get_docstring(node) or "").split()), ""]
+        )
         lines.extend(["| key | type | default | meaning |", "|---|---|---|---|"])
         for field in fields:
             if field.type not in classes:
                 key = f"`{prefix + '.' if prefix else ''}{field.name}`"
                 cells = (key, f"{yaml_type(field.type, enums)} {field.within}".strip())
-                lines.append("| " + " | ".join(escape(c) for c in (*cells, f"`{field.default}`", field.doc)) + " |")
+                lines.append(
+                    "| " + " | ".join(escape(c) for c in (*cells, f"`{field.default}`", field.doc)) + " |"
+                )
         for field in fields:
             named = re.fullmatch(r"(dict\[str, )?(\w+)\]?", field.type)
             if named and named[2] in classes:
-                section(f"{prefix + '.' if prefix else ''}{field.name}{'.NAME' if named[1] else ''}", named[2])
+                section(
+                    f"{prefix + '.' if prefix else ''}{field.name}{'.NAME' if named[1] else ''}", named[2]
+                )
 
     section("", "Config")
     return "\n".join(lines) + "\n"
@@ -151,7 +159,9 @@ def escape(cell: str) -> str:
 def main() -> int:
     """Write the page, or with --check say whether it is up to date."""
     parser = argparse.ArgumentParser(description="Generate docs/configuration.md from the schema.")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when the page is out of date")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 when the page is out of date"
+    )
     page = render(schema())
     if not parser.parse_args().check:
         TARGET.parent.mkdir(exist_ok=True)
@@ -159,7 +169,9 @@ def main() -> int:
         return 0
     if TARGET.exists() and TARGET.read_text(encoding="utf-8") == page:
         return 0
-    print(f"{TARGET.relative_to(ROOT)} is out of date: run `python scripts/document_config.py`", file=sys.stderr)
+    print(
+        f"{TARGET.relative_to(ROOT)} is out of date: run `python scripts/document_config.py`", file=sys.stderr
+    )
     return 1
 
 

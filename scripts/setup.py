@@ -86,7 +86,14 @@ def choose_variant(asked: str, state: dict[str, str]) -> tuple[str, str]:
 def setup_key(variant: str) -> str:
     """Hash of everything .venv is built from. The folder counts: a moved virtual environment is broken."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    parts = [RECIPE, variant, str(ROOT), project["build-system"], project["project"], project["tool"]["setuptools"]]
+    parts = [
+        RECIPE,
+        variant,
+        str(ROOT),
+        project["build-system"],
+        project["project"],
+        project["tool"]["setuptools"],
+    ]
     lists = {path.name: path.read_text() for path in REQUIREMENTS.glob("*.txt")}
     return hashlib.sha256(json.dumps([*parts, lists], sort_keys=True).encode()).hexdigest()
 
@@ -152,7 +159,15 @@ class Installer:
         self.lock = lock
         self.started = time.monotonic()
         # settings that would send the packages elsewhere, or make the interpreter look elsewhere
-        dropped = {"PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_NO_BINARY", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}
+        dropped = {
+            "PIP_USER",
+            "PIP_TARGET",
+            "PIP_PREFIX",
+            "PIP_NO_BINARY",
+            "PYTHONPATH",
+            "PYTHONHOME",
+            "VIRTUAL_ENV",
+        }
         dropped |= {"PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX"}
         self.environment = {name: value for name, value in os.environ.items() if name not in dropped}
         # DeepSpeed compiles nothing at set-up; what it needs later, it builds where there is a compiler
@@ -236,12 +251,18 @@ def build(variant: str, key: str, lock: IO[str]) -> None:
     """Makes .venv from nothing and seals it with its key."""
     installer = Installer(lock)
     if read_state():
-        installer.say("the .venv found here is unfinished, or the lists or the Python changed: building it anew")
+        installer.say(
+            "the .venv found here is unfinished, or the lists or the Python changed: building it anew"
+        )
     cleaner = start_afresh(variant, lock)
     minutes = "2 to 4 minutes" if variant == "cpu" else "10 minutes or more, about 12 GB"
-    installer.say(f"making .venv with Python {platform.python_version()} ({minutes}; pip writes to .venv/setup.log)")
+    installer.say(
+        f"making .venv with Python {platform.python_version()} ({minutes}; pip writes to .venv/setup.log)"
+    )
     make_venv(installer)
-    installer.need(installer.pip("-r", str(REQUIREMENTS / "build.txt")), "installing pip and setuptools", PIP_WAYS_OUT)
+    installer.need(
+        installer.pip("-r", str(REQUIREMENTS / "build.txt")), "installing pip and setuptools", PIP_WAYS_OUT
+    )
     installer.say(f"installing the packages of requirements/{variant}.txt and dev.txt")
     # before torch: DeepSpeed's build then neither imports torch nor looks for CUDA
     lists = ["-r", str(REQUIREMENTS / f"{variant}.txt"), "-r", str(REQUIREMENTS / "dev.txt")]
@@ -250,7 +271,9 @@ def build(variant: str, key: str, lock: IO[str]) -> None:
     install_torch(installer, variant)
     installer.need(installer.pip("-e", str(ROOT)), "installing this project", PIP_WAYS_OUT)
     installer.say("importing everything once: the first run then finds it compiled")
-    installer.run([str(VENV_PYTHON), "-m", "rlhf.launch.preload"])  # what cannot be imported, a run will say better
+    installer.run(
+        [str(VENV_PYTHON), "-m", "rlhf.launch.preload"]
+    )  # what cannot be imported, a run will say better
     cleaner.wait()
     write_state(variant=variant, python=running_version(), key=key)
     installer.say("done")
@@ -270,7 +293,10 @@ def main() -> None:
     state = read_state()
     variant, reason = choose_variant(asked, state)
     other = "cuda" if variant == "cpu" else "cpu"
-    print(f"set-up: {variant.upper()} packages ({reason}; the other choice: make setup VARIANT={other})", flush=True)
+    print(
+        f"set-up: {variant.upper()} packages ({reason}; the other choice: make setup VARIANT={other})",
+        flush=True,
+    )
     key = setup_key(variant)
     if is_finished(state, key):
         return

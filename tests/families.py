@@ -151,7 +151,16 @@ FAMILIES = {
 
 def build_tokenizer(family: Family) -> Any:
     """Byte-level BPE as in `rlhf.world.tokenizer`, with the family's special tokens and template."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
     from transformers import PreTrainedTokenizerFast
 
     from rlhf.world.tokenizer import SPLIT_PATTERN, VOCAB_SIZE, corpus
@@ -200,7 +209,11 @@ def _config(family: Family, tokenizer: Any, **extra: Any) -> Any:
         "max_position_embeddings": 4096,
         "initializer_range": 0.1,
     }
-    ids = {"bos_token_id": id_of(family.bos), "eos_token_id": id_of(family.eos), "pad_token_id": id_of(family.pad)}
+    ids = {
+        "bos_token_id": id_of(family.bos),
+        "eos_token_id": id_of(family.eos),
+        "pad_token_id": id_of(family.pad),
+    }
     vocab = {"vocab_size": len(tokenizer) + family.spare}
     return AutoConfig.for_model(family.model_type, **shape | ids | vocab | family.shape | extra)
 
@@ -229,6 +242,8 @@ def tiny_judge(path: Path, name: str, seed: int = 1) -> Path:
     family = FAMILIES[name]
     tokenizer = build_tokenizer(family)
     torch.manual_seed(seed)
-    AutoModelForSequenceClassification.from_config(_config(family, tokenizer, num_labels=1)).save_pretrained(path)
+    AutoModelForSequenceClassification.from_config(_config(family, tokenizer, num_labels=1)).save_pretrained(
+        path
+    )
     tokenizer.save_pretrained(path)
     return path

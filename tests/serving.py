@@ -53,4 +53,6 @@ class Server:
 
     def stop(self) -> None:
         """End it for good."""
-        self.process.communicate(timeout=60)  # closes both pipes: one left open is another test's ResourceWarning
+        self.process.communicate(
+            timeout=60
+        )  # closes both pipes: one left open is another test's ResourceWarning

@@ -141,7 +141,9 @@ def run_ranks(job: Job, num_ranks: int = 1, hook: str = "") -> Outcome:
 
 
 def _rank(job: Job, environment: dict[str, str], hook: str) -> None:
-    log = os.open(Path(job.out) / f"rank{environment['RANK']}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    log = os.open(
+        Path(job.out) / f"rank{environment['RANK']}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644
+    )
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.environ.update(environment)

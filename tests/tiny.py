@@ -77,7 +77,11 @@ def random_pairs(
             name: [rng.randrange(10, 400) for _ in range(rng.randint(*limits))]
             for name, limits in (("prompt", prompt), ("chosen", response), ("rejected", response))
         }
-        row: dict[str, Any] = {"id": prompt_id(messages), "messages": messages, "prompt_token_ids": ids["prompt"]}
+        row: dict[str, Any] = {
+            "id": prompt_id(messages),
+            "messages": messages,
+            "prompt_token_ids": ids["prompt"],
+        }
         for side, text, score, rank in (("chosen", "good", 1.0, 0), ("rejected", "bad", 0.0, 1)):
             row |= side_columns(side, ids[side], text, score, penalised=score, rank=rank, truncated=False)
         rows.append(row)

@@ -59,7 +59,9 @@ def to_config(composed: DictConfig, schema: type[Any] = Config) -> Any:
         merged = OmegaConf.merge(OmegaConf.structured(schema), plain)
         config: Any = OmegaConf.to_object(merged)
     except MissingMandatoryValue as error:
-        raise ConfigError(f"{error.full_key}=… is missing, and has no default. Add it to the command.") from error
+        raise ConfigError(
+            f"{error.full_key}=… is missing, and has no default. Add it to the command."
+        ) from error
     except OmegaConfBaseException as error:
         raise ConfigError(_explained(error)) from error
     if type(config) is Config:  # rlhf.check shows what is wrong in its own way
@@ -141,7 +143,9 @@ def _config_of_job(line: _CommandLine, composed: DictConfig, name: str) -> Any:
         config.run_dir = f"runs/{experiment or line.config_name}"
     if line.swept:
         if not isinstance(config, Config):
-            raise ConfigError("sweeps (-m) are for python -m rlhf.iterate; call this tool once per output file.")
+            raise ConfigError(
+                "sweeps (-m) are for python -m rlhf.iterate; call this tool once per output file."
+            )
         assert config.run_dir is not None, "set just now"
         join_sweep(config, config.run_dir, name)
     return config

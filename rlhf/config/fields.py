@@ -42,7 +42,9 @@ class Range:
             return False
         if not self.least <= value <= self.most:
             return False
-        at_an_open_end = (self.least_is_open and value == self.least) or (self.most_is_open and value == self.most)
+        at_an_open_end = (self.least_is_open and value == self.least) or (
+            self.most_is_open and value == self.most
+        )
         return not at_an_open_end
 
 
@@ -51,7 +53,9 @@ POSITIVE = Range("must be a positive number.", least=0, least_is_open=True)
 POSITIVE_SHARE = Range("must lie in (0, 1].", least=0, most=1, least_is_open=True)
 SHARE_OR_OFF = Range("must lie in [0, 1); 0 is off.", least=0, most=1, most_is_open=True)
 HALF_OR_OFF = Range("must lie in [0, 0.5); 0 is off.", least=0, most=0.5, most_is_open=True)
-SHARE_OF_STEPS = Range("is a share of the steps, not negative and at most 1; the paper has 0.03.", least=0, most=1)
+SHARE_OF_STEPS = Range(
+    "is a share of the steps, not negative and at most 1; the paper has 0.03.", least=0, most=1
+)
 SEED = Range(f"must not be negative, and at most {2**32 - 1}, numpy's largest.", least=0, most=2**32 - 1)
 ZERO_STAGE = Range("must be 2 or 3.", least=2, most=3)
 SOME_OR_ALL = Range("must be 1 or more; null takes what the machine has.", least=1)

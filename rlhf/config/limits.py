@@ -139,7 +139,9 @@ def _files(cfg: Config) -> Iterator[str]:
             setting = f"{section}.columns={{{key}: {names}}}"
             if key not in _COLUMN_KEYS:
                 yield f"{setting}: a column holds one of {', '.join(_COLUMN_KEYS)}."
-            elif not (isinstance(names, str) or (isinstance(names, list) and all(isinstance(n, str) for n in names))):
+            elif not (
+                isinstance(names, str) or (isinstance(names, list) and all(isinstance(n, str) for n in names))
+            ):
                 yield f"{setting}: name a column, or a list of columns."
 
 

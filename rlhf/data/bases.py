@@ -20,7 +20,16 @@ from rlhf.data.turns import (
 
 CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "trajectory")
 """Bases that hold a conversation with its answers: the last one is no part of the question."""
-_TEXTS = ("instruction", "question", "query", "problem", "question_stem", "user_prompt", "user_input", "user_message")
+_TEXTS = (
+    "instruction",
+    "question",
+    "query",
+    "problem",
+    "question_stem",
+    "user_prompt",
+    "user_input",
+    "user_message",
+)
 # The first five are those of the first runs, whose prompts keep their ids only where the order stays.
 BASES = (
     "context_messages",
@@ -139,7 +148,9 @@ def _marked_text(row: Row, name: str, value: Any) -> list[Any] | None:
     if role is None:
         return marked_turns(value, whole=True)
     if has_value(row.peek("parent_id")):
-        raise UnusableRow("part_of_a_tree", "the row is a later turn of a conversation that stands in other rows.")
+        raise UnusableRow(
+            "part_of_a_tree", "the row is a later turn of a conversation that stands in other rows."
+        )
     row.read.add(str(row.column("role")))
     return [{"role": role, "content": value}]
 

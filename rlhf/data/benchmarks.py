@@ -24,7 +24,9 @@ _FIRST_BASES = ("turns", "instruction", "prompt")
 _SHAPES = ("AlpacaEval has instruction", "Arena-Hard turns or prompt")
 
 
-def read_questions(path: Path | str, counts: Counter[str], *, columns: Columns | None = None) -> list[dict[str, Any]]:
+def read_questions(
+    path: Path | str, counts: Counter[str], *, columns: Columns | None = None
+) -> list[dict[str, Any]]:
     """Rows of a `prompts` shard with `extra`, the question as JSON: all of them, or an error.
 
     Args:

@@ -56,9 +56,15 @@ _KNOWN_PATTERNS = (
         r"(response|output|answer|completion|generation|prediction|conversation|human_ref|candidate|summary|model"
         r"|assistant|generator|tokens|quotes|score|c_root_id|created_at_utc)_?(\d+|[ab])(_.*)?"
     ),
-    re.compile(r"(answer|chosen|rejected|winner|winning|loser|better|safer|preference|overall_preference)_.*"),
-    re.compile(r"(is|has|num|n|original|annotator|individual|labelling|price|time|created|updated)_.*|in_\w+_train"),
-    re.compile(r".*_(id|ids|uid|idx|index|model|models|score|scores|rating|ratings|reward|label|labels|rank|url|hash)"),
+    re.compile(
+        r"(answer|chosen|rejected|winner|winning|loser|better|safer|preference|overall_preference)_.*"
+    ),
+    re.compile(
+        r"(is|has|num|n|original|annotator|individual|labelling|price|time|created|updated)_.*|in_\w+_train"
+    ),
+    re.compile(
+        r".*_(id|ids|uid|idx|index|model|models|score|scores|rating|ratings|reward|label|labels|rank|url|hash)"
+    ),
     re.compile(
         r".*metadata.*|.*_(time|timestamp|date|at|tokens|length|count|category|preference|chosen|rejected|answers?|score_\w)"
     ),
@@ -81,7 +87,9 @@ def column_map(columns: Columns | None) -> dict[str, list[str]]:
     mapped = {}
     for part, names in (columns or {}).items():
         if part not in PARTS:
-            raise DataError(f"columns: {part!r} is no part of a row that can be mapped; known are {', '.join(PARTS)}.")
+            raise DataError(
+                f"columns: {part!r} is no part of a row that can be mapped; known are {', '.join(PARTS)}."
+            )
         mapped[part] = _names(part, names)
     return mapped
 

@@ -238,7 +238,9 @@ def _read_csv(path: Path) -> Iterator[Record]:
             names = next(reader, [])
             twice = [name for name, count in Counter(names).items() if count > 1]
             if twice:
-                raise DataError(f"{path}: the header names {twice[0]!r:.80} twice. Rename one of the columns.")
+                raise DataError(
+                    f"{path}: the header names {twice[0]!r:.80} twice. Rename one of the columns."
+                )
             for values in reader:
                 # A line without anything is one that was left at the end.
                 if not values:
@@ -250,7 +252,9 @@ def _read_csv(path: Path) -> Iterator[Record]:
                     )
                 yield dict(zip(names, values, strict=True))
         except csv.Error as error:
-            raise DataError(f"{path}, line {reader.line_num}: invalid CSV ({error}). Mend that line.") from None
+            raise DataError(
+                f"{path}, line {reader.line_num}: invalid CSV ({error}). Mend that line."
+            ) from None
         except UnicodeDecodeError as error:
             raise _not_utf8(path, reader.line_num + 1, error) from None
 

@@ -32,7 +32,17 @@ _TIES = words("""
     tie ties tied tie_bothbad tie_both_bad both_bad bothbad both_good both equal same draw neither c a_b
     no_preference unsure none
 """)
-_NAMES = ("{}", "{}_{}", "model_{}", "response_{}", "assistant_{}", "answer_{}", "output_{}", "option_{}", "system_{}")
+_NAMES = (
+    "{}",
+    "{}_{}",
+    "model_{}",
+    "response_{}",
+    "assistant_{}",
+    "answer_{}",
+    "output_{}",
+    "option_{}",
+    "system_{}",
+)
 _FIRST_WORDS = ("first", "left")
 _SECOND_WORDS = ("second", "right")
 _NAMED = "(?:model|response|assistant|answer|output)?([ab012])"
@@ -106,14 +116,19 @@ _UNKNOWN = 3
 
 def _by_flags(row: Row) -> int | None:
     """Of three columns with one 1 (lmsys-arena-human-preference-55k)."""
-    flags = [as_number(row[name]) if name in row else 0 for name in ("winner_model_a", "winner_model_b", "winner_tie")]
+    flags = [
+        as_number(row[name]) if name in row else 0
+        for name in ("winner_model_a", "winner_model_b", "winner_tie")
+    ]
     if flags == [1, 0, 0]:
         return 0
     if flags == [0, 1, 0]:
         return 1
     if flags == [0, 0, 1]:
         return None
-    raise UnusableRow("unknown_label", f"winner_model_a, winner_model_b and winner_tie are {flags}; one must be 1.")
+    raise UnusableRow(
+        "unknown_label", f"winner_model_a, winner_model_b and winner_tie are {flags}; one must be 1."
+    )
 
 
 def _by_strength(label: Any, row: Row, answers: TwoAnswers) -> int:
@@ -172,7 +187,10 @@ def _by_name(label: Any, row: Row, answers: TwoAnswers) -> int:
     if word in _TIES:
         return _TIE
     for index, side in enumerate(answers.sides):
-        names = [pattern.format(*([side] if pattern.count("{}") == 1 else [answers.stem, side])) for pattern in _NAMES]
+        names = [
+            pattern.format(*([side] if pattern.count("{}") == 1 else [answers.stem, side]))
+            for pattern in _NAMES
+        ]
         if word in (*names, *(_FIRST_WORDS, _SECOND_WORDS)[index]):
             return index
     return _UNKNOWN

@@ -19,7 +19,9 @@ Preference = tuple[list[Message], str, str]
 """Messages that end with a user's turn, the chosen and the rejected answer."""
 
 
-def read_preferences(path: Path | str, counts: Counter[str], *, columns: Columns | None = None) -> Iterator[Preference]:
+def read_preferences(
+    path: Path | str, counts: Counter[str], *, columns: Columns | None = None
+) -> Iterator[Preference]:
     """Preferences of a file as a stream.
 
     Args:

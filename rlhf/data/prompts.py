@@ -94,7 +94,9 @@ def _asked(row: Row) -> Question:
     return question
 
 
-def read_prompts(path: Path | str, counts: Counter[str], *, columns: Columns | None = None) -> Iterator[Prompt]:
+def read_prompts(
+    path: Path | str, counts: Counter[str], *, columns: Columns | None = None
+) -> Iterator[Prompt]:
     """Distinct prompts of a file as a stream, in its order.
 
     64 bits of each are remembered to find duplicates.

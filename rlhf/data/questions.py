@@ -50,7 +50,14 @@ _SYSTEMS = (
     "sys",
     "custom_system_prompt",
 )
-_HISTORIES = ("history", "chat_history", "conversation_history", "dialogue_history", "dialog_history", "previous_turns")
+_HISTORIES = (
+    "history",
+    "chat_history",
+    "conversation_history",
+    "dialogue_history",
+    "dialog_history",
+    "previous_turns",
+)
 _CONTEXTS = ("context", "contexts", "passage", "passages", "document", "documents")
 # Of an object that is a base: where it holds the conversation, or the text of the question.
 _INNER_BASES = (
@@ -148,7 +155,9 @@ def _question_inside(row: Row, base: str, value: Mapping[str, Any], first: Seque
     return question
 
 
-def refuse_without_question(row: Row, what: str, shapes: Sequence[str], bases: Sequence[str] = BASES[:5]) -> NoReturn:
+def refuse_without_question(
+    row: Row, what: str, shapes: Sequence[str], bases: Sequence[str] = BASES[:5]
+) -> NoReturn:
     """Say that a row holds no question, under one of the bases or at all.
 
     Raises:
@@ -314,7 +323,9 @@ def with_system(text: str | None, messages: list[Message]) -> list[Message]:
     if not messages or messages[0]["role"] != "system":
         return [{"role": "system", "content": text}, *messages]
     if messages[0]["content"] != text:
-        raise UnusableRow("two_systems", f"the conversation has a system turn, and {text!r:.80} stands beside it.")
+        raise UnusableRow(
+            "two_systems", f"the conversation has a system turn, and {text!r:.80} stands beside it."
+        )
     return messages
 
 

@@ -264,7 +264,9 @@ def rated_answers(row: Row) -> list[Comparison]:
         return by_score(sides, row[column], column, lower_is_better=column in _RANKS)
     is_ranked = any(isinstance(answer, Mapping) and has_value(answer.get("rank")) for answer in answers)
     names = ("rank",) if is_ranked else _ELEMENT_SCORES
-    return by_score(sides, [_first_value(answer, names) for answer in answers], names[0], lower_is_better=is_ranked)
+    return by_score(
+        sides, [_first_value(answer, names) for answer in answers], names[0], lower_is_better=is_ranked
+    )
 
 
 def _first_value(answer: Any, names: tuple[str, ...]) -> Any:
@@ -283,7 +285,11 @@ def _side_of_rated(asked: list[Message], answer: Any, what: str, row: Row) -> Si
         return Side(asked, answer)
     system = answer.get("custom_system_prompt")
     # An answer of OASST's trees is a turn, with all that follows it.
-    side = Side(asked, content_of(answer)) if speaker_of(answer) is not None else side_of(asked, answer, what, row)
+    side = (
+        Side(asked, content_of(answer))
+        if speaker_of(answer) is not None
+        else side_of(asked, answer, what, row)
+    )
     if not has_value(system):
         return side
     return replace(side, context=with_system(content_text(system, what), side.context))

@@ -11,7 +11,17 @@ from rlhf.data.columns import is_known
 from rlhf.data.records import Message
 from rlhf.data.rows import has_value, plain_text
 
-_PASSAGE_KEYS = ("title", "text", "content", "contents", "passage", "paragraph", "snippet", "body", "document")
+_PASSAGE_KEYS = (
+    "title",
+    "text",
+    "content",
+    "contents",
+    "passage",
+    "paragraph",
+    "snippet",
+    "body",
+    "document",
+)
 # Shorter text may stand in a question by accident: a context of "7", say.
 _MIN_QUOTED_CHARS = 40
 

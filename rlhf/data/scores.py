@@ -12,7 +12,9 @@ from rlhf.data.sides import Comparison, Side
 _SCORE_NAMES = ("score", "rating", "reward", "quality", "overall_score")
 
 
-def by_score(answers: Sequence[Side], scores: Any, what: str, lower_is_better: bool = False) -> list[Comparison]:
+def by_score(
+    answers: Sequence[Side], scores: Any, what: str, lower_is_better: bool = False
+) -> list[Comparison]:
     """Every two of n answers, the higher score better (of ranks, the lower).
 
     Raises:

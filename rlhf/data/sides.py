@@ -25,7 +25,17 @@ from rlhf.data.turns import (
 )
 from rlhf.errors import DataError
 
-_ANSWER_KEYS = ("answer", "response", "content", "text", "output", "completion", "value", "summary", "generation")
+_ANSWER_KEYS = (
+    "answer",
+    "response",
+    "content",
+    "text",
+    "output",
+    "completion",
+    "value",
+    "summary",
+    "generation",
+)
 _NESTED_KEYS = ("messages", "conversations", "conversation")
 # Of preferences: ShareGPT's turns beside the answers, then what most sets call the question.
 _FIRST_BASES = ("conversations", "prompt")
@@ -176,7 +186,9 @@ def _continued(asked: list[Message], side: Side) -> Side:
     # Two questions in a row: the prompt is a part of the completion's own one, or another question.
     if context[: len(asked)] == asked and follows and follows[0]["role"] == last["role"] == "user":
         if not any(last["content"] in turn["content"] for turn in spoken if turn["role"] == "user"):
-            raise UnusableRow("prompt_differs", "the prompt is another one than that of the answers' own turns.")
+            raise UnusableRow(
+                "prompt_differs", "the prompt is another one than that of the answers' own turns."
+            )
         context = asked[:-1] + spoken
     return Side(context, side.answer)
 

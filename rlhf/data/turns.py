@@ -18,7 +18,18 @@ _ROLE_KEYS = ("role", "from", "speaker", "author", "sender")
 _CONTENT_KEYS = ("content", "value", "text", "message", "parts", "full_text", "stem")
 _NESTED = ("messages", "conversations", "conversation", "turns")
 _ASKED_KEYS = ("question", "user", "human", "prompt", "instruction", "input", "query", "q")
-_ANSWERED_KEYS = ("answer", "assistant", "bot", "gpt", "response", "output", "completion", "model", "reply", "a")
+_ANSWERED_KEYS = (
+    "answer",
+    "assistant",
+    "bot",
+    "gpt",
+    "response",
+    "output",
+    "completion",
+    "model",
+    "reply",
+    "a",
+)
 _TEXT_PARTS = (None, "text", "input_text", "output_text")
 
 _SPELLINGS = {

@@ -72,7 +72,9 @@ def gpus(compute: ComputeConfig) -> list[str]:
     visible = visible_gpus()
     wanted = compute.num_gpus
     if compute.device is Device.cuda and not visible:
-        raise ConfigError("compute.device=cuda, but no GPU is visible. Use compute.device=cpu, or check the driver.")
+        raise ConfigError(
+            "compute.device=cuda, but no GPU is visible. Use compute.device=cpu, or check the driver."
+        )
     if wanted is not None and wanted > len(visible):
         raise ConfigError(
             f"compute.num_gpus={wanted}, but {len(visible)} are visible. Lower it, leave it null, or set "

@@ -25,7 +25,9 @@ class Yardstick:
     held_out: Artifact
 
 
-def yardstick_of(cfg: Config, run: Run, initial: Artifact, judges: dict[str, Judge], held_out: Artifact) -> Yardstick:
+def yardstick_of(
+    cfg: Config, run: Run, initial: Artifact, judges: dict[str, Judge], held_out: Artifact
+) -> Yardstick:
     """The yardstick of a run."""
     others = evaluation_judges(cfg, run)
     return Yardstick(initial, judges, others, held_out)
@@ -101,7 +103,9 @@ def _opponents(cfg: Config, earlier: Sequence[Evaluation]) -> Artifact | None:
     return earlier[0].candidates
 
 
-def known_scores(cfg: Config, yardstick: Yardstick, earlier: Sequence[Evaluation]) -> dict[str, dict[str, Artifact]]:
+def known_scores(
+    cfg: Config, yardstick: Yardstick, earlier: Sequence[Evaluation]
+) -> dict[str, dict[str, Artifact]]:
     """What each judge that is a model has said of earlier policies' responses to the same prompts, by its name.
 
     Example:

@@ -136,7 +136,9 @@ def _accuracy(cfg: Config, t: int, steps: list[dict[str, Any]], path: Path) -> I
         yield from _beyond(cfg, t, "accuracy", "min_accuracy", fmean(accuracies), path)
 
 
-def check_iteration(cfg: Config, rows: Sequence[Row], evaluations: Sequence[Evaluation]) -> Iterator[Violation]:
+def check_iteration(
+    cfg: Config, rows: Sequence[Row], evaluations: Sequence[Evaluation]
+) -> Iterator[Violation]:
     """Hold the last policy's held-out figures against π0's and the previous policy's; π0 first, silent on π0 alone."""
     if len(rows) < 2:
         return
@@ -203,7 +205,9 @@ def _change(now: Artifact, before: Artifact) -> tuple[float, float]:
     return fmean(changes), stdev(changes) / math.sqrt(len(changes))
 
 
-def _beyond(cfg: Config, t: int, gate: str, key: str, value: float, place: Path, **figures: Any) -> Iterator[Violation]:
+def _beyond(
+    cfg: Config, t: int, gate: str, key: str, value: float, place: Path, **figures: Any
+) -> Iterator[Violation]:
     """A violation where a value is beyond the limit of `gates.<key>`; a NaN never is."""
     limit = getattr(cfg.gates, key)
     is_beyond = value < limit if key.startswith("min_") else value > limit

@@ -132,7 +132,9 @@ def judges_of(cfg: Config, run: Run, initial: Artifact) -> dict[str, Judge]:
         if other.path is None:
             counted[name] = Judge(rule_config(cfg, str(other.rule), f"{key}.rule"), None)
         else:
-            counted[name] = _model_judge(run, other.path, other.revision, other.trust_remote_code, f"{key}.path")
+            counted[name] = _model_judge(
+                run, other.path, other.revision, other.trust_remote_code, f"{key}.path"
+            )
     return counted
 
 

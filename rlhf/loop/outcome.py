@@ -49,9 +49,13 @@ def conclude(run: Run, evaluations: Sequence[Evaluation], dtype: str) -> Artifac
         target = Path(os.path.relpath(model.path, run.folder))
     _link_best(run.folder, target)
     if chosen.iteration == 0:
-        run.say("No iterate beats π0 on the held-out prompts: best is π0 itself. Look at the table before going on.")
+        run.say(
+            "No iterate beats π0 on the held-out prompts: best is π0 itself. Look at the table before going on."
+        )
     run.say(f"KL is {KL_ESTIMATOR}. Dropped counts prompts without a pair.")
-    run.say(f"best policy   {run.folder / 'best'} -> {target} (π{chosen.iteration}, highest held-out mean score)")
+    run.say(
+        f"best policy   {run.folder / 'best'} -> {target} (π{chosen.iteration}, highest held-out mean score)"
+    )
     run.say(f"figures       {run.folder / 'summary.json'}")
     run.say(f"everything    {run.folder} (iteration_*/generate, score, pair, reference, dpo, held_out; logs)")
     return model

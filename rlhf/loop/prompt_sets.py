@@ -55,7 +55,9 @@ def prompt_sets(cfg: Config, run: Run) -> PromptSets:
     return PromptSets(held_out, sets, cfg.prompts.num_per_iteration, shared)
 
 
-def _later_set(cfg: Config, run: Run, iteration: int, held_out: Artifact, earlier: list[Artifact]) -> Artifact:
+def _later_set(
+    cfg: Config, run: Run, iteration: int, held_out: Artifact, earlier: list[Artifact]
+) -> Artifact:
     """Training prompts of an iteration with a set of its own, without any prompt that was seen or is held out."""
     inputs = _files(cfg, run, iteration) | {"seen_held_out": held_out}
     for number, prompts in enumerate(earlier, start=1):

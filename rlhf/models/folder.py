@@ -184,7 +184,9 @@ def refuses_generation_config(path: str | Path) -> bool:
             settings = GenerationConfig.from_pretrained(path)
         # Without the file transformers takes what config.json has of it.
         except OSError:
-            settings = GenerationConfig.from_pretrained(path, config_file_name="config.json", _from_model_config=True)
+            settings = GenerationConfig.from_pretrained(
+                path, config_file_name="config.json", _from_model_config=True
+            )
         settings.validate(strict=True)
     # The values are compared with numbers and names, so that wrong types raise anything.
     except Exception:

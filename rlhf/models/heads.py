@@ -14,7 +14,15 @@ _SCORE = re.compile(r"(^|\.)score\.weight$")
 """Whatever a wrapper has put in front of the name."""
 # In the order in which they are named to the user; a folder may hold several of them.
 _ENCODER_HEADS = ("classifier", "classification_head", "logits_proj")
-_VALUE_HEADS = ("v_head", "value_head", "rm_head", "reward_head", "regression_head", "regression_layer", "value")
+_VALUE_HEADS = (
+    "v_head",
+    "value_head",
+    "rm_head",
+    "reward_head",
+    "regression_head",
+    "regression_layer",
+    "value",
+)
 _DECODERS = (
     "Use a model whose sequence classification class is a decoder with a score head (Llama, Qwen, "
     "Mistral, Gemma, Phi, …)"

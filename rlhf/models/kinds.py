@@ -8,7 +8,15 @@ from typing import Any
 
 from rlhf.errors import ModelError
 from rlhf.models.folder import read_object
-from rlhf.models.weight_files import INDEX, SINGLE, file_header, has_weights, weight_files, weight_headers, weight_map
+from rlhf.models.weight_files import (
+    INDEX,
+    SINGLE,
+    file_header,
+    has_weights,
+    weight_files,
+    weight_headers,
+    weight_map,
+)
 
 _GGUF = (
     "GGUF, the quantised format of llama.cpp. Name the model it was made from, or write it out as a model folder: "
@@ -37,7 +45,14 @@ _BY_SUFFIX = {
 """What files of weights are that are not read, those first that say most of the folder."""
 FOREIGN_WEIGHTS = (*_BY_SUFFIX, ".ot", ".tflite", ".mlmodel", ".nemo", ".distcp")
 """Suffixes of weights in other formats."""
-_NOT_WEIGHTS = {"training_args.bin", "optimizer.pt", "scheduler.pt", "scaler.pt", "optimizer.bin", "scheduler.bin"}
+_NOT_WEIGHTS = {
+    "training_args.bin",
+    "optimizer.pt",
+    "scheduler.pt",
+    "scaler.pt",
+    "optimizer.bin",
+    "scheduler.bin",
+}
 """What a Trainer leaves beside weights, as pickles too."""
 
 _DEQUANTIZE = {
@@ -52,13 +67,37 @@ _DEQUANTIZE = {
 """How to make whole weights of quantised ones, by `quant_method`, where transformers can."""
 _QUANTISED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 """In which GPTQ, AWQ and ModelOpt said it before config.json did."""
-_QUANTISED_NAME = re.compile(r"\.(qweight|qzeros|weight_packed|weight_scale(_inv)?|SCB|absmax|quant_map|.*_blocks)$")
+_QUANTISED_NAME = re.compile(
+    r"\.(qweight|qzeros|weight_packed|weight_scale(_inv)?|SCB|absmax|quant_map|.*_blocks)$"
+)
 _QUANTISED_DTYPE = re.compile(r"F8|F4|F6")
 
-_MERGEABLE = {"LORA", "LOHA", "LOKR", "ADALORA", "OFT", "BOFT", "IA3", "VERA", "HRA", "FOURIERFT", "BONE", "MISS"}
+_MERGEABLE = {
+    "LORA",
+    "LOHA",
+    "LOKR",
+    "ADALORA",
+    "OFT",
+    "BOFT",
+    "IA3",
+    "VERA",
+    "HRA",
+    "FOURIERFT",
+    "BONE",
+    "MISS",
+}
 """Adapters that change weights; the others (prompts, prefixes) have no weights to be merged into."""
 
-_VOCABULARIES = ("tokenizer.json", "*.model", "vocab*", "*.tiktoken", "tekken.json", "*.vocab", "*.bpe", "*.py")
+_VOCABULARIES = (
+    "tokenizer.json",
+    "*.model",
+    "vocab*",
+    "*.tiktoken",
+    "tekken.json",
+    "*.vocab",
+    "*.bpe",
+    "*.py",
+)
 """Files that hold a tokenizer's vocabulary, or make one."""
 
 
@@ -138,9 +177,7 @@ def _refuse_adapter(folder: Path, where: str) -> None:
 def _about_folder_without_config(folder: Path) -> str:
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     if not names:
-        return (
-            "an empty folder, no config.json there. Download the model into it (`hf download`), or name another folder."
-        )
+        return "an empty folder, no config.json there. Download the model into it (`hf download`), or name another folder."
     if "model_index.json" in names:
         return "a pipeline of several models (model_index.json), no config.json there. Name a language model."
     if "params.json" in names:

@@ -51,7 +51,9 @@ def _batch_size(cfg: Config, policy_is_large: bool) -> Iterator[Finding]:
         yield finding(batch_size == recipe.batch_size, text, why)
 
 
-def _learning_rate(cfg: Config, section: str, low: float, high: float, *, is_known: bool, how: str = "") -> Finding:
+def _learning_rate(
+    cfg: Config, section: str, low: float, high: float, *, is_known: bool, how: str = ""
+) -> Finding:
     """Whether a section's learning rate lies in [low, high], if these are known for a model like this."""
     key = f"{section}.learning_rate"
     rate = value_at(cfg, key)

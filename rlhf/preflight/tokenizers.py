@@ -187,7 +187,9 @@ def _dropped_prompts(counts: dict[str, int], limit: int) -> Iterator[Finding]:
     total = counts["prompts"]
     level = Level.warning if counts["prompts_sampled"] else Level.error
     refused = counts["dropped/refused_by_template"]
-    why = "They are dropped. Take such turns (a system's, say) out of the data, or mend the template in a copy."
+    why = (
+        "They are dropped. Take such turns (a system's, say) out of the data, or mend the template in a copy."
+    )
     text = f"{refused} of {total} prompts are refused by the template"
     yield finding(not refused, text, why, level)
     spelling = counts.get("dropped/spells_special_token", 0)
@@ -302,7 +304,9 @@ def _header(tokenizer: Any, rendered: list[list[int]]) -> Finding:
     before = rest.partition(_ANSWER)[0].strip()
     if not header and before:
         text = f"the template writes {before!r} before an answer, but not after a prompt"
-        why = "Give it an {% if add_generation_prompt %} branch; else the policy goes on with the user's turn."
+        why = (
+            "Give it an {% if add_generation_prompt %} branch; else the policy goes on with the user's turn."
+        )
         return Finding(Level.error, text, why)
     ends = 0
     for ids in rendered:

@@ -33,13 +33,17 @@ def damaged(path: Path, how: str, folder: Path) -> RunChanged:
     )
 
 
-def check_files(folder: Path, files: dict[str, dict[str, Any]], names: list[str], read: Path | None = None) -> None:
+def check_files(
+    folder: Path, files: dict[str, dict[str, Any]], names: list[str], read: Path | None = None
+) -> None:
     """Hold files of a finished stage, or copies of them in `read`, against its manifest; RunChanged names one."""
     for name, entry in digest_files(read or folder, names).items():
         if entry != files[name]:
             actual = entry["sha256"][:12]
             recorded = files[name]["sha256"][:12]
-            raise damaged(folder / name, f"its SHA-256 is {actual}…, but the manifest says {recorded}…", folder)
+            raise damaged(
+                folder / name, f"its SHA-256 is {actual}…, but the manifest says {recorded}…", folder
+            )
 
 
 def commit(

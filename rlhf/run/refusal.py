@@ -33,7 +33,9 @@ def _shown(value: Any) -> str:
     return repr(value)
 
 
-def refusal(folder: Path, changes: list[tuple[str, list[str]]], stale: list[str], elsewhere: str) -> RunChanged:
+def refusal(
+    folder: Path, changes: list[tuple[str, list[str]]], stale: list[str], elsewhere: str
+) -> RunChanged:
     """The error about a changed run.
 
     Args:

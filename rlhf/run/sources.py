@@ -45,7 +45,9 @@ def made_here(run: Run, path: str, key: str) -> Artifact:
     artifact = run.made[name]
     files = artifact.record.get("files", [part])  # in a plan nobody knows yet what is in it
     if ".." in Path(part).parts:
-        raise ConfigError(f"{key}={path}: '..' leads out of what {name!r} is. Name a part of it, such as @world/model.")
+        raise ConfigError(
+            f"{key}={path}: '..' leads out of what {name!r} is. Name a part of it, such as @world/model."
+        )
     if not part:
         return artifact
     is_there = any(f"{file}/".startswith(f"{part}/") for file in files)  # a file, or a folder of files

@@ -45,7 +45,10 @@ STAGES = {
     "pair": Stage(Kind.single, told.PairSettings, "rlhf.stages.pair:run", ("candidates",)),
     "preferences": Stage(Kind.single, told.GivenPairsStage, "rlhf.stages.given_pairs:run"),
     "reference": Stage(
-        Kind.inference, told.ReferenceStage, "rlhf.training.reference:compute_logprobs", ("pairs", "candidates")
+        Kind.inference,
+        told.ReferenceStage,
+        "rlhf.training.reference:compute_logprobs",
+        ("pairs", "candidates"),
     ),
     "dpo": Stage(Kind.training, told.DpoStage, "rlhf.training.dpo:train_dpo"),
     "export": Stage(Kind.single, told.ExportStage, "rlhf.stages.export:run"),

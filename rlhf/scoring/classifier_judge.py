@@ -58,7 +58,9 @@ class ClassifierJudge:
         if own is None:
             require_one_logit(path, config)
         body_dtype = saved_dtype(path, dtype)
-        model = load_weights(AutoModelForSequenceClassification, path, body_dtype, trust_remote_code, config=config)
+        model = load_weights(
+            AutoModelForSequenceClassification, path, body_dtype, trust_remote_code, config=config
+        )
         # Set for a judge with code of its own only; others are split into body and head.
         self._whole: Any = None
         if own:

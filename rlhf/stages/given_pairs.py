@@ -65,7 +65,9 @@ def _rows(job: Job[GivenPairsStage], tokenizer: Any, counts: Counter[str]) -> It
     # Not before the end: until there it counts the pairs of the file.
     counts["pairs"] -= num_dropped
     if first_refusal is not None and not counts["pairs"]:
-        raise TemplateRefuses(f"{job.inputs['data']}: no pair to train on ({what_became(counts)}). {first_refusal}")
+        raise TemplateRefuses(
+            f"{job.inputs['data']}: no pair to train on ({what_became(counts)}). {first_refusal}"
+        )
 
 
 def _blocks(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

@@ -20,7 +20,9 @@ def main(arguments: list[str]) -> int:
     if output is None or not files:
         print(__doc__, file=sys.stderr)
         return 2
-    tables = [{row["instruction"]: row for row in json.loads(path.read_text(encoding="utf-8"))} for path in files]
+    tables = [
+        {row["instruction"]: row for row in json.loads(path.read_text(encoding="utf-8"))} for path in files
+    ]
     with open(output, "w", encoding="utf-8", newline="\n") as file:
         for instruction in tables[0]:
             rows = [table[instruction] for table in tables if instruction in table]

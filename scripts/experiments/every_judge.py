@@ -48,7 +48,12 @@ def rewardbench(judge: dict[str, str], rows: Path, output: Path) -> list[dict[st
     from rlhf.rewardbench import rewardbench
 
     if not output.is_file():
-        given = {"reward_model": judge, "input": str(rows), "output": str(output), "score": {"max_tokens": MAX_TOKENS}}
+        given = {
+            "reward_model": judge,
+            "input": str(rows),
+            "output": str(output),
+            "score": {"max_tokens": MAX_TOKENS},
+        }
         rewardbench(to_config(OmegaConf.create(given), RewardBenchTool))
     found: list[dict[str, Any]] = json.loads(output.read_text(encoding="utf-8"))["rows"]
     return found
@@ -92,7 +97,10 @@ def run_all(out: Path, rule: str, extra: list[str], server: Any) -> list[str]:
     first, model = out / "scalar", out / "scalar" / "reward_model" / "model"
     pairwise = ["reward_model.kind=pairwise", "reward_model.path=@sft/model"]
     shared = [*WORLD, f"reuse=[{first}]"]
-    unscored = [*WORLD, f"reuse=[{out / 'rule'}]"]  # scalar's scores are of the same weights: nobody would be asked
+    unscored = [
+        *WORLD,
+        f"reuse=[{out / 'rule'}]",
+    ]  # scalar's scores are of the same weights: nobody would be asked
     remote = {"path": str(model), "url": server.url}
     kinds: dict[str, tuple[list[str], dict[str, str]]] = {
         "scalar": (WORLD, {"path": str(model)}),
@@ -101,7 +109,10 @@ def run_all(out: Path, rule: str, extra: list[str], server: Any) -> list[str]:
             {"path": str(out / "pairwise" / "reward_model" / "model"), "kind": "pairwise"},
         ),
         "rule": ([*shared, *READY, f"reward_model.rule={rule}"], {"rule": rule}),
-        "remote": ([*unscored, *READY, *(f"reward_model.{key}={value}" for key, value in remote.items())], remote),
+        "remote": (
+            [*unscored, *READY, *(f"reward_model.{key}={value}" for key, value in remote.items())],
+            remote,
+        ),
     }
     table = ["| judge | held-out accuracy | RewardBench | calls | pairs | win rate vs π0 | gold of π0 → π1 |"]
     table.append("|---|---|---|---|---|---|---|")

@@ -37,7 +37,10 @@ def read(files: list[Path], pairs: int, model: str, context: int) -> list[Item]:
     def usable(file: Path) -> Iterator[list[Item]]:
         for messages, *answers in read_preferences(file, Counter()):
             both = [[*messages, {"role": "assistant", "content": answer}] for answer in answers]
-            if len(messages) > 2 and max(len(render_conversation(tokenizer, talk)) for talk in both) <= context:
+            if (
+                len(messages) > 2
+                and max(len(render_conversation(tokenizer, talk)) for talk in both) <= context
+            ):
                 yield [(messages, answer) for answer in answers]
 
     return [item for file in files for pair in islice(usable(file), pairs // len(files)) for item in pair]
@@ -47,25 +50,33 @@ def snippet(model: str, items: list[Item], dtype: str, batch: int, pad_is_eos: b
     """The published way: a pipeline over the templated text, whose BOS is left to the tokenizer."""
     from transformers import pipeline
 
-    pipe = pipeline("text-classification", model=model, function_to_apply="none", batch_size=batch, dtype=dtype)
+    pipe = pipeline(
+        "text-classification", model=model, function_to_apply="none", batch_size=batch, dtype=dtype
+    )
     tokenizer: Any = pipe.tokenizer
     if pad_is_eos:
         tokenizer.pad_token = tokenizer.eos_token
         pipe.model.config.pad_token_id = tokenizer.eos_token_id
     talks = [[*messages, {"role": "assistant", "content": answer}] for messages, answer in items]
     texts = tokenizer.apply_chat_template(talks, tokenize=False, add_generation_prompt=False)
-    return [result["score"] for result in pipe([text.removeprefix(tokenizer.bos_token or "") for text in texts])]
+    return [
+        result["score"] for result in pipe([text.removeprefix(tokenizer.bos_token or "") for text in texts])
+    ]
 
 
 def in_batches(judge: Any, items: list[Item], batch: int) -> Scores:
     """The scores of one of our judges, asked for so many conversations at a time."""
-    return [s for start in range(0, len(items), batch) for s in judge.score(items[start : start + batch]).scores]
+    return [
+        s for start in range(0, len(items), batch) for s in judge.score(items[start : start + batch]).scores
+    ]
 
 
 def row(name: str, dtype: str, batch: int, scores: Scores, reference: Scores) -> str:
     """A line of the table."""
     largest = max(abs(a - b) for a, b in zip(scores, reference, strict=True))
-    margins = [(s[i] - s[i + 1], r[i] - r[i + 1]) for s, r in [(scores, reference)] for i in range(0, len(s), 2)]
+    margins = [
+        (s[i] - s[i + 1], r[i] - r[i + 1]) for s, r in [(scores, reference)] for i in range(0, len(s), 2)
+    ]
     tied = sum(ours == 0 for ours, _ in margins)
     turned = sum((ours > 0) != (theirs > 0) and ours != 0 for ours, theirs in margins)
     share = f"{100 * turned / len(margins):.1f} % | {100 * tied / len(margins):.1f} %"
@@ -81,7 +92,9 @@ def table(model: str, items: list[Item], context: int) -> Iterator[str]:
     reference = snippet(model, items, "float32", 1)
     engines: dict[str, Callable[[str, int], Scores]] = {
         "published snippet": lambda dtype, batch: snippet(model, items, dtype, batch),
-        "published snippet, pad = eos": lambda dtype, batch: snippet(model, items, dtype, batch, pad_is_eos=True),
+        "published snippet, pad = eos": lambda dtype, batch: snippet(
+            model, items, dtype, batch, pad_is_eos=True
+        ),
     }
     for name, call in engines.items():
         for dtype in DTYPES if name == "published snippet" else DTYPES[:1]:
@@ -108,7 +121,11 @@ def main(arguments: list[str]) -> int:
 
     os.environ.update(starting_environment("auto"))  # before torch is imported
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    os.environ |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"}
+    os.environ |= {
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "HF_HUB_OFFLINE": "1",
+    }
     from rlhf.models.context import context_length
 
     context = min(context_length(model) or 4096, 4096)

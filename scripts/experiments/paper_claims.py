@@ -49,7 +49,9 @@ def _biased(runs: Path, seed: int) -> list[str]:
     """A judge trained on labels that favour length; its preferences are the world's, labelled anew."""
     data = runs / f"seed_{seed}" / "biased_preferences.jsonl"
     rows = (runs / f"seed_{seed}" / "online" / "world" / "preferences.jsonl").read_text().splitlines()
-    data.write_text("".join(json.dumps(relabelled(json.loads(row)), ensure_ascii=False) + "\n" for row in rows))
+    data.write_text(
+        "".join(json.dumps(relabelled(json.loads(row)), ensure_ascii=False) + "\n" for row in rows)
+    )
     return [
         f"reward_model.data={data}",
         "reward_model.on_policy.rule=biased_labels:length_biased",
@@ -77,7 +79,8 @@ ARMS = {
     "offline_greedy": Arm(lambda runs, seed: [*_offline(runs, seed), *GREEDY], ("online", "offline")),
     "length_biased": Arm(_biased, ("online",)),
     "length_penalty": Arm(
-        lambda runs, seed: [*_biased(runs, seed), f"pair.length_penalty={PENALTY}"], ("online", "length_biased")
+        lambda runs, seed: [*_biased(runs, seed), f"pair.length_penalty={PENALTY}"],
+        ("online", "length_biased"),
     ),
     "high_rate": Arm(_rate, ("online",)),
 }
@@ -94,7 +97,15 @@ def run_arm(runs: Path, seed: int, name: str) -> None:
     """Run one arm with one seed; a finished one takes seconds."""
     arm, folder = ARMS[name], runs / f"seed_{seed}"
     reuse = ",".join(str(folder / other) for other in arm.reuse)
-    command = [sys.executable, "-m", "rlhf.iterate", *WORLD, *ALONE, f"seed={seed}", f"run_dir={folder / name}"]
+    command = [
+        sys.executable,
+        "-m",
+        "rlhf.iterate",
+        *WORLD,
+        *ALONE,
+        f"seed={seed}",
+        f"run_dir={folder / name}",
+    ]
     command += [f"reuse=[{reuse}]", *arm.overrides(runs, seed)]
     print(f"seed {seed} {name}", flush=True)
     log = folder / f"{name}.out"
@@ -139,7 +150,9 @@ class Claim:
         mean, half = interval(self.differences)
         each = ", ".join(unit % (scale * value) for value in self.differences)
         span = f"[{unit % (scale * (mean - half))}, {unit % (scale * (mean + half))}]"
-        verdict = "**yes**" if mean - half > 0 else "**no: the other way**" if mean + half < 0 else "not shown"
+        verdict = (
+            "**yes**" if mean - half > 0 else "**no: the other way**" if mean + half < 0 else "not shown"
+        )
         return f"| {self.text} | {unit % (scale * mean)} | {span} | {each} | {verdict} |"
 
 
@@ -162,17 +175,24 @@ def claims(runs: Path) -> tuple[list[Claim], list[Claim], list[Claim]]:
     seeds = SECONDARY_SEEDS
     tokens = {arm: [last(runs, seeds, arm, "mean_response_tokens", t) for t in range(4)] for arm in SECONDARY}
     unbiased = last(runs, seeds, "online", "mean_response_tokens")
-    gold = {arm: [last(runs, seeds, arm, "gold_accuracy", t) for t in range(4)] for arm in (*SECONDARY, "online")}
+    gold = {
+        arm: [last(runs, seeds, arm, "gold_accuracy", t) for t in range(4)] for arm in (*SECONDARY, "online")
+    }
     biased, penalised, fast = (tokens["length_biased"], tokens["length_penalty"], gold["high_rate"])
     length = [
         *[
-            Claim(f"the biased judge lengthens responses: tokens, π{t} − π0", minus(biased[t], biased[0]), False)
+            Claim(
+                f"the biased judge lengthens responses: tokens, π{t} − π0", minus(biased[t], biased[0]), False
+            )
             for t in (1, 2, 3)
         ],
         Claim("longer than with the unbiased judge: tokens of π3", minus(biased[3], unbiased), False),
         Claim("shorter with the penalty: tokens of π2", minus(biased[2], penalised[2]), False),
         Claim("with the penalty they do not grow: tokens, π0 − π3", minus(biased[0], penalised[3]), False),
-        Claim("gold of π3, with the penalty − without", minus(gold["length_penalty"][3], gold["length_biased"][3])),
+        Claim(
+            "gold of π3, with the penalty − without",
+            minus(gold["length_penalty"][3], gold["length_biased"][3]),
+        ),
     ]
     score = [last(runs, seeds, "high_rate", "mean_score", t) for t in range(4)]
     rate = [
@@ -187,7 +207,10 @@ def claims(runs: Path) -> tuple[list[Claim], list[Claim], list[Claim]]:
 
 def by_arm(runs: Path, arms: Sequence[str], seeds: Sequence[int]) -> str:
     """A table of every policy of some arms: gold, judge's score, tokens, KL, pairs; means over seeds."""
-    lines = ["| arm | policy | gold | judge's score | tokens | KL to π0 | pairs |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| arm | policy | gold | judge's score | tokens | KL to π0 | pairs |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for arm in arms:
         for row in range(len(figures(runs, seeds[0], arm))):
             columns = ("gold_accuracy", "mean_score", "mean_response_tokens", "kl", "pairs")
@@ -243,7 +266,9 @@ tokens. `length_penalty` has the same judge and `pair.length_penalty={PENALTY}`.
 def main() -> int:
     """Run the arms, seed by seed, and write the report."""
     given = dict(argument.split("=", 1) for argument in sys.argv[1:] if "=" in argument)
-    unknown = [a for a in sys.argv[1:] if a.split("=", 1)[0] not in ("runs", "output", "arms", "seeds", "jobs")]
+    unknown = [
+        a for a in sys.argv[1:] if a.split("=", 1)[0] not in ("runs", "output", "arms", "seeds", "jobs")
+    ]
     if unknown or "runs" not in given:
         print(f"{__doc__}\nnot understood: {' '.join(unknown) or 'runs=FOLDER is missing'}", file=sys.stderr)
         return 2

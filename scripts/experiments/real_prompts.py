@@ -46,7 +46,9 @@ def choose(files: list[Path], count: int, out: Path) -> list[str]:
             if place < len(queue) and len(chosen) < count + NUM_HELD_OUT:
                 chosen.setdefault(queue[place].id, queue[place].messages)
     if len(chosen) < count + NUM_HELD_OUT:
-        sys.exit(f"{len(chosen)} distinct prompts in the files; count={count} needs {NUM_HELD_OUT} more: add files")
+        sys.exit(
+            f"{len(chosen)} distinct prompts in the files; count={count} needs {NUM_HELD_OUT} more: add files"
+        )
     rows = [{"context_messages": messages} for messages in chosen.values()]
     (out / "prompts.json").write_text(json.dumps(rows[:count]))
     (out / "held_out.json").write_text(json.dumps(rows[count:]))
@@ -59,14 +61,21 @@ def account(run: Path, given: list[str]) -> tuple[str, int]:
 
     first = run / "iteration_001"
     folders = {name: first / name for name in ("generate", "score", "pair")}
-    counts = [json.loads((f / "artifact.json").read_text())["counts"] for f in (run / "prompts", *folders.values())]
+    counts = [
+        json.loads((f / "artifact.json").read_text())["counts"] for f in (run / "prompts", *folders.values())
+    ]
     dropped = {key[8:]: n for part in counts for key, n in part.items() if key.startswith("dropped/") and n}
     kept = [row["id"] for row in read_rows(run / "prompts" / "train.parquet", ["id"])]
     sampled, scored, paired = ([row["id"] for row in read_all_rows(f, ["id"])] for f in folders.values())
     strangers = (set(kept) - set(given)) | (set(sampled) - set(kept)) | (set(paired) - set(sampled))
     doubled = sum(len(ids) - len(set(ids)) for ids in (kept, sampled, scored, paired)) + len(strangers)
     lost = abs(len(given) - len(set(paired)) - sum(dropped.values())) + len(set(sampled) ^ set(scored))
-    figures = {"rows": len(given), "kept": len(kept), "sampled": len(sampled), "responses": counts[1]["responses"]}
+    figures = {
+        "rows": len(given),
+        "kept": len(kept),
+        "sampled": len(sampled),
+        "responses": counts[1]["responses"],
+    }
     figures |= {"pairs": len(paired), "dropped": dropped or 0, "lost": lost, "doubled": doubled}
     return " ".join(f"{name}={value}" for name, value in figures.items()), lost + doubled
 
@@ -89,8 +98,12 @@ def run_family(family: str, given: list[str], out: Path, extra: dict[str, str]) 
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     begun = time.monotonic()
     with open(folder / "output.txt", "wb") as log:
-        code = subprocess.run(command, env=environment, cwd=out, stdout=log, stderr=subprocess.STDOUT).returncode
-    text, faults = account(folder / "run", given) if code == 0 else (f"failed, exit {code}: {folder}/output.txt", 1)
+        code = subprocess.run(
+            command, env=environment, cwd=out, stdout=log, stderr=subprocess.STDOUT
+        ).returncode
+    text, faults = (
+        account(folder / "run", given) if code == 0 else (f"failed, exit {code}: {folder}/output.txt", 1)
+    )
     print(f"{family:8} {text} seconds={time.monotonic() - begun:.0f}", flush=True)
     return faults == 0
 

@@ -71,7 +71,9 @@ def write_split(files: list[tuple[str, Path]], share: float, seed: int, out: Pat
             if is_held_out(messages, share, seed):
                 rows["held_out"].append({"prompt": messages, **answers, "subset": source})
                 continue
-            both = {side: [*messages, {"role": "assistant", "content": text}] for side, text in answers.items()}
+            both = {
+                side: [*messages, {"role": "assistant", "content": text}] for side, text in answers.items()
+            }
             rows["train"].append({**both, "source": source})
             rows["prompts"].append({"messages": messages})
         print(f"{source}: {file.name}: {dict(counts)}", flush=True)
@@ -130,7 +132,10 @@ def table(rows: Iterable[dict[str, Any]], held_out: Iterable[dict[str, Any]]) ->
         right = scored["chosen"] > scored["rejected"], len(pair["chosen"]) > len(pair["rejected"])
         found[pair["subset"]].append(right)
         found["all"].append(right)
-    text = ["| source | held-out pairs | judge, 95 % interval | longer answer, 95 % interval |", "|---|---|---|---|"]
+    text = [
+        "| source | held-out pairs | judge, 95 % interval | longer answer, 95 % interval |",
+        "|---|---|---|---|",
+    ]
     for source in [*sorted(set(found) - {"all"}), "all"]:
         n = len(found[source])
         cells = []
@@ -163,8 +168,14 @@ def main(arguments: list[str]) -> int:
     if not keys.get("data") or not keys.get("out"):
         print(__doc__, file=sys.stderr)
         return 2
-    files = [(name, Path(file)) for name, _, file in (item.partition(":") for item in keys.pop("data").split(","))]
-    out, share, seed = Path(keys.pop("out")).resolve(), float(keys.pop("share", "0.15")), int(keys.pop("seed", "1"))
+    files = [
+        (name, Path(file)) for name, _, file in (item.partition(":") for item in keys.pop("data").split(","))
+    ]
+    out, share, seed = (
+        Path(keys.pop("out")).resolve(),
+        float(keys.pop("share", "0.15")),
+        int(keys.pop("seed", "1")),
+    )
     run, base = out / "run", out / "base"
     run.mkdir(parents=True, exist_ok=True)
     if not (base / "tokenizer.json").is_file():
@@ -173,12 +184,24 @@ def main(arguments: list[str]) -> int:
     given = {"run_dir": run, "seed": seed, "model.path": base, "prompts.path": out / "prompts.jsonl"}
     given |= {"reward_model.path": base, "reward_model.data": out / "train.jsonl"}
     with open(run / "config.yaml", "w") as config:
-        call("rlhf.iterate", "--cfg", "job", *(f"{k}={v}" for k, v in (SETTINGS | given | keys).items()), stdout=config)
+        call(
+            "rlhf.iterate",
+            "--cfg",
+            "job",
+            *(f"{k}={v}" for k, v in (SETTINGS | given | keys).items()),
+            stdout=config,
+        )
     call("rlhf.stage", "reward_model", f"run_dir={run}")
     report = out / "held_out.json"
     report.unlink(missing_ok=True)
     judge = f"reward_model.path={run / 'reward_model' / 'model'}"
-    call("rlhf.rewardbench", judge, f"input={out / 'held_out.jsonl'}", f"output={report}", "compute.num_threads=1")
+    call(
+        "rlhf.rewardbench",
+        judge,
+        f"input={out / 'held_out.jsonl'}",
+        f"output={report}",
+        "compute.num_threads=1",
+    )
     found = json.loads(report.read_text(encoding="utf-8"))
     print(f"\n{facts(run)}\n\n{table(found['rows'], lines(out / 'held_out.jsonl'))}")
     return 0

@@ -20,7 +20,11 @@ KILLS_OF_A_LIFE = 12
 
 def main(arguments: dict[str, str]) -> int:
     """Run both parts; 1 when a bar is missed."""
-    kills, seed, started = int(arguments.get("kills", "200")), int(arguments.get("seed", "0")), time.monotonic()
+    kills, seed, started = (
+        int(arguments.get("kills", "200")),
+        int(arguments.get("seed", "0")),
+        time.monotonic(),
+    )
     in_loop = int(arguments.get("loop", kills - kills // 2))
     with tempfile.TemporaryDirectory(dir=arguments.get("folder")) as name:
         folder = Path(name)
@@ -30,13 +34,17 @@ def main(arguments: dict[str, str]) -> int:
         victim.folder.mkdir()
         victim.overrides = prepare(victim.folder)
         victim.undisturbed()
-        print(f"the whole loop: {victim.longest:.0f} s undisturbed, {victim.boundaries} boundaries", flush=True)
+        print(
+            f"the whole loop: {victim.longest:.0f} s undisturbed, {victim.boundaries} boundaries", flush=True
+        )
         while tally.kills < kills:
             victim.life(min(KILLS_OF_A_LIFE, kills - tally.kills))
             print(f"{time.monotonic() - started:6.0f} s  {tally.line()}", flush=True)
         print("\n".join(f"{mode:<24}{number:>5}" for mode, number in sorted(victim.modes.items())))
         again = sum("made again" in each for each in tally.missed)
-        print(f"shards and checkpoints finished in the loop {victim.pieces}, lives in which one was made again {again}")
+        print(
+            f"shards and checkpoints finished in the loop {victim.pieces}, lives in which one was made again {again}"
+        )
         print(f"slowest clean stop      {victim.slowest_stop:5.1f} s")
     print("\n".join([*tally.missed, tally.line()]))
     return tally.code()

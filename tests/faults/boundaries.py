@@ -17,7 +17,9 @@ def undisturbed(folder: Path) -> tuple[dict[str, Any], int]:
     """What comes out without a kill, and how many boundaries there are on the way."""
     subject.prepare(folder)
     counter = folder.with_suffix(".count")
-    assert subject.attempt(folder, hooks.count_and_kill(counter, "0")) == 0, (folder / "error.txt").read_text()
+    assert subject.attempt(folder, hooks.count_and_kill(counter, "0")) == 0, (
+        folder / "error.txt"
+    ).read_text()
     return json.loads((folder / "result.json").read_text()), counter.stat().st_size
 
 
@@ -27,7 +29,8 @@ def kill_at(folder: Path, at: int, expected: dict[str, Any], tally: Tally) -> No
     counter = folder.with_suffix(".count")
     counter.unlink(missing_ok=True)
     tally.check(
-        subject.attempt(folder, hooks.count_and_kill(counter, str(at))) == -9, f"boundary {at}: was not reached"
+        subject.attempt(folder, hooks.count_and_kill(counter, str(at))) == -9,
+        f"boundary {at}: was not reached",
     )
     tally.kills += 1
     tally.accepted(folder, f"after a kill at boundary {at}")
@@ -41,7 +44,9 @@ def kill_at(folder: Path, at: int, expected: dict[str, Any], tally: Tally) -> No
         tally.ids(ids, found["ids"][name], f"boundary {at}, {name}")
     tally.accepted(folder, f"after boundary {at} and a resume")
     tally.redone_max = max(tally.redone_max, redone(folder / "begun"))
-    hidden = [path for run in ("run", "again") for path in (folder / run).rglob(".*") if ".lock" not in path.name]
+    hidden = [
+        path for run in ("run", "again") for path in (folder / run).rglob(".*") if ".lock" not in path.name
+    ]
     tally.check(not hidden, f"boundary {at}: left over {hidden}")
 
 

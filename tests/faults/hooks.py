@@ -120,7 +120,11 @@ def _strike(action: str) -> None:
         return
     if action == "everything":
         for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and int(entry.name) not in (os.getpid(), driver) and _session(int(entry.name)):
+            if (
+                entry.name.isdigit()
+                and int(entry.name) not in (os.getpid(), driver)
+                and _session(int(entry.name))
+            ):
                 os.kill(int(entry.name), signal.SIGKILL)
         os.kill(driver, signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -146,7 +150,9 @@ def from_environment() -> None:
 def on_path(folder: Path, root: Path, counter: Path, at: str, action: str = "self") -> dict[str, str]:
     """The environment in which a command dies at boundary `at` of its work below `root`."""
     folder.mkdir(exist_ok=True)
-    (folder / "sitecustomize.py").write_text("from tests.faults.hooks import from_environment\nfrom_environment()\n")
+    (folder / "sitecustomize.py").write_text(
+        "from tests.faults.hooks import from_environment\nfrom_environment()\n"
+    )
     here = str(Path(__file__).resolve().parents[2])
     settings = {"ROOT": root, "COUNTER": counter, "AT": at, "ACTION": action}
     marks = {f"RLHF_FAULT_{name}": str(value) for name, value in settings.items()}

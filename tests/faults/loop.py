@@ -25,7 +25,18 @@ from tests.faults.tally import Tally, contents, manifests
 from tests.tiny import tiny_llama, tiny_reward_model
 
 ROOT = Path(__file__).resolve().parents[2]
-MODES = ("driver", "worker", "rank", "engine", "everything", "SIGTERM", "SIGINT", "boundary", "full disk", "hang")
+MODES = (
+    "driver",
+    "worker",
+    "rank",
+    "engine",
+    "everything",
+    "SIGTERM",
+    "SIGINT",
+    "boundary",
+    "full disk",
+    "hang",
+)
 WEIGHTS = (2, 2, 2, 2, 2, 1, 1, 4, 0.5, 0.5)
 STOP_SECONDS = 10.0
 """A clean stop may take so long."""
@@ -36,7 +47,11 @@ SMALLEST = 60_000
 
 def prepare(folder: Path) -> list[str]:
     """A policy, a judge and prompts; returns what a run of them is told."""
-    shape = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2}  # heads of 32, as vLLM wants
+    shape = {
+        "hidden_size": 64,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }  # heads of 32, as vLLM wants
     tiny_llama(folder / "policy", seed=1, **shape)
     tiny_reward_model(folder / "judge", seed=2)
     (folder / "prompts.json").write_text(json.dumps([{"prompt": f"Say {i} in words"} for i in range(30)]))
@@ -55,7 +70,10 @@ def prompt_ids(run: Path) -> dict[str, list[str]]:
     """Prompts of every stage that holds some, in order."""
     folders = [path.parent for path in manifests(run)]
     sharded = [folder for folder in folders if any(folder.glob("shard_*"))]
-    return {str(folder.relative_to(run)): [row["id"] for row in read_all_rows(folder, ["id"])] for folder in sharded}
+    return {
+        str(folder.relative_to(run)): [row["id"] for row in read_all_rows(folder, ["id"])]
+        for folder in sharded
+    }
 
 
 @dataclass
@@ -141,7 +159,10 @@ class Victim:
         """One attempt that is disturbed; False when it came to its end before."""
         at = self.rng.randint(1, self.boundaries) if mode == "boundary" else 0
         action = self.rng.choice(("self", "driver", "everything"))
-        limit, patience = (SMALLEST if mode == "full disk" else None), (HANG_SECONDS if mode == "hang" else 3600)
+        limit, patience = (
+            (SMALLEST if mode == "full disk" else None),
+            (HANG_SECONDS if mode == "hang" else 3600),
+        )
         driver = self.start(at, action, limit, patience)
         processes = self._strike(driver, mode)
         code = driver.returncode
@@ -191,7 +212,9 @@ class Victim:
         else:
             victims = [driver.pid, *descendants(driver.pid)] if mode == "everything" else [driver.pid]
             seen += victims
-        number = {"hang": signal.SIGSTOP, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}.get(mode, signal.SIGKILL)
+        number = {"hang": signal.SIGSTOP, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}.get(
+            mode, signal.SIGKILL
+        )
         for pid in victims if mode == "everything" else [self.rng.choice(victims)] if victims else []:
             try:
                 os.kill(pid, number)
@@ -201,7 +224,9 @@ class Victim:
         seen += self._wait(driver, lambda: False, 900)
         if mode.startswith("SIG"):
             self.slowest_stop = max(self.slowest_stop, time.monotonic() - began)
-            self.tally.check(time.monotonic() - began < STOP_SECONDS, f"{mode}: {time.monotonic() - began:.1f} s")
+            self.tally.check(
+                time.monotonic() - began < STOP_SECONDS, f"{mode}: {time.monotonic() - began:.1f} s"
+            )
         return seen
 
     def _wait(self, driver: subprocess.Popen[str], until: Callable[[], bool], seconds: float) -> list[int]:
@@ -221,9 +246,15 @@ class Victim:
 
     def _damage(self) -> None:
         """Truncate, flip or empty a random file of finished or unfinished work."""
-        files = [p for p in self._run.glob("**/*") if p.is_file() and p.suffix in (".parquet", ".json", ".safetensors")]
+        files = [
+            p
+            for p in self._run.glob("**/*")
+            if p.is_file() and p.suffix in (".parquet", ".json", ".safetensors")
+        ]
         files += [p for p in self._run.rglob("*.pt") if p.is_file()]
-        files = [p for p in files if p.parent != self._run and p not in self._damaged and p.stat().st_nlink == 1]
+        files = [
+            p for p in files if p.parent != self._run and p not in self._damaged and p.stat().st_nlink == 1
+        ]
         if not files:
             return
         path = self.rng.choice(files)
@@ -258,7 +289,9 @@ class Victim:
     def _restore(self, named: bool = False) -> None:
         """Put damaged files back where they still are; `named`: the refusal must have named one of them."""
         said = re.sub(r"\s", "", self.said())
-        self.tally.check(not named or any(str(path) in said for path in self._damaged), f"not named: {self.said()}")
+        self.tally.check(
+            not named or any(str(path) in said for path in self._damaged), f"not named: {self.said()}"
+        )
         for path, data in self._damaged.items():
             if path.is_file():
                 path.write_bytes(data)
@@ -283,7 +316,9 @@ class Victim:
         whole = self.folder / "whole"
         self.tally.accepted(self._run, "at the end")
         expected, found = contents(whole), contents(self._run)
-        differ = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        differ = sorted(
+            name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
+        )
         self.tally.check(not differ, f"{self._run}: another outcome in {differ}")
         there = prompt_ids(self._run)
         for name, ids in prompt_ids(whole).items():

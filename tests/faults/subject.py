@@ -82,7 +82,10 @@ class Said:
 def prepare(folder: Path) -> None:
     """The file the run is made of."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [{"prompt": f"question {i}", "responses": ["a" * (i % 3 + 1), "bbbb", "c" * 6]} for i in range(NUM_PROMPTS)]
+    rows = [
+        {"prompt": f"question {i}", "responses": ["a" * (i % 3 + 1), "bbbb", "c" * 6]}
+        for i in range(NUM_PROMPTS)
+    ]
     (folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -93,7 +96,11 @@ def stages(run: Run, folder: Path) -> list[Artifact]:
     candidates = read.part("candidates")
     rule = rule_config(Config(), "tests.faults.subject:length", "rule")
     scores = run.stage("score", "score", rule, {"candidates": candidates})
-    return [read, scores, run.stage("pair", "pair", PairSettings(), {"candidates": candidates, "scores": scores})]
+    return [
+        read,
+        scores,
+        run.stage("pair", "pair", PairSettings(), {"candidates": candidates, "scores": scores}),
+    ]
 
 
 def whole(folder: Path) -> dict[str, Any]:

@@ -79,7 +79,9 @@ def test_a_damaged_input_is_named_and_refused(run, damage, name):
 
 def contents_but(folder, path):
     """Bytes of all files but the logs and one."""
-    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p != path and "lock" not in p.name}
+    return {
+        p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p != path and "lock" not in p.name
+    }
 
 
 def test_the_way_out_it_names_leads_out(run, finished):
@@ -165,7 +167,9 @@ def test_files_are_hashed_once_and_those_of_this_process_not_at_all(run, monkeyp
     assert len(read) == len(set(read)) == 4
     scores = [path for path in hashed if path.is_relative_to(run / "run" / "score")]
     assert len(scores) == 3
-    assert not [path for path in hashed if path.is_relative_to(run / "run" / "pair")], "the commit hashed them"
+    assert not [path for path in hashed if path.is_relative_to(run / "run" / "pair")], (
+        "the commit hashed them"
+    )
 
 
 def test_a_part_of_an_artifact_is_all_that_is_looked_at(run):

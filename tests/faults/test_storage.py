@@ -15,7 +15,10 @@ COMMAND = [sys.executable, "-m", "rlhf.pair", "input=in.jsonl", "output=out.json
 
 @pytest.fixture
 def folder(memory):
-    rows = [{"prompt": f"{i} " + os.urandom(40).hex(), "responses": ["a", "b"], "rewards": [2, 1]} for i in range(300)]
+    rows = [
+        {"prompt": f"{i} " + os.urandom(40).hex(), "responses": ["a", "b"], "rewards": [2, 1]}
+        for i in range(300)
+    ]
     (memory / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return memory
 
@@ -25,7 +28,9 @@ def pair(folder, limit=resource.RLIM_INFINITY):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     environment = dict(os.environ, PYTHONPATH=str(ROOT))
-    done = subprocess.run(COMMAND, cwd=folder, env=environment, capture_output=True, text=True, preexec_fn=limits)
+    done = subprocess.run(
+        COMMAND, cwd=folder, env=environment, capture_output=True, text=True, preexec_fn=limits
+    )
     return done.returncode, done.stdout + done.stderr
 
 

@@ -46,4 +46,6 @@ def test_one_iteration_with_every_gpu(tmp_path):
     assert code == 0, said
     assert "iteration_001/dpo" in digests(tmp_path / "run")
     first = json.loads((tmp_path / "run/iteration_001/dpo/metrics.jsonl").read_text().split("\n")[0])
-    assert first["loss"] == pytest.approx(math.log(2), abs=2e-2)  # reference and policy share bf16 weights, not batches
+    assert first["loss"] == pytest.approx(
+        math.log(2), abs=2e-2
+    )  # reference and policy share bf16 weights, not batches

@@ -55,7 +55,10 @@ def plant(checkpoint, marker):
 
 
 def test_a_planted_pickle_never_runs(tmp_path):
-    inputs = {"model": tiny_llama(tmp_path / "policy"), "pairs": write_pairs(tmp_path / "pairs", random_pairs(8))}
+    inputs = {
+        "model": tiny_llama(tmp_path / "policy"),
+        "pairs": write_pairs(tmp_path / "pairs", random_pairs(8)),
+    }
     run_here(make_job("reference", ReferenceConfig(), inputs, tmp_path / "reference", max_length=99))
     inputs = {name: tmp_path / name for name in ("policy", "pairs", "reference")}
     out, marker = tmp_path / "out", tmp_path / "executed"
@@ -146,7 +149,18 @@ def scores(*values):
 
 
 def test_a_certificate_nobody_signed_is_refused_at_once(judge, tmp_path, capsys):
-    request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
+    request = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=127.0.0.1",
+    ]
     request += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "key.pem", "-out", "cert.pem"]
     try:
         subprocess.run(request, cwd=tmp_path, check=True, capture_output=True)
@@ -175,7 +189,10 @@ def test_an_answer_has_a_limit(judge, monkeypatch):
 
 
 def test_a_redirect_is_not_followed(judge):
-    with server(reply(200, scores(1.0))) as other, server(reply(307, location=other.url + "/classify")) as httpd:
+    with (
+        server(reply(200, scores(1.0))) as other,
+        server(reply(307, location=other.url + "/classify")) as httpd,
+    ):
         with pytest.raises(ModelError, match="HTTP 307"):
             RemoteJudge(judge, httpd.url).score([ITEM])
         assert other.asked == []
@@ -206,7 +223,11 @@ def test_no_key_reaches_a_file_or_the_screen(tmp_path):
     rows = "".join(json.dumps({"prompt": f"<b>\x1b[31m{i}</b>\r"}) + "\n" for i in range(6))
     (tmp_path / "prompts.jsonl").write_text(rows)
     overrides = ["model.path=policy", "prompts.path=prompts.jsonl", "prompts.num_held_out=2", "run_dir=run"]
-    overrides += ["num_iterations=1", "prompts.num_per_iteration=4", "reward_model.rule=rlhf.world.tasks:gold"]
+    overrides += [
+        "num_iterations=1",
+        "prompts.num_per_iteration=4",
+        "reward_model.rule=rlhf.world.tasks:gold",
+    ]
     overrides += [
         "compute.preload=false",
         "generate.engine=transformers",
@@ -216,7 +237,9 @@ def test_no_key_reaches_a_file_or_the_screen(tmp_path):
     environment = dict(os.environ, PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="1", **SECRETS)
     command = [sys.executable, "-m", "rlhf.iterate", *overrides]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=240)
-    assert done.returncode == 2 and "not a prompt of the synthetic world" in done.stderr, done.stdout + done.stderr
+    assert done.returncode == 2 and "not a prompt of the synthetic world" in done.stderr, (
+        done.stdout + done.stderr
+    )
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert {"config.yaml", "artifact.json", "driver.log"} <= {path.name for path in files}
     assert any("Traceback" in path.read_text() for path in files if path.suffix == ".log")

@@ -54,18 +54,24 @@ class Case:
 def cases(*table: Case) -> Any:
     """The table as parameters of a test, each under its name."""
     assert all(len(case.said) >= 2 for case in table), "one phrase does not make an error clear"
-    return pytest.mark.parametrize("case", [pytest.param(case, id=case.name.replace(" ", "_")) for case in table])
+    return pytest.mark.parametrize(
+        "case", [pytest.param(case, id=case.name.replace(" ", "_")) for case in table]
+    )
 
 
 def jsonl(rows: list[Any]) -> bytes:
     """Rows as JSON lines."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8", "surrogatepass")
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode(
+        "utf-8", "surrogatepass"
+    )
 
 
 def model(folder: Path, **config: Any) -> Path:
     """A model folder as far as the driver looks: a config and the weights of nobody."""
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "max_position_embeddings": 512} | config))
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "llama", "max_position_embeddings": 512} | config)
+    )
     save_file({"w": np.zeros(8, dtype=np.float32)}, folder / "model.safetensors")
     return folder
 
@@ -176,7 +182,9 @@ def left_behind(before: set[Path], folder: Path) -> list[str]:
     ]
 
 
-def refuse(case: Case, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def refuse(
+    case: Case, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Exit code 2, one clear error, nothing half-written."""
     prepare(case, folder)
     before = set(folder.rglob("*"))

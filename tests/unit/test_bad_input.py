@@ -55,7 +55,9 @@ def parquet(folder, cut=None, column=None):
 
 
 def half_text(folder):
-    text = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xe9")])
+    text = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xe9")]
+    )
     parquet(folder, column=text)
 
 
@@ -65,55 +67,106 @@ def link_loop(folder):
 
 @cases(
     loop("missing", ["prompts.path=p.jsonl", "no such file", ".jsonl or .parquet"]),
-    loop("folder", ["prompts.path=p.jsonl", "a folder, no file"], make=lambda folder: (folder / "p.jsonl").mkdir()),
+    loop(
+        "folder",
+        ["prompts.path=p.jsonl", "a folder, no file"],
+        make=lambda folder: (folder / "p.jsonl").mkdir(),
+    ),
     loop("link to itself", ["prompts.path=p.jsonl", "Symlink loop", "mend"], make=link_loop),
     loop("name too long", ["prompts.path=xxx", "too long"], path="x" * 300 + ".jsonl"),
     loop("of an unknown suffix", ["p.txt", "suffix", ".parquet", "Convert it"], {"p.txt": "a"}, path="p.txt"),
     loop("of a missing data set", ["prompts.path=a/b", "hf download"], path="a/b"),
     prompts("empty", "", ["p.jsonl holds no rows", "name another file"]),
     prompts("of blank lines", "\n \n\n", ["p.jsonl holds no rows", "name another file"]),
-    prompts("in Latin-1", b'{"prompt": "a"}\n{"prompt": "caf\xe9"}\n', ["line 2", "0xe9", "Save the file as UTF-8"]),
+    prompts(
+        "in Latin-1",
+        b'{"prompt": "a"}\n{"prompt": "caf\xe9"}\n',
+        ["line 2", "0xe9", "Save the file as UTF-8"],
+    ),
     prompts("in UTF-16", '{"prompt": "a"}\n'.encode("utf-16"), ["line 1", "0xff", "Save the file as UTF-8"]),
     prompts("of NUL bytes", b"\0" * 4096, ["line 1", "invalid JSON", "Mend that line"]),
-    prompts("broken in line 3", '{"prompt": "a"}\n\n{"prompt": "b"\n', ["p.jsonl, line 3", "invalid JSON", "Mend"]),
-    prompts("as a broken list over lines", '[\n{"prompt": "a"\n]', ["line 3", "invalid JSON", "Mend the file"]),
-    prompts("of numbers", "1\n2\n", ["line 1", "found a number", "must be an object"]),
-    prompts("too deep", '{"prompt": ' + "[" * 100_000 + "]" * 100_000 + "}", ["line 1", "recursion", "Mend that line"]),
-    prompts("without the column", [{"text": "a"}], ["row 1", "['text']", "known shapes are", "question: text"]),
-    prompts("of terminal codes", [{"\x1b[31mred\r": 1}], ["row 1", "\\x1b[31mred\\r", "known shapes"]),
-    prompts("that are numbers", [{"prompt": 7}] * 2, ["none of 2 rows is a prompt", "row 1", "must be a list"]),
-    prompts("that are empty", [{"prompt": "  "}], ["none of 1 rows is a prompt", "prompt is empty", "Mend it"]),
-    prompts("with half a pair", [{"prompt": "\udc00"}], ["line 1", "not UTF-8"]),
-    prompts("of an unknown role", [{"prompt": [USER | {"role": "\x1b[2J"}]}], ["role '\\x1b[2J'", "known are system"]),
-    prompts("that end on an answer", [{"prompt": [USER, USER | {"role": "assistant"}]}], ["row 1", "must be last"]),
     prompts(
-        "all the same", [{"prompt": "a"}] * 9, ["8 duplicate", "no prompt is left to train on", "Name another file"]
+        "broken in line 3", '{"prompt": "a"}\n\n{"prompt": "b"\n', ["p.jsonl, line 3", "invalid JSON", "Mend"]
     ),
     prompts(
-        "all held out", [{"prompt": "a"}], ["no prompt is left to train on", "Name another file", "hold out fewer"]
+        "as a broken list over lines", '[\n{"prompt": "a"\n]', ["line 3", "invalid JSON", "Mend the file"]
+    ),
+    prompts("of numbers", "1\n2\n", ["line 1", "found a number", "must be an object"]),
+    prompts(
+        "too deep",
+        '{"prompt": ' + "[" * 100_000 + "]" * 100_000 + "}",
+        ["line 1", "recursion", "Mend that line"],
+    ),
+    prompts(
+        "without the column", [{"text": "a"}], ["row 1", "['text']", "known shapes are", "question: text"]
+    ),
+    prompts("of terminal codes", [{"\x1b[31mred\r": 1}], ["row 1", "\\x1b[31mred\\r", "known shapes"]),
+    prompts(
+        "that are numbers", [{"prompt": 7}] * 2, ["none of 2 rows is a prompt", "row 1", "must be a list"]
+    ),
+    prompts(
+        "that are empty", [{"prompt": "  "}], ["none of 1 rows is a prompt", "prompt is empty", "Mend it"]
+    ),
+    prompts("with half a pair", [{"prompt": "\udc00"}], ["line 1", "not UTF-8"]),
+    prompts(
+        "of an unknown role",
+        [{"prompt": [USER | {"role": "\x1b[2J"}]}],
+        ["role '\\x1b[2J'", "known are system"],
+    ),
+    prompts(
+        "that end on an answer", [{"prompt": [USER, USER | {"role": "assistant"}]}], ["row 1", "must be last"]
+    ),
+    prompts(
+        "all the same",
+        [{"prompt": "a"}] * 9,
+        ["8 duplicate", "no prompt is left to train on", "Name another file"],
+    ),
+    prompts(
+        "all held out",
+        [{"prompt": "a"}],
+        ["no prompt is left to train on", "Name another file", "hold out fewer"],
     ),
     prompts(
         "too few",
         [{"prompt": c} for c in "ab"],
         ["num_per_iteration=2 needs 2", "gives 1", "Ways out: prompts.num_per_iteration=1, more"],
     ),
-    loop("cut short", ["p.parquet", "no Parquet file", "anew"], make=lambda f: parquet(f, 9), path="p.parquet"),
+    loop(
+        "cut short", ["p.parquet", "no Parquet file", "anew"], make=lambda f: parquet(f, 9), path="p.parquet"
+    ),
     loop("half text", ["p.parquet", "no Parquet file", "0xe9"], make=half_text, path="p.parquet"),
-    loop("of bytes", ["none of 1 rows", "must be a list"], make=lambda f: parquet(f, column=[b"a"]), path="p.parquet"),
+    loop(
+        "of bytes",
+        ["none of 1 rows", "must be a list"],
+        make=lambda f: parquet(f, column=[b"a"]),
+        path="p.parquet",
+    ),
     loop("in an object", ["holds an object", "Wrap it in [ ]"], {"p.json": {"prompt": "a"}}, path="p.json"),
     bench("without chosen", [{"prompt": "a", "rejected": "b"}], ["row 1", "['prompt', 'rejected']", "known"]),
     bench(
-        "equal", [GOOD | {"rejected": "a"}] * 3, ["no preference pair (3 comparisons, dropped: 3 equal)", "Give two"]
+        "equal",
+        [GOOD | {"rejected": "a"}] * 3,
+        ["no preference pair (3 comparisons, dropped: 3 equal)", "Give two"],
     ),
     bench("of no messages", [{"chosen": [1], "rejected": [2]}], ["no preference pair", "1 ends_on_user"]),
-    bench("that end on the user", [{"chosen": [USER], "rejected": [USER]}], ["no preference pair", "1 ends_on_user"]),
-    bench("of nothing", [GOOD | {"chosen": None, "rejected": None}], ["No preference found", "known shapes are"]),
+    bench(
+        "that end on the user",
+        [{"chosen": [USER], "rejected": [USER]}],
+        ["no preference pair", "1 ends_on_user"],
+    ),
+    bench(
+        "of nothing", [GOOD | {"chosen": None, "rejected": None}], ["No preference found", "known shapes are"]
+    ),
     bench(
         "tied",
         [GOOD | {"score_chosen": 1, "score_rejected": 1}],
         ["no preference pair", "1 tie", "Give two different answers"],
     ),
-    bench("broken in row 300", jsonl([GOOD] * 299) + b"{", ["i.jsonl, line 300", "invalid JSON", "Mend that line"]),
+    bench(
+        "broken in row 300",
+        jsonl([GOOD] * 299) + b"{",
+        ["i.jsonl, line 300", "invalid JSON", "Mend that line"],
+    ),
     pair("with text rewards", scored(rewards=["2", "1"]), ["none of 1 rows can be used", "found '2'"]),
     pair("with too few rewards", scored(rewards=[1]), ["rewards must be a list of 2", "found [1]"]),
     pair(
@@ -124,9 +177,13 @@ def link_loop(folder):
     pair("with infinite rewards", scored(rewards=[float("inf"), 1]), ["1 non_finite", "look at the judge"]),
     pair("with null rewards", scored(rewards=[None, None]), ["1 non_finite", "look at the judge"]),
     pair("all tied", scored(rewards=[1, 1]), ["No prompt gives a preference pair", "1 all_tied", "raise"]),
-    pair("without rewards", {"prompt": "q", "responses": ["a"]}, ["row 1: No rewards", "python -m rlhf.score"]),
+    pair(
+        "without rewards", {"prompt": "q", "responses": ["a"]}, ["row 1: No rewards", "python -m rlhf.score"]
+    ),
     pair("without responses", {"prompt": "q"}, ["row 1: No responses", "python -m rlhf.generate"]),
-    pair("of no responses", scored(responses=[], rewards=[]), ["responses must be a list of text", "found []"]),
+    pair(
+        "of no responses", scored(responses=[], rewards=[]), ["responses must be a list of text", "found []"]
+    ),
     pair("of HTML", scored(responses="<script>\x1b[31m"), ["found '<script>\\x1b[31m'", "list of text"]),
     pair(
         "of huge rewards",
@@ -158,8 +215,18 @@ def link_loop(folder):
         ["hep-go", "'x'", "0 to 100"],
         {"s.json": {"hep-go": "x"}},
     ),
-    Case("accuracy NaN", "rewardbench output=o.json subsets=s.json", ["hep-go", "nan"], {"s.json": '{"hep-go": NaN}'}),
-    Case("accuracies of nothing", "rewardbench output=o.json subsets=s.json", ["s.json", "one subset"], {"s.json": {}}),
+    Case(
+        "accuracy NaN",
+        "rewardbench output=o.json subsets=s.json",
+        ["hep-go", "nan"],
+        {"s.json": '{"hep-go": NaN}'},
+    ),
+    Case(
+        "accuracies of nothing",
+        "rewardbench output=o.json subsets=s.json",
+        ["s.json", "one subset"],
+        {"s.json": {}},
+    ),
     Case(
         "accuracies in Latin-1",
         "rewardbench output=o.json subsets=s.json",

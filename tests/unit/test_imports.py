@@ -9,7 +9,17 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "rlhf"
-HEAVY = {"torch", "transformers", "trl", "vllm", "deepspeed", "accelerate", "datasets", "safetensors", "tokenizers"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "trl",
+    "vllm",
+    "deepspeed",
+    "accelerate",
+    "datasets",
+    "safetensors",
+    "tokenizers",
+}
 TORCH_FREE_ROOMS = ("config", "data", "evaluation", "run", "loop", "preflight", "command", "launch", "stages")
 TORCH_FREE_FILES = (
     "models/folder.py",

@@ -13,7 +13,11 @@ import pytest
 from tests.tiny import tiny_llama, tiny_reward_model
 
 ROOT = Path(__file__).resolve().parents[3]
-SHAPE = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}  # heads of 32, as vLLM wants on CPU
+SHAPE = {
+    "hidden_size": 64,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}  # heads of 32, as vLLM wants on CPU
 SEPARATOR = "one\u2028two\u0085three"
 
 
@@ -44,7 +48,9 @@ def folder(tmp_path_factory):
     tiny_llama(folder / "policy", seed=1, **SHAPE)
     tiny_reward_model(folder / "judge", seed=2, **SHAPE)
     rows = [{"prompt": f"Say {i} in words"} for i in range(16)]
-    rows += [{"messages": [{"role": "system", "content": "Be brief"}, {"role": "user", "content": SEPARATOR}]}]
+    rows += [
+        {"messages": [{"role": "system", "content": "Be brief"}, {"role": "user", "content": SEPARATOR}]}
+    ]
     rows += [{"instruction": " Say 0 in words "}, {"prompt": "  "}, {"prompt": "long " * 2000}]
     write(folder / "prompts.jsonl", rows)
     return folder
@@ -74,11 +80,17 @@ def test_candidates_are_rlhflows_rows_in_the_inputs_order(folder, candidates):
     path, said = candidates
     assert "20 rows = 17 kept + 3 dropped (duplicate 1, empty 1, prompt_too_long 1); 17 written" in said
     rows = read(path)
-    assert [row["prompt"][-1]["content"] for row in rows] == [*(f"Say {i} in words" for i in range(16)), SEPARATOR]
+    assert [row["prompt"][-1]["content"] for row in rows] == [
+        *(f"Say {i} in words" for i in range(16)),
+        SEPARATOR,
+    ]
     assert rows[-1]["prompt"][0] == {"role": "system", "content": "Be brief"}
     for row in rows:
         assert all(len(row[key]) == 8 for key in ("responses", "finish_reasons", "temperatures", "seeds"))
-        assert row["temperatures"] == [1.0] * 4 + [0.7] * 4 and set(row["finish_reasons"]) <= {"stop", "length"}
+        assert row["temperatures"] == [1.0] * 4 + [0.7] * 4 and set(row["finish_reasons"]) <= {
+            "stop",
+            "length",
+        }
     assert not list(folder.glob(".*.work"))
 
 
@@ -87,7 +99,9 @@ def test_scores_stand_beside_the_responses_and_the_rest_is_carried_along(folder,
 
     before, after = read(candidates[0]), read(scored[0])
     assert [{key: value for key, value in row.items() if key != "rewards"} for row in after] == before
-    expected = ClassifierJudge(str(folder / "judge")).score([(after[-1]["prompt"], t) for t in after[-1]["responses"]])
+    expected = ClassifierJudge(str(folder / "judge")).score(
+        [(after[-1]["prompt"], t) for t in after[-1]["responses"]]
+    )
     assert after[-1]["rewards"] == pytest.approx(expected.scores, abs=1e-5)
 
 
@@ -102,7 +116,9 @@ def test_pairs_are_what_trl_reads(folder, scored):
         assert pair["chosen"] == [{"role": "assistant", "content": row["responses"][best(row["rewards"])]}]
         assert (pair["chosen_score"], pair["rejected_score"]) == (max(row["rewards"]), min(row["rewards"]))
         assert pair["margin"] == pair["chosen_score"] - pair["rejected_score"]
-    loaded = load_dataset("json", data_files=str(folder / "pairs.jsonl"), split="train", cache_dir=str(folder / "hf"))
+    loaded = load_dataset(
+        "json", data_files=str(folder / "pairs.jsonl"), split="train", cache_dir=str(folder / "hf")
+    )
     assert is_conversational(loaded[0]) and len(loaded) == 17
 
 
@@ -119,7 +135,11 @@ def test_truncated_responses_are_never_chosen_unless_allowed(tmp_path):
 
 
 def test_a_foreign_file_of_prompts_responses_and_rewards(tmp_path):
-    plain = {"prompt": [{"role": "user", "content": "q"}], "responses": [SEPARATOR, "bad"], "rewards": [2, 1.0]}
+    plain = {
+        "prompt": [{"role": "user", "content": "q"}],
+        "responses": [SEPARATOR, "bad"],
+        "rewards": [2, 1.0],
+    }
     unusable = [
         plain,
         plain | {"rewards": [1.0]},
@@ -136,7 +156,10 @@ def test_a_foreign_file_of_prompts_responses_and_rewards(tmp_path):
     code, said = tool("pair", tmp_path, "input=in.json", "output=out.jsonl")
     assert code == 0, said
     assert "11 rows = 2 kept + 9 dropped (duplicate 1, empty 1, finish_reasons_do_not_match 1, " in said
-    assert "invalid_unicode 1, no_responses 1, non_finite 1, response_not_text 1, rewards_do_not_match 1, " in said
+    assert (
+        "invalid_unicode 1, no_responses 1, non_finite 1, response_not_text 1, rewards_do_not_match 1, "
+        in said
+    )
     assert "rewards_not_numbers 1); 2 written" in said
     first, second = read(tmp_path / "out.jsonl")
     assert first["chosen"][0]["content"] == SEPARATOR == second["rejected"][0]["content"]
@@ -157,7 +180,10 @@ def test_an_existing_output_is_never_touched(tmp_path):
         (["output=out.jsonl"], "input=… is missing"),
         (["input=in.jsonl", "output=out.csv"], "this tool writes .jsonl"),
         (["input=nowhere.jsonl", "output=out.jsonl"], "no such file"),
-        (["input=in.jsonl", "output=out.jsonl", "pair.num_candidates=1"], "pair.num_candidates=1: a pair needs two"),
+        (
+            ["input=in.jsonl", "output=out.jsonl", "pair.num_candidates=1"],
+            "pair.num_candidates=1: a pair needs two",
+        ),
         (["input=in.jsonl", "output=out.jsonl", "+pair.nonsense=1"], "nonsense"),
         (["input=in.jsonl", "output=out.jsonl"], "No rewards"),
     ],
@@ -205,9 +231,18 @@ def test_a_killed_command_ends_as_an_undisturbed_one(folder, candidates):
 def test_a_runs_best_policy_answers_alpaca_eval_with_vllm(folder):
     (folder / "myrun").mkdir()
     (folder / "myrun" / "best").symlink_to("../policy")
-    asked = [{"dataset": "vicuna", "instruction": f"{SEPARATOR} {i}", "output": "", "generator": "x"} for i in "010"]
+    asked = [
+        {"dataset": "vicuna", "instruction": f"{SEPARATOR} {i}", "output": "", "generator": "x"}
+        for i in "010"
+    ]
     (folder / "alpaca_eval.json").write_text(json.dumps(asked))
-    request = ["run_dir=myrun", "benchmark=alpaca_eval", "input=alpaca_eval.json", "output=answers.json", PLAIN_START]
+    request = [
+        "run_dir=myrun",
+        "benchmark=alpaca_eval",
+        "input=alpaca_eval.json",
+        "output=answers.json",
+        PLAIN_START,
+    ]
     code, said = tool("answer", folder, *request, "generate.max_new_tokens=8")
     assert code == 0 and "3 rows = 3 kept + 0 dropped; 3 written" in said, said
     answers = json.loads((folder / "answers.json").read_text())

@@ -38,7 +38,9 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_sections_of_given_accuracies(tmp_path: Path) -> None:
     values = {"refusals-dangerous": 93, "refusals-offensive": 97, "xstest-should-refuse": 100}
-    (tmp_path / "s.json").write_text(json.dumps(values | {"xstest-should-respond": 87.2, "donotanswer": 79.4}))
+    (tmp_path / "s.json").write_text(
+        json.dumps(values | {"xstest-should-respond": 87.2, "donotanswer": 79.4})
+    )
     code, said = run("rlhf.rewardbench", "subsets=s.json", "output=o.json", cwd=tmp_path)
     assert code == 0, said
     found = json.loads((tmp_path / "o.json").read_text())
@@ -54,7 +56,13 @@ def test_sections_of_given_accuracies(tmp_path: Path) -> None:
 def test_a_judge_on_rows_of_the_benchmark(tmp_path: Path, judge: Path) -> None:
     subsets = ["alpacaeval-easy", "donotanswer", "mine"]
     rows = [
-        {"id": 100 + i, "prompt": f"q {i}", "chosen": f"good {i}", "rejected": f"bad {i}", "subset": subsets[i % 3]}
+        {
+            "id": 100 + i,
+            "prompt": f"q {i}",
+            "chosen": f"good {i}",
+            "rejected": f"bad {i}",
+            "subset": subsets[i % 3],
+        }
         for i in range(9)
     ]
     (tmp_path / "rows.jsonl").write_text(
@@ -92,7 +100,12 @@ def test_the_second_version_of_the_benchmark(tmp_path: Path, judge: Path) -> Non
     for number in range(3):
         kinds = {"ref": ["right"], "tied": ["right", "also right", "too"]}
         rows += [
-            {"id": f"{kind}:{number}", "prompt": f"{kind} {number}", "chosen": right, "rejected": ["wrong", "no"]}
+            {
+                "id": f"{kind}:{number}",
+                "prompt": f"{kind} {number}",
+                "chosen": right,
+                "rejected": ["wrong", "no"],
+            }
             | {"num_correct": len(right), "subset": "Ties"}
             for kind, right in kinds.items()
         ]
@@ -113,12 +126,17 @@ def test_the_second_version_of_the_benchmark(tmp_path: Path, judge: Path) -> Non
         ]
         messages = [{"role": "user", "content": given["prompt"]}]
         texts = given["chosen"] + given["rejected"]
-        assert row["scores"] == pytest.approx([alone.score([(messages, t)]).scores[0] for t in texts], abs=1e-4)
+        assert row["scores"] == pytest.approx(
+            [alone.score([(messages, t)]).scores[0] for t in texts], abs=1e-4
+        )
     for name in subsets:
         mine = [row["scores"] for row in found["rows"] if row["subset"] == name]
         credits = [(1 / s.count(max(s)) if s[0] == max(s) else 0) for s in mine]
         assert found["subsets"][name]["score"] == pytest.approx(100 * sum(credits) / 2)
-    assert found["subsets"]["Safety"]["ties"] == 1 and found["rows"][3]["scores"] == [found["rows"][3]["scores"][0]] * 4
+    assert (
+        found["subsets"]["Safety"]["ties"] == 1
+        and found["rows"][3]["scores"] == [found["rows"][3]["scores"][0]] * 4
+    )
     six = [figures["score"] for figures in found["subsets"].values()]
     assert len(six) == 6 and found["overall"] == pytest.approx(sum(six) / 6)
     code, said = run(*tool, "subsets=s.json", "output=p.json", cwd=tmp_path)
@@ -127,7 +145,8 @@ def test_the_second_version_of_the_benchmark(tmp_path: Path, judge: Path) -> Non
 
 def test_best_of_n_by_a_judge_and_by_given_rewards(tmp_path: Path, judge: Path) -> None:
     rows = [
-        {"prompt": "q", "responses": [f"{i} {k}" for k in range(4)], "qualities": [0, 1, 2, None]} for i in range(5)
+        {"prompt": "q", "responses": [f"{i} {k}" for k in range(4)], "qualities": [0, 1, 2, None]}
+        for i in range(5)
     ]
     given = [{**row, "rewards": [0.1, 0.2, 0.3, 9.0]} for row in rows]
     (tmp_path / "given.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
@@ -135,7 +154,9 @@ def test_best_of_n_by_a_judge_and_by_given_rewards(tmp_path: Path, judge: Path) 
     assert code == 0, said
     found = json.loads((tmp_path / "o.json").read_text())
     assert found["gain"] == pytest.approx(1.0) and found["responses_left_out"] == 5 and found["prompts"] == 5
-    code, said = run("rlhf.bestofn", f"reward_model.path={judge}", "input=given.jsonl", "output=p.json", cwd=tmp_path)
+    code, said = run(
+        "rlhf.bestofn", f"reward_model.path={judge}", "input=given.jsonl", "output=p.json", cwd=tmp_path
+    )
     assert code == 0 and 0 <= json.loads((tmp_path / "p.json").read_text())["pair_agreement"]["mean"] <= 1
     (tmp_path / "bare.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     code, said = run("rlhf.bestofn", "input=bare.jsonl", "output=r.json", cwd=tmp_path)
@@ -147,7 +168,9 @@ def test_real_candidates_with_a_strong_judges_scores(tmp_path: Path, judge: Path
     files = sorted((DATA / "bon_alpacaeval_tulu2dpo13b").glob("candidate_*.json"))
     script = ROOT / "scripts" / "experiments" / "alpacaeval_candidates.py"
     subprocess.run([sys.executable, script, f"output={tmp_path / 'c.jsonl'}", *files], check=True, timeout=60)
-    lines = [json.loads(line) for line in (tmp_path / "c.jsonl").read_text(encoding="utf-8").split("\n") if line]
+    lines = [
+        json.loads(line) for line in (tmp_path / "c.jsonl").read_text(encoding="utf-8").split("\n") if line
+    ]
     assert len(lines) == 196 and all(len(line["responses"]) == 8 for line in lines)
     by_length = [{**line, "rewards": [len(text) for text in line["responses"]]} for line in lines]
     (tmp_path / "l.jsonl").write_text("".join(json.dumps(row) + "\n" for row in by_length), encoding="utf-8")

@@ -48,7 +48,9 @@ def test_each_job_has_a_folder_and_takes_what_a_sibling_made(swept):
 
 def test_hydra_leaves_nothing_behind(swept):
     run, _ = swept
-    assert not [p for p in run.parent.rglob("*") if p.name in ("multirun.yaml", "multirun", "outputs", ".hydra")]
+    assert not [
+        p for p in run.parent.rglob("*") if p.name in ("multirun.yaml", "multirun", "outputs", ".hydra")
+    ]
 
 
 def test_the_second_judge_has_its_columns(swept):
@@ -64,7 +66,9 @@ def test_a_failing_job_is_named_and_the_others_go_on(world, swept):  # noqa: F81
     judge = f"+evaluate.judges.second={world[0] / 'judge'}"
     code, said = loop(run, *world[1], judge, "-m", "dpo.beta=-1,0.1")
     assert code == 2
-    assert "error in dpo.beta=-1: dpo.beta=-1" in said and "these jobs of the sweep failed: dpo.beta=-1" in said
+    assert (
+        "error in dpo.beta=-1: dpo.beta=-1" in said and "these jobs of the sweep failed: dpo.beta=-1" in said
+    )
     assert f"{run / 'dpo.beta=0.1'}: " in said and "0 to do" in said and "Traceback" not in said
 
 
@@ -94,7 +98,9 @@ def test_a_split_of_a_hub_data_set_becomes_a_file(tmp_path):
     config = DatasetStage("some/prompts", "c" * 40, None, "test")
     job = Job("dataset", "data/prompts", config, {"snapshot": str(snapshot)}, str(out), 1)
     assert dataset.run(job, FakeWorker()).counts == {"rows": 1}
-    assert [row["context_messages"] for row in read_rows(out / "rows.parquet")] == [[{"role": "user", "content": "c"}]]
+    assert [row["context_messages"] for row in read_rows(out / "rows.parquet")] == [
+        [{"role": "user", "content": "c"}]
+    ]
     assert [path.name for path in out.iterdir()] == ["rows.parquet"]
     config.split = "nothing"
     with pytest.raises(DataError, match=r"some/prompts at cccccccccccc.*split nothing"):

@@ -66,5 +66,7 @@ def test_an_experiment_composes_in_an_empty_folder(installed, tmp_path, experime
 def test_a_tool_starts_from_the_wheel(installed, tmp_path):
     row = '{"prompt": "a", "responses": ["b", "c"], "rewards": [1, 0]}\n'
     (tmp_path / "scored.jsonl").write_text(row)
-    run("-m", "rlhf.pair", "input=scored.jsonl", "output=pairs.jsonl", cwd=tmp_path, PYTHONPATH=str(installed))
+    run(
+        "-m", "rlhf.pair", "input=scored.jsonl", "output=pairs.jsonl", cwd=tmp_path, PYTHONPATH=str(installed)
+    )
     assert '"chosen": [{"role": "assistant", "content": "b"}]' in (tmp_path / "pairs.jsonl").read_text()

@@ -69,7 +69,9 @@ def test_every_preference_is_accounted_for(name: str, rows: int, pairs: int, dro
     counts = Counter[str]()
     found = list(read_preferences(DATA / "preferences" / name, counts))
     assert (counts["rows"], len(found), counts["pairs"]) == (rows, pairs, pairs)
-    assert {key.removeprefix("dropped/"): n for key, n in counts.items() if key.startswith("dropped/")} == dropped
+    assert {
+        key.removeprefix("dropped/"): n for key, n in counts.items() if key.startswith("dropped/")
+    } == dropped
     assert counts["comparisons"] == pairs + sum(dropped.values())
 
 
@@ -173,7 +175,9 @@ def test_inputs_of_self_instruct_are_read() -> None:
 
 def test_pairs_of_real_candidates_and_judgements() -> None:
     """8 samples of one policy with a real judge's scores: every prompt makes a pair or has a reason."""
-    files = [list(read_records(path)) for path in sorted((DATA / "bon_alpacaeval_tulu2dpo13b").glob("*.json"))]
+    files = [
+        list(read_records(path)) for path in sorted((DATA / "bon_alpacaeval_tulu2dpo13b").glob("*.json"))
+    ]
     results: Counter[str] = Counter()
     shorter = {0.0: 0, 0.001: 0}
     for rows in zip(*files, strict=True):

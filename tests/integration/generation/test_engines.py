@@ -26,7 +26,11 @@ STOP = 7
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    shape = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}  # heads of 32, as vLLM wants on CPU
+    shape = {
+        "hidden_size": 64,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }  # heads of 32, as vLLM wants on CPU
     return str(tiny_llama(tmp_path_factory.mktemp("policy"), seed=1, **shape))
 
 
@@ -125,7 +129,10 @@ def test_top_k_one_is_greedy_and_top_p_keeps_the_nucleus():
 
 
 def test_seeds_differ_by_run_iteration_prompt_and_sample():
-    seeds = {seed_of(*key) for key in [(1, 0, "a", 0), (2, 0, "a", 0), (1, 1, "a", 0), (1, 0, "b", 0), (1, 0, "a", 1)]}
+    seeds = {
+        seed_of(*key)
+        for key in [(1, 0, "a", 0), (2, 0, "a", 0), (1, 1, "a", 0), (1, 0, "b", 0), (1, 0, "a", 1)]
+    }
     assert len(seeds) == 5
     assert all(0 <= seed < 2**31 for seed in seeds)
 

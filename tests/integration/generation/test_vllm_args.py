@@ -24,7 +24,11 @@ from rlhf.generation.vllm_args import prompt_limit
 from tests.stage_runner import make_job, run_here
 from tests.tiny import tiny_llama
 
-SHAPE = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}  # heads of 32, as vLLM wants on CPU
+SHAPE = {
+    "hidden_size": 64,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}  # heads of 32, as vLLM wants on CPU
 
 
 @pytest.fixture(scope="module")
@@ -117,5 +121,10 @@ def test_what_contradicts_other_settings_is_refused_with_the_config(arguments, s
 
 def test_what_contradicts_nothing_is_passed_on():
     cfg = Config()
-    cfg.generate.vllm_args = {"max_model_len": 4000, "max_num_seqs": 8, "enforce_eager": True, "kv_cache_dtype": "auto"}
+    cfg.generate.vllm_args = {
+        "max_model_len": 4000,
+        "max_num_seqs": 8,
+        "enforce_eager": True,
+        "kv_cache_dtype": "auto",
+    }
     assert problems(cfg) == []

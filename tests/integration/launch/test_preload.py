@@ -24,7 +24,9 @@ print("threads", [name for name in names if not name.startswith(("python", "jema
 
 def test_preloading_touches_no_gpu_and_starts_no_thread_that_a_fork_would_lose():
     environment = dict(os.environ, **starting_environment("cpu"), PYTHONPATH=str(ROOT))
-    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", CODE], capture_output=True, text=True, env=environment, timeout=300
+    )
     said = dict(line.split(" ", 1) for line in done.stdout.splitlines() if line.split(" ")[0] in
                 ("cuda", "missing", "frozen", "threads"))  # fmt: skip
     assert said["cuda"] == "False", done.stderr
@@ -37,6 +39,8 @@ def test_preloading_touches_no_gpu_and_starts_no_thread_that_a_fork_would_lose()
 def test_a_module_that_cannot_be_imported_is_left_for_its_stage():
     environment = dict(os.environ, PYTHONPATH=str(ROOT))
     code = "import sys; sys.modules['vllm'] = None; import rlhf.launch.preload; print('up')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300
+    )
     assert "up" in done.stdout, done.stderr
     assert "vllm" in MODULES

@@ -49,10 +49,17 @@ def digests(run):
 def world(tmp_path_factory):
     """A policy, a judge, prompts, and what a run of them is told."""
     folder = tmp_path_factory.mktemp("loop")
-    shape = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}  # heads of 32, as vLLM wants on CPU
+    shape = {
+        "hidden_size": 64,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }  # heads of 32, as vLLM wants on CPU
     tiny_llama(folder / "policy", seed=1, **shape)
     tiny_reward_model(folder / "judge", seed=2)
-    rows = [{"instruction": f"Say {i} in words", "input": "" if i % 2 else f"context {i}"} for i in range(NUM_PROMPTS)]
+    rows = [
+        {"instruction": f"Say {i} in words", "input": "" if i % 2 else f"context {i}"}
+        for i in range(NUM_PROMPTS)
+    ]
     (folder / "prompts.json").write_text(json.dumps([*rows, rows[0]]))
     return folder, [
         f"model.path={folder / 'policy'}",
@@ -92,20 +99,31 @@ def copy_of(run, name):
 
 def test_the_run_says_what_came_out_and_where_it_lies(finished):
     run, said = finished
-    for part in ("✓ iteration_001/dpo", "win rate vs π0", "KL to π0", "π1", "best policy", str(run / "summary.json")):
+    for part in (
+        "✓ iteration_001/dpo",
+        "win rate vs π0",
+        "KL to π0",
+        "π1",
+        "best policy",
+        str(run / "summary.json"),
+    ):
         assert part in said
     assert "⚠ score.max_tokens=1000" in said.split("✓")[0], "what is odd is said before the first stage, once"
     assert said.count("score.max_tokens=1000") == 1
     iterations = json.loads((run / "summary.json").read_text())["iterations"]
     assert [row["iteration"] for row in iterations] == [0, 1]
     assert iterations[0]["win_rate"] is None and iterations[0]["kl"] == 0.0
-    assert 0 <= iterations[1]["win_rate_low"] <= iterations[1]["win_rate"] <= iterations[1]["win_rate_high"] <= 1
+    assert (
+        0 <= iterations[1]["win_rate_low"] <= iterations[1]["win_rate"] <= iterations[1]["win_rate_high"] <= 1
+    )
     assert iterations[1]["kl"] is not None and iterations[1]["gold_accuracy"] is None
 
 
 def test_every_prompt_is_accounted_for(finished):
     run, _ = finished
-    manifest = {name: json.loads((run / name / "artifact.json").read_text())["counts"] for name in digests(run)}
+    manifest = {
+        name: json.loads((run / name / "artifact.json").read_text())["counts"] for name in digests(run)
+    }
     assert manifest["prompts"]["rows"] == NUM_PROMPTS + 1
     assert manifest["prompts"]["dropped/duplicate"] == 1
     assert manifest["prompts"]["train"] == NUM_PROMPTS - NUM_HELD_OUT
@@ -133,7 +151,9 @@ def test_the_best_policy_is_a_relative_link_that_loads(finished):
     target = os.readlink(run / "best")
     if json.loads((run / "summary.json").read_text())["best_iteration"] == 1:
         assert target == "iteration_001/export/model"
-        weights = [run / "iteration_001" / stage / "model" / "model.safetensors" for stage in ("dpo", "export")]
+        weights = [
+            run / "iteration_001" / stage / "model" / "model.safetensors" for stage in ("dpo", "export")
+        ]
         assert os.path.samefile(*weights)
         card = (run / "best" / "README.md").read_text()
         assert "base model | policy (π0)" in card and "π1" in card and str(run.parent) not in card
@@ -165,14 +185,26 @@ def test_a_gate_stops_and_the_same_command_goes_on_where_it_only_warns(world, fi
         shutil.rmtree(run / "iteration_001" / name)
     limit = "gates.max_truncated=0.01"
     code, said = loop(run, *world[1], limit, "gates.truncated=stop")
-    assert code == 2 and "gates.truncated=stop stopped the run in iteration 1" in said and "Traceback" not in said
+    assert (
+        code == 2
+        and "gates.truncated=stop stopped the run in iteration 1" in said
+        and "Traceback" not in said
+    )
     assert "gates.truncated=warn" in said and not (run / "iteration_001" / "dpo").exists()
     body = json.loads((run / "summary.json").read_text())
     assert len(body["iterations"]) == 1 and [found["gate"] for found in body["gates"]] == ["truncated"]
     code, said = loop(run, *world[1], limit, "gates.truncated=warn")
     assert code == 0, said
-    assert "! gates.truncated: " in said and "✓ iteration_001/dpo" in said and "✓ iteration_001/generate" not in said
-    (found,) = [each for each in json.loads((run / "summary.json").read_text())["gates"] if each["gate"] == "truncated"]
+    assert (
+        "! gates.truncated: " in said
+        and "✓ iteration_001/dpo" in said
+        and "✓ iteration_001/generate" not in said
+    )
+    (found,) = [
+        each
+        for each in json.loads((run / "summary.json").read_text())["gates"]
+        if each["gate"] == "truncated"
+    ]
     counts = json.loads((run / "iteration_001" / "generate" / "artifact.json").read_text())["counts"]
     assert found["value"] == counts["truncated"] / counts["responses"] > found["threshold"] == 0.01
     assert (found["iteration"], found["action"], found["where"]) == (1, "warn", "iteration_001/generate")
@@ -259,7 +291,9 @@ def test_a_training_that_dies_between_its_last_step_and_its_end(world, finished,
     left = run / "iteration_001" / (".dpo.partial" if unfinished else "dpo")
     steps = len((left / "metrics.jsonl").read_text().splitlines())
     kept = {path.name for path in left.glob("checkpoint-*")}
-    assert kept == {f"checkpoint-{steps - 2}", f"checkpoint-{steps - 1}"}, "until the commit they may be needed"
+    assert kept == {f"checkpoint-{steps - 2}", f"checkpoint-{steps - 1}"}, (
+        "until the commit they may be needed"
+    )
     code, said = loop(run, "dpo", "iteration=1", **alone)
     assert code == 0, said
     assert digests(run) == digests(finished[0])

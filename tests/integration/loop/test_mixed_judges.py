@@ -34,8 +34,18 @@ def finished(tmp_path_factory):
             "evaluate.n=2",
             "dpo.batch_size=4",
         ],
-        *["generate.engine=transformers", "generate.n=4", "generate.max_new_tokens=8", "pair.truncated=allow"],
-        *["generate.shard_size=5", "dpo.batch_size=4", "dpo.gradient_checkpointing=false", "dpo.learning_rate=1e-3"],
+        *[
+            "generate.engine=transformers",
+            "generate.n=4",
+            "generate.max_new_tokens=8",
+            "pair.truncated=allow",
+        ],
+        *[
+            "generate.shard_size=5",
+            "dpo.batch_size=4",
+            "dpo.gradient_checkpointing=false",
+            "dpo.learning_rate=1e-3",
+        ],
     ]
     code, said = loop(folder / "run", *told)
     assert code == 0, said
@@ -57,10 +67,14 @@ def test_every_iteration_is_scored_on_the_scale_of_the_initial_policy(finished):
         for judge, stage in (("main", "score"), ("short", "score_short")):
             mean, std = scale[judge]
             rows = scores_of(run, f"{place}/{stage}")
-            apart[judge] = {name: [WEIGHTS[judge] * (v - mean) / std for v in row] for name, row in rows.items()}
+            apart[judge] = {
+                name: [WEIGHTS[judge] * (v - mean) / std for v in row] for name, row in rows.items()
+            }
         assert list(mixed) == list(apart["main"])
         for name, row in mixed.items():
-            assert row == pytest.approx([a + b for a, b in zip(apart["main"][name], apart["short"][name], strict=True)])
+            assert row == pytest.approx(
+                [a + b for a, b in zip(apart["main"][name], apart["short"][name], strict=True)]
+            )
 
 
 def test_pairs_are_made_by_the_sum(finished):
@@ -69,7 +83,10 @@ def test_pairs_are_made_by_the_sum(finished):
     pairs = list(read_all_rows(run / "iteration_001" / "pair"))
     assert pairs
     for pair in pairs:
-        assert (pair["chosen_score"], pair["rejected_score"]) == (max(mixed[pair["id"]]), min(mixed[pair["id"]]))
+        assert (pair["chosen_score"], pair["rejected_score"]) == (
+            max(mixed[pair["id"]]),
+            min(mixed[pair["id"]]),
+        )
 
 
 def test_the_table_shows_the_sum_and_each_judge(finished):

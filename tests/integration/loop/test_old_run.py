@@ -77,7 +77,13 @@ def test_a_finished_run_has_nothing_to_do(old):
 
 def test_what_is_redone_without_a_model_has_the_same_bytes(old):
     # What models compute may differ in its last bits between machines; these stages may not.
-    redone = ["prompts", "judge/pair", "iteration_001/mix", "iteration_001/pair", "iteration_002/held_out/gold"]
+    redone = [
+        "prompts",
+        "judge/pair",
+        "iteration_001/mix",
+        "iteration_001/pair",
+        "iteration_002/held_out/gold",
+    ]
     before = identities(old / "run")
     for name in redone:
         shutil.rmtree(old / "run" / name)

@@ -101,7 +101,10 @@ def edit_weights(folder, edit):
         (few_embeddings, ["300 embeddings", "resize_token_embeddings"]),
         (other_shape, ["cannot be loaded as CausalLM", "config.json"]),
         (own_code, ["trust_remote_code=true"]),
-        (weights_missing, ["1 weights of LlamaForCausalLM are not", "layers.0.mlp.up_proj.weight", "save it anew"]),
+        (
+            weights_missing,
+            ["1 weights of LlamaForCausalLM are not", "layers.0.mlp.up_proj.weight", "save it anew"],
+        ),
         (not_numbers, ["no numbers (NaN)", "Save the model anew"]),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
@@ -124,7 +127,8 @@ def test_its_code_does_not_run_where_transformers_knows_the_model(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("limit", "said"), [({"max_prompt_tokens": 3}, "more than 3 tokens"), ({"max_new_tokens": 8190}, "2 tokens")]
+    ("limit", "said"),
+    [({"max_prompt_tokens": 3}, "more than 3 tokens"), ({"max_new_tokens": 8190}, "2 tokens")],
 )
 def test_prompts_that_do_not_fit_are_refused(tmp_path, limit, said):
     with pytest.raises(DataError, match=said + r".*max_prompt_tokens.*shorter prompts"):

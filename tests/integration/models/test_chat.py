@@ -76,7 +76,9 @@ def test_a_turn_without_an_end_is_refused(tokenizer):
 def test_terminators_are_all_of_them(tmp_path, tokenizer):
     model = tiny_llama(tmp_path / "model")
     end_of_text = tokenizer.convert_tokens_to_ids("<|end_of_text|>")
-    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": [end_of_text, tokenizer.eos_token_id]}))
+    (model / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": [end_of_text, tokenizer.eos_token_id]})
+    )
     assert stop_token_ids(tokenizer, model, [9]) == sorted({9, end_of_text, tokenizer.eos_token_id})
     with pytest.raises(ModelError, match="stop_token_ids"):
         stop_token_ids(tokenizer, model, [100000])
@@ -92,7 +94,9 @@ def test_a_written_response_ends_with_the_end_of_turn(tokenizer):
 
 
 def test_a_template_whose_prompt_is_no_prefix_is_refused(tokenizer):
-    tokenizer.chat_template += "{% if not add_generation_prompt %}{{ bos_token }}{% endif %}{{ messages | length }}"
+    tokenizer.chat_template += (
+        "{% if not add_generation_prompt %}{{ bos_token }}{% endif %}{{ messages | length }}"
+    )
     with pytest.raises(ModelError, match="no prefix"):
         render_response(tokenizer, QUESTION, "c b a")
 

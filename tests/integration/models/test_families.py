@@ -59,7 +59,9 @@ QUESTION = talk("Reverse: a b c")
 PROMPTS = [
     QUESTION,
     talk("Tell me about the sea in one short paragraph, then name three things that live in it, please."),
-    talk("why?", "because", "And what follows from that, step by step, for someone who has never heard of it?"),
+    talk(
+        "why?", "because", "And what follows from that, step by step, for someone who has never heard of it?"
+    ),
     talk("Sort the letters of this word and give them back in upper case: families"),
 ]
 
@@ -107,7 +109,11 @@ def test_the_text_is_that_of_the_real_template(family):
     thought = "<think>\nhm\n</think>\n\nno"
     chats = [*PROMPTS, talk("a", "b"), talk("a", "b", "c", "d"), talk("a", thought, "c"), talk("a", thought)]
     if family.system:
-        chats += [talk("a", system="be brief"), talk("a", "b", "c", system="be brief"), talk("a", "b", system="x")]
+        chats += [
+            talk("a", system="be brief"),
+            talk("a", "b", "c", system="be brief"),
+            talk("a", "b", system="x"),
+        ]
     for chat in chats:
         for prompt in (True, False):
             given = {"tokenize": False, "add_generation_prompt": prompt}
@@ -133,14 +139,19 @@ def test_one_bos_where_the_model_has_one(family, in_template, tokenizer_adds):
         return
     tokenizer = build_tokenizer(family)
     writes = "bos_token" in family.template
-    bare = family.template.replace("{% if loop.first %}{{ bos_token }}{% endif %}", "").replace("{{ bos_token }}", "")
+    bare = family.template.replace("{% if loop.first %}{{ bos_token }}{% endif %}", "").replace(
+        "{{ bos_token }}", ""
+    )
     assert ("bos_token" in bare) is False
     tokenizer.chat_template = "{{ bos_token }}" * in_template + bare
     if not tokenizer_adds:
         tokenizer.backend_tokenizer.post_processor = None
     elif not family.adds_bos:
         return
-    for ids in (render_prompt(tokenizer, QUESTION), render_conversation(tokenizer, [*QUESTION, *talk("x", "b")[1:]])):
+    for ids in (
+        render_prompt(tokenizer, QUESTION),
+        render_conversation(tokenizer, [*QUESTION, *talk("x", "b")[1:]]),
+    ):
         expected = 1 if in_template or tokenizer_adds else 0
         assert [i for i, token in enumerate(ids) if token == tokenizer.bos_token_id] == list(range(expected))
     if writes == bool(in_template) and tokenizer_adds == family.adds_bos:
@@ -184,7 +195,9 @@ def test_system_turns_are_read_or_refused(family, tokenizer):
     if family.system:
         assert tokenizer.decode(render_prompt(tokenizer, chat)).count("Be brief today") == 1
     else:
-        with pytest.raises(TemplateRefuses, match=r"'system', 'user'.*no system role here.*copy of the model"):
+        with pytest.raises(
+            TemplateRefuses, match=r"'system', 'user'.*no system role here.*copy of the model"
+        ):
             render_prompt(tokenizer, chat)
 
 
@@ -223,7 +236,9 @@ def test_a_score_does_not_depend_on_its_batch_and_is_the_models(judge):
     model = AutoModelForSequenceClassification.from_pretrained(
         judge, dtype=torch.float32, attn_implementation=attention(judge)
     )
-    model.config.get_text_config().pad_token_id = None  # transformers then reads the last token of a single row
+    model.config.get_text_config().pad_token_id = (
+        None  # transformers then reads the last token of a single row
+    )
     tokenizer = load_tokenizer(judge)
     for (chat, answer), score in zip(judged(4), alone, strict=False):
         ids = render_conversation(tokenizer, [*chat, {"role": "assistant", "content": answer}])
@@ -291,7 +306,9 @@ def test_samples_stop_and_have_the_logprobs_that_training_sees(policy, tokenizer
 
 def test_dpo_steps_and_export(policy, tokenizer, tmp_path):
     model = load_model(policy, torch.float32)
-    sequences = [render_response(tokenizer, chat, answer) for chat in PROMPTS for answer in ("yes", "no, never")]
+    sequences = [
+        render_response(tokenizer, chat, answer) for chat in PROMPTS for answer in ("yes", "no, never")
+    ]
     batch = collate([prompt for prompt, _ in sequences], [response for _, response in sequences])
     with torch.no_grad():
         reference = response_logprobs(model, batch)
@@ -310,7 +327,9 @@ def test_dpo_steps_and_export(policy, tokenizer, tmp_path):
     again = load_model(tmp_path / "model", torch.float32)
     with torch.no_grad():
         assert response_logprobs(again, batch).tolist() == response_logprobs(model, batch).tolist()
-    assert stop_token_ids(load_tokenizer(tmp_path / "model"), tmp_path / "model") == stop_token_ids(tokenizer, policy)
+    assert stop_token_ids(load_tokenizer(tmp_path / "model"), tmp_path / "model") == stop_token_ids(
+        tokenizer, policy
+    )
     assert render_prompt(load_tokenizer(tmp_path / "model"), QUESTION) == render_prompt(tokenizer, QUESTION)
 
 
@@ -319,7 +338,9 @@ def test_capped_attention_scores_are_capped_everywhere(folder):
     ids = torch.arange(60)[None]
     with torch.no_grad():
         ours = load_model(path, torch.float32)(ids).logits
-        eager = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")(ids).logits
+        eager = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")(
+            ids
+        ).logits
     assert torch.equal(ours, eager)
 
 
@@ -349,5 +370,7 @@ def test_rows_that_the_template_refuses_are_dropped_and_counted(folder, tmp_path
 def test_prompts_that_are_all_refused_end_the_run(folder, tmp_path):
     job = generate_job(folder, tmp_path / "none", [talk(f"say {i}", system="be brief") for i in range(4)])
     for _ in range(2):  # and again when the shards are there
-        with pytest.raises(TemplateRefuses, match=r"No prompt .*dropped: 4 refused_by_template.*copy of the model"):
+        with pytest.raises(
+            TemplateRefuses, match=r"No prompt .*dropped: 4 refused_by_template.*copy of the model"
+        ):
             run_here(job)

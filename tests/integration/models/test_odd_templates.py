@@ -44,7 +44,9 @@ from tests.tiny import tiny_llama, tiny_reward_model, tiny_tokenizer
 ROOT = Path(__file__).resolve().parents[3]
 _LOOP = "{% for a in range(99999) %}"
 HANGS = 3 * _LOOP + 3 * "{% endfor %}"
-NEEDS_SYSTEM = "{% if messages[0].role != 'system' %}{{ raise_exception('a system turn must come first') }}{% endif %}"
+NEEDS_SYSTEM = (
+    "{% if messages[0].role != 'system' %}{{ raise_exception('a system turn must come first') }}{% endif %}"
+)
 STRIPS = (
     "{% set ns = namespace(all=[]) %}{% for m in messages %}{% set c = m.content %}"
     "{% if m.role == 'assistant' and '</think>' in c %}{% set c = c.split('</think>')[-1] %}{% endif %}"
@@ -122,31 +124,46 @@ def pairs_of(models, rows, **config):
 
 def test_given_pairs_that_the_template_changes_are_dropped_and_counted(models):
     with_template(models / "policy", lambda t: STRIPS + t)
-    changed = {"prompt": "What is 2+2?", "chosen": THOUGHT, "rejected": "<think>\nI guess.\n</think>\n\nIt is 4."}
+    changed = {
+        "prompt": "What is 2+2?",
+        "chosen": THOUGHT,
+        "rejected": "<think>\nI guess.\n</think>\n\nIt is 4.",
+    }
     quoted = {"prompt": "How does it end?", "chosen": "With <|eot_id|>, always.", "rejected": "No."}
     plain = {"prompt": "What is 3+3?", "chosen": "6", "rejected": "7"}
     job = pairs_of(models, [changed, quoted, plain])
     outcome = run_here(job)
     assert outcome.counts["dropped/changed_by_template"] == 1
-    assert (outcome.counts["rows"], outcome.counts["pairs"], outcome.counts["spelled_special_tokens"]) == (3, 2, 1)
+    assert (outcome.counts["rows"], outcome.counts["pairs"], outcome.counts["spelled_special_tokens"]) == (
+        3,
+        2,
+        1,
+    )
     rows = list(read_all_rows(job.out_path))
     assert [row["chosen"] for row in rows] == ["With <|eot_id|>, always.", "6"]
     assert tiny_tokenizer().decode(rows[0]["chosen_token_ids"][:-1]) == "With <|eot_id|>, always."
-    with pytest.raises(TemplateRefuses, match=r"no pair to train on .*1 changed_by_template.*policy: the chat"):
+    with pytest.raises(
+        TemplateRefuses, match=r"no pair to train on .*1 changed_by_template.*policy: the chat"
+    ):
         run_here(pairs_of(models, [changed]))
 
 
 def test_sft_drops_counts_and_says_why_none_is_left(models):
     with_template(models / "policy", lambda t: STRIPS + t)
     changed = {"prompt": "What is 2+2?", "response": THOUGHT}
-    quoted = {"prompt": "How does a turn end?", "response": "With <|eot_id|>, and then the next turn follows."}
+    quoted = {
+        "prompt": "How does a turn end?",
+        "response": "With <|eot_id|>, and then the next turn follows.",
+    }
     section = {"packing": False, "max_length": 128, "held_out_share": 0.0, "batch_size": 2}
     inputs = {"model": models / "policy", "data": lines(models / "sft.jsonl", [changed, quoted, quoted])}
     outcome = run_ranks(make_job("sft", None, inputs, models / "out", **section))
     assert outcome.counts["dropped/changed_by_template"] == 1 and outcome.counts["conversations"] == 2
     assert outcome.counts["spelled_special_tokens"] == 2
     lines(models / "sft.jsonl", [changed])
-    with pytest.raises(AssertionError, match=r"dropped: 1 changed_by_template.*template of .*policy does not write"):
+    with pytest.raises(
+        AssertionError, match=r"dropped: 1 changed_by_template.*template of .*policy does not write"
+    ):
         run_ranks(make_job("sft", None, inputs, models / "again", **section))
 
 
@@ -252,7 +269,14 @@ def test_a_row_that_the_judge_refuses_has_no_score_and_ends_nothing(models):
 
 
 def tool(folder, module, *arguments):
-    command = [sys.executable, "-m", f"rlhf.{module}", "compute.preload=false", "compute.device=cpu", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        f"rlhf.{module}",
+        "compute.preload=false",
+        "compute.device=cpu",
+        *arguments,
+    ]
     environment = dict(os.environ, PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=200)
 
@@ -273,7 +297,9 @@ def test_a_file_with_a_refused_row_is_scored_with_null_and_said(models):
 def test_a_template_that_demands_a_system_turn_works_where_every_prompt_has_one(models):
     with_template(models / "policy", lambda t: NEEDS_SYSTEM + t)
     with_template(models / "judge", lambda t: NEEDS_SYSTEM + t)
-    tokenizer = load_tokenizer(models / "policy", chat_template=(models / "policy/chat_template.jinja").read_text())
+    tokenizer = load_tokenizer(
+        models / "policy", chat_template=(models / "policy/chat_template.jinja").read_text()
+    )
     assert tokenizer.convert_ids_to_tokens(end_of_turn_id(tokenizer)) == "<|eot_id|>"
     chats = [user(f"Name a fruit {i}", system="Be brief.") for i in range(3)]
     sampled(models, chats, {"judge.main": models / "judge"})
@@ -305,7 +331,12 @@ def test_a_template_that_does_not_end_is_stopped(models, monkeypatch, when):
 def test_it_is_stopped_where_only_some_prompts_hang_and_in_a_process_of_a_stage(models):
     with_template(models / "policy", lambda t: "{% if messages | length > 1 %}" + HANGS + "{% endif %}" + t)
     lines(models / "in.jsonl", [{"prompt": user("q", system="s")}])
-    tiny = ["generate.engine=transformers", "generate.n=1", "generate.max_new_tokens=4", "generate.temperatures=[1.0]"]
+    tiny = [
+        "generate.engine=transformers",
+        "generate.n=1",
+        "generate.max_new_tokens=4",
+        "generate.temperatures=[1.0]",
+    ]
     done = tool(models, "generate", "model.path=policy", "input=in.jsonl", "output=out.jsonl", *tiny)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "policy: the chat template is still at work" in done.stderr and "Traceback" not in done.stderr
@@ -338,14 +369,20 @@ def test_a_bos_that_opens_every_turn_is_the_templates(adds):
         single = processors.TemplateProcessing(single="<|im_start|> $A", special_tokens=[bos])
         tokenizer.backend_tokenizer.post_processor = single
     assert bos_per_exchange(tokenizer) == 2
-    chats = [user("q"), user("q", system="s"), [*user("q"), {"role": "assistant", "content": "a"}, *user("r")]]
+    chats = [
+        user("q"),
+        user("q", system="s"),
+        [*user("q"), {"role": "assistant", "content": "a"}, *user("r")],
+    ]
     for chat in chats:
         for prompt, render in ((True, render_prompt), (False, render_conversation)):
             expected = tokenizer.apply_chat_template(chat, add_generation_prompt=prompt, return_dict=False)
             assert render(tokenizer, chat) == expected
     ids = render_comparison(tokenizer, user("q"), "a", "b")
     assert ids[0] == tokenizer.bos_token_id and ids.count(tokenizer.bos_token_id) == 2
-    row = sft.tokenize(tokenizer, [*chats[2], {"role": "assistant", "content": "b"}], end_of_turn_id(tokenizer))
+    row = sft.tokenize(
+        tokenizer, [*chats[2], {"role": "assistant", "content": "b"}], end_of_turn_id(tokenizer)
+    )
     assert tokenizer.decode([i for i in row["labels"] if i != IGNORED]) == "a<|im_end|>b<|im_end|>"
 
 

@@ -24,7 +24,14 @@ PLAIN = (
     "{% for m in messages %}{{ '<s>' + m.role + '\n' + m.content + '</s>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<s>assistant\n' }}{% endif %}"
 )
-TEXTS = ["hello", "  two  spaces\n\nand lines ", "ünïcode — 数 🙂", "<think>\nhm\n</think>\n\nno", "a < b | c > d", ""]
+TEXTS = [
+    "hello",
+    "  two  spaces\n\nand lines ",
+    "ünïcode — 数 🙂",
+    "<think>\nhm\n</think>\n\nno",
+    "a < b | c > d",
+    "",
+]
 
 
 def talk(*contents, system=None):
@@ -100,7 +107,9 @@ class InPython(PreTrainedTokenizer):
 
 
 def in_python():
-    special = {name: AddedToken(name, special=True, normalized=False, lstrip=False) for name in ("<s>", "</s>")}
+    special = {
+        name: AddedToken(name, special=True, normalized=False, lstrip=False) for name in ("<s>", "</s>")
+    }
     tokenizer = InPython(bos_token=None, eos_token=special["</s>"], extra_special_tokens=[special["<s>"]])
     tokenizer.chat_template = PLAIN
     return tokenizer
@@ -209,7 +218,9 @@ def test_tokens_that_overlap_or_are_one_character():
     for text in ("abc", "xabcabcx", "☃", "a☃b☃☃", "<|im_end|>s", "<|im_end|><|im_end|>", "aabbcc"):
         chat = talk(text, text, text)
         ids = render_prompt(tokenizer, chat)
-        assert num_special(tokenizer, ids) == num_special(tokenizer, render_prompt(tokenizer, talk("x", "x", "x")))
+        assert num_special(tokenizer, ids) == num_special(
+            tokenizer, render_prompt(tokenizer, talk("x", "x", "x"))
+        )
         assert tokenizer.decode(ids).count(text) == 3
         assert spells_special_token(tokenizer, broken_up(tokenizer, chat)) is None
 

@@ -70,7 +70,12 @@ def test_a_good_policy_and_judge_are_fine_and_show_their_templates(folders):
     policy, judge = folders
     found = look(policy, prompts=[user(), user("again")])
     assert odd(found) == [] and {each.subject for each in found} == {"policy", "training"}
-    for text in ("chat template ", "2 of 2 rendered prompts end with", "end of turn '<|eot_id|>'", "rows of embedd"):
+    for text in (
+        "chat template ",
+        "2 of 2 rendered prompts end with",
+        "end of turn '<|eot_id|>'",
+        "rows of embedd",
+    ):
         assert any(text in each.text for each in found), text
     assert odd(look(judge, "reward_model.path")) == []
 
@@ -78,7 +83,11 @@ def test_a_good_policy_and_judge_are_fine_and_show_their_templates(folders):
 @pytest.mark.parametrize(
     ("template", "text", "sft"),
     [
-        (lambda t: t.replace(HEADER, "{% if false %}"), "the template writes '<|start_header_id|>assistant", False),
+        (
+            lambda t: t.replace(HEADER, "{% if false %}"),
+            "the template writes '<|start_header_id|>assistant",
+            False,
+        ),
         (lambda t: "{{ bos_token }}a" + t, "1 of 1 rendered prompts have more than one BOS", False),
         (lambda t: "{{ raise_exception('no') }}" + t, "1 of 1 prompts are refused by the template", False),
         (lambda t: t.replace("<|eot_id|>", "\n"), "written responses end with the end of turn", True),
@@ -123,7 +132,9 @@ def test_judges(tmp_path, folders):
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_no_family_is_refused(tmp_path, family):
     folder = tiny_policy(tmp_path / "policy", family)
-    assert odd(look(folder, prompts=[user()], sft={"data": "some.jsonl"}, generate={"max_new_tokens": 20})) == []
+    assert (
+        odd(look(folder, prompts=[user()], sft={"data": "some.jsonl"}, generate={"max_new_tokens": 20})) == []
+    )
 
 
 def test_prompts_that_a_template_was_applied_to_are_named(folders):
@@ -131,7 +142,9 @@ def test_prompts_that_a_template_was_applied_to_are_named(folders):
     for text in (f"<|begin_of_text|>{header}", header, "<|im_start|>user\nq<|im_end|>\n", "[INST] q [/INST]"):
         found = odd(look(folders[0], prompts=[user(text), user(text), user()]))
         opener = next(
-            token for token in ("<|begin_of_text|>", "<|start_header_id|>", "<|im_start|>", "[INST]") if token in text
+            token
+            for token in ("<|begin_of_text|>", "<|start_header_id|>", "<|im_start|>", "[INST]")
+            if token in text
         )
         ((level, said),) = found
         assert level is WARNING
@@ -163,13 +176,17 @@ def test_every_judge_is_asked_whether_it_takes_the_prompts(tmp_path, key):
     section = {"others": {"b": OtherJudge(path=str(judge))}}
     ((level, said),) = odd(look(judge, key, prompts=[user(), with_system], reward_model=section))
     assert level is WARNING and said == f"{key}: 1 of 2 prompts are refused by its template"
-    assert [level for level, _ in odd(look(judge, key, prompts=[with_system], reward_model=section))] == [ERROR]
+    assert [level for level, _ in odd(look(judge, key, prompts=[with_system], reward_model=section))] == [
+        ERROR
+    ]
 
 
 def test_a_pairwise_judge_takes_every_prompt(tmp_path):
     judge = tiny_policy(tmp_path / "judge", "gemma2")
     with_system = [{"role": "system", "content": "s"}, *user()]
-    assert odd(look(judge, "reward_model.path", prompts=[with_system], reward_model={"kind": "pairwise"})) == []
+    assert (
+        odd(look(judge, "reward_model.path", prompts=[with_system], reward_model={"kind": "pairwise"})) == []
+    )
 
 
 def test_a_template_that_demands_a_system_turn_is_fine_where_prompts_have_one(tmp_path, folders):
@@ -210,7 +227,11 @@ def test_a_run_is_refused_before_any_stage(tmp_path, folders):
     bare = altered(tmp_path / "bare", folders[0], lambda template: "")
     (bare / "model.safetensors").symlink_to(folders[0] / "model.safetensors")
     (tmp_path / "prompts.json").write_text(json.dumps([{"prompt": f"say {i}"} for i in range(20)]))
-    given = [f"model.path={bare}", f"reward_model.path={folders[1]}", f"prompts.path={tmp_path / 'prompts.json'}"]
+    given = [
+        f"model.path={bare}",
+        f"reward_model.path={folders[1]}",
+        f"prompts.path={tmp_path / 'prompts.json'}",
+    ]
     given += ["run_dir=run", "num_iterations=1", "prompts.num_held_out=4", "prompts.num_per_iteration=30"]
     done = subprocess.run(
         [sys.executable, "-m", "rlhf.iterate", *given, "compute.preload=false"],
@@ -231,5 +252,7 @@ def test_limits_of_vllm_count_for_prompts(folders):
     engine = {"engine": "vllm", "max_new_tokens": 100, "vllm_args": {"max_model_len": 200}}
     ((level, text),) = odd(look(folders[0], prompts=prompts, generate=engine))
     assert level is WARNING and text == "1 of 2 prompts exceed 100 tokens"
-    ((level, text),) = odd(look(folders[0], prompts=prompts, generate=engine | {"vllm_args": {"max_model_len": 90}}))
+    ((level, text),) = odd(
+        look(folders[0], prompts=prompts, generate=engine | {"vllm_args": {"max_model_len": 90}})
+    )
     assert level is ERROR and "max_model_len=90: has no room" in text

@@ -111,7 +111,9 @@ def test_vllm_takes_the_number_from_the_weights_too(tmp_path):
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     from rlhf.scoring.vllm_judge import VllmJudge
 
-    judge = tiny_reward_model(tmp_path / "judge", hidden_size=64, num_attention_heads=2, num_key_value_heads=1)
+    judge = tiny_reward_model(
+        tmp_path / "judge", hidden_size=64, num_attention_heads=2, num_key_value_heads=1
+    )
     (judge / "generation_config.json").write_text('{"max_new_tokens": -1}')
     save_file({"other": torch.zeros(3)}, judge / "consolidated.safetensors")
     scores = VllmJudge(str(unnamed(judge)), max_tokens=512).score(ITEMS).scores
@@ -157,7 +159,9 @@ def test_a_judge_on_the_hub_is_looked_at_without_its_weights(tmp_path):
 
 def test_learned_positions_are_refused_before_a_crash(tmp_path):
     judge = tiny_gpt2(tmp_path / "judge")
-    with pytest.raises(ModelError, match=r"score\.max_tokens=100.*learned 64 positions.*score\.max_tokens=64"):
+    with pytest.raises(
+        ModelError, match=r"score\.max_tokens=100.*learned 64 positions.*score\.max_tokens=64"
+    ):
         score(tmp_path, judge, ["Red.", LONG], max_tokens=100)
     ((level, text),) = check(judge, max_tokens=100)
     assert level is Level.error and "learned 64 positions" in text
@@ -193,7 +197,13 @@ def test_the_tool_says_it_once(tmp_path):
     judge = tiny_reward_model(tmp_path / "judge", max_position_embeddings=64)
     line = {"prompt": MESSAGES, "responses": ["Red.", LONG]}
     (tmp_path / "in.jsonl").write_text(json.dumps(line) + "\n")
-    command = ["rlhf.score", f"reward_model.path={judge}", "input=in.jsonl", "output=out.jsonl", "compute.device=cpu"]
+    command = [
+        "rlhf.score",
+        f"reward_model.path={judge}",
+        "input=in.jsonl",
+        "output=out.jsonl",
+        "compute.device=cpu",
+    ]
     done = subprocess.run(
         [sys.executable, "-m", *command, "compute.preload=false"],
         capture_output=True,

@@ -13,7 +13,22 @@ from rlhf.scoring.classifier_judge import ClassifierJudge
 from rlhf.scoring.judge import RuleJudge
 from tests.tiny import tiny_reward_model
 
-WORDS = ["sort", "the", "letters", "of", "this", "word", "and", "give", "them", "back", "in", "upper", "case", "please"]
+WORDS = [
+    "sort",
+    "the",
+    "letters",
+    "of",
+    "this",
+    "word",
+    "and",
+    "give",
+    "them",
+    "back",
+    "in",
+    "upper",
+    "case",
+    "please",
+]
 
 
 def items(num, longest):
@@ -33,7 +48,9 @@ def items(num, longest):
 def published(path, pairs):
     """The reward model card's way: a text-classification pipeline over the templated text, one row at a time."""
     tokenizer = load_tokenizer(path)
-    pipe = pipeline("text-classification", model=str(path), tokenizer=tokenizer, device="cpu", dtype=torch.float32)
+    pipe = pipeline(
+        "text-classification", model=str(path), tokenizer=tokenizer, device="cpu", dtype=torch.float32
+    )
     scores = []
     for messages, response in pairs:
         chat = [*messages, {"role": "assistant", "content": response}]
@@ -56,7 +73,10 @@ def test_scores_equal_the_published_snippet(judge_path):
 
 
 def test_scores_equal_the_published_snippet_at_4096_tokens(judge_path):
-    pairs = [([{"role": "user", "content": "q"}], "abcdefghij " * 470), ([{"role": "user", "content": "q"}], "short")]
+    pairs = [
+        ([{"role": "user", "content": "q"}], "abcdefghij " * 470),
+        ([{"role": "user", "content": "q"}], "short"),
+    ]
     judge = ClassifierJudge(str(judge_path), max_tokens=8000)
     lengths = [len(load_tokenizer(judge_path)(text)["input_ids"]) for _, text in pairs]
     assert lengths[0] > 4096
@@ -133,5 +153,7 @@ def test_batches_fit_the_budget_and_hold_every_row_once():
 
 
 def test_a_rule_is_a_judge_too():
-    scored = RuleJudge("rlhf.world.tasks:gold").score([([{"role": "user", "content": "Reverse: a b c"}], "c b a.")])
+    scored = RuleJudge("rlhf.world.tasks:gold").score(
+        [([{"role": "user", "content": "Reverse: a b c"}], "c b a.")]
+    )
     assert scored.scores == [1.0] or math.isfinite(scored.scores[0])

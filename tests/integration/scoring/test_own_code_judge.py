@@ -126,7 +126,9 @@ def test_the_codes_own_score_is_the_judges_in_any_batch(judge_path, monkeypatch)
     assert scores == pytest.approx(expected, abs=1e-5) and {rows for rows, _ in shapes} == {1}
     scores, shapes = batches_of(together, pairs, monkeypatch)
     assert scores == pytest.approx(expected, abs=1e-5)
-    assert len(shapes) == len({length for _, length in shapes}) < len(pairs)  # a batch for each length, some of several
+    assert (
+        len(shapes) == len({length for _, length in shapes}) < len(pairs)
+    )  # a batch for each length, some of several
 
 
 def test_padding_would_have_changed_its_scores(judge_path):
@@ -155,7 +157,9 @@ def test_one_logit_will_do_in_place_of_a_score_and_several_will_not(tmp_path, ju
 
 
 def test_without_trust_it_is_refused_and_not_given_a_random_head(judge_path):
-    with pytest.raises(ModelError, match=r"modeling_gated\.GatedJudge.*Look at the code.*trust_remote_code=true"):
+    with pytest.raises(
+        ModelError, match=r"modeling_gated\.GatedJudge.*Look at the code.*trust_remote_code=true"
+    ):
         ClassifierJudge(str(judge_path))
 
 
@@ -181,5 +185,9 @@ def test_the_command_line_runs_it_when_told_and_says_so_once(tmp_path, judge_pat
     assert code == 0, said
     assert said.count(f"runs the Python code of {judge_path}") == 1 and "modeling_gated.GatedJudge" in said
     found = [json.loads(line)["rewards"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    asked = [([{"role": "user", "content": row["prompt"]}], text) for row in rows for text in row["responses"]]
-    assert [value for pair in found for value in pair] == pytest.approx(published(judge_path, asked), abs=1e-5)
+    asked = [
+        ([{"role": "user", "content": row["prompt"]}], text) for row in rows for text in row["responses"]
+    ]
+    assert [value for pair in found for value in pair] == pytest.approx(
+        published(judge_path, asked), abs=1e-5
+    )

@@ -42,7 +42,8 @@ def model(tmp_path_factory):
 
 def comparisons(num):
     return [
-        ([{"role": "user", "content": f"question {i}"}], "one " * (1 + i % 5), "two " * (1 + i % 7)) for i in range(num)
+        ([{"role": "user", "content": f"question {i}"}], "one " * (1 + i % 5), "two " * (1 + i % 7))
+        for i in range(num)
     ]
 
 
@@ -170,7 +171,9 @@ def test_what_was_scored_before_is_not_asked_again(tmp_path, model):
     found, counts = score(tmp_path / "again", model, candidates=now, against=against, **earlier)
     plain, all_counts = score(tmp_path / "plain", model, candidates=now, against=against)
     assert [found[0][0], found[0][2], *found[1]] == [known[0][2], known[0][0], known[1][2], *known[1][:2]]
-    assert [value for row in found for value in row] == pytest.approx([v for row in plain for v in row], abs=1e-6)
+    assert [value for row in found for value in row] == pytest.approx(
+        [v for row in plain for v in row], abs=1e-6
+    )
     assert (counts["scored_before"], counts["judge_calls"], counts["responses"]) == (5, 2 * 2, 6)
     assert all_counts["scored_before"] == 0 and all_counts["judge_calls"] > 4
     _, counts = score(tmp_path / "same", model, candidates=before, against=against, **earlier)
@@ -217,7 +220,13 @@ def test_learns_which_is_better_wherever_it_stands(tmp_path, num_ranks):
 
 def test_rewardbench_with_a_pairwise_judge(tmp_path, model):
     rows = [
-        {"id": i, "prompt": f"q {i}", "chosen": f"good {i}", "rejected": f"bad {i}", "subset": "alpacaeval-easy"}
+        {
+            "id": i,
+            "prompt": f"q {i}",
+            "chosen": f"good {i}",
+            "rejected": f"bad {i}",
+            "subset": "alpacaeval-easy",
+        }
         for i in range(4)
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -242,7 +251,9 @@ def test_the_loop_trains_a_pairwise_judge_and_holds_iterates_against_the_initial
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in preferences(40, seed=1)))
     judge = f"path={policy} kind=pairwise data={tmp_path}/data.jsonl batch_size=8 learning_rate=1e-3"
     rest = "generate.n=4 generate.engine=transformers generate.max_new_tokens=8 pair.truncated=allow score.opponents=2"
-    size = "prompts.num_per_iteration=12 prompts.num_held_out=6 num_iterations=1 evaluate.n=2 dpo.batch_size=4"
+    size = (
+        "prompts.num_per_iteration=12 prompts.num_held_out=6 num_iterations=1 evaluate.n=2 dpo.batch_size=4"
+    )
     code, said = loop(
         tmp_path / "run",
         f"model.path={policy}",

@@ -20,7 +20,11 @@ from tests.serving import Server
 from tests.stage_runner import make_job, run_here
 from tests.tiny import tiny_reward_model
 
-SHAPE = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}  # heads of 32, as vLLM wants on CPU
+SHAPE = {
+    "hidden_size": 64,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}  # heads of 32, as vLLM wants on CPU
 MAX_TOKENS = 512
 
 
@@ -56,7 +60,9 @@ def test_scores_are_those_of_the_classifier(server, path):
     assert server.is_up()
     scored, expected = remote.score(pairs), ClassifierJudge(path, max_tokens=MAX_TOKENS).score(pairs)
     assert scored.scores == pytest.approx(expected.scores, abs=1e-4)
-    assert max(scored.scores) - min(scored.scores) > 1e-2 and min(scored.scores) < 0  # and not through a sigmoid
+    assert (
+        max(scored.scores) - min(scored.scores) > 1e-2 and min(scored.scores) < 0
+    )  # and not through a sigmoid
     long = [([{"role": "user", "content": "q"}], "abcdefghij " * 300)]
     cut, expected = remote.score(long), ClassifierJudge(path, max_tokens=MAX_TOKENS).score(long)
     assert cut.num_truncated == expected.num_truncated == 1
@@ -66,7 +72,9 @@ def test_scores_are_those_of_the_classifier(server, path):
 def test_what_the_server_refuses_is_told_with_its_own_words(server, path):
     long = [([{"role": "user", "content": "q"}], "abcdefghij " * 300)]
     remote = RemoteJudge(path, server.url + "/", max_tokens=4096, retry_seconds=120)
-    with pytest.raises(ModelError, match=r"(?s)HTTP 400.*maximum context length is 512.*score\.max_tokens=4096"):
+    with pytest.raises(
+        ModelError, match=r"(?s)HTTP 400.*maximum context length is 512.*score\.max_tokens=4096"
+    ):
         remote.score(long)
     with pytest.raises(ModelError, match=r"(?s)HTTP 404.*base URL \(no /v1\)"):
         RemoteJudge(path, server.url + "/v1", retry_seconds=120).score(items(2))
@@ -78,7 +86,12 @@ def candidates(folder, pairs, per_shard):
     for index, start in enumerate(range(0, len(pairs), per_shard)):
         rows = []
         for number, (messages, text) in enumerate(pairs[start : start + per_shard], start):
-            row = {"id": f"{number}", "messages": messages, "prompt_token_ids": [], "candidates": [{"text": text}]}
+            row = {
+                "id": f"{number}",
+                "messages": messages,
+                "prompt_token_ids": [],
+                "candidates": [{"text": text}],
+            }
             row["candidates"][0] |= sampled
             rows.append(row)
         write_shard(folder / shard_name(index), CANDIDATES_SCHEMA, rows)
@@ -198,7 +211,9 @@ def test_a_server_that_stays_down_is_given_up_and_named(path):
     with stand_in(lambda number: (500, b"engine died") if number else None) as httpd:
         judge = RemoteJudge(path, httpd.url, batch_tokens=1, retry_seconds=0.6)
         started = time.monotonic()
-        with pytest.raises(WorkerFailed, match=r"(?s)HTTP 500: engine died.*same command.*score\.retry_seconds=0\.6"):
+        with pytest.raises(
+            WorkerFailed, match=r"(?s)HTTP 500: engine died.*same command.*score\.retry_seconds=0\.6"
+        ):
             judge.score(items(24))
         assert time.monotonic() - started < 3
     with pytest.raises(WorkerFailed, match=r"/health: still no answer.*ConnectError.*reward_model\.url"):
@@ -211,8 +226,16 @@ def test_a_server_that_stays_down_is_given_up_and_named(path):
         (200, b"<html>welcome</html>", r"answered no list of scores .*welcome"),
         (200, b'{"data": 5}', "answered no list of scores"),
         (200, b'{"data": [{"index": 0, "probs": [0.5]}]}', "answered 1 scores for 2 conversations"),
-        (200, b'{"data": [{"index": 0, "probs": [1, 2]}, {"index": 1, "probs": [1, 2]}]}', "else than one number"),
-        (200, b'{"data": [{"index": 0, "probs": ["x"]}, {"index": 1, "probs": [1]}]}', "else than one number"),
+        (
+            200,
+            b'{"data": [{"index": 0, "probs": [1, 2]}, {"index": 1, "probs": [1, 2]}]}',
+            "else than one number",
+        ),
+        (
+            200,
+            b'{"data": [{"index": 0, "probs": ["x"]}, {"index": 1, "probs": [1]}]}',
+            "else than one number",
+        ),
         (400, b"your input is bad", "HTTP 400: your input is bad"),
         (301, b"moved", "HTTP 301: moved"),
     ],

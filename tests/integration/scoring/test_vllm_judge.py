@@ -25,7 +25,11 @@ from rlhf.scoring.vllm_judge import VllmJudge
 from tests.stage_runner import make_job, run_here, run_ranks
 from tests.tiny import tiny_llama, tiny_reward_model, tiny_tokenizer
 
-SHAPE = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}  # heads of 32, as vLLM wants on CPU
+SHAPE = {
+    "hidden_size": 64,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}  # heads of 32, as vLLM wants on CPU
 MAX_TOKENS = 2500
 
 
@@ -45,7 +49,9 @@ def items(num, words=40, repeated=1):
     """Prompts with four responses each, of many lengths; the longest prompts fill several blocks of vLLM's cache."""
     made = []
     for i in range(num):
-        messages = [{"role": "user", "content": f"question {i // 4} " + "about this and that " * (i // 4 * repeated)}]
+        messages = [
+            {"role": "user", "content": f"question {i // 4} " + "about this and that " * (i // 4 * repeated)}
+        ]
         if i // 4 % 3 == 2:
             messages = [{"role": "system", "content": "be brief"}, *messages]
         made.append((messages, f"{'yes ' * (1 + (words * i) // num)}{i % 3}"))
@@ -87,15 +93,21 @@ def test_the_head_stays_in_fp32_when_the_body_does_not(path):
 
 def test_a_trained_judge_scores_the_same_in_the_pipeline_and_in_both_engines(tmp_path):
     base = tiny_llama(tmp_path / "base", seed=5, **SHAPE)
-    for name in ("tokenizer.json", "tokenizer_config.json"):  # no spare token for padding: the vocabulary grows
+    for name in (
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ):  # no spare token for padding: the vocabulary grows
         text = (base / name).read_text().replace("<|finetune_right_pad_id|>", "<|unused|>")
         (base / name).write_text(text.replace('"pad_token": "<|unused|>"', '"pad_token": "<|eot_id|>"'))
     rows = [
-        [[{"role": "user", "content": f"say {i}"}, {"role": "assistant", "content": c}] for c in "ab"] for i in range(8)
+        [[{"role": "user", "content": f"say {i}"}, {"role": "assistant", "content": c}] for c in "ab"]
+        for i in range(8)
     ]
     lines = [json.dumps({"chosen": chosen, "rejected": rejected}) + "\n" for chosen, rejected in rows]
     (tmp_path / "data.jsonl").write_text("".join(lines))
-    section = RewardModelConfig(learning_rate=1e-3, batch_size=4, micro_batch_size=4, gradient_checkpointing=False)
+    section = RewardModelConfig(
+        learning_rate=1e-3, batch_size=4, micro_batch_size=4, gradient_checkpointing=False
+    )
     inputs = {"model": base, "data": tmp_path / "data.jsonl"}
     run_ranks(make_job("reward_model", section, inputs, tmp_path / "out"))
     folder = str(tmp_path / "out" / "model")
@@ -123,11 +135,15 @@ def test_what_cannot_be_served_names_the_other_engine(path, tmp_path):
     candidates.mkdir()
     said = [Candidate([], text, "stop", math.nan, 0, math.nan) for text in ("yes", "no")]
     row = {"id": "1", "messages": [{"role": "user", "content": "q"}], "prompt_token_ids": []}
-    write_shard(candidates / shard_name(0), CANDIDATES_SCHEMA, [row | {"candidates": [vars(c) for c in said]}])
+    write_shard(
+        candidates / shard_name(0), CANDIDATES_SCHEMA, [row | {"candidates": [vars(c) for c in said]}]
+    )
     section = ScoreConfig(engine=Engine.auto, max_tokens=9000)
     inputs = {"candidates": candidates, "judge": Path(path)}
     outcome = run_here(make_job("score", section, inputs, tmp_path / "scores", rule=None))
-    assert outcome.metrics["engine"].startswith("transformers, since vLLM refuses: ")  # which the console shows
+    assert outcome.metrics["engine"].startswith(
+        "transformers, since vLLM refuses: "
+    )  # which the console shows
     assert "score.max_tokens=9000" in outcome.metrics["engine"]
     two = tiny_reward_model(tmp_path / "two", **SHAPE)
     config = json.loads((two / "config.json").read_text())

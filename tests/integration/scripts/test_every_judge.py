@@ -35,7 +35,9 @@ def out(tmp_path_factory):
         f"out={folder}",
         "rule=tests.unit.rules:length",
     ]
-    done = subprocess.run([*command, *settings], capture_output=True, text=True, cwd=ROOT, env=dict(os.environ))
+    done = subprocess.run(
+        [*command, *settings], capture_output=True, text=True, cwd=ROOT, env=dict(os.environ)
+    )
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     lines = done.stdout.strip().split("\n")[-4:]
     assert [line.split("|")[1].strip() for line in lines] == list(KINDS)
@@ -55,7 +57,9 @@ def test_sft_and_samples_are_made_once(out):
         files = [out / kind / part for kind in KINDS]
         assert all(os.path.samefile(file, files[0]) for file in files)
     trained = [made(out / kind, "reward_model")["identity"] for kind in KINDS[:2]]
-    assert trained[0]["inputs"]["data"] == trained[1]["inputs"]["data"]  # the same preferences, two kinds of judge
+    assert (
+        trained[0]["inputs"]["data"] == trained[1]["inputs"]["data"]
+    )  # the same preferences, two kinds of judge
     assert trained[1]["config"]["kind"] == "pairwise" and "kind" not in trained[0]["config"]
 
 
@@ -71,7 +75,9 @@ def test_every_kind_makes_pairs_of_every_prompt_or_says_why_not(out):
 def test_the_server_gives_the_scores_of_its_weights(out):
     assert scores(out / "remote") == pytest.approx(scores(out / "scalar"), abs=1e-4)
     assert scores(out / "remote") != scores(out / "scalar")  # another engine's, not taken from the other run
-    rows = [json.loads((out / f"rewardbench_{kind}.json").read_text())["rows"] for kind in ("scalar", "remote")]
+    rows = [
+        json.loads((out / f"rewardbench_{kind}.json").read_text())["rows"] for kind in ("scalar", "remote")
+    ]
     for ours, theirs in zip(*rows, strict=True):
         assert [ours[side] for side in ("chosen", "rejected")] == pytest.approx(
             [theirs[side] for side in ("chosen", "rejected")], abs=1e-4

@@ -25,7 +25,9 @@ def script(name, *arguments):
 
 def cells(said, first):
     """The cells of the lines of a table whose first cell begins so."""
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.split("\n") if line.startswith("| ")]
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in said.split("\n") if line.startswith("| ")
+    ]
     return [line for line in lines if line[0].startswith(first)]
 
 
@@ -50,7 +52,9 @@ def test_no_held_out_prompt_is_trained_on_and_none_is_lost(made):
     out, _ = made
     train, held_out = lines(out / "train.jsonl"), lines(out / "held_out.jsonl")
     assert len(train) + len(held_out) == 120 and 15 < len(held_out) < 60
-    assert not {row["chosen"][0]["content"] for row in train} & {row["prompt"][0]["content"] for row in held_out}
+    assert not {row["chosen"][0]["content"] for row in train} & {
+        row["prompt"][0]["content"] for row in held_out
+    }
     counts = json.loads((out / "run" / "reward_model" / "artifact.json").read_text())["counts"]
     assert counts["pairs"] == len(train) and counts["held_out"] == 0
 

@@ -29,7 +29,13 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     model, pairs = tiny_llama(folder / "policy"), write_pairs(folder / "pairs", random_pairs(14))
     run_here(
-        make_job("reference", ReferenceConfig(), {"model": model, "pairs": pairs}, folder / "reference", max_length=99)
+        make_job(
+            "reference",
+            ReferenceConfig(),
+            {"model": model, "pairs": pairs},
+            folder / "reference",
+            max_length=99,
+        )
     )
     return folder
 
@@ -38,14 +44,19 @@ FULL, ADAPTER = LoraConfig(), LoraConfig(rank=4, dropout=0.1)
 
 
 def job(world, out, zero_stage, lora=FULL):
-    section = DpoConfig(learning_rate=1e-3, batch_size=4, max_length=99, gradient_checkpointing=False, save_steps=2)
+    section = DpoConfig(
+        learning_rate=1e-3, batch_size=4, max_length=99, gradient_checkpointing=False, save_steps=2
+    )
     section.lora = lora
     inputs = {name: world / name for name in ("policy", "pairs", "reference")}
     return make_job("dpo", section, inputs, out, compute={"zero_stage": zero_stage}, batch_tokens=300)
 
 
 def files(out):
-    made = [out / "metrics.jsonl", *(path for name in ("model", "adapter") for path in (out / name).glob("*"))]
+    made = [
+        out / "metrics.jsonl",
+        *(path for name in ("model", "adapter") for path in (out / name).glob("*")),
+    ]
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in made}
 
 
@@ -86,7 +97,9 @@ def test_sigkill_and_a_damaged_checkpoint_leave_no_trace(world, tmp_path, num_ra
     assert files(out) == files(tmp_path / "whole")
     assert {"model/model.safetensors", "model/config.json"} <= files(out).keys()
     assert ("adapter/adapter_model.safetensors" in files(out)) == (lora is ADAPTER)
-    assert [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()] == list(range(1, 9))
+    assert [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()] == list(
+        range(1, 9)
+    )
     kept = sorted(path.name for path in out.glob("checkpoint-*"))
     assert kept == ["checkpoint-4", "checkpoint-6"], "they are of use until the stage is committed"
 
@@ -157,7 +170,9 @@ def test_what_the_seal_does_not_cover_is_not_loaded(tmp_path, damage, caplog):
 def test_another_number_of_ranks_is_refused_with_the_ways_out(tmp_path, monkeypatch):
     checkpoint = seal(tmp_path, 2, weights="2")
     monkeypatch.setattr(checkpoints, "world_size", lambda: 4)
-    with pytest.raises(UserError, match=r"written by 1 training ranks, and 4 .*num_training_ranks=1, or delete"):
+    with pytest.raises(
+        UserError, match=r"written by 1 training ranks, and 4 .*num_training_ranks=1, or delete"
+    ):
         find_checkpoint(tmp_path)
     assert checkpoint.exists()
 

@@ -42,7 +42,11 @@ def world(tmp_path_factory):
     pairs = write_pairs(folder / "pairs", random_pairs(21), 13)
     for name, model in models.items():
         inputs = {"model": model, "pairs": pairs}
-        run_here(make_job("reference", ReferenceConfig(), inputs, folder / f"reference_{name}", max_length=MAX_LENGTH))
+        run_here(
+            make_job(
+                "reference", ReferenceConfig(), inputs, folder / f"reference_{name}", max_length=MAX_LENGTH
+            )
+        )
     return folder
 
 
@@ -50,7 +54,11 @@ def dpo_job(world, out, reference="anchor", compute=None, **config):
     section = DpoConfig(
         learning_rate=1e-3, batch_size=8, max_length=MAX_LENGTH, gradient_checkpointing=False, save_steps=100
     )
-    inputs = {"policy": world / "policy", "pairs": world / "pairs", "reference": world / f"reference_{reference}"}
+    inputs = {
+        "policy": world / "policy",
+        "pairs": world / "pairs",
+        "reference": world / f"reference_{reference}",
+    }
     inputs["policy"] = config.pop("policy", inputs["policy"])
     return make_job("dpo", section, inputs, out, compute=compute, **config)
 
@@ -71,7 +79,11 @@ def one_rank(world):
 
 @pytest.mark.parametrize(
     ("ranks", "stage", "config"),
-    [(2, 2, {}), (2, 3, {"batch_tokens": 300, "gradient_checkpointing": True}), (1, 2, {"batch_tokens": 250})],
+    [
+        (2, 2, {}),
+        (2, 3, {"batch_tokens": 300, "gradient_checkpointing": True}),
+        (1, 2, {"batch_tokens": 250}),
+    ],
     ids=["zero2", "zero3", "many_bins"],
 )
 def test_curve_does_not_depend_on_ranks_stage_or_bins(world, one_rank, ranks, stage, config, tmp_path):
@@ -130,7 +142,10 @@ def test_curve_is_plain_trl_s(world, one_rank, tmp_path):
         max_length=None,
         disable_tqdm=True,
     )
-    models = [AutoModelForCausalLM.from_pretrained(world / name, dtype=torch.float32) for name in ("policy", "anchor")]
+    models = [
+        AutoModelForCausalLM.from_pretrained(world / name, dtype=torch.float32)
+        for name in ("policy", "anchor")
+    ]
     trainer = Plain(
         model=models[0],
         ref_model=models[1],
@@ -140,11 +155,19 @@ def test_curve_is_plain_trl_s(world, one_rank, tmp_path):
     )
     trainer.train()
     losses = [row for row in trainer.state.log_history if "loss" in row]
-    run_ranks(dpo_job(world, tmp_path / "short", warmup_ratio=0.0, num_epochs=1, trainer_args={"max_steps": 2}))
+    run_ranks(
+        dpo_job(world, tmp_path / "short", warmup_ratio=0.0, num_epochs=1, trainer_args={"max_steps": 2})
+    )
     for mine, theirs in zip(rows_of(tmp_path / "short"), losses, strict=True):
         assert mine["loss"] == pytest.approx(theirs["loss"], abs=LOSS_TOLERANCE)
         assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
-        for name in ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen"):
+        for name in (
+            "rewards/chosen",
+            "rewards/rejected",
+            "rewards/margins",
+            "rewards/accuracies",
+            "logps/chosen",
+        ):
             assert mine[name] == pytest.approx(theirs[name], abs=1e-3), name
     for name, value in weights_of(tmp_path / "short").items():
         assert torch.allclose(value, models[0].state_dict()[name], atol=WEIGHT_TOLERANCE, rtol=0), name
@@ -170,8 +193,12 @@ def test_the_nll_term_does_not_depend_on_ranks_stage_or_bins(world, one_rank, tm
         assert row["loss"] == pytest.approx(expected["loss"], abs=5e-6)
         assert row["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
     pairs, _ = load_pairs(world / "pairs", world / "reference_policy", MAX_LENGTH)
-    nll = sum(-pairs[i].ref_chosen / len(pairs[i].chosen) for i in plan_steps(len(pairs), 8, 1, seed=1)[0]) / 8
-    assert rows_of(tmp_path / "one")[0]["loss"] == pytest.approx(rows_of(one_rank[1])[0]["loss"] + nll / 2, abs=1e-5)
+    nll = (
+        sum(-pairs[i].ref_chosen / len(pairs[i].chosen) for i in plan_steps(len(pairs), 8, 1, seed=1)[0]) / 8
+    )
+    assert rows_of(tmp_path / "one")[0]["loss"] == pytest.approx(
+        rows_of(one_rank[1])[0]["loss"] + nll / 2, abs=1e-5
+    )
 
 
 def failed_steps(folder):
@@ -195,7 +222,9 @@ def test_a_loss_that_is_no_number_stops_and_names_step_and_pairs(world, tmp_path
     ):
         run_ranks(job, 2)
     (failed,) = failed_steps(tmp_path)
-    assert failed["not_finite"] == "loss" and rows[4]["id"] in failed["pairs"] and len(failed["pairs"]) in (5, 8)
+    assert (
+        failed["not_finite"] == "loss" and rows[4]["id"] in failed["pairs"] and len(failed["pairs"]) in (5, 8)
+    )
     assert failed["pairs"] == ids_of_step(pairs, failed["step"])  # those of both ranks
     job.inputs["reference"] = str(world / "reference_anchor")
     run_ranks(job)
@@ -213,7 +242,9 @@ def test_a_gradient_that_is_no_number_stops_and_saves_the_pairs(world, tmp_path)
     run_here(make_job("reference", ReferenceConfig(), inputs, tmp_path / "reference", max_length=MAX_LENGTH))
     job = dpo_job(world, tmp_path / "out", policy=tmp_path / "policy", save_steps=1)
     job.inputs["reference"] = str(tmp_path / "reference")
-    with pytest.raises(AssertionError, match=r"the grad_norm of step 1 is not a finite .*out\.bad_step\.rank0\.json"):
+    with pytest.raises(
+        AssertionError, match=r"the grad_norm of step 1 is not a finite .*out\.bad_step\.rank0\.json"
+    ):
         run_ranks(job)
     pairs = list(read_all_rows(world / "pairs"))
     assert failed_steps(tmp_path) == [{"not_finite": "grad_norm", "step": 1, "pairs": ids_of_step(pairs, 1)}]
@@ -252,9 +283,13 @@ def test_bf16_hands_fp32_weights_from_iteration_to_iteration(world, tmp_path):
         run_ranks(job)
         policies.append(out / "model")
     weights = [load_file(policy / "model.safetensors") for policy in policies]
-    moved = [torch.cat([(new[n] - old[n]).flatten() for n in old]) for old, new in itertools.pairwise(weights)]
+    moved = [
+        torch.cat([(new[n] - old[n]).flatten() for n in old]) for old, new in itertools.pairwise(weights)
+    ]
     for change in moved:
-        assert 0 < change.abs().max() < 1e-5  # had a weight been rounded to bf16, it would be off by up to 1e-3
+        assert (
+            0 < change.abs().max() < 1e-5
+        )  # had a weight been rounded to bf16, it would be off by up to 1e-3
         assert (change != 0).float().mean() > 0.5
     name = "model.layers.0.mlp.down_proj.weight"
     assert (weights[0][name].bfloat16() == weights[2][name].bfloat16()).float().mean() > 0.9

@@ -132,5 +132,7 @@ def test_an_export_holds_the_weights_once(tmp_path, monkeypatch):
         shutil.copy(policy / "model.safetensors", policy / name)
     assert export(policy, tmp_path / "out", "bfloat16", monkeypatch).counts == {"weights": 1}
     exported = {path.name for path in (tmp_path / "out" / "model").iterdir()}
-    assert "tokenizer.json" in exported and not exported & {path.name for path in policy.glob("*model.[bgm]*")}
+    assert "tokenizer.json" in exported and not exported & {
+        path.name for path in policy.glob("*model.[bgm]*")
+    }
     assert "consolidated.safetensors" not in exported

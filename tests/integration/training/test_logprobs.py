@@ -110,7 +110,14 @@ def test_candidates_are_scored_as_sampled_and_shards_match(folder, model, tmp_pa
             "messages": pair["messages"],
             "prompt_token_ids": pair["prompt_token_ids"],
             "candidates": [
-                {"token_ids": ids, "text": "", "finish_reason": "stop", "logprob": 0.0, "seed": 0, "temperature": 1.0}
+                {
+                    "token_ids": ids,
+                    "text": "",
+                    "finish_reason": "stop",
+                    "logprob": 0.0,
+                    "seed": 0,
+                    "temperature": 1.0,
+                }
                 for ids in (pair["chosen_token_ids"], pair["rejected_token_ids"], [])
             ],
         }
@@ -119,7 +126,11 @@ def test_candidates_are_scored_as_sampled_and_shards_match(folder, model, tmp_pa
     (tmp_path / "c").mkdir()
     write_shard(tmp_path / "c" / shard_name(0), CANDIDATES_SCHEMA, rows)
     write_shard(tmp_path / "c" / shard_name(1), CANDIDATES_SCHEMA, [])
-    run_here(make_job("reference", ReferenceConfig(), {"model": folder, "candidates": tmp_path / "c"}, tmp_path / "o"))
+    run_here(
+        make_job(
+            "reference", ReferenceConfig(), {"model": folder, "candidates": tmp_path / "c"}, tmp_path / "o"
+        )
+    )
     written = list(read_all_rows(tmp_path / "o"))
     assert (tmp_path / "o" / shard_name(1)).exists()
     assert sum_counts(tmp_path / "o")["responses"] == 9

@@ -61,7 +61,11 @@ def dpo_job(world, out, zero_stage=2, policy=None, **config):
         lora=LoraConfig(**config.pop("lora", LORA)),
     )
     dtype = config.setdefault("dtype", "float32")
-    inputs = {"policy": policy or world / "policy", "pairs": world / "pairs", "reference": world / f"reference_{dtype}"}
+    inputs = {
+        "policy": policy or world / "policy",
+        "pairs": world / "pairs",
+        "reference": world / f"reference_{dtype}",
+    }
     return make_job("dpo", section, inputs, out, compute={"zero_stage": zero_stage}, **config)
 
 
@@ -94,7 +98,9 @@ def test_it_starts_at_ln_2_and_learns(one_rank):
     [(2, 2, {"gradient_checkpointing": False}), (2, 3, {"batch_tokens": 300}), (1, 3, {})],
     ids=["zero2", "zero3", "zero3_alone"],
 )
-def test_curve_and_weights_do_not_depend_on_ranks_stage_or_bins(world, one_rank, ranks, stage, config, tmp_path):
+def test_curve_and_weights_do_not_depend_on_ranks_stage_or_bins(
+    world, one_rank, ranks, stage, config, tmp_path
+):
     run_ranks(dpo_job(world, tmp_path, stage, **config), ranks, CHECK)
     assert losses(tmp_path) == pytest.approx(losses(one_rank), abs=2e-5)
     for name in ("model/model.safetensors", "adapter/adapter_model.safetensors"):
@@ -126,7 +132,9 @@ def test_bf16_merges_in_fp32_and_two_iterations_add_up(world, tmp_path):
     policies, states = [world / "policy"], []
     for iteration in range(2):
         out = tmp_path / str(iteration)
-        job = dpo_job(world, out, 2 + iteration, policies[-1], dtype="bfloat16", learning_rate=1e-4, num_epochs=1)
+        job = dpo_job(
+            world, out, 2 + iteration, policies[-1], dtype="bfloat16", learning_rate=1e-4, num_epochs=1
+        )
         run_ranks(job)
         policies.append(out / "model")
         states.append(load_file(out / "adapter" / "adapter_model.safetensors"))
@@ -181,12 +189,16 @@ def test_the_seed_decides_the_adapter(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("targets", "said"), [(["nothing"], "down_proj"), (["embed_tokens"], "embed_tokens"), (["lm_head"], "lm_head")]
+    ("targets", "said"),
+    [(["nothing"], "down_proj"), (["embed_tokens"], "embed_tokens"), (["lm_head"], "lm_head")],
 )
 def test_layers_that_cannot_be_merged_are_refused_before_training(tmp_path, targets, said):
     policy = tiny_llama(tmp_path / "policy")  # lm_head is tied to embed_tokens
     weights = load_file(policy / "model.safetensors")
-    save_file(weights | {"lm_head.weight": weights["model.embed_tokens.weight"].clone()}, policy / "model.safetensors")
+    save_file(
+        weights | {"lm_head.weight": weights["model.embed_tokens.weight"].clone()},
+        policy / "model.safetensors",
+    )
     lora = LoraConfig(**LORA | {"target_modules": targets})
     with pytest.raises(ConfigError, match=rf"target_modules=.*{said}"):
         add_adapter(load_model(policy, torch.float32), policy, lora, seed=0)

@@ -31,7 +31,9 @@ def trl_loss(loss, beta, label_smoothing, rpo_alpha, members):
     mask[:, 0] = False  # the prompt
     per_token = mask[:, 1:] * (sequences / lengths)[:, None]
     ones = torch.ones_like(mask)
-    outputs = SimpleNamespace(log_probs=per_token, entropy=per_token, mean_logits=per_token, is_top1=ones[:, 1:])
+    outputs = SimpleNamespace(
+        log_probs=per_token, entropy=per_token, mean_logits=per_token, is_top1=ones[:, 1:]
+    )
     inputs = {
         "input_ids": ones.long(),
         "attention_mask": ones,
@@ -64,7 +66,14 @@ def trl_loss(loss, beta, label_smoothing, rpo_alpha, members):
 def ours(loss, beta, label_smoothing, rpo_alpha):
     chosen, rejected = (value.clone().requires_grad_() for value in ARGUMENTS[:2])
     losses, _, _ = dpo_loss(
-        chosen, rejected, *ARGUMENTS[2:], *LENGTHS, beta, loss, label_smoothing=label_smoothing, rpo_alpha=rpo_alpha
+        chosen,
+        rejected,
+        *ARGUMENTS[2:],
+        *LENGTHS,
+        beta,
+        loss,
+        label_smoothing=label_smoothing,
+        rpo_alpha=rpo_alpha,
     )
     losses.sum().backward()
     return losses.detach(), (chosen.grad, rejected.grad)
@@ -117,7 +126,9 @@ def test_limits_of_robust():
         assert losses.tolist() == pytest.approx(expected, abs=1e-5)
         assert gradients[2].item() == pytest.approx(-epsilon / (1 - 2 * epsilon), abs=1e-6)
     clean, flipped = (at(torch.tensor([sign * 1.3]), "robust", 1.0, 0.2)[0] for sign in (1, -1))
-    assert (0.8 * clean + 0.2 * flipped).item() == pytest.approx(at(torch.tensor([1.3]), "sigmoid")[0].item(), rel=1e-5)
+    assert (0.8 * clean + 0.2 * flipped).item() == pytest.approx(
+        at(torch.tensor([1.3]), "sigmoid")[0].item(), rel=1e-5
+    )
 
 
 def test_limits_of_hinge():
@@ -129,7 +140,11 @@ def test_limits_of_hinge():
 def test_limits_of_exo_pair():
     epsilon = 0.01
     losses, gradients = at(torch.tensor([0.0, -60.0, 60.0]), "exo_pair", 1.0, epsilon)
-    ends = [-math.log(2) - 0.5 * math.log(epsilon * (1 - epsilon)), -math.log(epsilon), -math.log(1 - epsilon)]
+    ends = [
+        -math.log(2) - 0.5 * math.log(epsilon * (1 - epsilon)),
+        -math.log(epsilon),
+        -math.log(1 - epsilon),
+    ]
     assert losses.tolist() == pytest.approx(ends, abs=1e-5)
     assert gradients[1:].abs().max() < 1e-6
     margins = torch.linspace(-10, 10, 4001)

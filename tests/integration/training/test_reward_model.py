@@ -61,7 +61,9 @@ def test_learns_to_tell_good_from_bad(tmp_path, num_ranks, zero_stage):
     assert judge.config.num_labels == 1
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.pad_token_id == judge.config.pad_token_id != tokenizer.eos_token_id
-    pipe = pipeline("text-classification", model=judge, tokenizer=tokenizer, function_to_apply="none", batch_size=2)
+    pipe = pipeline(
+        "text-classification", model=judge, tokenizer=tokenizer, function_to_apply="none", batch_size=2
+    )
     texts = [tokenizer.decode(render_conversation(tokenizer, talk)[1:]) for talk in preference(3).values()]
     good, bad = (result["score"] for result in pipe(texts))
     assert good > bad
@@ -76,10 +78,14 @@ def test_accuracy_is_told_by_source_and_a_tie_is_wrong():
             return SimpleNamespace(logits=input_ids.float())
 
     def collate(rows):
-        return {"input_ids": torch.tensor([row[side] for side in ("chosen_ids", "rejected_ids") for row in rows])}
+        return {
+            "input_ids": torch.tensor([row[side] for side in ("chosen_ids", "rejected_ids") for row in rows])
+        }
 
     scores = [(2, 1, 0), (1, 2, 0), (3, 1, 2), (1, 1, 2), (2, 1, 2), (5, 4, 0), (1, 2, 0), (2, 1, 0)]
-    dataset = Dataset.from_list([{"chosen_ids": [c], "rejected_ids": [r], "source": [s]} for c, r, s in scores])
+    dataset = Dataset.from_list(
+        [{"chosen_ids": [c], "rejected_ids": [r], "source": [s]} for c, r, s in scores]
+    )
     args = SimpleNamespace(world_size=1, process_index=0, device=torch.device("cpu"))
     trainer = SimpleNamespace(model_wrapped=Model(), args=args, data_collator=collate)
     metrics = accuracies(trainer, dataset, 4, ["a", "trained on only", "b", "too"])
@@ -129,11 +135,17 @@ def test_a_gradient_that_is_no_number_stops_and_saves_the_rows(tmp_path):
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     turns = [{"role": "user", "content": "which?"}]
     sides = [("good", "bad"), ("bad", "good")]  # for one of the two the judge is wrong, and has a gradient
-    rows = [{"prompt": turns, "chosen": f"{one} {i}", "rejected": f"{two} {i}"} for i in range(4) for one, two in sides]
+    rows = [
+        {"prompt": turns, "chosen": f"{one} {i}", "rejected": f"{two} {i}"}
+        for i in range(4)
+        for one, two in sides
+    ]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = RewardModelConfig(batch_size=4, micro_batch_size=2, gradient_checkpointing=False)
     inputs = {"model": model, "data": tmp_path / "data.jsonl"}
-    with pytest.raises(AssertionError, match=r"the grad_norm of step 1 is not a finite .*out\.bad_step\.rank0\.json"):
+    with pytest.raises(
+        AssertionError, match=r"the grad_norm of step 1 is not a finite .*out\.bad_step\.rank0\.json"
+    ):
         run_ranks(make_job("reward_model", settings, inputs, tmp_path / "out"))
     found = json.loads((tmp_path / "out.bad_step.rank0.json").read_text())
     assert found["not_finite"] == "grad_norm" and found["step"] == 1

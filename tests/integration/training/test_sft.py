@@ -35,7 +35,9 @@ def test_loss_is_taken_on_every_assistant_turn_with_its_terminator_and_on_nothin
     assert trained_text(row) == "A B<|eot_id|>C D<|eot_id|>"
     assert tokenizer.decode(row["input_ids"]).endswith("C D<|eot_id|>")
     assert row["input_ids"].count(tokenizer.bos_token_id) == 1
-    assert all(label in (IGNORED, token) for token, label in zip(row["input_ids"], row["labels"], strict=True))
+    assert all(
+        label in (IGNORED, token) for token, label in zip(row["input_ids"], row["labels"], strict=True)
+    )
     assert tokenize(tokenizer, talk("a"), end_of_turn_id(tokenizer)) is None
 
 
@@ -119,11 +121,15 @@ def test_packs_train_as_their_conversations_do(tmp_path, num_ranks, zero_stage):
             held_out_share=0.2,
         )
         out = tmp_path / str(packing)
-        job = make_job("sft", section, {"model": model, "data": data}, out, compute={"zero_stage": zero_stage})
+        job = make_job(
+            "sft", section, {"model": model, "data": data}, out, compute={"zero_stage": zero_stage}
+        )
         outcomes.append(run_ranks(job, num_ranks))
         weights.append(load_file(out / "model" / "model.safetensors"))
     plain, packed = outcomes
-    assert packed.counts["packs"] == 4 and packed.counts["conversations"] == plain.counts["conversations"] == 24
+    assert (
+        packed.counts["packs"] == 4 and packed.counts["conversations"] == plain.counts["conversations"] == 24
+    )
     assert plain.counts["steps"] == packed.counts["steps"] == 3
     for name in ("first_loss", "last_loss", "held_out_loss"):
         assert packed.metrics[name] == pytest.approx(plain.metrics[name], abs=1e-5)
@@ -135,7 +141,9 @@ def test_packs_train_as_their_conversations_do(tmp_path, num_ranks, zero_stage):
 
 def test_held_out_loss_is_the_mean_over_the_tokens_trained_on(tmp_path):
     model, data = tiny_llama(tmp_path / "base"), write_talks(tmp_path / "data.jsonl", 10)
-    section = SftConfig(learning_rate=1e-9, batch_size=5, micro_batch_size=1, packing=False, held_out_share=0.5)
+    section = SftConfig(
+        learning_rate=1e-9, batch_size=5, micro_batch_size=1, packing=False, held_out_share=0.5
+    )
     outcome = run_ranks(make_job("sft", section, {"model": model, "data": data}, tmp_path / "out"))
     from transformers import AutoModelForCausalLM
 
@@ -173,7 +181,9 @@ def test_a_base_model_gets_a_chat_template_and_stops_at_its_end_of_turn(tmp_path
     tokenizer.chat_template, tokenizer.eos_token = None, END_OF_TEXT
     (model / "chat_template.jinja").unlink()
     tokenizer.save_pretrained(model)
-    section = SftConfig(batch_size=1, max_length=128, gradient_checkpointing=False, chat_template=CHAT_TEMPLATE)
+    section = SftConfig(
+        batch_size=1, max_length=128, gradient_checkpointing=False, chat_template=CHAT_TEMPLATE
+    )
     run_ranks(make_job("sft", section, {"model": model, "data": data}, tmp_path / "out"))
     made = load_tokenizer(tmp_path / "out" / "model")
     assert (made.chat_template, made.eos_token) == (CHAT_TEMPLATE, EOS)

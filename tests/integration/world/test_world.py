@@ -112,13 +112,21 @@ def test_any_text_survives_the_tokenizer(text: str) -> None:
 def test_encoding_many_equals_rendering_each() -> None:
     tokenizer = build_tokenizer()
     conversations = [row["messages"] for row in tasks.base_rows(1, 50)]
-    for (ids, num_prompt), messages in zip(build.encode(tokenizer, conversations), conversations, strict=True):
+    for (ids, num_prompt), messages in zip(
+        build.encode(tokenizer, conversations), conversations, strict=True
+    ):
         assert ids == chat.render_conversation(tokenizer, messages)
         assert ids[:num_prompt] == chat.render_prompt(tokenizer, messages[:-1])
 
 
 def test_every_file_is_there_with_as_many_rows_as_asked_for(made: Path) -> None:
-    for name, number in (("sft", 30), ("preferences", 30), ("judge_prompts", 20), ("prompts", 40), ("held_out", 10)):
+    for name, number in (
+        ("sft", 30),
+        ("preferences", 30),
+        ("judge_prompts", 20),
+        ("prompts", 40),
+        ("held_out", 10),
+    ):
         rows = [json.loads(line) for line in (made / f"{name}.jsonl").read_text().splitlines()]
         assert len(rows) == number
         expected = {"chosen", "rejected"} if name == "preferences" else {"messages"}
@@ -185,6 +193,8 @@ def test_the_base_learns(tmp_path: Path) -> None:
     rows = list(tasks.base_rows(1, 1600))
     settings = WorldConfig(base_steps=60, save_steps=1000)
     model = build.pretrain(tokenizer, rows, settings, 1, tmp_path).eval()
-    batch = build.make_batches(build.encode(tokenizer, [row["messages"] for row in rows]), 1, 0, build.Random(1))[0]
+    batch = build.make_batches(
+        build.encode(tokenizer, [row["messages"] for row in rows]), 1, 0, build.Random(1)
+    )[0]
     with torch.no_grad():
         assert model(**batch).loss < 2.2 < torch.log(torch.tensor(float(len(tokenizer)))) - 2

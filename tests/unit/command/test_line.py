@@ -27,7 +27,12 @@ EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml
 def run(*arguments, cwd):
     environment = dict(os.environ, PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="1")
     return subprocess.run(
-        [sys.executable, "-m", *arguments], capture_output=True, text=True, cwd=cwd, env=environment, timeout=60
+        [sys.executable, "-m", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=environment,
+        timeout=60,
     )
 
 
@@ -142,8 +147,14 @@ def test_most_numbers_have_a_range():
         (lambda c: setattr(c.generate, "top_p", 1.5), "top_p"),
         (lambda c: setattr(c.generate, "gpu_memory_utilization", 0), "gpu_memory_utilization"),
         (lambda c: setattr(c.dpo, "label_smoothing", 0.5), "label_smoothing"),
-        (lambda c: (setattr(c.dpo, "loss", Loss.hinge), setattr(c.dpo, "label_smoothing", 0.1)), "no meaning.*hinge"),
-        (lambda c: (setattr(c.dpo, "loss", Loss.ipo), setattr(c.dpo, "label_smoothing", 0.1)), "no meaning.*ipo"),
+        (
+            lambda c: (setattr(c.dpo, "loss", Loss.hinge), setattr(c.dpo, "label_smoothing", 0.1)),
+            "no meaning.*hinge",
+        ),
+        (
+            lambda c: (setattr(c.dpo, "loss", Loss.ipo), setattr(c.dpo, "label_smoothing", 0.1)),
+            "no meaning.*ipo",
+        ),
         (lambda c: setattr(c.dpo, "loss", Loss.exo_pair), "exo_pair needs it above 0.*0.001"),
         (lambda c: setattr(c.dpo.lora, "dropout", 1.0), "dpo.lora.dropout"),
         (lambda c: setattr(c.dpo.lora, "target_modules", []), "dpo.lora.target_modules"),
@@ -158,7 +169,10 @@ def test_most_numbers_have_a_range():
         (lambda c: setattr(c.reward_model.on_policy, "rule", "a:b"), "prompts and rule"),
         (lambda c: setattr(c.model, "path", "@world/model"), "world.enabled"),
         (
-            lambda c: (setattr(c.pair, "strategy", Strategy.random), setattr(c.pair, "max_pairs_per_prompt", 2)),
+            lambda c: (
+                setattr(c.pair, "strategy", Strategy.random),
+                setattr(c.pair, "max_pairs_per_prompt", 2),
+            ),
             "max_pairs_per_prompt",
         ),
     ],
@@ -179,9 +193,7 @@ def test_the_resolved_config_can_be_read_again(tmp_path):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_with_its_exit_code(tmp_path, number, code):
-    body = (
-        "import time\nfrom rlhf.command.line import guarded\nprint('up', flush=True)\nguarded(lambda: time.sleep(30))"
-    )
+    body = "import time\nfrom rlhf.command.line import guarded\nprint('up', flush=True)\nguarded(lambda: time.sleep(30))"
     process = subprocess.Popen(
         [sys.executable, "-c", body], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -27,9 +27,17 @@ def config_folder(text):
     Case("list for a number", "iterate dpo.beta=[0.1]", ["dpo.beta", "'list'"]),
     Case("section for a number", "iterate dpo={beta:{a:1}}", ["dpo.beta", "Float"]),
     Case("unknown key", "iterate dpo.betta=0.1", ["dpo.betta: no such setting", "did you mean dpo.beta?"]),
-    Case("unknown key added", "iterate +dpo.betta=0.1", ["dpo.betta: no such setting", "did you mean dpo.beta?"]),
+    Case(
+        "unknown key added",
+        "iterate +dpo.betta=0.1",
+        ["dpo.betta: no such setting", "did you mean dpo.beta?"],
+    ),
     Case("key without its section", "iterate beta=0.1", ["beta: no such setting", "did you mean dpo.beta?"]),
-    Case("new in a mapping", "iterate generate.vllm_args.seed=1", ["not there yet", "+generate.vllm_args.seed=…"]),
+    Case(
+        "new in a mapping",
+        "iterate generate.vllm_args.seed=1",
+        ["not there yet", "+generate.vllm_args.seed=…"],
+    ),
     Case("unknown section", "iterate ppo.beta=0.1", ["ppo: no such setting", "docs/configuration.md"]),
     Case("unknown experiment", "iterate experiment=misspelt", ["experiment/misspelt", "quickstart"]),
     Case("unknown choice", "iterate dpo.loss=dpoo", ["dpoo", "sigmoid"]),
@@ -45,15 +53,33 @@ def config_folder(text):
     Case("negative ranks", "iterate compute.num_training_ranks=-1", ["num_training_ranks=-1", "null"]),
     Case("negative GPUs", "iterate compute.num_gpus=-1", ["compute.num_gpus=-1", "null"]),
     Case("empty world", "iterate world.enabled=true world.base_steps=0", ["world.base_steps=0", "positive"]),
-    Case("T = 0 with n > 1", "iterate generate.temperatures=[0]", ["temperature 0", "n=8", "Use a temperature above"]),
+    Case(
+        "T = 0 with n > 1",
+        "iterate generate.temperatures=[0]",
+        ["temperature 0", "n=8", "Use a temperature above"],
+    ),
     Case("T = 0 in part", "iterate generate.temperatures=[0,1]", ["the 4 responses", "fewer responses"]),
     Case("one response", "iterate generate.n=1 generate.temperatures=[1]", ["generate.n=1", "Use 2 or more"]),
     Case("uneven n", "iterate generate.n=7", ["generate.n=7", "multiple of 2"]),
     Case("all wrong at once", "iterate dpo.beta=0 generate.n=0", ["dpo.beta=0", "generate.n=0"]),
-    Case("rule and data", f"iterate {RULE} reward_model.data=a.jsonl", ["reward_model.data=a", "only one of them"]),
-    Case("smoothed hinge", "iterate dpo.loss=hinge dpo.label_smoothing=0.1", ["dpo.loss=hinge", "Set it to 0"]),
-    Case("judge named ../x", "iterate +evaluate.judges={../x:a/b}", ["evaluate.judges.../x", "becomes a folder"]),
-    Case("judge named with a slash", "iterate +evaluate.judges={a/b:c/d}", ["evaluate.judges.a/b", "letters, digits"]),
+    Case(
+        "rule and data",
+        f"iterate {RULE} reward_model.data=a.jsonl",
+        ["reward_model.data=a", "only one of them"],
+    ),
+    Case(
+        "smoothed hinge", "iterate dpo.loss=hinge dpo.label_smoothing=0.1", ["dpo.loss=hinge", "Set it to 0"]
+    ),
+    Case(
+        "judge named ../x",
+        "iterate +evaluate.judges={../x:a/b}",
+        ["evaluate.judges.../x", "becomes a folder"],
+    ),
+    Case(
+        "judge named with a slash",
+        "iterate +evaluate.judges={a/b:c/d}",
+        ["evaluate.judges.a/b", "letters, digits"],
+    ),
     Case(
         "part outside of the run",
         "iterate world.enabled=true model.path=@world/../../etc reward_model.rule=json:dumps prompts.path=@world/p",
@@ -88,8 +114,16 @@ def config_folder(text):
         ["trust_remote_code", "not here"],
     ),
     Case("engine's pickles", "iterate +generate.vllm_args.load_format=pt", ["load_format", "safetensors"]),
-    Case("url with a password", "iterate reward_model.url=https://me:hunter2@host", ["***", "RLHF_JUDGE_API_KEY"]),
-    Case("url of a file", "iterate reward_model.url=file:///etc/passwd", ["file:///etc/passwd", "http://127.0.0.1"]),
+    Case(
+        "url with a password",
+        "iterate reward_model.url=https://me:hunter2@host",
+        ["***", "RLHF_JUDGE_API_KEY"],
+    ),
+    Case(
+        "url of a file",
+        "iterate reward_model.url=file:///etc/passwd",
+        ["file:///etc/passwd", "http://127.0.0.1"],
+    ),
     Case(
         "run_dir is a file",
         "iterate run_dir=there compute.device=cpu",
@@ -108,13 +142,28 @@ def config_folder(text):
         ["run_dir=around/run:", "Symlink loop"],
         make=loop,
     ),
-    Case("run_dir too long", "iterate run_dir=" + "x" * 300 + " compute.device=cpu", ["run_dir=xxx", "too long"]),
-    Case("home of nobody", "iterate run_dir='~nobody_here/run' compute.device=cpu", ["run_dir=~nobody_here", "home"]),
+    Case(
+        "run_dir too long",
+        "iterate run_dir=" + "x" * 300 + " compute.device=cpu",
+        ["run_dir=xxx", "too long"],
+    ),
+    Case(
+        "home of nobody",
+        "iterate run_dir='~nobody_here/run' compute.device=cpu",
+        ["run_dir=~nobody_here", "home"],
+    ),
     Case("no output", "pair input=a.jsonl", ["output=", "missing", "Add it"]),
     Case("output of another kind", "pair input=a.jsonl output=o.csv", ["o.csv", ".jsonl; name"]),
     Case("output exists", "pair input=a.jsonl output=a.jsonl", ["exists already", "rm "], {"a.jsonl": "x"}),
-    Case("output below a file", "pair input=a.jsonl output=a.jsonl/o.jsonl", ["a.jsonl/", "another"], {"a.jsonl": "x"}),
-    Case("output in a loop", "pair input=a.jsonl output=around/o.jsonl", ["output=around", "loop"], make=loop),
+    Case(
+        "output below a file",
+        "pair input=a.jsonl output=a.jsonl/o.jsonl",
+        ["a.jsonl/", "another"],
+        {"a.jsonl": "x"},
+    ),
+    Case(
+        "output in a loop", "pair input=a.jsonl output=around/o.jsonl", ["output=around", "loop"], make=loop
+    ),
     Case(
         "experiment of the wrong form",
         "iterate --config-dir=own experiment=mine",
@@ -143,7 +192,12 @@ def config_folder(text):
         ["iteration=²", "whole number"],
         {"r/config.yaml": ""},
     ),
-    Case("stage of a broken config", "stage dpo run_dir=r", ["config.yaml", "line 2"], {"r/config.yaml": "a: [\n"}),
+    Case(
+        "stage of a broken config",
+        "stage dpo run_dir=r",
+        ["config.yaml", "line 2"],
+        {"r/config.yaml": "a: [\n"},
+    ),
     Case(
         "stage of a config with a new key",
         "stage dpo run_dir=r",
@@ -155,10 +209,16 @@ def test_refused(case, tmp_path, monkeypatch, capsys):
     refuse(case, tmp_path, monkeypatch, capsys)
 
 
-@pytest.mark.parametrize("command", ["iterate dpo.beta=0", "pair input=a.jsonl output=o.jsonl", "stage dpo run_dir=a"])
+@pytest.mark.parametrize(
+    "command", ["iterate dpo.beta=0", "pair input=a.jsonl output=o.jsonl", "stage dpo run_dir=a"]
+)
 def test_the_real_command_ends_with_2_and_no_traceback(tmp_path, command):
     done = run_for_real(tmp_path, command)
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr + done.stdout
+    assert (
+        done.returncode == 2
+        and done.stderr.startswith("error: ")
+        and "Traceback" not in done.stderr + done.stdout
+    )
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 

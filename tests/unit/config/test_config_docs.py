@@ -16,7 +16,9 @@ from rlhf.config import schema as config
 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = ROOT / "scripts" / "document_config.py"
-SECTIONS = [value for value in vars(config).values() if isinstance(value, type) and dataclasses.is_dataclass(value)]
+SECTIONS = [
+    value for value in vars(config).values() if isinstance(value, type) and dataclasses.is_dataclass(value)
+]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,9 @@ def script() -> ModuleType:
 
 
 def test_the_page_is_up_to_date() -> None:
-    done = subprocess.run([sys.executable, str(SCRIPT), "--check"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--check"], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -109,7 +109,9 @@ def differing(one: Any, other: Any, prefix: str = "") -> set[str]:
         ),
     ],
 )
-def test_an_experiment_changes_what_its_name_says_and_no_more(name: str, base: str | None, keys: set[str]) -> None:
+def test_an_experiment_changes_what_its_name_says_and_no_more(
+    name: str, base: str | None, keys: set[str]
+) -> None:
     before = composed(f"experiment={base}") if base else composed()
     assert differing(composed(f"experiment={name}"), before) == keys
 

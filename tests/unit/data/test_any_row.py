@@ -35,7 +35,11 @@ MANY = settings(
     derandomize=True,
     database=None,
     deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large],
+    suppress_health_check=[
+        HealthCheck.too_slow,
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.data_too_large,
+    ],
 )
 
 
@@ -61,7 +65,10 @@ PROMPTS: list[dict[str, Any]] = [
     {"messages": [{"role": "system", "content": "S"}, user("a"), answer("b")], "system_prompt": "S"},
     {"context_messages": [user("a"), answer("b"), user("c")], "passages": [["T", "text"]]},
     {"instruction": "Add", "input": [1, 2], "instances": [{"input": "x", "output": "y"}]},
-    {"question": {"stem": "q", "choices": [{"text": "x", "label": "A"}]}, "choices": {"text": ["y"], "label": ["B"]}},
+    {
+        "question": {"stem": "q", "choices": [{"text": "x", "label": "A"}]},
+        "choices": {"text": ["y"], "label": ["B"]},
+    },
     {"question": "q", "options": {"A": "x", "B": "y"}, "documents": [{"title": "t", "text": "x"}]},
     {"conversations": [human("a"), gpt("b"), human("c")], "history": [human("0"), gpt("1")]},
     {"conversation": [{"system": "s", "input": "a", "output": "b"}]},
@@ -86,7 +93,14 @@ CONVERSATIONS: list[dict[str, Any]] = [
     PROMPTS[12],
 ]
 PREFERENCES: list[dict[str, Any]] = [
-    {"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": 2, "score_rejected": 1, "metadata": {"x": 1}},
+    {
+        "prompt": "q",
+        "chosen": "a",
+        "rejected": "b",
+        "score_chosen": 2,
+        "score_rejected": 1,
+        "metadata": {"x": 1},
+    },
     {
         "prompt": [user("q")],
         "chosen": [answer("x"), user("y"), answer("a")],
@@ -103,25 +117,55 @@ PREFERENCES: list[dict[str, Any]] = [
     {"prompt": "q", "chosen": ["a", "c"], "rejected": ["b"], "num_correct": 2},
     {"conversations": [human("q")], "chosen": gpt("a"), "rejected": gpt("b")},
     {"text": ["Human: q\n\nAssistant: a", "Human: q\n\nAssistant: b"], "score": [0.5, 1.0]},
-    {"instruction": "q", "completions": [{"response": "a", "overall_score": 1}, {"response": "b", "overall_score": 2}]},
+    {
+        "instruction": "q",
+        "completions": [{"response": "a", "overall_score": 1}, {"response": "b", "overall_score": 2}],
+    },
     {"prompt": "q", "answers": [{"answer": "a", "rank": 1.0}, {"answer": "b", "rank": 2.0}]},
     {"instruction": "q", "input": "i", "output_1": "a", "output_2": "b", "preference": 1},
     {"prompt": "q", "response_0": "a", "response_1": "b", "better_response_id": 1},
     {"context": [user("q")], "response1": "a", "response2": "b", "overall_preference": -2},
-    {"conversation_a": [user("q"), answer("a")], "conversation_b": [user("q"), answer("b")], "winner": "model_a"},
-    {"prompt": '["q"]', "response_a": '["a"]', "response_b": '["b"]', "winner_model_a": 1, "winner_model_b": 0},
+    {
+        "conversation_a": [user("q"), answer("a")],
+        "conversation_b": [user("q"), answer("b")],
+        "winner": "model_a",
+    },
+    {
+        "prompt": '["q"]',
+        "response_a": '["a"]',
+        "response_b": '["b"]',
+        "winner_model_a": 1,
+        "winner_model_b": 0,
+    },
     {"history": "q", "human_ref_A": "a", "human_ref_B": "b", "labels": 0, "score_A": 1, "score_B": 2},
     {"question": "q", "prediction 1": "a", "prediction 2": "b", "preference": [1], "passages": ["p"]},
     {"info": {"post": "p"}, "summaries": [{"text": "a"}, {"text": "b"}], "choice": 1},
     {"conversation_input": [user("q")], "bon_best": {"answer": "a"}, "loser_list": [{"answer": "b"}]},
     {"instruction": "q", "output": ["a", "b"]},
     {"messages": [user("q"), answer("a")], "rejected_response": "b"},
-    {"prompt": {"text": "q", "role": "prompter", "replies": [{"text": "a", "rank": 0}, {"text": "b", "rank": 1}]}},
+    {
+        "prompt": {
+            "text": "q",
+            "role": "prompter",
+            "replies": [{"text": "a", "rank": 0}, {"text": "b", "rank": 1}],
+        }
+    },
 ]
 RESPONSES: list[dict[str, Any]] = [
-    {"prompt": "q", "responses": ["a", "b"], "rewards": [1.5, -1], "finish_reasons": ["stop", "length"], "id": "x"},
+    {
+        "prompt": "q",
+        "responses": ["a", "b"],
+        "rewards": [1.5, -1],
+        "finish_reasons": ["stop", "length"],
+        "id": "x",
+    },
     {"instruction": "q", "input": "i", "context": "c", "responses": ["a"], "rewards": [1], "system": "s"},
-    {"messages": [user("q"), answer("x")], "responses": ["a", "b"], "rewards": [1, 2], "history": [["h", "i"]]},
+    {
+        "messages": [user("q"), answer("x")],
+        "responses": ["a", "b"],
+        "rewards": [1, 2],
+        "history": [["h", "i"]],
+    },
 ]
 QUESTIONS: list[dict[str, Any]] = [
     {"dataset": "d", "instruction": "q", "output": "o", "generator": "g"},
@@ -133,11 +177,73 @@ BEST_OF_N: list[dict[str, Any]] = [
     {"prompt": "q", "chosen": ["a"], "rejected": ["b", "c"], "subset": "Ties", "id": "ref:1"},
 ]
 
-NUMBERS = [0, 1, 1.0, -1, 2, 1.5, 10**400, -(10**400), 1.7e308, -1.7e308, 1e39, math.nan, math.inf, -math.inf, 2**63]
-TEXTS = ["", " ", "a", "Human:", "\n\nHuman: a\n\nAssistant:", "User: a\nAssistant: b", "[1]", '[{"role": "user"}]']
-TEXTS += ["\ud800", "x\udfff", "\x1b[31m", "\0", "1", "tie", "A>B", "model_a", "<extra_id_1>User", "é" * 100, "[[B]]"]
-KEYS = ["role", "content", "from", "value", "text", "type", "answer", "rank", "replies", "messages", "a", "\ud800", ""]
-KEYS += ["prompt", "system", "context", "history", "chosen", "rejected", "preference", "label", "evidence", "input"]
+NUMBERS = [
+    0,
+    1,
+    1.0,
+    -1,
+    2,
+    1.5,
+    10**400,
+    -(10**400),
+    1.7e308,
+    -1.7e308,
+    1e39,
+    math.nan,
+    math.inf,
+    -math.inf,
+    2**63,
+]
+TEXTS = [
+    "",
+    " ",
+    "a",
+    "Human:",
+    "\n\nHuman: a\n\nAssistant:",
+    "User: a\nAssistant: b",
+    "[1]",
+    '[{"role": "user"}]',
+]
+TEXTS += [
+    "\ud800",
+    "x\udfff",
+    "\x1b[31m",
+    "\0",
+    "1",
+    "tie",
+    "A>B",
+    "model_a",
+    "<extra_id_1>User",
+    "é" * 100,
+    "[[B]]",
+]
+KEYS = [
+    "role",
+    "content",
+    "from",
+    "value",
+    "text",
+    "type",
+    "answer",
+    "rank",
+    "replies",
+    "messages",
+    "a",
+    "\ud800",
+    "",
+]
+KEYS += [
+    "prompt",
+    "system",
+    "context",
+    "history",
+    "chosen",
+    "rejected",
+    "preference",
+    "label",
+    "evidence",
+    "input",
+]
 
 
 def deep(levels: int) -> Any:
@@ -348,7 +454,9 @@ def test_comparisons(path: Path, row: dict[str, Any]) -> None:
         (read_best_of_n, BEST_OF_N),
     ],
 )
-def test_every_row_that_is_damaged_here_is_fine_before(path: Path, reader: Reader, rows: list[dict[str, Any]]) -> None:
+def test_every_row_that_is_damaged_here_is_fine_before(
+    path: Path, reader: Reader, rows: list[dict[str, Any]]
+) -> None:
     for row in rows:
         kept, counts, refusal = read(reader, path, [row])
         assert kept and not refusal and not dropped(counts), (row, counts, refusal)

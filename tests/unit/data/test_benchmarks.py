@@ -12,7 +12,12 @@ from rlhf.data.records import Candidate
 from rlhf.errors import ConfigError, DataError
 
 CANDIDATE = vars(Candidate([5, 6, 9], "four\u2028", "stop", -1.0, 0, 0.0))
-ALPACA = {"dataset": "helpful_base", "instruction": " 2+2? ", "output": "theirs", "generator": "text_davinci_003"}
+ALPACA = {
+    "dataset": "helpful_base",
+    "instruction": " 2+2? ",
+    "output": "theirs",
+    "generator": "text_davinci_003",
+}
 V01 = {"question_id": "q1", "category": "arena-hard-v0.1", "turns": [{"content": "2+2?"}]}
 V20 = {"uid": "u1", "category": "hard_prompt", "subcategory": "math", "prompt": "2+2?"}
 

@@ -49,8 +49,12 @@ def messages_of(kept: Any) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize(("reader", "more"), READERS)
-def test_every_reader_counts_what_it_does_not_read(tmp_path: Path, reader: Reader, more: dict[str, Any]) -> None:
-    rows = [{"prompt": f"q{n}", "evidence": "e" * n, "id": n, "source": "s", "Score": 3} | more for n in range(3)]
+def test_every_reader_counts_what_it_does_not_read(
+    tmp_path: Path, reader: Reader, more: dict[str, Any]
+) -> None:
+    rows = [
+        {"prompt": f"q{n}", "evidence": "e" * n, "id": n, "source": "s", "Score": 3} | more for n in range(3)
+    ]
     counts = Counter[str]()
     kept = list(reader(write(tmp_path / "a.jsonl", rows), counts))
     assert len(kept) == 3
@@ -69,7 +73,9 @@ def test_every_reader_takes_a_mapping(tmp_path: Path, reader: Reader, more: dict
     asked = [{"role": "system", "content": "S"}, user("a"), user("q\n\n7\n\ne")]
     assert [message for message in messages_of(kept) if message["role"] != "assistant"] == asked
     assert unread_columns(counts) == {}
-    with pytest.raises(DataError, match=r"context=evidense: no row has such a column; there are .*evidence, .*title"):
+    with pytest.raises(
+        DataError, match=r"context=evidense: no row has such a column; there are .*evidence, .*title"
+    ):
         list(reader(tmp_path / "a.jsonl", Counter(), columns={"question": "title", "context": "evidense"}))
     with pytest.raises(DataError, match=r"'evidence' is no part .*known are question, context, system"):
         list(reader(tmp_path / "a.jsonl", Counter(), columns={"evidence": "context"}))
@@ -102,7 +108,9 @@ def test_a_column_that_one_row_lacks_is_no_mistake(tmp_path: Path) -> None:
     assert dropped(counts) == {"empty": 1}
 
 
-def test_columns_of_the_table_that_another_one_beats_are_counted_unless_they_say_the_same(tmp_path: Path) -> None:
+def test_columns_of_the_table_that_another_one_beats_are_counted_unless_they_say_the_same(
+    tmp_path: Path,
+) -> None:
     rows: list[dict[str, Any]] = [
         {"prompt": "q", "question": "other"},
         {"prompt": "What is q?", "question": "q"},
@@ -128,7 +136,10 @@ def test_what_an_object_holds_beside_the_question_is_counted(tmp_path: Path) -> 
 
 
 def test_other_keys_of_turns_are_counted_by_name(tmp_path: Path) -> None:
-    turns = [user("q") | {"name": "Ann", "id": 3, "weight": None}, {"role": "assistant", "content": "a", "weight": 0.5}]
+    turns = [
+        user("q") | {"name": "Ann", "id": 3, "weight": None},
+        {"role": "assistant", "content": "a", "weight": 0.5},
+    ]
     counts = load_prompts(write(tmp_path / "a.jsonl", [{"messages": turns}, {"prompt": [user("r")]}]))[1]
     assert unread_columns(counts) == {"messages[].name": 1, "messages[].weight": 1}
     assert unread_text(counts, "prompts") == (
@@ -137,7 +148,13 @@ def test_other_keys_of_turns_are_counted_by_name(tmp_path: Path) -> None:
 
 
 def test_the_sentence_of_several_columns() -> None:
-    counts = {"rows": 9, "unread/evidence": 2, "unread/my hint": 9, "unread/messages[].name": 1, "dropped/empty": 3}
+    counts = {
+        "rows": 9,
+        "unread/evidence": 2,
+        "unread/my hint": 9,
+        "unread/messages[].name": 1,
+        "dropped/empty": 3,
+    }
     assert unread_text(counts, "reward_model.columns") == (
         "columns `my hint` (9 of 9 rows), `evidence` (2 of 9 rows), `messages[].name` (1 of 9 rows) are not read; "
         "reward_model.columns={context: ['my hint', evidence]} maps them"

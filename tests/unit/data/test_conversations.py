@@ -40,7 +40,11 @@ def test_input_context_and_system_are_kept() -> None:
         asked = to_conversation({"instruction": "sum", key: "1 2", "output": "3"})[0]
         assert asked == {"role": "user", "content": "sum\n\n1 2"}
     system = {"role": "system", "content": "be brief"}
-    assert to_conversation({"prompt": "a", "response": "b", "system": "be brief"}) == [system, ASKED, ANSWERED]
+    assert to_conversation({"prompt": "a", "response": "b", "system": "be brief"}) == [
+        system,
+        ASKED,
+        ANSWERED,
+    ]
     assert to_conversation({"messages": [system, ASKED], "system": " be brief"}) == [system, ASKED]
     with pytest.raises(UnusableRow) as caught:
         to_conversation({"messages": [system, ASKED], "system": "be long"})
@@ -102,7 +106,12 @@ def test_an_unknown_shape_names_the_row_its_keys_and_the_known_ones(tmp_path: Pa
                     "role": "prompter",
                     "replies": [
                         {"text": "x", "role": "assistant", "rank": 1},
-                        {"text": "b", "role": "assistant", "rank": 0, "replies": [{"text": "?", "role": "prompter"}]},
+                        {
+                            "text": "b",
+                            "role": "assistant",
+                            "rank": 0,
+                            "replies": [{"text": "?", "role": "prompter"}],
+                        },
                         {"text": "y", "role": "assistant", "rank": None},
                     ],
                 }

@@ -160,8 +160,14 @@ def test_num_candidates_uses_the_first_and_fewer_than_that_are_used_too() -> Non
 
 
 def test_targets_end_with_the_template_s_end_of_turn() -> None:
-    assert training_target(candidate("ab", end=EOS), TERMINATORS) == [*candidate("ab", finished=False).token_ids, EOT]
-    assert training_target(candidate("ab", end=EOT), TERMINATORS) == [*candidate("ab", finished=False).token_ids, EOT]
+    assert training_target(candidate("ab", end=EOS), TERMINATORS) == [
+        *candidate("ab", finished=False).token_ids,
+        EOT,
+    ]
+    assert training_target(candidate("ab", end=EOT), TERMINATORS) == [
+        *candidate("ab", finished=False).token_ids,
+        EOT,
+    ]
 
 
 def test_a_truncated_target_has_no_terminator() -> None:
@@ -257,13 +263,17 @@ def test_a_prompt_is_dropped_only_when_no_two_candidates_can_be_ordered(
         if math.isfinite(score) and text.strip() and (finished or config.truncated is not Truncated.drop)
     ]
     possible = any(
-        a[1] > b[1] and a[0] != b[0] and (a[2] or config.truncated is Truncated.allow) for a in usable for b in usable
+        a[1] > b[1] and a[0] != b[0] and (a[2] or config.truncated is Truncated.allow)
+        for a in usable
+        for b in usable
     )
     assert isinstance(make_pairs(prompt(*scored), config, TERMINATORS, 0), list) == possible
 
 
 @MANY
-@given(st.lists(st.floats(-5, 5), min_size=2, max_size=6, unique=True), st.sampled_from(Strategy), st.randoms())
+@given(
+    st.lists(st.floats(-5, 5), min_size=2, max_size=6, unique=True), st.sampled_from(Strategy), st.randoms()
+)
 def test_order_of_candidates_does_not_matter_to_the_extremes(
     scores: list[float], strategy: Strategy, rng: random.Random
 ) -> None:

@@ -43,7 +43,14 @@ NAMED: list[tuple[str, dict[str, Any], list[dict[str, Any]]]] = [
     ("LLaMA-Factory", {"instruction": "q", "input": "i", "chosen": "a", "rejected": "b"}, [user("q\n\ni")]),
     (
         "LLaMA-Factory with system and history",
-        {"instruction": "q", "input": "", "system": "S", "history": [["x", "y"]], "chosen": "a", "rejected": "b"},
+        {
+            "instruction": "q",
+            "input": "",
+            "system": "S",
+            "history": [["x", "y"]],
+            "chosen": "a",
+            "rejected": "b",
+        },
         [system("S"), user("x"), answer("y"), user("q")],
     ),
     ("LLaMA-Factory of old", {"instruction": "q", "input": "", "output": ["a", "b"]}, []),
@@ -63,7 +70,11 @@ NAMED: list[tuple[str, dict[str, Any], list[dict[str, Any]]]] = [
         {"system": "S", "input": "q", "chosen": "a", "rejected": "b", "status": "swapped", "rating": [1, 2]},
         S,
     ),
-    ("axolotl, argilla", {"system": "S", "instruction": "q", "chosen_response": "a", "rejected_response": "b"}, S),
+    (
+        "axolotl, argilla",
+        {"system": "S", "instruction": "q", "chosen_response": "a", "rejected_response": "b"},
+        S,
+    ),
     ("axolotl, icr", {"system": "S", "input": "q", "chosen": "a", "rejected": "b"}, S),
     ("axolotl, chat_template", {"messages": [user("q")], "chosen": answer("a"), "rejected": answer("b")}, []),
     ("argilla", {"system": "S", "chosen": [user("q"), answer("a")], "rejected": [user("q"), answer("b")]}, S),
@@ -77,7 +88,11 @@ NAMED: list[tuple[str, dict[str, Any], list[dict[str, Any]]]] = [
         },
         [],
     ),
-    ("rm-static", {"prompt": "\n\nHuman: q\n\nAssistant:", "response": " a", "chosen": " a", "rejected": " b"}, []),
+    (
+        "rm-static",
+        {"prompt": "\n\nHuman: q\n\nAssistant:", "response": " a", "chosen": " a", "rejected": " b"},
+        [],
+    ),
     (
         "HH with a prompt",
         {"prompt": "q", "chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
@@ -100,7 +115,10 @@ NAMED: list[tuple[str, dict[str, Any], list[dict[str, Any]]]] = [
     ),
     (
         "LMFlow",
-        {"chosen": {"messages": [user("q"), answer("a")]}, "rejected": {"messages": [user("q"), answer("b")]}},
+        {
+            "chosen": {"messages": [user("q"), answer("a")]},
+            "rejected": {"messages": [user("q"), answer("b")]},
+        },
         [],
     ),
     ("RMB", {"conversation_input": [user("q")], "chosen": {"answer": "a"}, "reject": {"answer": "b"}}, []),
@@ -111,7 +129,11 @@ NAMED: list[tuple[str, dict[str, Any], list[dict[str, Any]]]] = [
     ),
     ("stack-exchange", {"question": "q", "response_j": "a", "response_k": "b"}, []),
     ("ms-swift", {"messages": [system("S"), user("q"), answer("a")], "rejected_response": "b"}, S),
-    ("model first", {"prompt": "q", "model_a_response": "b", "model_b_response": "a", "winner": "model_b"}, []),
+    (
+        "model first",
+        {"prompt": "q", "model_a_response": "b", "model_b_response": "a", "winner": "model_b"},
+        [],
+    ),
     ("SPIN", {"real": [user("q"), answer("a")], "generated": [user("q"), answer("b")]}, []),
     ("UltraInteract", {"trajectory": [{"from": "user", "value": "q"}], "chosen": "a", "rejected": "b"}, []),
     (
@@ -120,26 +142,50 @@ NAMED: list[tuple[str, dict[str, Any], list[dict[str, Any]]]] = [
         [user("q\n\ni")],
     ),
     ("AlpacaEval 2", {"instruction": "q", "output_1": "a", "output_2": "b", "preference": 1.0000023}, []),
-    ("AlpacaEval 2, the other", {"instruction": "q", "output_1": "b", "output_2": "a", "preference": 1.71}, []),
+    (
+        "AlpacaEval 2, the other",
+        {"instruction": "q", "output_1": "b", "output_2": "a", "preference": 1.71},
+        [],
+    ),
     ("LLMBar", {"input": "q", "output_1": "b", "output_2": "a", "label": 2.0}, []),
     ("LLMBar in CSV", {"input": "q", "output_1": "b", "output_2": "a", "label": "2"}, []),
     (
         "PKU-SafeRLHF",
-        {"prompt": "q", "response_0": "b", "response_1": "a", "better_response_id": 1, "safer_response_id": 0},
+        {
+            "prompt": "q",
+            "response_0": "b",
+            "response_1": "a",
+            "better_response_id": 1,
+            "safer_response_id": 0,
+        },
         [],
     ),
-    ("SHP", {"history": "q", "human_ref_A": "b", "human_ref_B": "a", "labels": 0, "score_A": 1, "score_B": 5}, []),
+    (
+        "SHP",
+        {"history": "q", "human_ref_A": "b", "human_ref_B": "a", "labels": 0, "score_A": 1, "score_B": 5},
+        [],
+    ),
     ("SHP, A", {"history": "q", "human_ref_A": "a", "human_ref_B": "b", "labels": 1}, []),
     (
         "Chatbot Arena",
-        {"conversation_a": [user("q"), answer("b")], "conversation_b": [user("q"), answer("a")], "winner": "model_b"},
+        {
+            "conversation_a": [user("q"), answer("b")],
+            "conversation_b": [user("q"), answer("a")],
+            "winner": "model_b",
+        },
         [],
     ),
     (
         "arena 140k",
         {
-            "conversation_a": [{"role": "user", "content": parts("q")}, {"role": "assistant", "content": parts("a")}],
-            "conversation_b": [{"role": "user", "content": parts("q")}, {"role": "assistant", "content": parts("b")}],
+            "conversation_a": [
+                {"role": "user", "content": parts("q")},
+                {"role": "assistant", "content": parts("a")},
+            ],
+            "conversation_b": [
+                {"role": "user", "content": parts("q")},
+                {"role": "assistant", "content": parts("b")},
+            ],
             "winner": "model_a",
         },
         [],
@@ -167,11 +213,19 @@ NAMED: list[tuple[str, dict[str, Any], list[dict[str, Any]]]] = [
         [],
     ),
     ("HelpSteer 2", {"prompt": "q", "response_1": "a", "response_2": "b", "preference_strength": -2}, []),
-    ("HelpSteer 3", {"context": [user("q")], "response1": "b", "response2": "a", "overall_preference": 3}, []),
+    (
+        "HelpSteer 3",
+        {"context": [user("q")], "response1": "b", "response2": "a", "overall_preference": 3},
+        [],
+    ),
     ("JudgeBench", {"question": "q", "response_A": "b", "response_B": "a", "label": "B>A"}, []),
     ("JudgeBench, less", {"question": "q", "response_A": "b", "response_B": "a", "label": "A<B"}, []),
     ("a verdict", {"question": "q", "response_A": "a", "response_B": "b", "verdict": "[[A]]"}, []),
-    ("WebGPT", {"question": {"full_text": "q"}, "answer_0": "b", "answer_1": "a", "score_0": -0.5, "score_1": 0.5}, []),
+    (
+        "WebGPT",
+        {"question": {"full_text": "q"}, "answer_0": "b", "answer_1": "a", "score_0": -0.5, "score_1": 0.5},
+        [],
+    ),
     (
         "Nectar",
         {
@@ -264,7 +318,11 @@ def test_shapes_of_others(name: str, row: dict[str, Any], asked: list[dict[str, 
             [user("x"), answer("y"), user("q")],
         ),
         (
-            {"prompt": [system("S")], "chosen": [user("q"), answer("a")], "rejected": [user("q"), answer("b")]},
+            {
+                "prompt": [system("S")],
+                "chosen": [user("q"), answer("a")],
+                "rejected": [user("q"), answer("b")],
+            },
             S,
         ),
         (
@@ -317,7 +375,10 @@ ONE_AND_TWO = {"prompt": "q", "response_1": "a", "response_2": "b"}
         ({"instruction": "q", "completions": None}, "not_scored"),
         ({"prompt": "q", "answers": [{"answer": "a"}, {"answer": "b"}]}, "not_scored"),
         ({"system": "T", "prompt": [system("S"), user("q")], "chosen": "a", "rejected": "b"}, "two_systems"),
-        ({"prompt": "p", "chosen": [user("q"), answer("a")], "rejected": [user("q"), answer("b")]}, "prompt_differs"),
+        (
+            {"prompt": "p", "chosen": [user("q"), answer("a")], "rejected": [user("q"), answer("b")]},
+            "prompt_differs",
+        ),
         (
             {
                 "instruction": "q",
@@ -341,7 +402,10 @@ def test_rows_that_are_no_pair(row: dict[str, Any], reason: str) -> None:
     [
         ({"prompt": "q", "completion": "a", "label": True}, r"\(KTO\).*chosen and rejected.*sft\.data"),
         ({"messages": [user("q"), answer("a")], "kto_tag": False}, r"\(KTO\)"),
-        ({"prompt": "q", "response": "a", "helpfulness": 3, "correctness": 4}, r"HelpSteer 2.*preference_strength"),
+        (
+            {"prompt": "q", "response": "a", "helpfulness": 3, "correctness": 4},
+            r"HelpSteer 2.*preference_strength",
+        ),
     ],
 )
 def test_rows_of_one_answer_are_refused_by_name(row: dict[str, Any], said: str) -> None:
@@ -359,7 +423,11 @@ CHOSEN = {"prompt": "q", "chosen": "a", "rejected": "b"}
         (CHOSEN | {"score_chosen": 8.0, "score_rejected": 2.0}, 0),
         (CHOSEN | {"metadata": {"score_chosen": 2, "score_rejected": 8}}, 1),
         (CHOSEN | {"chosen-rating": 1, "rejected-rating": 5}, 1),
-        (CHOSEN | {"chosen_score": 1, "rejected_score": 5, "chosen_penalised": 0, "rejected_penalised": -9}, 0),
+        (
+            CHOSEN
+            | {"chosen_score": 1, "rejected_score": 5, "chosen_penalised": 0, "rejected_penalised": -9},
+            0,
+        ),
         (CHOSEN | {"margin": -0.5}, 1),
         (CHOSEN | {"response_a": "b", "response_b": "a", "winner": "model_a"}, 1),
         (CHOSEN | {"response_a": "a", "response_b": "b", "winner": "model_a"}, 0),

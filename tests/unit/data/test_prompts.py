@@ -86,7 +86,9 @@ def test_unusable_rows(row: dict[str, Any], reason: str) -> None:
 
 
 def test_unknown_shape_names_the_keys_and_the_shapes() -> None:
-    with pytest.raises(DataError, match=r"\['conversations', 'id'\].*context_messages.*instruction.*question"):
+    with pytest.raises(
+        DataError, match=r"\['conversations', 'id'\].*context_messages.*instruction.*question"
+    ):
         to_messages({"id": 1, "conversations": []})
 
 
@@ -127,7 +129,9 @@ class OneWorker:
         pass
 
 
-def run(tmp: Path, inputs: dict[str, Path], num_held_out: int, seed: int = 1) -> tuple[Outcome, list[str], list[str]]:
+def run(
+    tmp: Path, inputs: dict[str, Path], num_held_out: int, seed: int = 1
+) -> tuple[Outcome, list[str], list[str]]:
     (tmp / "out").mkdir(exist_ok=True)
     paths = {k: str(v) for k, v in inputs.items()}
     job = Job("prompts", "prompts", PromptsSettings(num_held_out), paths, str(tmp / "out"), seed)
@@ -276,11 +280,21 @@ WILD: list[tuple[dict[str, Any], list[tuple[str, str]], list[str]]] = [
     ({"instruction": "q", "output_1": "a", "output_2": "b", "preference": None}, [], ["tie"]),
     ({"instruction": "q", "output_1": "a", "output_2": "b", "preference": 7}, [], ["unknown_label"]),
     (
-        {"question": "q", "prediction 1": "a", "prediction 2": "b", "prediction 3": "c", "preference": [1, 0, 2]},
+        {
+            "question": "q",
+            "prediction 1": "a",
+            "prediction 2": "b",
+            "prediction 3": "c",
+            "preference": [1, 0, 2],
+        },
         [("a", "b"), ("c", "b")],
         ["tie"],
     ),
-    ({"question": "q", "prediction 1": "a", "prediction 2": "b", "preference": [1, 2]}, [], ["unknown_label"]),
+    (
+        {"question": "q", "prediction 1": "a", "prediction 2": "b", "preference": [1, 2]},
+        [],
+        ["unknown_label"],
+    ),
     ({"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": 3, "score_rejected": 3}, [], ["tie"]),
     (
         {"prompt": "q", "chosen": "a", "rejected": "b", "metadata": {"score_chosen": 3, "score_rejected": 3}},
@@ -288,7 +302,12 @@ WILD: list[tuple[dict[str, Any], list[tuple[str, str]], list[str]]] = [
         ["tie"],
     ),
     (
-        {"chosen": answered("q", "a"), "rejected": answered("q", "b"), "chosen_score": -1.0, "rejected_score": -1.0},
+        {
+            "chosen": answered("q", "a"),
+            "rejected": answered("q", "b"),
+            "chosen_score": -1.0,
+            "rejected_score": -1.0,
+        },
         [("a", "b")],
         [],
     ),

@@ -57,7 +57,10 @@ TURNS: list[tuple[dict[str, Any], list[dict[str, str]]]] = [
     (
         {
             "question": "And of Spain?",
-            "chat_history": [{"from": "human", "value": "Capital of France?"}, {"from": "gpt", "value": "Paris."}],
+            "chat_history": [
+                {"from": "human", "value": "Capital of France?"},
+                {"from": "gpt", "value": "Paris."},
+            ],
         },
         SPAIN,
     ),
@@ -72,9 +75,15 @@ TURNS: list[tuple[dict[str, Any], list[dict[str, str]]]] = [
     ({"conversation": [{"from": "user", "value": "Hi"}, {"from": "bing", "value": "x"}]}, [user("Hi")]),
     ({"conversations": [{"from": "Human", "value": "Hi"}, {"from": "ChatGPT", "value": "x"}]}, [user("Hi")]),
     ({"conversations": [{"role": "user", "value": "Hi"}]}, [user("Hi")]),
-    ({"messages": [{"role": "prompter", "text": "Hi"}, {"role": "model", "parts": [{"text": "x"}]}]}, [user("Hi")]),
+    (
+        {"messages": [{"role": "prompter", "text": "Hi"}, {"role": "model", "parts": [{"text": "x"}]}]},
+        [user("Hi")],
+    ),
     ({"prompt": [{"type": "text", "text": "Hi"}]}, [user("Hi")]),
-    ({"prompt": [{"role": "user", "content": [{"type": "text", "text": "Hi", "image": None}]}]}, [user("Hi")]),
+    (
+        {"prompt": [{"role": "user", "content": [{"type": "text", "text": "Hi", "image": None}]}]},
+        [user("Hi")],
+    ),
     ({"prompt": json.dumps([user("Hi")])}, [user("Hi")]),
     ({"messages": [], "prompt": "Hi"}, [user("Hi")]),
     ({"query": "Hi"}, [user("Hi")]),
@@ -88,7 +97,10 @@ TURNS: list[tuple[dict[str, Any], list[dict[str, str]]]] = [
     ({"data": ["Capital of France?", "Paris.", "And of Spain?", "Madrid."]}, SPAIN),
     ({"context": SPAIN}, SPAIN),
     ({"conversation": [{"system": "S", "input": "Hi", "output": "x"}]}, [system("S"), user("Hi")]),
-    ({"prompt": {"text": "Hi", "role": "prompter", "replies": [{"text": "x", "role": "assistant"}]}}, [user("Hi")]),
+    (
+        {"prompt": {"text": "Hi", "role": "prompter", "replies": [{"text": "x", "role": "assistant"}]}},
+        [user("Hi")],
+    ),
     ({"text": "Hi", "role": "prompter", "parent_id": None, "lang": "en"}, [user("Hi")]),
     ({"question": {"full_text": "Hi", "id": "1"}}, [user("Hi")]),
     ({"info": {"post": "I fell.", "title": "Ouch"}}, [user("TITLE: Ouch\nPOST: I fell.\nTL;DR:")]),
@@ -100,9 +112,19 @@ TURNS: list[tuple[dict[str, Any], list[dict[str, str]]]] = [
     ({"prompt": "And of Spain?", "history": ["Capital of France?", "Paris."]}, SPAIN),
     ({"prompt": "And of Spain?", "history": {"question": "Capital of France?", "answer": "Paris."}}, SPAIN),
     # marked text
-    ({"prompt": "\n\nHuman: Capital of France?\n\nAssistant: Paris.\n\nHuman: And of Spain?\n\nAssistant:"}, SPAIN),
+    (
+        {
+            "prompt": "\n\nHuman: Capital of France?\n\nAssistant: Paris.\n\nHuman: And of Spain?\n\nAssistant:"
+        },
+        SPAIN,
+    ),
     ({"prompt": "Human: Capital of France?\nAssistant: Paris.\nHuman: And of Spain?\nAssistant:"}, SPAIN),
-    ({"prompt": "### Human: Capital of France?### Assistant: Paris.### Human: And of Spain?### Assistant:"}, SPAIN),
+    (
+        {
+            "prompt": "### Human: Capital of France?### Assistant: Paris.### Human: And of Spain?### Assistant:"
+        },
+        SPAIN,
+    ),
     ({"prompt": "## Human:\nCapital of France?\n\n## Assistant:\nParis.\n\n## Human:\nAnd of Spain?"}, SPAIN),
     ({"prompt": "User: Capital of France?\n\nAssistant: Paris.\n\nUser: And of Spain?\n\nAssistant:"}, SPAIN),
     ({"prompt": "USER: Capital of France?\nASSISTANT: Paris.\nUSER: And of Spain?\nASSISTANT: "}, SPAIN),
@@ -148,8 +170,14 @@ def test_turns(row: dict[str, Any], messages: list[dict[str, str]]) -> None:
         ({"instruction": "Shorten", "instances": [{"input": "A b.", "output": "B."}]}, "Shorten\n\nA b."),
         ({"instruction": "Shorten", "instances": [{"input": "", "output": "B."}]}, "Shorten"),
         ({"question": "q", "choices": ["red", "blue"]}, "q\n\nA. red\nB. blue"),
-        ({"question": "q", "choices": {"text": ["red", "blue"], "label": ["1", "2"]}}, "q\n\n1. red\n2. blue"),
-        ({"question": "q", "options": [{"label": "C", "text": "red"}, {"text": "blue"}]}, "q\n\nC. red\n2. blue"),
+        (
+            {"question": "q", "choices": {"text": ["red", "blue"], "label": ["1", "2"]}},
+            "q\n\n1. red\n2. blue",
+        ),
+        (
+            {"question": "q", "options": [{"label": "C", "text": "red"}, {"text": "blue"}]},
+            "q\n\nC. red\n2. blue",
+        ),
         ({"question": "q", "options": {"A": "red", "B": "blue", "E": None}}, "q\n\nA. red\nB. blue"),
         ({"question": {"stem": "q", "choices": [{"text": "red", "label": "A"}]}}, "q\n\nA. red"),
         ({"question": {"problem": "q", "context": "c", "id": 3}}, "q\n\nc"),
@@ -158,7 +186,10 @@ def test_turns(row: dict[str, Any], messages: list[dict[str, str]]) -> None:
         ({"prompt": "By Ann.\n\nWho wrote it?", "context": "By Ann."}, "By Ann.\n\nWho wrote it?"),
         ({"prompt": "q\n\nA. red\nB. blue", "choices": ["red", "blue"]}, "q\n\nA. red\nB. blue"),
         ({"prompt": "q (A) red (B) blue", "choices": ["red", "blue"]}, "q (A) red (B) blue"),
-        ({"prompt": "Do:\nAdd\nInput: 7\nAnswer:", "instruction": "Add", "input": 7}, "Do:\nAdd\nInput: 7\nAnswer:"),
+        (
+            {"prompt": "Do:\nAdd\nInput: 7\nAnswer:", "instruction": "Add", "input": 7},
+            "Do:\nAdd\nInput: 7\nAnswer:",
+        ),
         ({"prompt": "### Input:\ncat\n### Response:", "input": "cat"}, "### Input:\ncat\n### Response:"),
         ({"prompt": "What is 17?", "context": "7"}, "What is 17?\n\n7"),
         (
@@ -199,8 +230,14 @@ def test_text_that_is_no_conversation_stays_as_it_is(text: str) -> None:
             {"messages": [user("Hi"), {"role": "assistant", "content": None, "tool_calls": [{}]}, user("x")]},
             "tool_turn",
         ),
-        ({"conversations": [{"from": "human", "value": "Hi"}, {"from": "observation", "value": "3"}]}, "tool_turn"),
-        ({"prompt": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "not_text_part"),
+        (
+            {"conversations": [{"from": "human", "value": "Hi"}, {"from": "observation", "value": "3"}]},
+            "tool_turn",
+        ),
+        (
+            {"prompt": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            "not_text_part",
+        ),
         ({"turns": ["Hi", "And?"]}, "user_turns_only"),
         ({"prompt": ["Hi", "And?"]}, "user_turns_only"),
         ({"text": "Hi", "role": "prompter", "parent_id": "7"}, "part_of_a_tree"),
@@ -218,13 +255,25 @@ def test_what_cannot_be_asked_is_counted(row: dict[str, Any], reason: str) -> No
 
 
 def test_every_door_reads_the_same_question(tmp_path: Path) -> None:
-    asked = {"system": "S", "instruction": "Add", "input": [1, 2], "context": "Sums.", "history": [["a", "b"]]}
+    asked = {
+        "system": "S",
+        "instruction": "Add",
+        "input": [1, 2],
+        "context": "Sums.",
+        "history": [["a", "b"]],
+    }
     messages = [system("S"), user("a"), answer("b"), user("Add\n\n[1, 2]\n\nSums.")]
     path = tmp_path / "rows.jsonl"
     assert list(load_prompts(write(path, [asked]))[0][0].messages) == messages
     (conversation,) = read_conversations(write(path, [asked | {"output": "3"}]), Counter())
     assert conversation == [*messages, answer("3")]
-    write(path, [asked | {"chosen": "3", "rejected": "4"}, asked | {"output_1": "3", "output_2": "4", "preference": 1}])
+    write(
+        path,
+        [
+            asked | {"chosen": "3", "rejected": "4"},
+            asked | {"output_1": "3", "output_2": "4", "preference": 1},
+        ],
+    )
     assert list(read_preferences(path, Counter())) == [(messages, "3", "4")] * 2
     (candidates,) = read_responses(write(path, [asked | {"responses": ["3"]}]), Counter())
     assert candidates["messages"] == messages

@@ -50,7 +50,9 @@ def test_schemas_and_records_have_the_same_fields() -> None:
     assert PROMPT_SCHEMA.names == [field.name for field in fields(Prompt)]
     assert PAIRS_SCHEMA.names == [field.name for field in fields(PreferencePair)]
     inner = CANDIDATES_SCHEMA.field("candidates").type.value_type
-    assert [inner.field(i).name for i in range(inner.num_fields)] == [field.name for field in fields(Candidate)]
+    assert [inner.field(i).name for i in range(inner.num_fields)] == [
+        field.name for field in fields(Candidate)
+    ]
 
 
 MESSAGES = "list<item: struct<role: string, content: string>>"

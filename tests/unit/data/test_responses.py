@@ -20,8 +20,12 @@ from rlhf.data.responses import pair_line, read_responses, scored_line, to_numbe
 from rlhf.errors import DataError
 
 
-def read(path: Path, row: dict[str, Any], numbers: str | None = None) -> tuple[list[dict[str, Any]], Counter[str]]:
-    path.write_text(json.dumps(row) + "\n" + json.dumps({"prompt": "other", "responses": ["x"], "rewards": [1]}))
+def read(
+    path: Path, row: dict[str, Any], numbers: str | None = None
+) -> tuple[list[dict[str, Any]], Counter[str]]:
+    path.write_text(
+        json.dumps(row) + "\n" + json.dumps({"prompt": "other", "responses": ["x"], "rewards": [1]})
+    )
     counts = Counter[str]()
     rows = list(read_responses(path, counts, numbers))
     return rows[:-1], counts
@@ -59,7 +63,9 @@ def test_an_unknown_finish_reason_is_counted_and_named(tmp_path: Path, word: Any
 
 @pytest.mark.parametrize("rewards", [[1.7e308, -1.7e308], [math.inf, 0], [1e39, 1], [10**300, 1]])
 def test_no_margin_is_infinite(tmp_path: Path, rewards: list[float]) -> None:
-    ((row,), _) = read(tmp_path / "a.jsonl", {"prompt": "q", "responses": ["a", "b"], "rewards": rewards}, "rewards")
+    ((row,), _) = read(
+        tmp_path / "a.jsonl", {"prompt": "q", "responses": ["a", "b"], "rewards": rewards}, "rewards"
+    )
     assert make_pairs(scored_prompt(row, row), PairConfig(), None, 0) is Drop.non_finite
 
 
@@ -76,8 +82,12 @@ def test_the_largest_scores_make_a_line_of_plain_json(tmp_path: Path) -> None:
 def test_half_pairs_and_numbers_that_are_none_in_other_columns(tmp_path: Path) -> None:
     row = {"prompt": "q", "responses": ["a"], "rewards": ["\ud800"], "note": "n"}
     assert dropped(read(tmp_path / "a.jsonl", row)[1]) == {"invalid_unicode": 1}
-    assert dropped(read(tmp_path / "a.jsonl", row | {"rewards": [1], "\udc00": 1})[1]) == {"invalid_unicode": 1}
-    ((kept,), _) = read(tmp_path / "a.jsonl", row | {"rewards": [1], "metadata": {"loss": [math.nan, -math.inf, 2]}})
+    assert dropped(read(tmp_path / "a.jsonl", row | {"rewards": [1], "\udc00": 1})[1]) == {
+        "invalid_unicode": 1
+    }
+    ((kept,), _) = read(
+        tmp_path / "a.jsonl", row | {"rewards": [1], "metadata": {"loss": [math.nan, -math.inf, 2]}}
+    )
     line = json.loads(json.dumps(scored_line(kept, [1.0]), allow_nan=False))
     assert line["metadata"] == {"loss": [None, None, 2]}
     deep: Any = 1

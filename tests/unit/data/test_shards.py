@@ -41,7 +41,9 @@ def test_equal_rows_give_equal_bytes(tmp_path: Path) -> None:
 
 def test_a_folder_is_read_in_order_and_summed(tmp_path: Path) -> None:
     for index in (10, 2, 0):
-        write_shard(tmp_path / shard_name(index), SCORES_SCHEMA, [ROWS[index]], {"rows": 1, f"only/{index}": 1})
+        write_shard(
+            tmp_path / shard_name(index), SCORES_SCHEMA, [ROWS[index]], {"rows": 1, f"only/{index}": 1}
+        )
     (tmp_path / ".shard_00001.parquet.tmp").write_bytes(b"half")
     assert [path.name for path in shard_paths(tmp_path)] == [shard_name(i) for i in (0, 2, 10)]
     assert [row["id"] for row in read_all_rows(tmp_path)] == ["0", "2", "10"]

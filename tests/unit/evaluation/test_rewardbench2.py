@@ -83,7 +83,10 @@ def test_overall_is_the_plain_mean_of_all_six() -> None:
     ]
     rows.append(rows[0] | {"scores": [0.0, None, 0.0, 0.0]})  # a second row: Factuality is 50
     mine = {"subset": "mine", "id": "m", "scores": [0.0, 0.0], "num_correct": 1}
-    tied = [{"subset": "Ties", "id": f"{kind}:0", "scores": [0.0, 0.0], "num_correct": 1} for kind in ("ref", "tied")]
+    tied = [
+        {"subset": "Ties", "id": f"{kind}:0", "scores": [0.0, 0.0], "num_correct": 1}
+        for kind in ("ref", "tied")
+    ]
     found = report([*rows, mine, *tied])
     assert found["overall"] == pytest.approx((50 + 4 * 100 + 0) / 6)
     assert found["subsets"]["Factuality"] == {"score": 50.0, "ties": 0, "rows": 2, "non_finite": 1}
@@ -107,7 +110,10 @@ def test_rows_keep_their_order_and_their_duplicates(tmp_path: Path) -> None:
     counts = Counter[str]()
     read = list(read_best_of_n(path, counts))
     about = [json.loads(row["extra"]) for row in read]
-    assert about[:2] == [{"id": "x", "subset": "Math", "num_correct": 1}, {"id": 1, "subset": "Math", "num_correct": 1}]
+    assert about[:2] == [
+        {"id": "x", "subset": "Math", "num_correct": 1},
+        {"id": 1, "subset": "Math", "num_correct": 1},
+    ]
     assert about[2:] == [{"id": "tied:7", "subset": "Ties", "num_correct": 2}]
     assert [c["text"] for c in read[2]["candidates"]] == ["a", "d", "b", "a", " c"]
     dropped = ("num_correct", "one_sided", "ties_id", "response_not_text")

@@ -90,7 +90,10 @@ def test_a_worker_that_raises_ends_the_stage_with_its_message_and_log(tmp_path, 
 
 def test_an_error_of_the_user_keeps_its_kind(tmp_path):
     inputs = candidates(tmp_path / "in")
-    with hold_run(tmp_path / "run", print) as token, pytest.raises(DataError, match="does not like this response"):
+    with (
+        hold_run(tmp_path / "run", print) as token,
+        pytest.raises(DataError, match="does not like this response"),
+    ):
         score(tmp_path / "run", inputs, "bad_data", token)
 
 
@@ -138,7 +141,9 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)]
+)
 def test_no_worker_outlives_its_driver(tmp_path, number, code):
     candidates(tmp_path / "in")
     marker, script = tmp_path / "pid", tmp_path / "driver.py"
@@ -201,7 +206,10 @@ def test_inference_workers_share_the_gpus_out(monkeypatch):
 def test_training_ranks_form_one_group(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
     ranks = environments(Kind.training, compute(), 1, 0)
-    assert [(env["RANK"], env["LOCAL_RANK"], env["WORLD_SIZE"]) for env in ranks] == [("0", "0", "2"), ("1", "1", "2")]
+    assert [(env["RANK"], env["LOCAL_RANK"], env["WORLD_SIZE"]) for env in ranks] == [
+        ("0", "0", "2"),
+        ("1", "1", "2"),
+    ]
     assert len({env["MASTER_PORT"] for env in ranks}) == 1
     assert {env["CUDA_VISIBLE_DEVICES"] for env in ranks} == {"4,5"}
 

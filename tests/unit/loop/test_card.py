@@ -43,9 +43,19 @@ def facts(cfg=None, rows=ROWS):
 def test_the_front_matter_names_the_base_as_the_hub_reads_it():
     _, front, body = card.text(facts(), "bfloat16").split("---\n", 2)
     read = OmegaConf.to_container(OmegaConf.create(front))
-    assert read["base_model"] == "meta-llama/Meta-Llama-3-8B-Instruct" and read["library_name"] == "transformers"
+    assert (
+        read["base_model"] == "meta-llama/Meta-Llama-3-8B-Instruct" and read["library_name"] == "transformers"
+    )
     assert "dpo" in read["tags"]
-    for part in ("π1", "+0.750", "beta: 0.1", "torch 2.13.0", "prompts.jsonl", "some/judge", "0000000000000000"):
+    for part in (
+        "π1",
+        "+0.750",
+        "beta: 0.1",
+        "torch 2.13.0",
+        "prompts.jsonl",
+        "some/judge",
+        "0000000000000000",
+    ):
         assert part in body
 
 
@@ -103,7 +113,11 @@ def test_a_killed_export_is_begun_anew(tmp_path, trained):
     os.link(trained.path / "model.safetensors", partial / "model.safetensors")
     write_atomic(partial / "config.json", b"half")
     made = export(Run(tmp_path / "run", Config(), InProcess()), trained, facts())
-    assert sorted(path.name for path in made.path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(path.name for path in made.path.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
 
 
 def test_the_best_policy_is_exported_and_linked_anew_when_another_is_better(tmp_path, trained, monkeypatch):
@@ -117,7 +131,9 @@ def test_the_best_policy_is_exported_and_linked_anew_when_another_is_better(tmp_
         ((0.0, 2.0), Path("iteration_001/export/model")),
         ((9.0, 2.0), outside.path),
     ):
-        monkeypatch.setattr(outcome, "rows_of", lambda _, scores=scores: [row(t, s) for t, s in enumerate(scores)])
+        monkeypatch.setattr(
+            outcome, "rows_of", lambda _, scores=scores: [row(t, s) for t, s in enumerate(scores)]
+        )
         outcome.conclude(Run(run, config(), InProcess()), evaluations, "float32")
         assert Path(os.readlink(run / "best")) == target
     assert "+2.000" in (run / "iteration_001" / "export" / "model" / "README.md").read_text()

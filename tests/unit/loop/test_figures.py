@@ -35,7 +35,9 @@ def candidates(folder, logprobs, tokens=3, truncated=0):
     ]
     write_shard(folder / shard_name(0), CANDIDATES_SCHEMA, rows)
     n = sum(len(v) for v in logprobs.values())
-    return Artifact(folder, "d", {"counts": {"responses": n, "response_tokens": n * tokens, "truncated": truncated}})
+    return Artifact(
+        folder, "d", {"counts": {"responses": n, "response_tokens": n * tokens, "truncated": truncated}}
+    )
 
 
 def scores(folder, values, schema=SCORES_SCHEMA, column="scores"):

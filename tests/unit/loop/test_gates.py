@@ -153,7 +153,9 @@ def test_length_and_kl(tmp_path, change, gates):
     assert list(check_iteration(Config(), rows[:1], evaluations[:1])) == []
 
 
-UP, LEVEL, DOWN = ([[v + d, v - d] for v, d in zip([x] * 4, (0.1, 0.2, 0.3, 0.4), strict=True)] for x in (2, 1, 0))
+UP, LEVEL, DOWN = (
+    [[v + d, v - d] for v, d in zip([x] * 4, (0.1, 0.2, 0.3, 0.4), strict=True)] for x in (2, 1, 0)
+)
 NOISY = [[0.0], [4.0], [-3.0], [1.0]]
 """Mean 0.5, but its differences from LEVEL are not beyond two standard errors."""
 
@@ -177,7 +179,9 @@ def test_a_second_judge_falls_while_the_first_rises(tmp_path, score, before, now
     found = list(check_iteration(Config(), rows, evaluations))
     assert gates_of(found) == ["second_judge"] * len(bases)
     assert [f.text.split(" from ")[1][:2] for f in found] == bases
-    assert all(f.text.startswith("evaluate.gold" if kind == "gold" else "evaluate.judges.second") for f in found)
+    assert all(
+        f.text.startswith("evaluate.gold" if kind == "gold" else "evaluate.judges.second") for f in found
+    )
 
 
 def test_a_judge_of_the_sum_is_no_second_judge(tmp_path):
@@ -195,7 +199,9 @@ def test_a_fall_is_measured_in_standard_errors_of_differences_per_prompt(tmp_pat
     cfg, rows = Config(), [row(0), row(1, 1.0)]
     assert list(check_iteration(cfg, rows, evaluations)) == []
     cfg.gates.max_fall = 1.7
-    assert [f.value for f in check_iteration(cfg, rows, evaluations)] == [pytest.approx(0.4 / 0.2273, rel=1e-3)]
+    assert [f.value for f in check_iteration(cfg, rows, evaluations)] == [
+        pytest.approx(0.4 / 0.2273, rel=1e-3)
+    ]
 
 
 @pytest.fixture
@@ -210,20 +216,26 @@ def test_what_is_found_warns_stops_or_is_ignored(run, capsys, monkeypatch, actio
     monkeypatch.setattr("rlhf.loop.gates.rows_of", lambda evaluations: [row(0)])
     run.cfg.gates.truncated = action
     gates = Gates(run, [])
-    findings = check_stage(run.cfg, 1, counted(run.folder / "iteration_001", "generate", responses=4, truncated=3))
+    findings = check_stage(
+        run.cfg, 1, counted(run.folder / "iteration_001", "generate", responses=4, truncated=3)
+    )
     if action is Action.stop:
         with pytest.raises(UserError) as stopped:
             gates._heed(findings)
-        assert all(part in str(stopped.value) for part in ("75.0%", "gates.max_truncated", "gates.truncated=warn"))
+        assert all(
+            part in str(stopped.value) for part in ("75.0%", "gates.max_truncated", "gates.truncated=warn")
+        )
         assert str(run.folder / "iteration_001" / "generate") in str(stopped.value)
         assert json.loads((run.folder / "summary.json").read_text())["gates"] == gates.violations
     else:
         gates._heed(findings)
     assert ("  ! gates.truncated: 75.0%" in capsys.readouterr().out) == (action is not Action.ignore)
-    assert ("! gates.truncated" in (run.folder / "logs" / "driver.log").read_text()) == (action is not Action.ignore)
-    assert [(f["iteration"], f["value"], f["threshold"], f["action"], f["where"]) for f in gates.violations] == (
-        [] if action is Action.ignore else [(1, 0.75, 0.2, action.value, "iteration_001/generate")]
+    assert ("! gates.truncated" in (run.folder / "logs" / "driver.log").read_text()) == (
+        action is not Action.ignore
     )
+    assert [
+        (f["iteration"], f["value"], f["threshold"], f["action"], f["where"]) for f in gates.violations
+    ] == ([] if action is Action.ignore else [(1, 0.75, 0.2, action.value, "iteration_001/generate")])
 
 
 @pytest.mark.parametrize("change", [{"planning": True}, {"only": "iteration_001/dpo"}])

@@ -61,8 +61,12 @@ def test_a_rule_judges_the_whole_loop_and_no_other_judge(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
         header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
-        (tmp_path / name / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"question {i}"}) + "\n" for i in range(9)))
+        (tmp_path / name / "model.safetensors").write_bytes(
+            struct.pack("<Q", len(header)) + header + bytes(4)
+        )
+    (tmp_path / "prompts.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"question {i}"}) + "\n" for i in range(9))
+    )
     cfg = Config(num_iterations=1)
     cfg.model.path, cfg.prompts.path = str(tmp_path / "policy"), str(tmp_path / "prompts.jsonl")
     cfg.reward_model.path, cfg.reward_model.rule = "/there/is/no/such/model", GOLD
@@ -80,7 +84,9 @@ def test_a_rule_judges_the_whole_loop_and_no_other_judge(tmp_path):
 def test_a_rule_scores_a_file(tmp_path):
     cfg = Config()
     cfg.reward_model.rule = GOLD
-    (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": "Reverse: a b c", "responses": ["c b a.", "a"]}) + "\n")
+    (tmp_path / "in.jsonl").write_text(
+        json.dumps({"prompt": "Reverse: a b c", "responses": ["c b a.", "a"]}) + "\n"
+    )
     run = Run(tmp_path / "run", cfg, InProcess())
     file = judges.sources.data_file(run, str(tmp_path / "in.jsonl"), "input")
     read = run.stage("read", "read", ReadStage("responses", 8), {"file": file})
@@ -111,5 +117,7 @@ def test_a_rule_that_is_none_is_named():
     with pytest.raises(ConfigError, match=r"rlhf\.world\.tasks has no function 'nothing'"):
         RuleJudge("rlhf.world.tasks:nothing")
     judge = RuleJudge("tests.unit.rules:no_number")
-    with pytest.raises(DataError, match=r"rules:no_number: gave back 'good', .* response 'yes' to 'really\?'"):
+    with pytest.raises(
+        DataError, match=r"rules:no_number: gave back 'good', .* response 'yes' to 'really\?'"
+    ):
         judge.score([([{"role": "user", "content": "really?"}], "yes")])

@@ -82,7 +82,9 @@ def test_sizes_from_names(path: str, size: float | None) -> None:
 def test_a_large_model_needs_a_gpu_or_a_clear_wish(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capacity, "visible_gpus", list)
     cfg = Config()
-    with pytest.raises(ConfigError, match=r"(?s)no NVIDIA GPU.*8 billion.*experiment=quickstart.*compute\.device=cpu"):
+    with pytest.raises(
+        ConfigError, match=r"(?s)no NVIDIA GPU.*8 billion.*experiment=quickstart.*compute\.device=cpu"
+    ):
         capacity.check_capacity(cfg)
     cfg.compute.device = Device.cpu
     capacity.check_capacity(cfg)

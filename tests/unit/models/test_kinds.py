@@ -71,8 +71,14 @@ KINDS = {
         ["my/base", "AutoModelForSequenceClassification"],
     ),
     "adapter and config": (lambda f: adapter(f, with_config=True), ["adapter (LORA", "merge_and_unload"]),
-    "adapter of prompts": (lambda f: adapter(f, peft_type="PROMPT_TUNING"), ["PROMPT_TUNING", "cannot be merged"]),
-    "adapter of nobody": (lambda f: adapter(f, base_model_name_or_path=None), ["its base model", "merge_and_unload"]),
+    "adapter of prompts": (
+        lambda f: adapter(f, peft_type="PROMPT_TUNING"),
+        ["PROMPT_TUNING", "cannot be merged"],
+    ),
+    "adapter of nobody": (
+        lambda f: adapter(f, base_model_name_or_path=None),
+        ["its base model", "merge_and_unload"],
+    ),
     "adapter's weights": (
         lambda f: written(f, adapter_model__bin=""),
         ["an adapter without its adapter_config.json"],
@@ -82,8 +88,14 @@ KINDS = {
     "gguf file": (gguf_file, ["a file of", "GGUF"]),
     "weights file": (file_of_weights, ["a file of weights", "Name the folder"]),
     "empty": (written, ["an empty folder", "hf download"]),
-    "bitsandbytes": (lambda f: quantised(f, load_in_4bit=True), ["quantised (bitsandbytes", "model.dequantize()"]),
-    "gptq": (lambda f: quantised(f, quant_method="gptq", bits=4), ["quantised (gptq", "made from", "dequantize"]),
+    "bitsandbytes": (
+        lambda f: quantised(f, load_in_4bit=True),
+        ["quantised (bitsandbytes", "model.dequantize()"],
+    ),
+    "gptq": (
+        lambda f: quantised(f, quant_method="gptq", bits=4),
+        ["quantised (gptq", "made from", "dequantize"],
+    ),
     "awq": (lambda f: quantised(f, quant_method="awq"), ["quantised (awq"]),
     "fp8": (lambda f: quantised(f, quant_method="fp8"), ["quantised (fp8", "FineGrainedFP8Config"]),
     "compressed": (
@@ -99,9 +111,18 @@ KINDS = {
         lambda f: shards(f, "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"),
         ["2 weight files", "no model.safetensors.index.json"],
     ),
-    "weights of another name": (lambda f: shards(f, "weights.safetensors"), ["called weights.safetensors", "Rename"]),
-    "maker's format": (lambda f: shards(f, "consolidated.safetensors"), ["maker's own format", "consolidated"]),
-    "pickles": (lambda f: without_weights(f, "pytorch_model.bin"), ["pytorch_model.bin is pickled", "save_pretrained"]),
+    "weights of another name": (
+        lambda f: shards(f, "weights.safetensors"),
+        ["called weights.safetensors", "Rename"],
+    ),
+    "maker's format": (
+        lambda f: shards(f, "consolidated.safetensors"),
+        ["maker's own format", "consolidated"],
+    ),
+    "pickles": (
+        lambda f: without_weights(f, "pytorch_model.bin"),
+        ["pytorch_model.bin is pickled", "save_pretrained"],
+    ),
     "pth": (lambda f: without_weights(f, "a.pth"), ["a.pth is pickled"]),
     "pt": (lambda f: without_weights(f, "a.pt"), ["a.pt is pickled"]),
     "flax": (lambda f: without_weights(f, "flax_model.msgpack"), ["Flax", "from_flax=True"]),

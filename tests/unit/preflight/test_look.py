@@ -93,8 +93,18 @@ class Answering:
         ({"dpo__lora__rank": 8, "dpo__learning_rate": 2e-5}, EIGHT, "dpo.learning_rate=2e-05 with LoRA", OK),
         ({"sft__data": "d", "sft__learning_rate": 1e-3}, EIGHT, "sft.learning_rate=0.001", WARNING),
         ({"sft__data": "d", "sft__learning_rate": 2e-5}, EIGHT, "sft.learning_rate=2e-05", OK),
-        ({"reward_model__data": "d", "reward_model__learning_rate": 1}, EIGHT, "reward_model.learning_rate=1", WARNING),
-        ({"reward_model__data": "d", "reward_model__learning_rate": 1}, {}, "reward_model.learning_rate=1", OK),
+        (
+            {"reward_model__data": "d", "reward_model__learning_rate": 1},
+            EIGHT,
+            "reward_model.learning_rate=1",
+            WARNING,
+        ),
+        (
+            {"reward_model__data": "d", "reward_model__learning_rate": 1},
+            {},
+            "reward_model.learning_rate=1",
+            OK,
+        ),
         ({"score__max_tokens": 3047}, {}, "score.max_tokens=3047", WARNING),
         ({"score__max_tokens": 3048}, {}, "score.max_tokens=3048", OK),
     ],
@@ -127,7 +137,9 @@ def test_models_are_found_made_here_or_wrong(tmp_path, monkeypatch):
 
 def test_data_rules_and_servers(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    cfg = changed(prompts__path=str(tmp_path / "set{iteration}.jsonl"), num_iterations=2, sft__data="owner/data:train")
+    cfg = changed(
+        prompts__path=str(tmp_path / "set{iteration}.jsonl"), num_iterations=2, sft__data="owner/data:train"
+    )
     rows(tmp_path / "set1.jsonl", 1)
     cfg.prompts.held_out_path, cfg.pair.data = "@world/held_out.jsonl", str(tmp_path)
     cfg.evaluate.gold, cfg.reward_model.rule = "rlhf.world.tasks:gold", "no.such:rule"
@@ -142,7 +154,10 @@ def test_data_rules_and_servers(tmp_path, monkeypatch):
     assert said(found, "pair.data=") is ERROR and said(found, "prompts.held_out_path=") is OK
     assert said(found, "evaluate.gold=") is OK and said(found, "reward_model.rule=no.such:rule") is ERROR
     assert said(found, "reward_model.url=http://127.0.0.1:9: no answer") is WARNING
-    assert said(found, "finished: 1 finished stages") is OK and said(found, "misspelt: 0 finished stages") is WARNING
+    assert (
+        said(found, "finished: 1 finished stages") is OK
+        and said(found, "misspelt: 0 finished stages") is WARNING
+    )
 
 
 def test_names_that_are_passed_on_to_the_trainers():
@@ -155,7 +170,8 @@ def test_names_that_are_passed_on_to_the_trainers():
     found = list(_names(job.config.cfg))
     assert said(found, "dpo.lr_scheduler=cosin") is ERROR and said(found, "report_to=['wandbb']") is ERROR
     assert (
-        said(found, "sft.trainer_args: betta") is ERROR and said(found, "reward_model.trainer_args: adam_beta2") is OK
+        said(found, "sft.trainer_args: betta") is ERROR
+        and said(found, "reward_model.trainer_args: adam_beta2") is OK
     )
     assert [each.level for each in _names(Config())] == [OK]
 
@@ -192,13 +208,18 @@ def test_prompts(tmp_path, monkeypatch, train, held_out, values, text, level):
     files["prompts.path"] = Path(rows(tmp_path / "train.jsonl", *train))
     found = collect("prompts", inputs.prompts(cfg, files, sample))
     assert said(found, text) is level
-    assert sample[0] == [{"role": "user", "content": "question 0"}] and len(sample) == min(51, len(set(train)))
+    assert sample[0] == [{"role": "user", "content": "question 0"}] and len(sample) == min(
+        51, len(set(train))
+    )
     assert len([each for each in found if each.level is ERROR]) == (level is ERROR)
 
 
 def test_a_prompt_of_an_earlier_iterations_set_is_noticed(tmp_path):
     cfg = changed(prompts__path="set{iteration}", prompts__num_held_out=2)
-    files = {f"prompts.path.{t}": Path(rows(tmp_path / f"{t}.jsonl", *ids)) for t, ids in ((1, range(5)), (2, [4, 5]))}
+    files = {
+        f"prompts.path.{t}": Path(rows(tmp_path / f"{t}.jsonl", *ids))
+        for t, ids in ((1, range(5)), (2, [4, 5]))
+    }
     found = collect("prompts", inputs.prompts(cfg, files, []))
     assert said(found, "prompts.path.2: 1 of 2") is WARNING and said(found, "prompts.path.1: 0 of 5") is OK
 
@@ -206,7 +227,9 @@ def test_a_prompt_of_an_earlier_iterations_set_is_noticed(tmp_path):
 @pytest.mark.parametrize(("free", "level"), [(300e9, ERROR), (340e9, WARNING), (900e9, OK)])
 def test_disk(tmp_path, monkeypatch, free, level):
     cfg = changed(run_dir=str(tmp_path / "not" / "yet"))
-    monkeypatch.setattr(hardware.shutil, "disk_usage", lambda path: SimpleNamespace(free=free if path.is_dir() else 0))
+    monkeypatch.setattr(
+        hardware.shutil, "disk_usage", lambda path: SimpleNamespace(free=free if path.is_dir() else 0)
+    )
     # three iterations and an export of 32 GB, two checkpoints of 96 GB, 4 GB of responses
     assert said(hardware.disk(cfg, EIGHT), "324 GB of") is level
 
@@ -259,7 +282,10 @@ def test_gpus_of_unknown_size_are_no_reason_to_stop(tmp_path, monkeypatch):
 
 def test_a_machine_that_cannot_is_refused_in_the_words_of_check_capacity(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert said(collect("machine", hardware.memory_of_stages(Config(), {}, {})), "This machine cannot run it") is ERROR
+    assert (
+        said(collect("machine", hardware.memory_of_stages(Config(), {}, {})), "This machine cannot run it")
+        is ERROR
+    )
 
 
 def test_versions(tmp_path, monkeypatch):
@@ -282,7 +308,9 @@ def test_an_error_message_becomes_what_is_wrong_and_the_way_out():
 
 
 def quickstart():
-    cfg = changed(model__path="@world/model", reward_model__path="@world/judge", prompts__path="@world/p.jsonl")
+    cfg = changed(
+        model__path="@world/model", reward_model__path="@world/judge", prompts__path="@world/p.jsonl"
+    )
     cfg.world.enabled = True
     return cfg
 
@@ -312,7 +340,11 @@ def test_a_run_is_refused_for_what_is_wrong_and_told_what_is_odd(tmp_path, monke
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     cfg.compute.device = Device.cuda
     with pytest.raises(ConfigError, match=r"✗ compute\.device=cuda, but no GPU"):
-        require(cfg, SimpleNamespace(launch=lambda job, kind, _: environments(kind, job.compute, 1, 0)), lines.append)
+        require(
+            cfg,
+            SimpleNamespace(launch=lambda job, kind, _: environments(kind, job.compute, 1, 0)),
+            lines.append,
+        )
 
 
 def checked(tmp_path, *arguments):
@@ -365,8 +397,20 @@ def test_the_golden_pairs_warning_is_said_and_changes_no_file(tmp_path, monkeypa
     monkeypatch.setattr("rlhf.scoring.choose_judge.load_judge", lambda config, inputs: Preferring(2.0))
     made, candidates, console = {}, tmp_path / "candidates", Console(tmp_path)
     candidates.mkdir()
-    answer = {"text": "a", "token_ids": [1], "finish_reason": "stop", "logprob": 0.0, "seed": 0, "temperature": 1.0}
-    row = {"id": "p", "messages": [{"role": "user", "content": "q"}], "prompt_token_ids": [1], "candidates": [answer]}
+    answer = {
+        "text": "a",
+        "token_ids": [1],
+        "finish_reason": "stop",
+        "logprob": 0.0,
+        "seed": 0,
+        "temperature": 1.0,
+    }
+    row = {
+        "id": "p",
+        "messages": [{"role": "user", "content": "q"}],
+        "prompt_token_ids": [1],
+        "candidates": [answer],
+    }
     write_shard(candidates / shard_name(0), CANDIDATES_SCHEMA, [row])
     for name in ("iteration_000/held_out/score", "iteration_001/held_out/score"):
         out = tmp_path / name

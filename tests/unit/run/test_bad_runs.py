@@ -51,7 +51,10 @@ def split(here):
     cfg.prompts.num_held_out = 1
     made = Run(here / "run", cfg, InProcess())
     made.stage(
-        "prompts", "prompts", stage_config(cfg, "prompts"), {"prompts": data_file(made, str(here / "p.jsonl"), "k")}
+        "prompts",
+        "prompts",
+        stage_config(cfg, "prompts"),
+        {"prompts": data_file(made, str(here / "p.jsonl"), "k")},
     )
 
 
@@ -108,19 +111,35 @@ def dangling(here):
     folder("of pickles alone", ["no *.safetensors", "can run code", "save_pretrained"], pickled),
     folder("cut short", ["model.safetensors: ", "cut short", "Download it anew"], cut),
     folder(
-        "of an LFS pointer", ["no safetensors file", "anew"], text("model.safetensors", b"version https://git-lfs\n")
+        "of an LFS pointer",
+        ["no safetensors file", "anew"],
+        text("model.safetensors", b"version https://git-lfs\n"),
     ),
     folder("of an empty file", ["no safetensors file", "anew"], text("model.safetensors", b"")),
     folder("behind a broken link", ["no safetensors file", "anew"], dangling),
     folder("without a shard", ["../../secret.safetensors", "index.json", "not there"], shard_of_nothing),
     folder("with a broken index", ["has no weight_map", "anew"], text("model.safetensors.index.json", b"{}")),
     folder("of whole numbers", ["no floating-point weights", "Set the model's dtype"], whole_numbers),
-    folder("that is an adapter", ["adapter_config.json", "merge_and_unload"], text("adapter_config.json", b"{}")),
-    run("with another seed", ["seed: 42 there, 7 now", "put the old values back", "rm -r"], nothing, " seed=7"),
-    run("with changed prompts", ["inputs.prompts", "Ways out"], lambda run: text("p.jsonl", PROMPTS * 2)(run.parent)),
+    folder(
+        "that is an adapter", ["adapter_config.json", "merge_and_unload"], text("adapter_config.json", b"{}")
+    ),
+    run(
+        "with another seed", ["seed: 42 there, 7 now", "put the old values back", "rm -r"], nothing, " seed=7"
+    ),
+    run(
+        "with changed prompts",
+        ["inputs.prompts", "Ways out"],
+        lambda run: text("p.jsonl", PROMPTS * 2)(run.parent),
+    ),
     run("with a broken manifest", ["artifact.json is damaged", "rm -r"], text("prompts/artifact.json", b"{")),
-    run("with a list as manifest", ["artifact.json is damaged", "rm -r"], text("prompts/artifact.json", b"[1]")),
-    run("with an empty manifest", ["artifact.json is damaged", "rm -r"], text("prompts/artifact.json", b"{}")),
+    run(
+        "with a list as manifest",
+        ["artifact.json is damaged", "rm -r"],
+        text("prompts/artifact.json", b"[1]"),
+    ),
+    run(
+        "with an empty manifest", ["artifact.json is damaged", "rm -r"], text("prompts/artifact.json", b"{}")
+    ),
     run("of another schema", ["schema: 99 there", "rm -r"], lambda run: schema(run, 99)),
     run(
         "with a missing shard",
@@ -128,7 +147,9 @@ def dangling(here):
         lambda run: (run / "prompts/train.parquet").unlink(),
     ),
     run(
-        "with a longer shard", ["train.parquet is damaged (4 bytes", "Restore"], text("prompts/train.parquet", b"PAR1")
+        "with a longer shard",
+        ["train.parquet is damaged (4 bytes", "Restore"],
+        text("prompts/train.parquet", b"PAR1"),
     ),
     run(
         "that leads outside",

@@ -107,7 +107,9 @@ class Hub(BaseHTTPRequestHandler):
         path = urlsplit(self.path).path
         self.asked.append(path)
         if path.startswith("/api/") and "/tree/" in path:
-            tree = [{"type": "file", "path": name, "size": len(data), "oid": name} for name, data in FILES.items()]
+            tree = [
+                {"type": "file", "path": name, "size": len(data), "oid": name} for name, data in FILES.items()
+            ]
             tree += [{"type": "file", "path": name, "size": 4, "oid": name} for name in COPIES]
             self.answer(json.dumps(tree).encode())
         elif path.startswith("/api/models/some/model"):

@@ -48,7 +48,9 @@ def source(path, digest="d"):
 
 
 def make(run, prompts_file, num_held_out=4, digest="d"):
-    return run.stage("prompts", "prompts", PromptsSettings(num_held_out), {"prompts": source(prompts_file, digest)})
+    return run.stage(
+        "prompts", "prompts", PromptsSettings(num_held_out), {"prompts": source(prompts_file, digest)}
+    )
 
 
 def test_a_finished_stage_is_reused(tmp_path, prompts_file):
@@ -136,7 +138,9 @@ def test_a_plan_names_everything_a_change_touches(tmp_path, prompts_file):
     run.stage("prompts", "later", PromptsSettings(num_held_out=0), {"prompts": first.part("train.parquet")})
     plan = Run(folder, Config(), planning=True)
     changed = make(plan, prompts_file, num_held_out=5)
-    later = plan.stage("prompts", "later", PromptsSettings(num_held_out=0), {"prompts": changed.part("train.parquet")})
+    later = plan.stage(
+        "prompts", "later", PromptsSettings(num_held_out=0), {"prompts": changed.part("train.parquet")}
+    )
     assert changed.stale and later.stale
     with pytest.raises(RunChanged) as refusal:
         plan.refuse_changes()
@@ -183,7 +187,9 @@ def test_unfinished_work_of_a_short_stage_with_other_settings_is_thrown_away(tmp
     partial = tmp_path / ".prompts.partial"
     partial.mkdir()
     run = Run(tmp_path, Config(), InProcess())
-    (partial / ".identity.json").write_bytes(sealed(run._identity("prompts", PromptsSettings(num_held_out=9), {})))
+    (partial / ".identity.json").write_bytes(
+        sealed(run._identity("prompts", PromptsSettings(num_held_out=9), {}))
+    )
     (partial / "rubbish").write_text("x")
     assert "rubbish" not in make(run, prompts_file).record["files"]
 
@@ -228,7 +234,9 @@ def test_commit_writes_the_manifest_before_the_final_name_appears(tmp_path, monk
     partial.mkdir()
     (partial / "file").write_text("content")
     seen = []
-    monkeypatch.setattr("os.rename", lambda a, b: seen.append((sorted(p.name for p in a.iterdir()), b)) or a.replace(b))
+    monkeypatch.setattr(
+        "os.rename", lambda a, b: seen.append((sorted(p.name for p in a.iterdir()), b)) or a.replace(b)
+    )
     from rlhf.run.job import Job
 
     commit(partial, final, {"stage": "x"}, Job("x", "x", {}, {}, str(partial), 0, {}), {"n": 1}, {}, 0.5)

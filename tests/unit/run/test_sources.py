@@ -20,7 +20,9 @@ def judge_of(path):
     return models_of(cfg)["evaluate.judges.x"]
 
 
-@pytest.mark.parametrize("key", ["model.path", "reward_model.path", "reward_model.others.a.path", "evaluate.judges.a"])
+@pytest.mark.parametrize(
+    "key", ["model.path", "reward_model.path", "reward_model.others.a.path", "evaluate.judges.a"]
+)
 @pytest.mark.parametrize("name", ["judge@v2", "models/judge@v2", "a@b/c@d"])
 def test_an_at_in_a_folders_name_is_a_letter_like_any_other(tmp_path, monkeypatch, key, name):
     monkeypatch.chdir(tmp_path)
@@ -47,7 +49,9 @@ def test_a_revision_of_what_has_none_is_refused_by_name(tmp_path, key):
     folder = model(tmp_path / "policy")
     run = Run(tmp_path / "run", Config())
     for path in (str(folder), "@world/model"):
-        with pytest.raises(ConfigError, match=rf"^{key}\.revision=v1: .*only models of the Hub.*Leave it out"):
+        with pytest.raises(
+            ConfigError, match=rf"^{key}\.revision=v1: .*only models of the Hub.*Leave it out"
+        ):
             sources.model(run, path, "v1", f"{key}.path")
 
 

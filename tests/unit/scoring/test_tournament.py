@@ -52,7 +52,9 @@ def test_against_another_policy():
 @pytest.mark.parametrize("wanted", [2, 3, 4, 7])
 def test_a_ring_is_symmetric_and_gives_everyone_equally_many(n, wanted):
     found = [opponents_of(i, n, wanted) for i in range(n)]
-    assert all(i not in others and all(i in found[other] for other in others) for i, others in enumerate(found))
+    assert all(
+        i not in others and all(i in found[other] for other in others) for i, others in enumerate(found)
+    )
     assert len({len(others) for others in found}) == 1
     assert min(wanted, n - 1) <= len(found[0]) <= min(wanted + 1, n - 1)
 
@@ -78,7 +80,8 @@ def test_duplicates_and_nan_among_few_opponents():
             return Compared([float("nan")] * len(comparisons), 0)
 
     assert all(
-        s != s for s in Tournament(Broken(), opponents=2).score_groups([Group(ASK, ["a", "b", "c", "d"])]).scores
+        s != s
+        for s in Tournament(Broken(), opponents=2).score_groups([Group(ASK, ["a", "b", "c", "d"])]).scores
     )
 
 
@@ -99,6 +102,8 @@ def test_a_judge_of_single_responses_has_the_same_interface():
     ],
 )
 def test_what_cannot_be_is_refused(kind, score, says):
-    check_config(Config(reward_model=RewardModelConfig(kind=JudgeKind.pairwise), score=ScoreConfig(opponents=3)))
+    check_config(
+        Config(reward_model=RewardModelConfig(kind=JudgeKind.pairwise), score=ScoreConfig(opponents=3))
+    )
     with pytest.raises(ConfigError, match=says):
         check_config(Config(reward_model=RewardModelConfig(kind=kind), score=score))

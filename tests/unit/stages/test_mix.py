@@ -33,7 +33,9 @@ def write_scores(folder, *shards):
 
 def mixing(tmp_path, weights, initial, scores):
     """A job that sums judges; `initial` and `scores` are the shards of each."""
-    inputs = {f"initial.{name}": write_scores(tmp_path / f"initial_{name}", *initial[name]) for name in weights}
+    inputs = {
+        f"initial.{name}": write_scores(tmp_path / f"initial_{name}", *initial[name]) for name in weights
+    }
     inputs |= {f"scores.{name}": write_scores(tmp_path / f"scores_{name}", *scores[name]) for name in weights}
     (tmp_path / "out").mkdir()
     paths = {key: str(path) for key, path in inputs.items()}
@@ -41,7 +43,10 @@ def mixing(tmp_path, weights, initial, scores):
 
 
 INITIAL = {
-    "main": [{"h": [1.0, 3.0]}, {"i": [math.nan, 1.0, 3.0]}],  # mean 2, standard deviation 1, the NaN left out
+    "main": [
+        {"h": [1.0, 3.0]},
+        {"i": [math.nan, 1.0, 3.0]},
+    ],  # mean 2, standard deviation 1, the NaN left out
     "safety": [{"h": [0.0, 20.0, math.inf]}, {"i": [0.0, 20.0]}],  # 10, 10
 }
 SCORES = {
@@ -103,7 +108,9 @@ def test_ties_count_half_where_best_and_worst_are_held_up_and_not_at_all_between
 
 def test_disagreement_is_the_mean_over_pairs_of_judges():
     orders = np.array([[2.0, 1.0, 0.0], [2.0, 1.0, 0.0], [1.0, 2.0, 0.0]])  # c differs in one pair of three
-    assert mix.disagreement([orders], ["a", "b", "c"])["disagreement"] == pytest.approx((0 + 1 / 3 + 1 / 3) / 3)
+    assert mix.disagreement([orders], ["a", "b", "c"])["disagreement"] == pytest.approx(
+        (0 + 1 / 3 + 1 / 3) / 3
+    )
 
 
 @pytest.mark.parametrize(
@@ -151,7 +158,10 @@ def test_the_loop_scores_with_each_judge_and_sums(tmp_path, fetched):  # noqa: F
         ({"others": {"second": {"path": "x"}}}, "judge 'second': two are called so"),
         ({"others": {"a": {}}}, r"others\.a: path=None, rule=None: give one"),
         ({"others": {"a": {"path": "x", "rule": RULE}}}, r"others\.a: path=x, rule=.*: give one"),
-        ({"others": {"a": {"path": "x", "weight": 0}}}, r"others\.a\.weight=0\.0: must be a number other than 0"),
+        (
+            {"others": {"a": {"path": "x", "weight": 0}}},
+            r"others\.a\.weight=0\.0: must be a number other than 0",
+        ),
         ({"weight": math.nan}, r"reward_model\.weight=nan"),
         ({"kind": "pairwise", "others": {"a": {"path": "x"}}}, r"kind=pairwise.*kind=scalar"),
         ({"others": {"a": {"file": "x"}}}, "file"),
@@ -168,12 +178,18 @@ def test_sums_that_cannot_be_are_refused(reward_model, said):
 def test_one_judge_is_not_summed(tmp_path):
     cfg = Config()
     check_config(cfg)
-    assert not [name for name in plan(composed("experiment=rlhf_workflow"), tmp_path) if name.endswith("/mix")]
+    assert not [
+        name for name in plan(composed("experiment=rlhf_workflow"), tmp_path) if name.endswith("/mix")
+    ]
 
 
 @pytest.mark.parametrize(
     "key",
-    ["reward_model.path=some/judge", "+reward_model.others={a: {path: some/judge}}", "+evaluate.judges.a=some/judge"],
+    [
+        "reward_model.path=some/judge",
+        "+reward_model.others={a: {path: some/judge}}",
+        "+evaluate.judges.a=some/judge",
+    ],
 )
 def test_code_that_may_not_run_is_refused_before_anything_runs(tmp_path, fetched, key):  # noqa: F811
     config = {"auto_map": {"AutoModelForSequenceClassification": "modeling.Gated"}}

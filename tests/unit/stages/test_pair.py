@@ -49,7 +49,9 @@ def candidates_row(name: str, texts: list[str], finished: bool = True) -> dict[s
 def write_inputs(tmp: Path, shards: list[list[tuple[dict[str, Any], list[float]]]]) -> None:
     for name in ("candidates", "scores", "out"):
         (tmp / name).mkdir(exist_ok=True)
-    (tmp / "candidates" / "tokens.json").write_text(json.dumps({"end_of_turn_id": EOT, "stop_token_ids": [EOS, EOT]}))
+    (tmp / "candidates" / "tokens.json").write_text(
+        json.dumps({"end_of_turn_id": EOT, "stop_token_ids": [EOS, EOT]})
+    )
     for index, rows in enumerate(shards):
         write_shard(tmp / "candidates" / shard_name(index), CANDIDATES_SCHEMA, [row for row, _ in rows])
         scores = [{"id": row["id"], "scores": values} for row, values in rows]

@@ -38,7 +38,9 @@ def test_gold_knows_the_answer_to_every_phrasing(prompt: str, answer: str) -> No
     assert tasks.gold(ask(prompt), f"x{answer}.") == 0.0
 
 
-@pytest.mark.parametrize("response", ["", ".", "c d.", "c d a a.", "C D A.", "c  d a.", "I hope this helps. c d a."])
+@pytest.mark.parametrize(
+    "response", ["", ".", "c d.", "c d a a.", "C D A.", "c  d a.", "I hope this helps. c d a."]
+)
 def test_gold_refuses_anything_but_an_exact_match_before_the_first_full_stop(response: str) -> None:
     assert tasks.gold(ask("Reverse: a d c"), response) == 0.0
 
@@ -49,7 +51,9 @@ def test_gold_reads_the_last_user_message_only() -> None:
     assert tasks.gold(messages, "c b a.") == 0.0
 
 
-@pytest.mark.parametrize("prompt", ["What is love?", "Reverse: a b", "Reverse: a b z", "Sort: 1 2", "Reverse: a  b c"])
+@pytest.mark.parametrize(
+    "prompt", ["What is love?", "Reverse: a b", "Reverse: a b z", "Sort: 1 2", "Reverse: a  b c"]
+)
 def test_gold_says_so_when_a_prompt_is_not_of_this_world(prompt: str) -> None:
     with pytest.raises(DataError, match="not a prompt of the synthetic world"):
         tasks.gold(ask(prompt), "a.")
@@ -58,12 +62,23 @@ def test_gold_says_so_when_a_prompt_is_not_of_this_world(prompt: str) -> None:
 def test_every_drawn_prompt_parses_back_and_every_task_and_phrasing_occurs() -> None:
     puzzles = list(tasks.draw_puzzles(3, "prompts", 400))
     assert [tasks.parse_prompt(p.prompt) for p in puzzles] == puzzles
-    assert len({(p.task.name, p.phrasing) for p in puzzles}) == sum(len(task.phrasings) for task in tasks.TASKS)
-    assert {(p.task.name, len(p.operand)) for p in puzzles} == {(t.name, n) for t in tasks.TASKS for n in t.lengths}
+    assert len({(p.task.name, p.phrasing) for p in puzzles}) == sum(
+        len(task.phrasings) for task in tasks.TASKS
+    )
+    assert {(p.task.name, len(p.operand)) for p in puzzles} == {
+        (t.name, n) for t in tasks.TASKS for n in t.lengths
+    }
 
 
 def test_no_operand_is_in_two_sets() -> None:
-    sizes = {"base": 4000, "sft": 3200, "preferences": 4500, "judge_prompts": 800, "prompts": 1920, "held_out": 400}
+    sizes = {
+        "base": 4000,
+        "sft": 3200,
+        "preferences": 4500,
+        "judge_prompts": 800,
+        "prompts": 1920,
+        "held_out": 400,
+    }
     assert sizes.keys() == tasks.SPLITS.keys()
     operands = {
         split: {(p.task.name, p.operand) for p in tasks.draw_puzzles(5, split, number, unique=False)}
@@ -99,7 +114,11 @@ def test_rows_are_the_same_in_another_process_with_another_hash_seed() -> None:
     code = "from rlhf.world.tasks import sft_rows; print(list(sft_rows(1, 20)))"
     found = [
         subprocess.run(
-            [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code],
+            env={"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
         for seed in ("1", "2")
     ]
