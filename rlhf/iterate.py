@@ -34,8 +34,8 @@ from rlhf.run.plan import AloneDone, Run
 def iterate(cfg: Config, run: Run) -> Artifact:
     """Online iterative DPO (RLHF Workflow, Alg. 2): policy_t is trained on pairs sampled from policy_{t-1}.
 
-    Returns the best iterate on the held-out prompts. Called twice: once to plan, where nothing runs and unfinished
-    artifacts have no digest, and once for real.
+    Returns the best iterate on the held-out prompts. Called twice: once to plan, where nothing runs and
+    unfinished artifacts have no digest, and once for real.
     """
     initial = policy = initial_policy(cfg, run)
     judges = judges_of(cfg, run, initial)

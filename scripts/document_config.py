@@ -1,7 +1,7 @@
 """Write docs/configuration.md from the schema: `python scripts/document_config.py [--check]`.
 
-Defaults and meanings are read from the source, so that they stand on the page as they are written (`5.0e-7`); ranges
-come from the fields themselves.
+Defaults and meanings are read from the source, so that they stand on the page as they are written (`5.0e-7`);
+ranges come from the fields themselves.
 """
 
 from __future__ import annotations

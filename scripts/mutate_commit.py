@@ -2,9 +2,9 @@
 
     python scripts/mutate_commit.py [word …]
 
-Each mutation is a change of the text of a copy of the package, in a temporary folder; the tests that should notice run
-against that copy. Words choose the mutations that have one of them in their name. Exit code 1 when one survives, or
-when the text to change is not there any more.
+Each mutation is a change of the text of a copy of the package, in a temporary folder; the tests that should
+notice run against that copy. Words choose the mutations that have one of them in their name. Exit code 1 when
+one survives, or when the text to change is not there any more.
 """
 
 from __future__ import annotations

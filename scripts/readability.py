@@ -1,13 +1,16 @@
-"""How easy the package is to read, in figures: `python scripts/readability.py [FOLDER …] [--worst N] [--check]`.
+"""How easy the package is to read, in figures: `python scripts/readability.py [FOLDER …] [--worst N]
+[--check]`.
 
 For each folder (by default `rlhf`) it prints:
 
-- syntax nodes a code line of the median and of the densest function; docstrings, comments and blank lines are no code;
+- syntax nodes a code line of the median and of the densest function; docstrings, comments and blank lines are
+  no code;
 - comments, comprehensions, conditional expressions and lines over 100 characters, per 1,000 lines;
 - examples in docstrings, reads of `config["…"]`, and base names that several files share.
 
-`--worst N` lists the N densest functions; `--check` exits with 1 where a limit of CONTRIBUTING.md is broken. The
-densest is looked for among functions of four lines and more: below, one long call says nothing about how it reads.
+`--worst N` lists the N densest functions; `--check` exits with 1 where a limit of CONTRIBUTING.md is broken.
+The densest is looked for among functions of four lines and more: below, one long call says nothing about how
+it reads.
 """
 
 from __future__ import annotations

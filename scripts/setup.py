@@ -1,8 +1,8 @@
 """Builds .venv from the pinned lists in requirements/, or finds it already built.
 
-Run through `make setup`. Only the standard library is used. A finished set-up leaves `.venv/setup.json` with a key
-made of everything it was built from; without that file, or with another key in it, .venv is built anew, so a
-set-up killed half way is repaired by the next one.
+Run through `make setup`. Only the standard library is used. A finished set-up leaves `.venv/setup.json` with
+a key made of everything it was built from; without that file, or with another key in it, .venv is built anew,
+so a set-up killed half way is repaired by the next one.
 """
 
 from __future__ import annotations
@@ -136,8 +136,8 @@ def lock_out_others() -> IO[str]:
 def start_afresh(variant: str, lock: IO[str]) -> subprocess.Popen[bytes]:
     """Puts an empty .venv in the place of what an earlier set-up left; refuses one that is not ours.
 
-    The state without a key marks the folder as ours and keeps the choice of packages, should we be interrupted.
-    Returns the process that deletes the old files, which can take a minute on a busy disk.
+    The state without a key marks the folder as ours and keeps the choice of packages, should we be
+    interrupted. Returns the process that deletes the old files, which can take a minute on a busy disk.
     """
     if VENV.is_symlink() or (any(VENV.glob("bin*")) and not STATE.exists()):
         fail(
@@ -192,7 +192,8 @@ class Installer:
         return done.returncode == 0
 
     def pip(self, *arguments: str) -> bool:
-        # --no-deps: the lists are complete. No build isolation: the only build tool used is the pinned setuptools.
+        # --no-deps: the lists are complete. No build isolation: the only build tool used is the pinned
+        # setuptools.
         options = ["--no-deps", "--no-build-isolation", "--no-compile", "--progress-bar=off"]
         return self.run([str(VENV_PYTHON), "-m", "pip", "install", *options, *arguments])
 

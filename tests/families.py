@@ -1,10 +1,11 @@
 """Tiny random policies and judges of each model family, with that family's special tokens and chat format.
 
-What differs between families, and is kept here: whether there is a BOS, whether the template writes it and the
-tokenizer adds it; which token ends a turn and whether eos is another; what stands after the end of a turn; default
-system turns; refused roles; thinking; the pad token; embeddings larger than the vocabulary.
+What differs between families, and is kept here: whether there is a BOS, whether the template writes it and
+the tokenizer adds it; which token ends a turn and whether eos is another; what stands after the end of a
+turn; default system turns; refused roles; thinking; the pad token; embeddings larger than the vocabulary.
 
-The chat templates are written for these tests; `test_families.py` holds their text against the ones TRL ships.
+The chat templates are written for these tests; `test_families.py` holds their text against the ones TRL
+ships.
 """
 
 from __future__ import annotations

@@ -64,7 +64,8 @@ def make_job(
 
 
 def config_of(cls: type, section: Any = None, **values: Any) -> Any:
-    """A stage's config with the values of a section and others; a choice or a section in it may be as in YAML."""
+    """A stage's config with the values of a section and others; a choice or a section in it may be as in
+    YAML."""
     hints = get_type_hints(cls)
     for name, value in values.items():
         hint = hints[name]

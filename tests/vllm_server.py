@@ -1,7 +1,8 @@
-"""vLLM's own server, imported once and forked for every start, so that a test can kill it and start it again soon.
+"""vLLM's own server, imported once and forked for every start, so that a test can kill it and start it again
+soon.
 
-`python -m tests.vllm_server <arguments of vLLM's server>` reads `start` and `kill` from standard input, line by line,
-and ends the server when its input ends. Each start and kill is answered with the same word.
+`python -m tests.vllm_server <arguments of vLLM's server>` reads `start` and `kill` from standard input, line
+by line, and ends the server when its input ends. Each start and kill is answered with the same word.
 """
 
 import multiprocessing

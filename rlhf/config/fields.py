@@ -78,9 +78,11 @@ def setting(
         default: its default, or
         factory: what makes it, for lists and mappings.
         within: the numbers it takes; None is `POSITIVE` for a number, and no limit for anything else.
-        compared: False for what changes the cost of a stage and not its result, such as memory budgets and the
+        compared: False for what changes the cost of a stage and not its result, such as memory budgets and
+        the
             spacing of checkpoints: a finished stage is kept when such a setting changes.
-        later: True for a field that came after runs were made without it: at its default it is left out of the
+        later: True for a field that came after runs were made without it: at its default it is left out of
+        the
             comparison, so that those runs go on.
     """
     metadata = {"within": within, "compared": compared, "later": later}
@@ -104,7 +106,8 @@ def plain(value: Any) -> Any:
     """A config value as plain JSON: dataclasses become dicts, enums their values.
 
     Example:
-        `PairSettings()` becomes {"strategy": "best_worst", "truncated": "never_chosen", "length_penalty": 0.0, …}
+        `PairSettings()` becomes {"strategy": "best_worst", "truncated": "never_chosen", "length_penalty":
+        0.0, …}
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
@@ -118,7 +121,9 @@ def plain(value: Any) -> Any:
 
 
 def compared(section: Any) -> dict[str, Any]:
-    """A section as plain JSON without the fields that are not compared, at any depth: what its result depends on."""
+    """A section as plain JSON without the fields that are not compared, at any depth: what its result depends
+    on.
+    """
     kept = {}
     for item in dataclasses.fields(section):
         value = getattr(section, item.name)

@@ -1,7 +1,7 @@
 """The schema of every experiment, and the only home of defaults.
 
-The defaults are the paper's (arXiv 2405.07863, section 4); what an experiment changes stands in its YAML file.
-A docstring stands under each field; `docs/configuration.md` is generated from them.
+The defaults are the paper's (arXiv 2405.07863, section 4); what an experiment changes stands in its YAML
+file. A docstring stands under each field; `docs/configuration.md` is generated from them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class ModelConfig:
     revision: Optional[str] = None
     """Branch, tag or commit on the Hub; null is the main branch."""
     dtype: Dtype = Dtype.auto
-    """Numeric type the policy is sampled, scored and trained in; weights between iterations stay fp32 all the same."""
+    """Numeric type the policy is sampled, scored and trained in; weights between iterations stay fp32 all the
+    same."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
 
@@ -44,8 +45,9 @@ class PromptsSettings:
     num_held_out: int = 256
     """Prompts that no iteration trains on, at most."""
     columns: dict[str, Any] = setting(factory=dict, later=True)
-    """What columns of the file hold, where their names are not known: `{question: ask, context: [table, notes]}`;
-    keys are question, context, system, history, answer, chosen, rejected, values a column or a list of them."""
+    """What columns of the file hold, where their names are not known: `{question: ask, context: [table,
+    notes]}`; keys are question, context, system, history, answer, chosen, rejected, values a column or a list
+    of them."""
 
 
 @dataclass
@@ -55,11 +57,12 @@ class PromptsConfig(PromptsSettings):
     # The article's own sets: a prompt never comes twice, and each iteration has 20,000.
     # Text, or a list of texts: OmegaConf knows no type that is both.
     path: Any = "RLHFlow/iterative-prompt-v1-iter{iteration}-20K"
-    """JSON, JSONL, CSV or Parquet file, data set on the Hub (`owner/name[@revision][:[subset/]split]`, split train if
-    not said), or `@stage/…`; or a list of them. With `{iteration}` in it each iteration has a set of its own, else they
-    share this one."""
+    """JSON, JSONL, CSV or Parquet file, data set on the Hub (`owner/name[@revision][:[subset/]split]`, split
+    train if not said), or `@stage/…`; or a list of them. With `{iteration}` in it each iteration has a set of
+    its own, else they share this one."""
     held_out_path: Optional[str] = None
-    """The prompts to evaluate on, as `path`; null cuts them off `path` (off iteration 1's) before anything else."""
+    """The prompts to evaluate on, as `path`; null cuts them off `path` (off iteration 1's) before anything
+    else."""
     num_per_iteration: int = 20000
     """Prompts of one iteration, in disjoint slices of one set; of sets per iteration at most so many."""
 
@@ -92,8 +95,8 @@ class GenerateSettings:
     gpu_memory_utilization: float = setting(0.9, within=POSITIVE_SHARE, compared=False)
     """Share of GPU memory vLLM may take, in (0, 1]."""
     vllm_args: dict[str, Any] = field(default_factory=dict)
-    """Passed on to `vllm.LLM`; what contradicts other settings (dtype, seed, …) is refused, and `max_model_len` limits
-    prompts too."""
+    """Passed on to `vllm.LLM`; what contradicts other settings (dtype, seed, …) is refused, and
+    `max_model_len` limits prompts too."""
 
 
 @dataclass
@@ -108,7 +111,8 @@ class GenerateConfig(GenerateSettings):
 class ScoreSettings:
     """Scoring responses with the judge: what the stage is told, whatever the judge."""
 
-    # Strict in the loop: two engines' scores differ in their last digits, and a run should not change engines unasked.
+    # Strict in the loop: two engines' scores differ in their last digits, and a run should not change engines
+    # unasked.
     engine: Engine = Engine.transformers
     """`transformers`, or `vllm`: the same scores, faster where prompts are long and have many responses."""
     max_tokens: int = 4096
@@ -122,8 +126,8 @@ class ScoreSettings:
     timeout_seconds: float = setting(120.0, compared=False)
     """Silence of the server after which a request is sent again."""
     retry_seconds: float = setting(600.0, within=NOT_NEGATIVE, compared=False)
-    """How long a request that fails (server down, HTTP 408, 429, 5xx) is sent again; then the stage fails, and resumes
-    by the same command."""
+    """How long a request that fails (server down, HTTP 408, 429, 5xx) is sent again; then the stage fails,
+    and resumes by the same command."""
 
 
 @dataclass
@@ -131,8 +135,8 @@ class ScoreConfig(ScoreSettings):
     """Scoring responses with the judge."""
 
     opponents: Optional[int] = setting(None, within=CHECKED_WITH_OTHERS)
-    """Pairwise judges only: responses of the same prompt that each is compared with, at least so many (2 or more);
-    null is all others, n·(n − 1) calls per prompt."""
+    """Pairwise judges only: responses of the same prompt that each is compared with, at least so many (2 or
+    more); null is all others, n·(n − 1) calls per prompt."""
 
 
 @dataclass
@@ -158,7 +162,8 @@ class PairConfig(PairSettings):
     """Making preference pairs of scored candidates."""
 
     data: Optional[str] = None
-    """Given preference pairs (as `reward_model.data`) in place of sampled ones: offline DPO, with num_iterations=1."""
+    """Given preference pairs (as `reward_model.data`) in place of sampled ones: offline DPO, with
+    num_iterations=1."""
     columns: dict[str, Any] = field(default_factory=dict)
     """What columns of `data` hold (as `prompts.columns`)."""
 
@@ -182,14 +187,14 @@ class EvaluateConfig:
     gold: Optional[str] = None
     """`module:function` that maps (messages, response) to 0 or 1: a yardstick that the loop never sees."""
     judges: dict[str, str] = field(default_factory=dict)
-    """Other judges, a name and a path as `reward_model.path` each, with `@revision` if wanted: the training judge
-    cannot reveal that it is being hacked."""
+    """Other judges, a name and a path as `reward_model.path` each, with `@revision` if wanted: the training
+    judge cannot reveal that it is being hacked."""
 
 
 @dataclass
 class GatesConfig:
-    """What a run must pass while it goes on, each `warn`, `stop` or `ignore`: docs/gates.md. No part of any artifact,
-    so limits may change at any time.
+    """What a run must pass while it goes on, each `warn`, `stop` or `ignore`: docs/gates.md. No part of any
+    artifact, so limits may change at any time.
     """
 
     # The one gate that stops by itself: the whole training would be anchored to something else.
@@ -221,8 +226,8 @@ class GatesConfig:
     max_kl: float = setting(50.0, within=NOT_NEGATIVE)
     """Nats per response."""
     second_judge: Action = Action.warn
-    """A judge of `evaluate.judges`, or `evaluate.gold`, falls while the training judge rises: since the policy before,
-    or since π0."""
+    """A judge of `evaluate.judges`, or `evaluate.gold`, falls while the training judge rises: since the
+    policy before, or since π0."""
     max_fall: float = setting(2.0, within=NOT_NEGATIVE)
     """So many standard errors, of differences per prompt."""
 
@@ -276,8 +281,9 @@ class ComputeConfig:
     """Start workers from a process that has the heavy imports done."""
     # Four hours: the slowest shard of the defaults on one small GPU, with room to spare.
     hang_seconds: float = setting(14400.0, within=NOT_NEGATIVE)
-    """A stage whose worker says nothing for so long (no shard, no step) is stopped; the same command resumes it. 0 is
-    for ever. Must be longer than a shard takes: on a slow machine raise it, or lower `generate.shard_size`."""
+    """A stage whose worker says nothing for so long (no shard, no step) is stopped; the same command resumes
+    it. 0 is for ever. Must be longer than a shard takes: on a slow machine raise it, or lower
+    `generate.shard_size`."""
     kv_cache_gib: int = 1
     """vLLM on a CPU: memory for its cache, in GiB."""
 
@@ -293,13 +299,15 @@ class Config:
     num_iterations: int = 3
     """Online iterations (paper: 3)."""
     reuse: list[str] = field(default_factory=list)
-    """Run folders whose finished artifacts are taken when their fingerprint is the same; a sweep adds its siblings."""
+    """Run folders whose finished artifacts are taken when their fingerprint is the same; a sweep adds its
+    siblings."""
     report_to: list[str] = field(default_factory=list)
     """Trackers the Trainer reports to, such as wandb or tensorboard."""
     debug: bool = False
     """Show tracebacks for the user's errors too."""
     special_tokens: SpecialTokens = setting(SpecialTokens.text, later=True)
-    """What prompts and answers spell of special tokens, such as `<|im_end|>`, is read as: `text`, or those `tokens`."""
+    """What prompts and answers spell of special tokens, such as `<|im_end|>`, is read as: `text`, or those
+    `tokens`."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The initial policy."""
     prompts: PromptsConfig = field(default_factory=PromptsConfig)

@@ -1,8 +1,8 @@
 """What each stage is told: its section of the config, and what it needs of others.
 
 Everything in such a config is part of the stage's fingerprint, but for fields that are not compared
-(`rlhf.config.fields.setting`). A field added here, or a default changed, makes every finished artifact of the stage
-another one; so fields that only some judges have stand in a class of their own.
+(`rlhf.config.fields.setting`). A field added here, or a default changed, makes every finished artifact of the
+stage another one; so fields that only some judges have stand in a class of their own.
 """
 
 from __future__ import annotations

@@ -22,13 +22,15 @@ class FileTool:
     output: str = MISSING
     """The file to write: whole or not at all, and never over another one."""
     columns: dict[str, Any] = field(default_factory=dict)
-    """What columns of the input hold, where their names are not known: `{question: ask, context: [table, notes]}`."""
+    """What columns of the input hold, where their names are not known: `{question: ask, context: [table,
+    notes]}`."""
     seed: int = 42
     """Source of every random choice."""
     debug: bool = False
     """Show tracebacks for the user's errors too."""
     special_tokens: SpecialTokens = SpecialTokens.text
-    """What prompts and answers spell of special tokens, such as `<|im_end|>`, is read as: `text`, or those `tokens`."""
+    """What prompts and answers spell of special tokens, such as `<|im_end|>`, is read as: `text`, or those
+    `tokens`."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     """Machines."""
 

@@ -21,16 +21,20 @@ MAIN_JUDGE = "main"
 
 @dataclass
 class LoraConfig:
-    """Low-rank adapters in place of full fine-tuning, merged into the weights after an iteration: docs/training.md."""
+    """Low-rank adapters in place of full fine-tuning, merged into the weights after an iteration:
+    docs/training.md.
+    """
 
     rank: int = setting(0, within=NOT_NEGATIVE)
-    """Rank r of an adapter B·A; 0 trains all weights. With adapters use a larger dpo.learning_rate: 5e-6 to 1e-4."""
+    """Rank r of an adapter B·A; 0 trains all weights. With adapters use a larger dpo.learning_rate: 5e-6 to
+    1e-4."""
     alpha: int = 32
     """A weight becomes W + alpha / rank · B·A."""
     dropout: float = setting(0.0, within=SHARE_OR_OFF)
     """Dropout in front of the adapters, in [0, 1); above 0 the curve depends on ranks and bins."""
     target_modules: list[str] = field(default_factory=lambda: ["all-linear"])
-    """Names of linear layers that get adapters, such as [q_proj,v_proj]; all-linear is all but the output head."""
+    """Names of linear layers that get adapters, such as [q_proj,v_proj]; all-linear is all but the output
+    head."""
 
 
 @dataclass
@@ -47,7 +51,8 @@ class DpoConfig:
     loss: Loss = Loss.sigmoid
     """`sigmoid` is DPO (paper); docs/training.md has the formulas and says when to use which."""
     label_smoothing: float = setting(0.0, within=HALF_OR_OFF)
-    """Assumed share of flipped labels, in [0, 0.5); 0 for ipo and hinge, above 0 for exo_pair (its paper: 1e-3)."""
+    """Assumed share of flipped labels, in [0, 0.5); 0 for ipo and hinge, above 0 for exo_pair (its paper:
+    1e-3)."""
     rpo_alpha: float = setting(0.0, within=NOT_NEGATIVE)
     """Weight of the chosen response's negative log-likelihood per token, added to the loss; 0 is off."""
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -97,8 +102,8 @@ class SftSettings:
     max_length: int = 8192
     """Tokens of a pack or conversation; longer conversations are cut at the end and counted (paper: 8192)."""
     packing: bool = True
-    """Join conversations to packs of up to `max_length` tokens, none of which sees another (paper); false for small
-    data, where packs make too few steps."""
+    """Join conversations to packs of up to `max_length` tokens, none of which sees another (paper); false for
+    small data, where packs make too few steps."""
     held_out_share: float = setting(0.02, within=SHARE_OR_OFF)
     """Share of the conversations kept out of training to measure the loss; 0 is off."""
     warmup_ratio: float = setting(0.03, within=SHARE_OF_STEPS)
@@ -179,7 +184,9 @@ class OtherJudge:
 
 @dataclass
 class RewardModelConfig(RewardModelSettings):
-    """The judge: a Bradley-Terry reward model with one logit, or a pairwise preference model, ready or trained here."""
+    """The judge: a Bradley-Terry reward model with one logit, or a pairwise preference model, ready or
+    trained here.
+    """
 
     kind: JudgeKind = JudgeKind.scalar
     """`scalar`, or `pairwise`: a causal LM that answers A or B; docs/recipe.md."""
@@ -200,10 +207,11 @@ class RewardModelConfig(RewardModelSettings):
     weight: float = setting(1.0, within=CHECKED_WITH_OTHERS)
     """Of this judge in the sum; means something with `others` only."""
     others: dict[str, OtherJudge] = field(default_factory=dict)
-    """More judges, by name: what trains and evaluates is then the weighted sum of all normalised scores; on the command
-    line `'+reward_model.others={NAME: {path: …, weight: 0.5}}'`; docs/recipe.md, Several judges."""
+    """More judges, by name: what trains and evaluates is then the weighted sum of all normalised scores; on
+    the command line `'+reward_model.others={NAME: {path: …, weight: 0.5}}'`; docs/recipe.md, Several judges.
+    """
     data: Optional[str] = None
-    """File or Hub data set of preferences (`chosen` and `rejected` as messages), or `@stage/…`; null takes `path` as it
-    is."""
+    """File or Hub data set of preferences (`chosen` and `rejected` as messages), or `@stage/…`; null takes
+    `path` as it is."""
     on_policy: OnPolicyConfig = field(default_factory=OnPolicyConfig)
     """More training pairs, sampled from π0."""

@@ -52,7 +52,9 @@ def read_questions(
 
 
 def _asked(row: Row) -> list[Message]:
-    """The messages of a question, the user's last; raises where there is none, or more than one turn to answer."""
+    """The messages of a question, the user's last; raises where there is none, or more than one turn to
+    answer.
+    """
     question = question_of(row, _FIRST_BASES)
     if question is None:
         refuse_without_question(row, "question", _SHAPES)

@@ -60,8 +60,8 @@ def chosen_names(row: Row) -> tuple[str, str] | None:
 def chosen_rejected(row: Row) -> list[Comparison]:
     """A better and a worse answer, or several of each, every better one against every worse one.
 
-    An answer is text, a turn, messages that may repeat the prompt, or marked text (HH-RLHF, UltraFeedback, TRL,
-    LLaMA-Factory, axolotl, orca, RewardBench, RMB, stack-exchange).
+    An answer is text, a turn, messages that may repeat the prompt, or marked text (HH-RLHF, UltraFeedback,
+    TRL, LLaMA-Factory, axolotl, orca, RewardBench, RMB, stack-exchange).
 
     Example:
         {"prompt": "2+2?", "chosen": "4", "rejected": "5", "score_chosen": 9.0, "score_rejected": 2.5}

@@ -86,7 +86,8 @@ _TABLE = (*BASES, *_SYSTEMS, *_HISTORIES, *_CONTEXTS, *_CHOICES, "instances")
 class Question:
     """The messages of a row up to its answer; `base` is the name of `BASES` under which they stood.
 
-    Where the base is a whole conversation its last answer is `answer`, as it stands there, and `has_answer` is true.
+    Where the base is a whole conversation its last answer is `answer`, as it stands there, and `has_answer`
+    is true.
     """
 
     base: str

@@ -45,7 +45,8 @@ def has_two_answers(row: Row) -> bool:
 def labelled_answers(row: Row) -> list[Comparison]:
     """Two answers and a label: a number, a letter, a model, "A>B", a strength, or a score for each.
 
-    (AlpacaFarm, AlpacaEval 2, LLMBar, PKU-SafeRLHF, SHP, Chatbot Arena, HelpSteer 2 and 3, JudgeBench, WebGPT.)
+    (AlpacaFarm, AlpacaEval 2, LLMBar, PKU-SafeRLHF, SHP, Chatbot Arena, HelpSteer 2 and 3, JudgeBench,
+    WebGPT.)
 
     Example:
         {"instruction": "2+2?", "output_1": "4", "output_2": "5", "preference": 1}
@@ -71,7 +72,9 @@ def _sides(row: Row, first: str, second: str) -> tuple[Side, Side]:
 
 
 def _turns_of_arena(row: Row, first: str, second: str) -> tuple[list[str], list[str], list[str]] | None:
-    """The user's turns and both models' answers, each a list of text, also as JSON (arena-human-preference-55k)."""
+    """The user's turns and both models' answers, each a list of text, also as JSON
+    (arena-human-preference-55k).
+    """
     asked = texts_of(row.peek("prompt"))
     answers = [texts_of(row.peek(name)) for name in (first, second)]
     if asked is None or answers[0] is None or answers[1] is None:
@@ -242,7 +245,8 @@ def _numbers_column(row: Row) -> str | None:
 
 @of_row
 def rated_answers(row: Row) -> list[Comparison]:
-    """Answers with a score or a rank for each, in the answers or beside them (UltraFeedback, Nectar, OASST trees).
+    """Answers with a score or a rank for each, in the answers or beside them (UltraFeedback, Nectar, OASST
+    trees).
 
     Example:
         {"instruction": "2+2?", "completions": [{"response": "4", "overall_score": 9.0},

@@ -8,7 +8,8 @@ from rlhf.data.columns import unread_text
 
 
 def reading_notes(counts: Mapping[str, int], section: str = "") -> dict[str, str]:
-    """A metric `warning`, which the console shows below the stage's line; empty where all was read as it says.
+    """A metric `warning`, which the console shows below the stage's line; empty where all was read as it
+    says.
 
     Args:
         counts: of a reader of `rlhf.data`.

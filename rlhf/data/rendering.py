@@ -152,7 +152,9 @@ def is_said(text: str, messages: list[Message]) -> bool:
 
 
 def are_choices_said(text: str, messages: list[Message]) -> bool:
-    """Whether all choices, one a line with its letter, stand in one message, whatever stands before them there."""
+    """Whether all choices, one a line with its letter, stand in one message, whatever stands before them
+    there.
+    """
     choices = [line.partition(". ")[2] for line in text.splitlines()]
     contents = [message["content"] for message in messages]
     return any(_holds_all(content, choices) for content in contents)

@@ -2,8 +2,8 @@
 
 A row is `{"prompt": messages, "responses": [text, …]}`, after scoring with `"rewards": [number, …]` in
 the same order (RLHFlow's schema). What else a row holds is carried along; of that, `finish_reasons` is
-read: a response was cut at the token limit where its reason says so (`rlhf.data.finish_reasons`). Pairs are in TRL's
-conversational preference format.
+read: a response was cut at the token limit where its reason says so (`rlhf.data.finish_reasons`). Pairs are
+in TRL's conversational preference format.
 """
 
 from __future__ import annotations
@@ -186,7 +186,8 @@ def read_best_of_n(
     name) and `num_correct`, as JSON.
 
     Args:
-        path: a file that `rlhf.data.files` reads, with a question, and lists of text as `chosen` and `rejected`.
+        path: a file that `rlhf.data.files` reads, with a question, and lists of text as `chosen` and
+        `rejected`.
         counts: is added to while reading: `rows` = rows given + the sum of `dropped/<reason>`; and
             `unread/<column>`.
         columns: as for `rlhf.data.prompts.parsed_rows`.
@@ -268,7 +269,8 @@ def to_number(value: Any, key: str) -> float:
             f"{key}_not_numbers",
             f"{key} must be numbers of 64 bits; found {value!r:.80}.",
         ) from None
-    # Whoever adds such numbers up would get infinity; whoever reads scores leaves out those that are not finite.
+    # Whoever adds such numbers up would get infinity; whoever reads scores leaves out those that are not
+    # finite.
     return math.copysign(math.inf, number) if abs(number) > LARGEST_SCORE else number
 
 

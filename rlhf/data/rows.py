@@ -179,7 +179,8 @@ def check_values(value: Any, depth: int = 0) -> None:
 
 
 def plain_text(value: Any) -> str:
-    """A value as text that a person would write: numbers as they are, texts of a list line by line, else JSON.
+    """A value as text that a person would write: numbers as they are, texts of a list line by line, else
+    JSON.
 
     Example:
         [1, {"a": 2}] gives '[1, {"a": 2}]'

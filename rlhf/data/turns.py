@@ -46,7 +46,8 @@ _TOOL_KEYS = ("tool_calls", "function_call", "tool_call")
 MARK = re.compile(r"(?:^|\n\n)(?:## )?(Human|Assistant):[ \n]?")
 _SPEAKER = "(System|Human|Assistant|User|AI|Bot|Chatbot|GPT)"
 _ANY_MARK = re.compile(f"{_SPEAKER}:", re.IGNORECASE)
-# No mark takes white space of any length from where it may begin: a text of a million spaces would take hours.
+# No mark takes white space of any length from where it may begin: a text of a million spaces would take
+# hours.
 _STYLES = (
     # The first that fits is taken: an empty line between turns says more than a line's end does.
     MARK,
@@ -81,7 +82,8 @@ def content_text(content: Any, what: str) -> str:
     """The text of a turn, which may be written as parts.
 
     Raises:
-        UnusableRow: as `clean_text`, or a part is no text: an image, say, without which the turn means another thing.
+        UnusableRow: as `clean_text`, or a part is no text: an image, say, without which the turn means
+        another thing.
 
     Example:
         [{"type": "text", "text": "Hi"}] gives "Hi"
@@ -282,7 +284,8 @@ def turns_of_pairs(pairs: Sequence[Any]) -> list[Any]:
     """Turns of questions with their answers.
 
     Example:
-        [{"system": "Be brief.", "input": "2+2?", "output": "4"}] gives a system, a user's and an assistant's turn.
+        [{"system": "Be brief.", "input": "2+2?", "output": "4"}] gives a system, a user's and an assistant's
+        turn.
     """
     turns = []
     for pair in pairs:
@@ -316,7 +319,8 @@ def marked_turns(text: str, whole: bool = False) -> list[Message] | None:
     if not _ANY_MARK.search(text):
         return None
     readings = [reading for style in _STYLES if (reading := _marked(style, text)) is not None]
-    # "\n\nHuman: Hi\nAssistant:" is a user's turn to the first style; one that ends as a conversation goes before it.
+    # "\n\nHuman: Hi\nAssistant:" is a user's turn to the first style; one that ends as a conversation goes
+    # before it.
     readings.sort(key=lambda reading: not reading.ends(whole))
     for reading in readings:
         if reading.is_conversation(whole):

@@ -1,6 +1,7 @@
 """The model card of an exported policy: where it comes from, what it was trained with, how it did.
 
-`facts` are part of the export's fingerprint, so they hold no time, host or absolute path: files go by their names.
+`facts` are part of the export's fingerprint, so they hold no time, host or absolute path: files go by their
+names.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def name_of(path: str) -> str:
     """What a model or file is called without saying where it lies; Hub ids and parts of the run stay whole.
 
     Example:
-        "/data/models/policy" is "policy", "@world/model" is "world/model", "meta-llama/Llama-3.1-8B" stays as it is
+        "/data/models/policy" is "policy", "@world/model" is "world/model", "meta-llama/Llama-3.1-8B" stays as
+        it is
     """
     if path.startswith("@"):
         return path.removeprefix("@")
@@ -46,7 +48,8 @@ def facts(cfg: Config, rows: Sequence[Row], policies: Sequence[Artifact], iterat
     """What the card of π_iteration says; `policies` are all that were evaluated, π0 first.
 
     Example:
-        {"base": "owner/name", "base_model": "owner/name", "sft": False, "judge": "owner/judge", "iteration": 3, …}
+        {"base": "owner/name", "base_model": "owner/name", "sft": False, "judge": "owner/judge", "iteration":
+        3, …}
     """
     base = cfg.model.path
     return {

@@ -17,7 +17,9 @@ from rlhf.run.plan import Run
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What every policy is held against: π0, the judges that train, those that only evaluate, the held-out prompts."""
+    """What every policy is held against: π0, the judges that train, those that only evaluate, the held-out
+    prompts.
+    """
 
     initial: Artifact
     judges: dict[str, Judge]
@@ -97,7 +99,9 @@ def evaluate(
 
 
 def _opponents(cfg: Config, earlier: Sequence[Evaluation]) -> Artifact | None:
-    """π0's held-out responses, with which a pairwise judge compares every iterate's; None for other judges and π0."""
+    """π0's held-out responses, with which a pairwise judge compares every iterate's; None for other judges
+    and π0.
+    """
     if not earlier or cfg.reward_model.kind is not JudgeKind.pairwise:
         return None
     return earlier[0].candidates
@@ -106,7 +110,8 @@ def _opponents(cfg: Config, earlier: Sequence[Evaluation]) -> Artifact | None:
 def known_scores(
     cfg: Config, yardstick: Yardstick, earlier: Sequence[Evaluation]
 ) -> dict[str, dict[str, Artifact]]:
-    """What each judge that is a model has said of earlier policies' responses to the same prompts, by its name.
+    """What each judge that is a model has said of earlier policies' responses to the same prompts, by its
+    name.
 
     Example:
         {"main": {"known_candidates.0": π0's held-out responses, "known_scores.0": their scores by the judge}}
@@ -120,7 +125,8 @@ def known_scores(
         for evaluation in earlier:
             if has_opponents and name == MAIN_JUDGE and evaluation.iteration == 0:
                 continue  # π0's responses were compared with each other, not with π0's
-            # Where several judges are summed, `scores` is the sum, and the main judge's own stand in `others`.
+            # Where several judges are summed, `scores` is the sum, and the main judge's own stand in
+            # `others`.
             scores_of_judge = {MAIN_JUDGE: evaluation.scores} | evaluation.others
             inputs[f"known_candidates.{evaluation.iteration}"] = evaluation.candidates
             inputs[f"known_scores.{evaluation.iteration}"] = scores_of_judge[name]

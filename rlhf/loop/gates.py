@@ -1,6 +1,8 @@
-"""Gates: what a run makes is held against limits while it goes on; `gates` in the config says which warn or stop.
+"""Gates: what a run makes is held against limits while it goes on; `gates` in the config says which warn or
+stop.
 
-Findings follow from finished artifacts alone, so a resumed run finds the same again. docs/gates.md has the reasons.
+Findings follow from finished artifacts alone, so a resumed run finds the same again. docs/gates.md has the
+reasons.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ _TEXTS = {
 class Violation:
     """A gate that iteration `iteration` does not pass; `where` is the file or folder that shows it.
 
-    `threshold` is the value of the key `limit` that `value` is beyond; `first_loss` has none, but an expected value.
+    `threshold` is the value of the key `limit` that `value` is beyond; `first_loss` has none, but an expected
+    value.
     """
 
     iteration: int
@@ -63,8 +66,8 @@ def check_stage(cfg: Config, t: int, artifact: Artifact) -> Iterator[Violation]:
     """Hold a finished `generate`, `pair` or `dpo` of iteration t against its gates; what is unknown passes.
 
     Example:
-        `pair` with counts {"prompts": 10, "pairs": 4, "dropped/all_tied": 6} yields one violation of `same_candidates`,
-        whose value is 0.6.
+        `pair` with counts {"prompts": 10, "pairs": 4, "dropped/all_tied": 6} yields one violation of
+        `same_candidates`, whose value is 0.6.
     """
     counts = artifact.counts
     stage = artifact.path.name
@@ -102,7 +105,8 @@ def _first_loss(dpo: DpoConfig, t: int, loss: float, dtype: str, path: Path) -> 
     if dpo.rpo_alpha:
         return  # what the added likelihood of the chosen responses is, nobody knows beforehand
     expected = loss_at_equal_policies(dpo)
-    # So far off may a loss be at β = 0.1, where policy and reference batch their rows differently (docs/gates.md).
+    # So far off may a loss be at β = 0.1, where policy and reference batch their rows differently
+    # (docs/gates.md).
     rounding = 1e-3 if dtype == "float32" else 0.02
     # Losses grow with β times the error of a log-probability, `ipo`'s with its value.
     tolerance = rounding * max(1.0, expected, dpo.beta / 0.1)
@@ -127,7 +131,9 @@ def _grad_norm(cfg: Config, t: int, steps: list[dict[str, Any]], path: Path) -> 
 
 
 def _accuracy(cfg: Config, t: int, steps: list[dict[str, Any]], path: Path) -> Iterator[Violation]:
-    """How often the policy prefers the chosen response, over the later half of the steps and after the warm-up."""
+    """How often the policy prefers the chosen response, over the later half of the steps and after the
+    warm-up.
+    """
     if len(steps) < FEW_STEPS:
         return
     begin = math.ceil(len(steps) * max(0.5, cfg.dpo.warmup_ratio))
@@ -139,7 +145,9 @@ def _accuracy(cfg: Config, t: int, steps: list[dict[str, Any]], path: Path) -> I
 def check_iteration(
     cfg: Config, rows: Sequence[Row], evaluations: Sequence[Evaluation]
 ) -> Iterator[Violation]:
-    """Hold the last policy's held-out figures against π0's and the previous policy's; π0 first, silent on π0 alone."""
+    """Hold the last policy's held-out figures against π0's and the previous policy's; π0 first, silent on π0
+    alone.
+    """
     if len(rows) < 2:
         return
     first, last = rows[0], rows[-1]
@@ -190,7 +198,9 @@ def _unseen_scores(cfg: Config, evaluation: Evaluation) -> dict[str, Artifact]:
 
 
 def _change(now: Artifact, before: Artifact) -> tuple[float, float]:
-    """Mean over prompts of how a judge's mean score changes, and its standard error; NaN of fewer than two prompts."""
+    """Mean over prompts of how a judge's mean score changes, and its standard error; NaN of fewer than two
+    prompts.
+    """
     scores_before = scores_by_prompt(before)
     changes = []
     for prompt, scores in scores_by_prompt(now).items():

@@ -51,7 +51,8 @@ def models_of(cfg: Config) -> dict[str, tuple[str, str | None]]:
     """Path and revision of the models that a run is given, by config key: the policy, and every judge.
 
     Example:
-        {"model.path": ("meta-llama/Meta-Llama-3-8B-Instruct", None), "evaluate.judges.other": ("owner/name", "v2")}
+        {"model.path": ("meta-llama/Meta-Llama-3-8B-Instruct", None), "evaluate.judges.other": ("owner/name",
+        "v2")}
     """
     models = {"model.path": (cfg.model.path, cfg.model.revision)}
     if cfg.reward_model.rule is None:
@@ -88,7 +89,9 @@ def ready_judge(run: Run) -> Artifact | None:
 
 
 def training_judge_config(cfg: Config) -> ScoreStage:
-    """What makes a `score` stage ask the training judge: a rule, comparisons, or where the reward model is served."""
+    """What makes a `score` stage ask the training judge: a rule, comparisons, or where the reward model is
+    served.
+    """
     section = cfg.reward_model
     if section.rule is not None:
         return rule_config(cfg, section.rule, "reward_model.rule")
@@ -191,7 +194,8 @@ def scored(
         step: where the stages lie.
         judges: by name; the scores of several are summed.
         candidates: the responses.
-        initial_scores: each judge's scores of π0's held-out responses, which fix its scale; empty where these are they.
+        initial_scores: each judge's scores of π0's held-out responses, which fix its scale; empty where these
+        are they.
         known: by judge, the inputs of its stage that say what it has scored before.
         against: another policy's responses, with which a pairwise judge compares these.
     """
@@ -223,7 +227,9 @@ def scored(
 
 
 def training_judge(cfg: Config, run: Run, initial: Artifact) -> Artifact | None:
-    """The training judge: ready, or trained on `reward_model.data` and on labelled samples of π0; None is a rule."""
+    """The training judge: ready, or trained on `reward_model.data` and on labelled samples of π0; None is a
+    rule.
+    """
     section = cfg.reward_model
     model = ready_judge(run)
     if model is None or section.data is None:

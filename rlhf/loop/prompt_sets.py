@@ -58,7 +58,9 @@ def prompt_sets(cfg: Config, run: Run) -> PromptSets:
 def _later_set(
     cfg: Config, run: Run, iteration: int, held_out: Artifact, earlier: list[Artifact]
 ) -> Artifact:
-    """Training prompts of an iteration with a set of its own, without any prompt that was seen or is held out."""
+    """Training prompts of an iteration with a set of its own, without any prompt that was seen or is held
+    out.
+    """
     inputs = _files(cfg, run, iteration) | {"seen_held_out": held_out}
     for number, prompts in enumerate(earlier, start=1):
         inputs[f"seen_{number:03d}"] = prompts
@@ -71,14 +73,17 @@ def prompt_paths(cfg: Config, iteration: int) -> list[str]:
     """What `prompts.path` names for an iteration: one path, or each of a list.
 
     Example:
-        `prompts.path=[mine.jsonl, "owner/name-iter{iteration}"]` in iteration 2 is ["mine.jsonl", "owner/name-iter2"]
+        `prompts.path=[mine.jsonl, "owner/name-iter{iteration}"]` in iteration 2 is ["mine.jsonl",
+        "owner/name-iter2"]
     """
     paths = [cfg.prompts.path] if isinstance(cfg.prompts.path, str) else list(cfg.prompts.path)
     return [path.replace(PLACEHOLDER, str(iteration)) for path in paths]
 
 
 def has_set_per_iteration(cfg: Config) -> bool:
-    """Whether each iteration has prompts of its own; then all iterations' sets are disjoint by dropping duplicates."""
+    """Whether each iteration has prompts of its own; then all iterations' sets are disjoint by dropping
+    duplicates.
+    """
     return prompt_paths(cfg, 1) != prompt_paths(cfg, 2)
 
 
@@ -97,7 +102,9 @@ def _files(cfg: Config, run: Run, iteration: int) -> dict[str, Artifact]:
 
 
 def too_few(cfg: Config, num_prompts: int, counts: dict[str, int]) -> str | None:
-    """What to say when one set for all iterations has only so many prompts to train on; None when they are enough."""
+    """What to say when one set for all iterations has only so many prompts to train on; None when they are
+    enough.
+    """
     size = cfg.prompts.num_per_iteration
     num_needed = cfg.num_iterations * size
     if num_needed <= num_prompts:

@@ -24,8 +24,9 @@ def stage_config(cfg: Config, stage: str, **changes: Any) -> Any:
     """What a stage is told: its section of the config, what it needs of others, and `changes`.
 
     Example:
-        `stage_config(cfg, "generate", iteration=1, slice=[0, 320])` is a `GenerateStage`: the section `generate`,
-        dtype and trust_remote_code of the section `model`, iteration 1, and rows 0 to 320 of the prompts.
+        `stage_config(cfg, "generate", iteration=1, slice=[0, 320])` is a `GenerateStage`: the section
+        `generate`, dtype and trust_remote_code of the section `model`, iteration 1, and rows 0 to 320 of the
+        prompts.
     """
     values: dict[str, Any] = {}
     if stage in _OF_THE_POLICY:
@@ -57,7 +58,8 @@ class Watcher(Protocol):
 class Step:
     """A folder of stages that belong together: an iteration, or an evaluation within it.
 
-    `dtype` is what the policy runs in, settled once from π0's files: the iterates themselves are stored in fp32.
+    `dtype` is what the policy runs in, settled once from π0's files: the iterates themselves are stored in
+    fp32.
     """
 
     run: Run

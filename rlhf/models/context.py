@@ -23,8 +23,8 @@ _NAMES = (
     "seq_len",
     "max_target_positions",
 )
-"""As vLLM 0.32 reads them (`derive_max_model_len_and_key`), and `n_ctx`. Where there are several, the smallest counts,
-there as here."""
+"""As vLLM 0.32 reads them (`derive_max_model_len_and_key`), and `n_ctx`. Where there are several, the
+smallest counts, there as here."""
 
 # `wpe` is GPT-2's table; others spell it out.
 _POSITION_TABLE = re.compile(

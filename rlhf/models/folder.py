@@ -14,8 +14,8 @@ _TRUST = "trust_remote_code=true"
 _CODE = f"A model with Python code of its own needs {_TRUST} in its section, which runs it: read it first."
 
 _LANGUAGE_MODEL = ("text_config", "language_config", "llm_config")
-"""Under which names a config holds that of the language model: transformers', and those of models with code of their
-own (DeepSeek-VL, InternVL)."""
+"""Under which names a config holds that of the language model: transformers', and those of models with code
+of their own (DeepSeek-VL, InternVL)."""
 
 
 def own_code(path: str | Path) -> dict[str, str]:

@@ -291,7 +291,8 @@ def _check_weight_files(folder: Path, where: str) -> None:
 
 
 def check_tokenizer_files(folder: Path) -> None:
-    """Raise ModelError for a folder in which nothing is a tokenizer's vocabulary; asked where loading one has failed.
+    """Raise ModelError for a folder in which nothing is a tokenizer's vocabulary; asked where loading one has
+    failed.
 
     A few tokenizers have none, so its absence alone proves nothing.
     """

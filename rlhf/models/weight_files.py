@@ -75,7 +75,9 @@ def weight_map(folder: Path) -> dict[str, str]:
 
 
 def weight_names(path: str | Path) -> set[str]:
-    """The names of all weights; of a model on the Hub, whose weights are not here, those in its index if it has one."""
+    """The names of all weights; of a model on the Hub, whose weights are not here, those in its index if it
+    has one.
+    """
     folder = Path(path)
     if not has_weights(folder):
         return set(weight_map(folder))

@@ -199,7 +199,8 @@ def _gigabytes(num_bytes: float) -> str:
 
 
 def engine_arguments(cfg: Config) -> Iterator[Finding]:
-    """Whether vLLM can do on this machine what `generate.vllm_args` asks of it; nothing where it is asked nothing.
+    """Whether vLLM can do on this machine what `generate.vllm_args` asks of it; nothing where it is asked
+    nothing.
 
     Raises:
         ConfigError: it cannot.

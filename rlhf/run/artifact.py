@@ -16,11 +16,12 @@ from rlhf.run.commit import damaged, read_sealed
 class Artifact:
     """A finished stage's folder, or a file or folder inside it, or something from outside the run.
 
-    `digest` is None while a plan is made and the stage has yet to run; `stale` says that a plan found it, or what it
-    was made of, changed. `root` is the finished stage's folder, None of something from outside.
+    `digest` is None while a plan is made and the stage has yet to run; `stale` says that a plan found it, or
+    what it was made of, changed. `root` is the finished stage's folder, None of something from outside.
 
     Example:
-        Artifact(Path("runs/x/iteration_001/pair"), "9f86d081884c7d65…", {"counts": {"prompts": 320, "pairs": 319}, …})
+        Artifact(Path("runs/x/iteration_001/pair"), "9f86d081884c7d65…", {"counts": {"prompts": 320, "pairs":
+        319}, …})
     """
 
     path: Path
@@ -51,7 +52,8 @@ class Artifact:
 def open_artifact(folder: Path) -> Artifact:
     """A finished artifact; RunChanged where its manifest is damaged, or a file is missing or of another size.
 
-    What the files hold is looked at by `rlhf.run.plan.Run.verify`, before they are read: hashing weights takes time.
+    What the files hold is looked at by `rlhf.run.plan.Run.verify`, before they are read: hashing weights
+    takes time.
     """
     record = read_manifest(folder)
     for name, entry in record["files"].items():

@@ -1,4 +1,6 @@
-"""How a stage's folder becomes an artifact, and how damage to it is found: fsync, checksums, seals, one rename."""
+"""How a stage's folder becomes an artifact, and how damage to it is found: fsync, checksums, seals, one
+rename.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def damaged(path: Path, how: str, folder: Path) -> RunChanged:
 def check_files(
     folder: Path, files: dict[str, dict[str, Any]], names: list[str], read: Path | None = None
 ) -> None:
-    """Hold files of a finished stage, or copies of them in `read`, against its manifest; RunChanged names one."""
+    """Hold files of a finished stage, or copies of them in `read`, against its manifest; RunChanged names
+    one.
+    """
     for name, entry in digest_files(read or folder, names).items():
         if entry != files[name]:
             actual = entry["sha256"][:12]
@@ -57,7 +61,8 @@ def commit(
 ) -> None:
     """Seal a stage's folder: files to disk, manifest last, then the rename that makes it an artifact.
 
-    What resuming needs (checkpoints, digests of shards) is removed after the rename: until then it may be needed.
+    What resuming needs (checkpoints, digests of shards) is removed after the rename: until then it may be
+    needed.
     """
     (partial / "artifact.json").unlink(missing_ok=True)  # of a commit that was killed before its rename
     names = [name for name in list_files(partial) if not name.startswith("checkpoint-")]
@@ -67,7 +72,8 @@ def commit(
         os.chmod(partial / name, 0o666 & ~umask)  # safetensors writes for the owner alone
         with open(partial / name, "rb") as file:
             os.fsync(file.fileno())
-    # Only now are the files' names on the disk too: a manifest must never name what a power cut can take away.
+    # Only now are the files' names on the disk too: a manifest must never name what a power cut can take
+    # away.
     for parent in {(partial / name).parent for name in names}:
         fsync_dir(parent)
     files = digest_files(partial, names)
@@ -83,7 +89,8 @@ def commit(
         "files": files,
     }
     write_atomic(partial / "artifact.json", sealed(record))
-    # The one moment in which the stage becomes finished: before it nothing has the final name, after it everything.
+    # The one moment in which the stage becomes finished: before it nothing has the final name, after it
+    # everything.
     os.rename(partial, final)
     fsync_dir(final.parent)
     tidy(final)

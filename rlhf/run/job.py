@@ -1,8 +1,8 @@
 """The contract between the driver and a stage.
 
-A stage is a function `(job, worker) -> Outcome` with a row in `rlhf.run.stage_table`. It is called in every worker, and
-rank 0's outcome is recorded. It reads finished artifacts (`job.inputs`), writes into `job.out`, and returns what it
-counted.
+A stage is a function `(job, worker) -> Outcome` with a row in `rlhf.run.stage_table`. It is called in every
+worker, and rank 0's outcome is recorded. It reads finished artifacts (`job.inputs`), writes into `job.out`,
+and returns what it counted.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ class Kind(Enum):
 class Job(Generic[ConfigT]):
     """One attempt at one stage.
 
-    `config` is what the stage is told (`rlhf.config.stage_configs`): everything in it that is compared is part of the
-    fingerprint; `compute` is not. `inputs` maps a name to the folder (or file) of a finished artifact.
+    `config` is what the stage is told (`rlhf.config.stage_configs`): everything in it that is compared is
+    part of the fingerprint; `compute` is not. `inputs` maps a name to the folder (or file) of a finished
+    artifact.
 
     Example:
         Job("pair", "iteration_001/pair", PairSettings(), {"candidates": "runs/x/iteration_001/generate",
@@ -63,7 +64,9 @@ class Job(Generic[ConfigT]):
 
 @dataclass
 class Outcome:
-    """What a stage reports: `counts` are whole numbers (rows in, out, dropped by reason), `metrics` anything JSON."""
+    """What a stage reports: `counts` are whole numbers (rows in, out, dropped by reason), `metrics` anything
+    JSON.
+    """
 
     counts: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)

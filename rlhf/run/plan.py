@@ -1,8 +1,9 @@
-"""The run folder as the loop asks for it: what is finished, what must run, and the plan made before anything runs.
+"""The run folder as the loop asks for it: what is finished, what must run, and the plan made before anything
+runs.
 
-An artifact is complete when its final folder exists. A stage works in `.<stage>.partial/`; `artifact.json` is written
-last, then the folder is renamed. Whether a stage must run is decided by its fingerprint: schema version, stage, seed,
-own config, and the *content digests* of its inputs.
+An artifact is complete when its final folder exists. A stage works in `.<stage>.partial/`; `artifact.json` is
+written last, then the folder is renamed. Whether a stage must run is decided by its fingerprint: schema
+version, stage, seed, own config, and the *content digests* of its inputs.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ class AloneDone(Exception):
 class Run:
     """One run folder and the stages in it, in the order the loop asks for them.
 
-    With `planning`, `stage` runs nothing: it returns what is finished, marks what is not, and collects refusals.
-    With `only`, every stage but that one must be finished already.
+    With `planning`, `stage` runs nothing: it returns what is finished, marks what is not, and collects
+    refusals. With `only`, every stage but that one must be finished already.
     """
 
     folder: Path
@@ -112,7 +113,9 @@ class Run:
         return artifact
 
     def verify(self, *artifacts: Artifact | None) -> None:
-        """Hold the files of finished artifacts against their checksums, once; RunChanged names one that differs."""
+        """Hold the files of finished artifacts against their checksums, once; RunChanged names one that
+        differs.
+        """
         for artifact in artifacts:
             if artifact is None or artifact.root is None:
                 continue
@@ -151,7 +154,9 @@ class Run:
         }
 
     def _find_reusable(self, final: Path, identity: Identity) -> Path | None:
-        """A stage that a run of `reuse` has finished with the same fingerprint; own work begun goes before it."""
+        """A stage that a run of `reuse` has finished with the same fingerprint; own work begun goes before
+        it.
+        """
         inputs_unknown = None in identity["inputs"].values()
         if not self.cfg.reuse or final.exists() or _partial(final).exists() or inputs_unknown:
             return None

@@ -13,7 +13,8 @@ def differences(recorded: Any, wanted: Any, name: str = "") -> list[str]:
     """Lines that say where two JSON values differ; a key that is missing is as good as null.
 
     Example:
-        `differences({"config": {"beta": 0.1}}, {"config": {"beta": 0.2}})` gives `["config.beta: 0.1 there, 0.2 now"]`
+        `differences({"config": {"beta": 0.1}}, {"config": {"beta": 0.2}})` gives `["config.beta: 0.1 there,
+        0.2 now"]`
     """
     if isinstance(recorded, dict) and isinstance(wanted, dict):
         lines = []

@@ -19,14 +19,16 @@ from rlhf.run.artifact import Artifact
 from rlhf.run.plan import Run
 
 _ENTRY_OF_THEN = {
-    # rlhf/world/tasks.py: moved about and commented since the first quickstart; what its rules say is the same
+    # rlhf/world/tasks.py: moved about and commented since the first quickstart; what its rules say is the
+    # same
     "ce0a9392ab19b60f5b69a4ee89fd0fa3d7602f4e3cfb5a25e25c8a9424f1f99a": {
         "bytes": 9962,
         "sha256": "d9d2d3fad3e75c840fb92c2210c36171cedc00e1b58cb794bff4a475338a25fd",
     },
 }
-"""Of rules that come with this package, by the digest of the file as it is now: its size and digest when runs began to
-hold them. A run is not refused because a comment was added; a file that is not listed counts as it is."""
+"""Of rules that come with this package, by the digest of the file as it is now: its size and digest when runs
+began to hold them. A run is not refused because a comment was added; a file that is not listed counts as it
+is."""
 
 
 def made_here(run: Run, path: str, key: str) -> Artifact:
@@ -57,7 +59,8 @@ def made_here(run: Run, path: str, key: str) -> Artifact:
 
 
 def model(run: Run, path: str, revision: str | None, key: str) -> Artifact:
-    """A model folder: one this run made, a local one (digest of its files), or one of the Hub (digest: its commit).
+    """A model folder: one this run made, a local one (digest of its files), or one of the Hub (digest: its
+    commit).
 
     Raises:
         ModelError: it is not there, or no whole model in safetensors.
@@ -145,7 +148,8 @@ def _remembered_digest(run: Run, folder: Path, names: list[str]) -> str:
 
 
 def data_file(run: Run, path: str, key: str, name: str = "") -> Artifact:
-    """A file of prompts, conversations or preferences: one this run made, a local one, or a data set of the Hub.
+    """A file of prompts, conversations or preferences: one this run made, a local one, or a data set of the
+    Hub.
 
     A data set is written to the artifact `data/<name>` (`key` where no name is given) as one Parquet file.
 

@@ -1,7 +1,8 @@
-"""The table of stages: which processes run one, what it is sharded by, what it is told, which function does it.
+"""The table of stages: which processes run one, what it is sharded by, what it is told, which function does
+it.
 
-Adding a stage is a row here, its function, and its class in `rlhf.config.stage_configs`. The name of a stage is also
-that of its config section (where it has one), of its folder in a run, and of its log.
+Adding a stage is a row here, its function, and its class in `rlhf.config.stage_configs`. The name of a stage
+is also that of its config section (where it has one), of its folder in a run, and of its log.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from rlhf.run.job import Job, Kind, Outcome, Worker
 class Stage:
     """How one stage runs.
 
-    `function` is `module:function`; importing this table imports none of them. `sharded_by` names the inputs whose
-    shards it follows, one output shard for each; the first that a job has counts, and without any the stage has no
-    shards. `config` is the class of `Job.config`, or a base of it.
+    `function` is `module:function`; importing this table imports none of them. `sharded_by` names the inputs
+    whose shards it follows, one output shard for each; the first that a job has counts, and without any the
+    stage has no shards. `config` is the class of `Job.config`, or a base of it.
     """
 
     kind: Kind
@@ -68,8 +69,8 @@ def stage_function(name: str) -> Callable[[Job[Any], Worker], Outcome]:
 def num_shards(job: Job[Any]) -> int:
     """How many shards a job makes, 0 where its stage is not cut in shards.
 
-    As many as the input has that the stage is sharded by. An input that is one file (prompts) is cut here, by `slice`
-    and `shard_size` of the stage's config.
+    As many as the input has that the stage is sharded by. An input that is one file (prompts) is cut here, by
+    `slice` and `shard_size` of the stage's config.
     """
     for name in STAGES[job.stage].sharded_by:
         for key in sorted(job.inputs):
@@ -85,7 +86,9 @@ def num_shards(job: Job[Any]) -> int:
 
 
 def sliced_rows(path: Path, wanted: Sequence[int] | None) -> tuple[int, int]:
-    """The rows [start, stop) of a Parquet file that a slice names, all for None; a slice may end behind the file."""
+    """The rows [start, stop) of a Parquet file that a slice names, all for None; a slice may end behind the
+    file.
+    """
     total = num_rows(path)
     if wanted is None:
         return 0, total

@@ -38,7 +38,8 @@ def score_distinct(
         context: tokens that the judge was made for; rows that are longer are counted.
 
     Raises:
-        TemplateRefuses: the judge's chat template takes none of the conversations that the policy has answered.
+        TemplateRefuses: the judge's chat template takes none of the conversations that the policy has
+        answered.
     """
     rendered = []
     refused = []
@@ -78,7 +79,8 @@ def read_items(
 def _rendered(tokenizer: Any, messages: list[Message], response: str) -> list[int]:
     conversation = [*messages, {"role": "assistant", "content": response}]
     try:
-        # Whatever was sampled is to be judged, also where it spells tokens that this tokenizer cannot read as text.
+        # Whatever was sampled is to be judged, also where it spells tokens that this tokenizer cannot read as
+        # text.
         return render_conversation(tokenizer, conversation, break_up=True)
     except TemplateRefuses as error:
         # The policy's template has taken these turns, so it is the judge that is at fault.

@@ -95,7 +95,8 @@ def _scored(judge: Any, groups: list[Group]) -> Scored:
     try:
         return score_groups(judge, groups)
     except TemplateRefuses:
-        # A shard may hold just the few prompts that it does not take; whether all are such is seen at the end.
+        # A shard may hold just the few prompts that it does not take; whether all are such is seen at the
+        # end.
         num_responses = sum(len(group.responses) for group in groups)
         return Scored([math.nan] * num_responses, refused=tuple(range(num_responses)))
 
@@ -181,7 +182,8 @@ def _add_warning(metrics: dict[str, str], warning: str = "") -> None:
 
 
 def _unread(job: Job[ScoreStage], context: int | None) -> str:
-    """What to say of conversations that the judge did not read whole, or not as it was trained; mostly nothing.
+    """What to say of conversations that the judge did not read whole, or not as it was trained; mostly
+    nothing.
 
     `context` are the tokens that the judge was made for, None where that is not known.
     """

@@ -2,8 +2,9 @@
 
     python scripts/experiments/alpacaeval_candidates.py output=candidates.jsonl FILE FILE …
 
-File i holds the i-th response to every instruction (`output_2`) and how much a strong judge prefers it to a reference
-answer (`preference` between 1 and 2; the quality is preference − 1; null where the judge gave none).
+File i holds the i-th response to every instruction (`output_2`) and how much a strong judge prefers it to a
+reference answer (`preference` between 1 and 2; the quality is preference − 1; null where the judge gave
+none).
 """
 
 from __future__ import annotations

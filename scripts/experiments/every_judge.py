@@ -1,11 +1,13 @@
-"""One experiment with every kind of judge: SFT, then trained judges, RewardBench, and an iteration with each of them.
+"""One experiment with every kind of judge: SFT, then trained judges, RewardBench, and an iteration with each
+of them.
 
     python scripts/experiments/every_judge.py out=runs/every_judge [rule=module:function] [key=value …]
 
-On the quickstart's world: a Bradley-Terry judge and a pairwise judge are trained from the same SFT model, a rule
-judges, and vLLM's own server judges with the Bradley-Terry judge's weights. The runs share what they can (`reuse`):
-world, SFT and π0's samples are made once. RewardBench is `rlhf.rewardbench` on a right and a wrong answer to each
-held-out prompt. Prints a Markdown table. Killed, it goes on where it was. Other keys go to every run.
+On the quickstart's world: a Bradley-Terry judge and a pairwise judge are trained from the same SFT model, a
+rule judges, and vLLM's own server judges with the Bradley-Terry judge's weights. The runs share what they can
+(`reuse`): world, SFT and π0's samples are made once. RewardBench is `rlhf.rewardbench` on a right and a wrong
+answer to each held-out prompt. Prints a Markdown table. Killed, it goes on where it was. Other keys go to
+every run.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ READY = ["reward_model.data=null"]
 
 
 def iterate(run: Path, overrides: list[str]) -> None:
-    """`python -m rlhf.iterate`, in this process, so that all runs share one process with the heavy imports done."""
+    """`python -m rlhf.iterate`, in this process, so that all runs share one process with the heavy imports
+    done.
+    """
     from hydra import compose, initialize_config_dir
 
     from rlhf.command.line import CONFIGS, to_config

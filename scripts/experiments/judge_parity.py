@@ -1,10 +1,12 @@
-"""The same conversations scored by a judge's published snippet and by both engines, at batch 1 and 32, in two dtypes.
+"""The same conversations scored by a judge's published snippet and by both engines, at batch 1 and 32, in two
+dtypes.
 
     python scripts/experiments/judge_parity.py model=FOLDER input=FILE[,FILE…] [pairs=120]
 
-Takes the first `pairs` pairs, evenly over the preference files, whose context has several turns and which the model's
-context holds. Prints a Markdown table against the snippet in fp32 at batch 1: the largest difference of a score, and
-how many pairs are ordered differently or tied. `FOLDER` is any one-logit classifier with a pad token of its own.
+Takes the first `pairs` pairs, evenly over the preference files, whose context has several turns and which the
+model's context holds. Prints a Markdown table against the snippet in fp32 at batch 1: the largest difference
+of a score, and how many pairs are ordered differently or tied. `FOLDER` is any one-logit classifier with a
+pad token of its own.
 """
 
 from __future__ import annotations

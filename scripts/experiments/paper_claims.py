@@ -1,4 +1,5 @@
-"""The paper's claims in miniature: every arm of the comparison on the quickstart's world, one seed after another.
+"""The paper's claims in miniature: every arm of the comparison on the quickstart's world, one seed after
+another.
 
     python scripts/experiments/paper_claims.py runs=runs/claims output=docs/results.md jobs=2
 

@@ -1,11 +1,13 @@
-"""Run one iteration of the real command on real prompts with a tiny random policy and judge of each model family.
+"""Run one iteration of the real command on real prompts with a tiny random policy and judge of each model
+family.
 
     python scripts/experiments/real_prompts.py prompts=FILE[,FILE…] [count=500] [families=llama3,qwen2,…]
         [out=DIR] [key=value …]
 
-Takes `count` distinct prompts, evenly over the files (and a few more to evaluate on), and follows each by its id: it
-is dropped for a counted reason or sampled once, and once sampled it gives a pair or is dropped for a counted reason.
-Prints a line per family; exits with 1 when a prompt is lost or doubled or a run fails. Other keys go to the command.
+Takes `count` distinct prompts, evenly over the files (and a few more to evaluate on), and follows each by its
+id: it is dropped for a counted reason or sampled once, and once sampled it gives a pair or is dropped for a
+counted reason. Prints a line per family; exits with 1 when a prompt is lost or doubled or a run fails. Other
+keys go to the command.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ SETTINGS = {
 
 
 def choose(files: list[Path], count: int, out: Path) -> list[str]:
-    """Write `count` distinct prompts to `out`, the files' first in turn, and the held-out ones; returns the ids."""
+    """Write `count` distinct prompts to `out`, the files' first in turn, and the held-out ones; returns the
+    ids.
+    """
     from rlhf.data.prompts import load_prompts
 
     queues = [load_prompts(file)[0] for file in files]

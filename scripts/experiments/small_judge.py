@@ -3,10 +3,10 @@ r"""A Bradley-Terry judge of about 1 million parameters, from nothing, on prefer
     python scripts/experiments/small_judge.py out=runs/small_judge \
         data=helpful:FILE,harmless:FILE,ultrafeedback:FILE[,…] [share=0.15] [seed=1] [key=value …]
 
-Files that share a name before the colon are one source. Prompts whose first user turn is the same are held out
-together, so that neither the tokenizer nor the stage `reward_model` sees anything of a held-out prompt. Prints accuracy
-by source with Wilson's 95 % interval, beside that of taking the longer answer. Killed, it goes on where it was. Other
-keys go to the stage.
+Files that share a name before the colon are one source. Prompts whose first user turn is the same are held
+out together, so that neither the tokenizer nor the stage `reward_model` sees anything of a held-out prompt.
+Prints accuracy by source with Wilson's 95 % interval, beside that of taking the longer answer. Killed, it
+goes on where it was. Other keys go to the stage.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ def is_held_out(messages: list[dict[str, str]], share: float, seed: int) -> bool
 
 
 def write_split(files: list[tuple[str, Path]], share: float, seed: int, out: Path) -> None:
-    """Write the preferences as `train.jsonl` and `held_out.jsonl`, and the prompts of the first as `prompts.jsonl`."""
+    """Write the preferences as `train.jsonl` and `held_out.jsonl`, and the prompts of the first as
+    `prompts.jsonl`.
+    """
     from rlhf.data.preferences import read_preferences
 
     rows: dict[str, list[Any]] = {"train": [], "held_out": [], "prompts": []}

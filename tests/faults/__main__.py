@@ -1,7 +1,8 @@
-"""The long form: `python -m tests.faults kills=200 [loop=100] [seed=0] [folder=…]`, or `make test-faults kills=200`.
+"""The long form: `python -m tests.faults kills=200 [loop=100] [seed=0] [folder=…]`, or `make test-faults
+kills=200`.
 
-Half of the kills (or all but `loop`) strike the boundaries of a small run, the others the whole loop. The last
-line has the figures; exit code 1 when a bar is missed.
+Half of the kills (or all but `loop`) strike the boundaries of a small run, the others the whole loop. The
+last line has the figures; exit code 1 when a bar is missed.
 """
 
 from __future__ import annotations

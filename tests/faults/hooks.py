@@ -1,7 +1,8 @@
-"""What the file system is asked for, seen from inside: every boundary can be written down, or be the last one.
+"""What the file system is asked for, seen from inside: every boundary can be written down, or be the last
+one.
 
-`install` wraps the calls in this process. A folder with a `sitecustomize.py` on PYTHONPATH (`on_path`) does it in every
-Python process of a command, with no hook in the package.
+`install` wraps the calls in this process. A folder with a `sitecustomize.py` on PYTHONPATH (`on_path`) does
+it in every Python process of a command, with no hook in the package.
 """
 
 from __future__ import annotations
@@ -87,9 +88,10 @@ def install(root: Path, event: Event) -> None:
 def count_and_kill(counter: Path, at: str, action: str = "self") -> Event:
     """Number the boundaries of all processes together; at number `at` (from 1; "0": never) comes SIGKILL.
 
-    `at` may also name a boundary: what happens, a colon, how the path ends. `action`: whom it strikes: `self`, the
-    `driver` (the process in RLHF_FAULT_DRIVER), `engine` (vLLM's, where this worker has it in a process of its own), or
-    `everything` in its session. Which files got their name is written down in `counter` with the suffix `.made`.
+    `at` may also name a boundary: what happens, a colon, how the path ends. `action`: whom it strikes:
+    `self`, the `driver` (the process in RLHF_FAULT_DRIVER), `engine` (vLLM's, where this worker has it in a
+    process of its own), or `everything` in its session. Which files got their name is written down in
+    `counter` with the suffix `.made`.
     """
     wanted, _, ending = at.partition(":")
 

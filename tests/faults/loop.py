@@ -1,4 +1,5 @@
-"""Faults at random in the whole loop: tiny models, vLLM (on a CPU its engine is the worker), two training ranks."""
+"""Faults at random in the whole loop: tiny models, vLLM (on a CPU its engine is the worker), two training
+ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A small run of real stages without torch, in a process of its own: read, score with a rule, pair, and reuse of all.
+"""A small run of real stages without torch, in a process of its own: read, score with a rule, pair, and reuse
+of all.
 
 Forked from a process that has the imports done, so that hundreds of kills take a minute.
 """

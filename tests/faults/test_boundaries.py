@@ -1,4 +1,5 @@
-"""Kills at the boundaries of the commit protocol, the order of its system calls, and a disk that fills up at them."""
+"""Kills at the boundaries of the commit protocol, the order of its system calls, and a disk that fills up at
+them."""
 
 import json
 import os

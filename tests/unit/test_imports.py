@@ -1,4 +1,5 @@
-"""Imports point one way (`tool.importlinter` in pyproject.toml), and nothing that the driver loads imports torch."""
+"""Imports point one way (`tool.importlinter` in pyproject.toml), and nothing that the driver loads imports
+torch."""
 
 import ast
 import subprocess

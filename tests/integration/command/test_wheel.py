@@ -1,4 +1,5 @@
-"""The built wheel has all it needs to start: every experiment composes in an empty folder, away from the checkout."""
+"""The built wheel has all it needs to start: every experiment composes in an empty folder, away from the
+checkout."""
 
 import os
 import shutil

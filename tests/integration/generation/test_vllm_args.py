@@ -1,4 +1,5 @@
-"""What `generate.vllm_args` may say: limits of vLLM's own count, and what contradicts other settings is refused."""
+"""What `generate.vllm_args` may say: limits of vLLM's own count, and what contradicts other settings is
+refused."""
 
 from __future__ import annotations
 

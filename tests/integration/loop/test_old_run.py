@@ -1,4 +1,5 @@
-"""A run that older code has finished goes on with today's: nothing is redone, and what is redone has the same bytes.
+"""A run that older code has finished goes on with today's: nothing is redone, and what is redone has the same
+bytes.
 
 `tests/data/old_run.tar.gz` holds the run and what it was given; its README says how it was made.
 """
@@ -113,7 +114,8 @@ def test_another_rule_of_the_same_name_is_refused(old):
 
 
 def test_the_rules_of_the_package_are_what_they_were():
-    """Folders of the quickstart hold the digest of `rlhf.world.tasks`: only its wording has changed since then."""
+    """Folders of the quickstart hold the digest of `rlhf.world.tasks`: only its wording has changed since
+    then."""
     from rlhf.run.sources import function_source
 
     of_then = "5e8fae084b75a834c8e0f18be369d055241f434792778fe204d7a7be5c52df16"

@@ -344,7 +344,8 @@ def test_capped_attention_scores_are_capped_everywhere(folder):
     assert torch.equal(ours, eager)
 
 
-# ------------------------------------------------------------------------------------------------ refused rows
+# ------------------------------------------------------------------------------------------------ refused
+# rows
 
 
 def generate_job(folder, out, chats):

@@ -1,4 +1,5 @@
-"""Templates that change answers, refuse some turns, demand a system turn, hang, or whose BOS opens every turn."""
+"""Templates that change answers, refuse some turns, demand a system turn, hang, or whose BOS opens every
+turn."""
 
 from __future__ import annotations
 
@@ -87,7 +88,8 @@ def models(made, tmp_path):
     return shutil.copytree(made, tmp_path / "models")
 
 
-# ------------------------------------------------------------------------------------------------ changed answers
+# ------------------------------------------------------------------------------------------------ changed
+# answers
 
 
 @pytest.mark.parametrize(
@@ -188,7 +190,8 @@ def test_judge_training_drops_and_counts_them(models, kind):
     assert counts["dropped/changed_by_template"] == 1 and counts["spelled_special_tokens"] == 1
 
 
-# ------------------------------------------------------------------------------------------------ judges that refuse
+# ------------------------------------------------------------------------------------------------ judges that
+# refuse
 
 
 PROMPTS = [user("Name a colour"), user("Name a fruit", system="Be brief."), user("Name a <|eot_id|>")]
@@ -291,7 +294,8 @@ def test_a_file_with_a_refused_row_is_scored_with_null_and_said(models):
     assert None not in rewards[0] and rewards[1] == [None, None]
 
 
-# ------------------------------------------------------------------------------------------------ a system turn first
+# ------------------------------------------------------------------------------------------------ a system
+# turn first
 
 
 def test_a_template_that_demands_a_system_turn_works_where_every_prompt_has_one(models):
@@ -348,7 +352,8 @@ def test_a_long_text_is_not_taken_for_a_template_that_hangs(models, monkeypatch)
     assert len(render_prompt(tokenizer, user("a word " * 100_000))) > 100_000
 
 
-# ------------------------------------------------------------------------------------------------ BOS opens turns
+# ------------------------------------------------------------------------------------------------ BOS opens
+# turns
 
 
 CHATML = (

@@ -1,4 +1,5 @@
-"""What contents spell of special tokens is text, in every tokenizer; conversations that spell none are read as ever."""
+"""What contents spell of special tokens is text, in every tokenizer; conversations that spell none are read
+as ever."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A real chat model, where there is one: `make real-model` makes its folder, and `RLHF_REAL_MODEL` names another."""
+"""A real chat model, where there is one: `make real-model` makes its folder, and `RLHF_REAL_MODEL` names
+another."""
 
 from __future__ import annotations
 

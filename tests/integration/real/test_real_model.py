@@ -1,6 +1,8 @@
-"""SmolLM2-135M-Instruct through the real commands: ChatML, a BOS that opens turns, pad equal to eos, tied embeddings.
+"""SmolLM2-135M-Instruct through the real commands: ChatML, a BOS that opens turns, pad equal to eos, tied
+embeddings.
 
-Random tiny models hid that such ordinary models were refused. Skipped where the model is not there (see conftest.py).
+Random tiny models hid that such ordinary models were refused. Skipped where the model is not there (see
+conftest.py).
 """
 
 import json
@@ -36,7 +38,8 @@ QUESTIONS = (
 )
 SYSTEM = {"role": "system", "content": "You answer in one short sentence."}
 LEAST_SENSIBLE = 9
-"""Of the questions with a known answer (15), so many are answered; the model gets 11 to 13 of them, chance none."""
+"""Of the questions with a known answer (15), so many are answered; the model gets 11 to 13 of them, chance
+none."""
 
 
 def run(*arguments, cwd, code=0, timeout=900):

@@ -1,4 +1,5 @@
-"""Judges as people have them: labels and heads told by the weights, and conversations longer than the context."""
+"""Judges as people have them: labels and heads told by the weights, and conversations longer than the
+context."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ def change(folder, without=(), **changes):
 
 
 def unnamed(folder):
-    """Without what config.json says of labels, which it never says of two: those transformers takes by itself."""
+    """Without what config.json says of labels, which it never says of two: those transformers takes by
+    itself."""
     return change(folder, ["id2label", "label2id", "num_labels"])
 
 

@@ -265,7 +265,8 @@ def test_the_loop_trains_a_pairwise_judge_and_holds_iterates_against_the_initial
     assert code == 0, said
     made = {name: json.loads((tmp_path / "run" / name / "artifact.json").read_text()) for name in SCORED}
     assert made["reward_model"]["metrics"]["held_out_accuracy"] is not None
-    # n = 4 with 2 opponents or more each: a ring of 3, so all 6 pairs in both orders; equal texts need no call
+    # n = 4 with 2 opponents or more each: a ring of 3, so all 6 pairs in both orders; equal texts need no
+    # call
     assert 0 < made["iteration_001/score"]["counts"]["judge_calls"] <= 12 * 6 * 2
     assert 0 < made["iteration_001/held_out/score"]["counts"]["judge_calls"] <= 6 * 2 * 2 * 2
     assert "against" in json.dumps(made["iteration_001/held_out/score"]["identity"]["inputs"])

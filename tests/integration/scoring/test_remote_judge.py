@@ -142,7 +142,8 @@ def test_nothing_is_lost_when_the_server_restarts_half_way(server, path, tmp_pat
 
 @contextmanager
 def stand_in(behave=None):
-    """A server that scores a conversation by its length; `behave(number)` says what request `number` gets instead."""
+    """A server that scores a conversation by its length; `behave(number)` says what request `number` gets
+    instead."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

@@ -46,7 +46,8 @@ def judge(path):
 
 
 def items(num, words=40, repeated=1):
-    """Prompts with four responses each, of many lengths; the longest prompts fill several blocks of vLLM's cache."""
+    """Prompts with four responses each, of many lengths; the longest prompts fill several blocks of vLLM's
+    cache."""
     made = []
     for i in range(num):
         messages = [

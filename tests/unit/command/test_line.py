@@ -114,7 +114,8 @@ def test_the_driver_and_every_stage_module_load_no_torch(tmp_path):
 
 
 def outside():
-    """Every number of the schema with values that it does not take: at its open ends, and beyond the closed ones."""
+    """Every number of the schema with values that it does not take: at its open ends, and beyond the closed
+    ones."""
     for key, _, within in numbers(Config()):
         if within is CHECKED_WITH_OTHERS:
             continue

@@ -1,4 +1,5 @@
-"""Stage processes for real: started, fed, killed, ended. The stage is `score` with a rule, which needs no torch."""
+"""Stage processes for real: started, fed, killed, ended. The stage is `score` with a rule, which needs no
+torch."""
 
 import os
 import signal

@@ -1,4 +1,5 @@
-"""Which prompts an iteration gets: slices of one set, or a set for each; and whether a machine can run the models."""
+"""Which prompts an iteration gets: slices of one set, or a set for each; and whether a machine can run the
+models."""
 
 from __future__ import annotations
 

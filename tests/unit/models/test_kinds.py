@@ -1,4 +1,5 @@
-"""What is no whole model in safetensors says what it is and the way out; second copies of weights do not count."""
+"""What is no whole model in safetensors says what it is and the way out; second copies of weights do not
+count."""
 
 from __future__ import annotations
 
