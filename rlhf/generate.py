@@ -47,7 +47,8 @@ def sample(run: Run, tool: FileTool, what: str = "prompts") -> list[Artifact]:
         if context is not None and max_new_tokens >= context:
             # Half of it: a prompt needs room too, and no key should be needed to sample from a small model.
             run.say(
-                f"  responses have at most {context // 2} tokens: {what} {context}, not {max_new_tokens} and more"
+                f"  responses have at most {context // 2} tokens: {what} {context}, not "
+                f"{max_new_tokens} and more"
             )
             max_new_tokens = context // 2
     # Settled from the files, as in a run: fp32 weights are sampled from in fp32.

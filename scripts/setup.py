@@ -205,7 +205,8 @@ class Installer:
 
 
 PIP_WAYS_OUT = (
-    "check the network and the free space on this disk (df -h .), then run the same command again: pip keeps what it\n"
+    "check the network and the free space on this disk (df -h .), then run the same command again: "
+    "pip keeps what it\n"
     "  has downloaded. Behind a mirror, set PIP_INDEX_URL."
 )
 
@@ -287,7 +288,8 @@ def main() -> None:
     asked = parser.parse_args().variant
     if platform.system() != "Linux":
         fail(
-            f"{platform.system()} is not supported: vLLM and DeepSpeed are installed from their Linux packages.\n"
+            f"{platform.system()} is not supported: vLLM and DeepSpeed are installed from their "
+            "Linux packages.\n"
             "  Ways out: a Linux machine, a Linux container, or WSL 2 on Windows."
         )
     lock = lock_out_others()

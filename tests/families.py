@@ -16,7 +16,8 @@ from typing import Any
 
 _LLAMA3 = (
     "{% for m in messages %}{% if loop.first %}{{ bos_token }}{% endif %}"
-    "{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content | trim + '<|eot_id|>' }}{% endfor %}"
+    "{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content | trim + '<|eot_id|>' "
+    "}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
 _CHATML = "{{ '<|im_start|>' + m.role + '\n' + text + '<|im_end|>\n' }}"
@@ -44,7 +45,8 @@ _ALTERNATE = (
     "{{ raise_exception('the roles must be user and assistant in turn') }}{% endif %}{% endfor %}"
 )
 _WITHOUT_SYSTEM = (
-    "{% if messages[0].role == 'system' %}{% set turns, system = messages[1:], messages[0].content + '\n\n' %}"
+    "{% if messages[0].role == 'system' %}{% set turns, system = messages[1:], messages[0].content "
+    "+ '\n\n' %}"
     "{% else %}{% set turns, system = messages, '' %}{% endif %}" + _ALTERNATE
 )
 _MISTRAL = (
@@ -54,7 +56,8 @@ _MISTRAL = (
 )
 """Of version 0.3: a system turn is written into the last user turn, and nowhere once an answer follows."""
 _GEMMA_TURNS = (
-    "{{ bos_token }}{% for m in turns %}{{ '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\n'"
+    "{{ bos_token }}{% for m in turns %}{{ '<start_of_turn>' + ('model' if m.role == 'assistant' "
+    "else m.role) + '\n'"
     " + (system if loop.first else '') + m.content | trim + '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
@@ -68,14 +71,16 @@ _PHI3 = (
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
 )
 _PHI4 = (
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '<|im_sep|>' + m.content + '<|im_end|>' }}{% endfor %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '<|im_sep|>' + m.content + '<|im_end|>' "
+    "}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant<|im_sep|>' }}{% endif %}"
 )
 
 
 @dataclass(frozen=True)
 class Family:
-    """What sets one family's tokenizer and config apart; `tokens` are the special ones besides those named."""
+    """What sets one family's tokenizer and config apart; `tokens` are the special ones besides those
+    named."""
 
     name: str
     model_type: str

@@ -1,4 +1,5 @@
-"""Run a stage as its processes would, without the launcher: in this process, or as ranks of a process group."""
+"""Run a stage as its processes would, without the launcher: in this process, or as ranks of a process
+group."""
 
 from __future__ import annotations
 

@@ -133,7 +133,9 @@ def _files(cfg: Config) -> Iterator[str]:
     if not isinstance(paths, str) and not (
         isinstance(paths, list) and paths and all(isinstance(path, str) for path in paths)
     ):
-        yield f"prompts.path={paths}: must be a path or a data set, or a list of them such as [a.jsonl,b.csv]."
+        yield (
+            f"prompts.path={paths}: must be a path or a data set, or a list of them such as [a.jsonl,b.csv]."
+        )
     for section in ("prompts", "sft", "reward_model", "pair"):
         for key, names in value_at(cfg, f"{section}.columns").items():
             setting = f"{section}.columns={{{key}: {names}}}"
@@ -157,7 +159,10 @@ def _sampling(cfg: Config) -> Iterator[str]:
     temperatures = cfg.generate.temperatures
     n = cfg.generate.n
     if not temperatures or not all(map(NOT_NEGATIVE.holds, temperatures)):
-        yield f"generate.temperatures={temperatures}: needs finite numbers, none negative; the paper has [1.0,0.7]."
+        yield (
+            f"generate.temperatures={temperatures}: needs finite numbers, none negative; the "
+            "paper has [1.0,0.7]."
+        )
         return
     num_temperatures = len(temperatures)
     n_of_each = n // num_temperatures
@@ -186,7 +191,9 @@ def _vllm_args(arguments: dict[str, Any]) -> Iterator[str]:
 
 
 def _lengths(cfg: Config) -> Iterator[str]:
-    """Whether prompt and response have room; no concern of `rlhf.generate`, whose responses are shorter then."""
+    """Whether prompt and response have room; no concern of `rlhf.generate`, whose responses are shorter
+    then.
+    """
     length = cfg.generate.vllm_args.get("max_model_len")
     max_new_tokens = cfg.generate.max_new_tokens
     if type(length) is not int or cfg.generate.engine is Engine.transformers:
@@ -250,7 +257,10 @@ def _judge(cfg: Config) -> Iterator[str]:
     if judge.url is not None and not re.fullmatch(r"https?://[^/\s?#]+(/[^\s?#]*)?", judge.url):
         yield f"reward_model.url={judge.url}: must be the base URL of a server, such as http://127.0.0.1:8000."
     if judge.url is not None and not judge.path:
-        yield f"reward_model.url={judge.url}: needs reward_model.path too, whose tokenizer and template are used."
+        yield (
+            f"reward_model.url={judge.url}: needs reward_model.path too, whose tokenizer and "
+            "template are used."
+        )
 
 
 def _judges(cfg: Config) -> Iterator[str]:
@@ -275,7 +285,10 @@ def _judges(cfg: Config) -> Iterator[str]:
     for key, weight in weights.items():
         # Negative is allowed: what one judge likes may be what another is to be rid of.
         if not math.isfinite(weight) or weight == 0:
-            yield f"{key}.weight={weight}: must be a number other than 0. What only evaluates is in evaluate.judges."
+            yield (
+                f"{key}.weight={weight}: must be a number other than 0. What only evaluates is "
+                "in evaluate.judges."
+            )
     if others and cfg.reward_model.kind is JudgeKind.pairwise:
         yield (
             "reward_model.others: do not go with reward_model.kind=pairwise, whose scores depend on the "

@@ -87,7 +87,8 @@ class GenerateSettings:
     max_prompt_tokens: int = 1000
     """Longer prompts are dropped and counted (paper: 1000)."""
     stop_token_ids: list[int] = field(default_factory=list)
-    """Terminators besides the tokenizer's eos, the template's end of turn and the model's generation_config."""
+    """Terminators besides the tokenizer's eos, the template's end of turn and the model's
+    generation_config."""
     shard_size: int = 256
     """Prompts in one shard: what a kill can cost at most, and what an idle worker takes next."""
     tensor_parallel_size: int = setting(1, compared=False)
@@ -104,7 +105,8 @@ class GenerateConfig(GenerateSettings):
     """Sampling n responses per prompt."""
 
     policy: Sampled = Sampled.previous
-    """`previous` samples from the policy trained last (online), `initial` always from π0 (offline baseline)."""
+    """`previous` samples from the policy trained last (online), `initial` always from π0 (offline
+    baseline)."""
 
 
 @dataclass
@@ -205,7 +207,8 @@ class GatesConfig:
     max_grad_growth: float = setting(100.0, within=NOT_NEGATIVE)
     """So many times that median."""
     accuracy: Action = Action.warn
-    """Share of pairs whose chosen response has the higher implicit reward, over the later half of the steps."""
+    """Share of pairs whose chosen response has the higher implicit reward, over the later half of the
+    steps."""
     min_accuracy: float = setting(0.5, within=NOT_NEGATIVE)
     """In [0, 1]; 0.5 is chance."""
     truncated: Action = Action.warn
@@ -213,7 +216,8 @@ class GatesConfig:
     max_truncated: float = setting(0.2, within=NOT_NEGATIVE)
     """In [0, 1]."""
     same_candidates: Action = Action.warn
-    """Share of an iteration's prompts whose candidates are alike in text or score, so that they give no pair."""
+    """Share of an iteration's prompts whose candidates are alike in text or score, so that they give no
+    pair."""
     max_same_candidates: float = setting(0.5, within=NOT_NEGATIVE)
     """In [0, 1]."""
     length: Action = Action.warn

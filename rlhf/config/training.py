@@ -121,7 +121,8 @@ class SftConfig(SftSettings):
     """Supervised fine-tuning of `model.path` before anything else."""
 
     data: Optional[str] = None
-    """File or Hub data set of conversations (shapes: docs/training.md), or `@stage/…`; null skips the stage."""
+    """File or Hub data set of conversations (shapes: docs/training.md), or `@stage/…`; null skips the
+    stage."""
 
 
 @dataclass

@@ -11,7 +11,8 @@ from rlhf.data.rows import Row, has_value, plain_name, words
 from rlhf.errors import DataError
 
 Columns = Mapping[str, str | Sequence[str]]
-"""Which columns of a file hold a part of the question: `{"context": "evidence", "system": ["role", "tone"]}`."""
+"""Which columns of a file hold a part of the question: `{"context": "evidence", "system": ["role",
+"tone"]}`."""
 
 PARTS = ("question", "context", "system", "history", "answer", "chosen", "rejected")
 
@@ -22,31 +23,32 @@ _REST = "(other columns)"
 _MAX_NAME = 60
 
 _ANSWERS = """
-    response responses output outputs answer answers completion completions chosen rejected reject target targets
-    label labels solution solutions generation generations prediction predictions reference reference_answer
-    ground_truth gold gold_answer final_answer correct_answer correct_answers incorrect_answers best_answer
-    canonical_solution buggy_solution explanation rationale reasoning cot thought thoughts thinking summary summaries
-    reply replies choice winner preference preferred margin verdict feedback critique bon_best loser_list real
-    generated candidates y_w y_l
+    response responses output outputs answer answers completion completions chosen rejected reject target
+    targets label labels solution solutions generation generations prediction predictions reference
+    reference_answer ground_truth gold gold_answer final_answer correct_answer correct_answers
+    incorrect_answers best_answer canonical_solution buggy_solution explanation rationale reasoning cot
+    thought thoughts thinking summary summaries reply replies choice winner preference preferred margin
+    verdict feedback critique bon_best loser_list real generated candidates y_w y_l
 """
 _FIGURES = """
-    score scores reward rewards quality qualities rating ratings rank ranks ranking helpfulness correctness coherence
-    complexity verbosity safety toxicity perplexity logprob logprobs confidence difficulty level count votes
-    upvote_ratio finish_reason finish_reasons stop_reason stop_reasons temperature temperatures seed seeds
-    token_ids tokens length
-    price cost time seconds
+    score scores reward rewards quality qualities rating ratings rank ranks ranking helpfulness
+    correctness coherence complexity verbosity safety toxicity perplexity logprob logprobs confidence
+    difficulty level count votes upvote_ratio finish_reason finish_reasons stop_reason stop_reasons
+    temperature temperatures seed seeds token_ids tokens length price cost time seconds
 """
 _ORIGINS = """
-    id ids uid uuid guid idx index key hash sha row number source sources origin data_source dataset datasets subset
-    split datasplit config category categories subcategory category_path type types kind domain subject topic topics tag
-    tags task tasks task_name task_type style language lang locale license author annotator annotators annotations
-    worker judge model models model_name generator engine labelling_model labelling_prompt raw_labelling_response
-    timestamp tstamp date datetime time created updated url uri link path file filename title_id name motivation_app
-    metadata meta extra extra_info version batch status state order redacted toxic moderation openai_moderation anony
-    turn synthetic deleted review_count review_result emojis lang_detect detoxify message_tree_id tree_state parent_id
-    post_id created_utc c_root_id_a c_root_id_b seconds_difference hashed_ip country header language_code kto_tag
-    test tests test_list unit_tests entry_point evaluation_session_id evaluation_order conv_metadata is_code
-    bug_type failure_symptoms example_test full_conversation error error_key good_natured num_responses raw_completion
+    id ids uid uuid guid idx index key hash sha row number source sources origin data_source dataset
+    datasets subset split datasplit config category categories subcategory category_path type types kind
+    domain subject topic topics tag tags task tasks task_name task_type style language lang locale
+    license author annotator annotators annotations worker judge model models model_name generator engine
+    labelling_model labelling_prompt raw_labelling_response timestamp tstamp date datetime time created
+    updated url uri link path file filename title_id name motivation_app metadata meta extra extra_info
+    version batch status state order redacted toxic moderation openai_moderation anony turn synthetic
+    deleted review_count review_result emojis lang_detect detoxify message_tree_id tree_state parent_id
+    post_id created_utc c_root_id_a c_root_id_b seconds_difference hashed_ip country header language_code
+    kto_tag test tests test_list unit_tests entry_point evaluation_session_id evaluation_order
+    conv_metadata is_code bug_type failure_symptoms example_test full_conversation error error_key
+    good_natured num_responses raw_completion
 """
 # Generous: a false alarm over an id would teach people to overlook the line that matters.
 _KNOWN = words(f"{_ANSWERS} {_FIGURES} {_ORIGINS}")

@@ -32,7 +32,8 @@ class Shape:
 # The order matters: rows of one shape may hold columns of a later one, and what says most comes first.
 SHAPES = (
     Shape(
-        looks="chosen and rejected: messages, HH-RLHF text, or with prompt (text or messages) one or more answers",
+        looks="chosen and rejected: messages, HH-RLHF text, or with prompt (text or messages) one "
+        "or more answers",
         is_there=lambda row: chosen_rejected.chosen_names(row) is not None,
         read=chosen_rejected.chosen_rejected,
     ),
@@ -52,7 +53,8 @@ SHAPES = (
         read=rated_answers.labelled_pairs,
     ),
     Shape(
-        looks="instruction, output_1, output_2 (or response_a, response_b, …), preference (or winner, label, scores)",
+        looks="instruction, output_1, output_2 (or response_a, response_b, …), preference (or "
+        "winner, label, scores)",
         is_there=rated_answers.has_two_answers,
         read=rated_answers.labelled_answers,
     ),
@@ -67,7 +69,8 @@ SHAPES = (
         read=rated_answers.ordered_outputs,
     ),
     Shape(
-        looks="instruction and completions (or prompt and answers): response and overall_score, or answer and rank",
+        looks="instruction and completions (or prompt and answers): response and overall_score, or "
+        "answer and rank",
         is_there=rated_answers.has_rated_answers,
         read=rated_answers.rated_answers,
     ),
@@ -122,13 +125,15 @@ def _refuse(row: Row) -> NoReturn:
     has_one_answer = any(row.holds(name) for name in _ONE_ANSWER) or row.holds("messages")
     if has_one_answer and any(has_value(row.peek(name)) for name in _RATINGS):
         raise DataError(
-            f"Rows of one answer with ratings (such as HelpSteer 2's) are no pairs; {keys}. Use the data set's "
+            f"Rows of one answer with ratings (such as HelpSteer 2's) are no pairs; {keys}. Use "
+            "the data set's "
             "preference split (response_1, response_2, preference_strength), or join the rows of a prompt: "
             "completions with response and overall_score."
         )
     if has_one_answer and any(row.peek(name) is not None for name in _LABELS):
         raise DataError(
-            f"Rows of one answer with a label (KTO) are no pairs; {keys}. Join a liked and a disliked answer to the "
+            f"Rows of one answer with a label (KTO) are no pairs; {keys}. Join a liked and a "
+            "disliked answer to the "
             "same prompt as chosen and rejected, or train on the liked ones with sft.data."
         )
     raise DataError(f"No preference found: {keys}; known shapes are: {known()}.")

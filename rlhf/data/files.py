@@ -247,7 +247,8 @@ def _read_csv(path: Path) -> Iterator[Record]:
                     continue
                 if len(values) != len(names):
                     raise DataError(
-                        f"{path}, line {reader.line_num}: {len(values)} fields, and the header has {len(names)}. "
+                        f"{path}, line {reader.line_num}: {len(values)} fields, and the header has "
+                        f"{len(names)}. "
                         "Quote text that holds commas, and name the columns in the first line."
                     )
                 yield dict(zip(names, values, strict=True))

@@ -61,7 +61,8 @@ def _finish_reason(reason: Any, name: str) -> str:
         return "length"
     raise UnusableRow(
         "unknown_finish_reason",
-        f"{name} holds {reason!r:.40}; known are {', '.join(sorted(_FINISHED_WORDS))} of a finished response, "
+        f"{name} holds {reason!r:.40}; known are {', '.join(sorted(_FINISHED_WORDS))} of a "
+        "finished response, "
         f"{', '.join(sorted(_CUT_WORDS))} of a cut one.",
     )
 

@@ -274,7 +274,9 @@ def rated_answers(row: Row) -> list[Comparison]:
 
 
 def _first_value(answer: Any, names: tuple[str, ...]) -> Any:
-    """What stands under the first of the names; an answer without a score has None, which `by_score` refuses."""
+    """What stands under the first of the names; an answer without a score has None, which `by_score`
+    refuses.
+    """
     if not isinstance(answer, Mapping):
         return None
     for name in names:

@@ -138,7 +138,9 @@ def texts_of(value: Any) -> list[str] | None:
 
 
 def is_said(text: str, messages: list[Message]) -> bool:
-    """Whether a text stands in a conversation already: on lines of its own, behind a colon, or if it is long."""
+    """Whether a text stands in a conversation already: on lines of its own, behind a colon, or if it is
+    long.
+    """
     trimmed = text.strip()
     for message in messages:
         content = message["content"]

@@ -114,7 +114,9 @@ class Row(Mapping[str, Any]):
         return has_value(self.peek(name))
 
     def unfolded(self, name: str, value: Any, inner: Mapping[str, Any]) -> Row:
-        """The same row with another value in a column, and with more columns; its question is mapped no more."""
+        """The same row with another value in a column, and with more columns; its question is mapped no
+        more.
+        """
         record = dict(self.record)
         record.update(inner)
         record[name] = value
@@ -196,7 +198,9 @@ def plain_text(value: Any) -> str:
 
 
 def plain_json(value: Any, ascii_only: bool = True) -> str:
-    """JSON text that every reader takes: what JSON has no form for is text, numbers that are not finite null."""
+    """JSON text that every reader takes: what JSON has no form for is text, numbers that are not finite
+    null.
+    """
     try:
         return json.dumps(value, ensure_ascii=ascii_only, default=str, allow_nan=False)
     # Rare, so that the whole value is looked through only then.

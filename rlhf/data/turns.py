@@ -35,7 +35,8 @@ _TEXT_PARTS = (None, "text", "input_text", "output_text")
 _SPELLINGS = {
     "system": "system developer sys systemprompt",
     "user": "user human prompter usr customer client person question instruction student",
-    "assistant": "assistant gpt ai model bot chatgpt bing bard claude gemini chatbot llm agent answer response asst",
+    "assistant": "assistant gpt ai model bot chatgpt bing bard claude gemini chatbot llm agent "
+    "answer response asst",
 }
 _ROLE_OF = {spelling: role for role, spellings in _SPELLINGS.items() for spelling in spellings.split()}
 # What a program said is neither a question nor an answer, and templates render it each in its own way.
@@ -330,7 +331,9 @@ def marked_turns(text: str, whole: bool = False) -> list[Message] | None:
 
 @dataclass(frozen=True)
 class _Marked:
-    """Text cut at the marks of its speakers; `preamble` stands before the first one, called `first_speaker`."""
+    """Text cut at the marks of its speakers; `preamble` stands before the first one, called
+    `first_speaker`.
+    """
 
     preamble: str
     first_speaker: str
@@ -343,7 +346,9 @@ class _Marked:
         return last["role"] == "assistant" and not last["content"].strip()
 
     def ends(self, whole: bool) -> bool:
-        """Whether it ends as a conversation does: where an answer begins, or with one where it must be whole."""
+        """Whether it ends as a conversation does: where an answer begins, or with one where it must be
+        whole.
+        """
         if self.opens_answer:
             return True
         last = self.turns[-1]

@@ -10,7 +10,9 @@ from rlhf.errors import ConfigError
 
 
 def longest_sequence(settings: GenerateSettings) -> int | None:
-    """Tokens that a prompt and its response may have together by `max_model_len`; None without such a limit."""
+    """Tokens that a prompt and its response may have together by `max_model_len`; None without such a
+    limit.
+    """
     if settings.engine is Engine.transformers:
         return None
     length = settings.vllm_args.get("max_model_len")
@@ -32,7 +34,8 @@ def prompt_limit(settings: GenerateSettings, limit: int) -> int:
     if length <= settings.max_new_tokens:
         raise ConfigError(
             f"generate.vllm_args.max_model_len={length}: has no room for generate.max_new_tokens="
-            f"{settings.max_new_tokens} and a prompt. Raise it, or set generate.max_new_tokens below {length}."
+            f"{settings.max_new_tokens} and a prompt. Raise it, or set generate.max_new_tokens "
+            f"below {length}."
         )
     return min(limit, length - settings.max_new_tokens)
 
@@ -51,7 +54,8 @@ def check_batching(arguments: dict[str, Any], has_gpu: bool) -> None:
     if chunked and not has_gpu:
         # The engine dies at the first prompt that it reads in two parts.
         raise ConfigError(
-            "generate.vllm_args.enable_chunked_prefill=true: on a CPU vLLM cannot do this together with a seed per "
+            "generate.vllm_args.enable_chunked_prefill=true: on a CPU vLLM cannot do this together "
+            "with a seed per "
             "response. Leave it out, or use generate.engine=transformers."
         )
     is_whole = chunked is False or not has_gpu
@@ -59,7 +63,8 @@ def check_batching(arguments: dict[str, Any], has_gpu: bool) -> None:
     length = arguments.get("max_model_len")
     if is_whole and batched is not None and length is not None and batched < length:
         raise ConfigError(
-            f"generate.vllm_args.max_num_batched_tokens={batched}: one forward pass must have room for a whole "
+            f"generate.vllm_args.max_num_batched_tokens={batched}: one forward pass must have room "
+            "for a whole "
             f"prompt and response of {length} tokens, since no prefill is cut here. Raise it, or lower "
             "generate.max_prompt_tokens or generate.max_new_tokens."
         )

@@ -26,22 +26,30 @@ from rlhf.run.plan import Run
 FEW_STEPS = 10
 """Steps too few to speak of a usual gradient norm, or of an accuracy."""
 _TEXTS = {
-    "first_loss": "the first loss is {value:.4f}, but a policy that is its own reference has {limit:.4f}: the two see "
+    "first_loss": "the first loss is {value:.4f}, but a policy that is its own reference has "
+    "{limit:.4f}: the two see "
     "other weights, tokens or precision. See whether a model's files changed, and try model.dtype=float32",
-    "grad_norm": "the gradient norm of step {step} is {value:.3g} times the median of the steps before it. Look at the "
+    "grad_norm": "the gradient norm of step {step} is {value:.3g} times the median of the steps "
+    "before it. Look at the "
     "loss around it; lower dpo.learning_rate or dpo.max_grad_norm",
-    "accuracy": "in the later half of the steps the policy prefers {value:.1%} of the chosen responses, no better than "
+    "accuracy": "in the later half of the steps the policy prefers {value:.1%} of the chosen "
+    "responses, no better than "
     "chance. Raise dpo.learning_rate if rewards/margins hardly move, else look at the pairs",
     "truncated": "{value:.1%} of the responses were cut, so the judge reads unfinished answers. Raise "
     "generate.max_new_tokens, or see what makes them so long",
-    "same_candidates": "{value:.1%} of the prompts have candidates that are alike in text or score and teach nothing. "
+    "same_candidates": "{value:.1%} of the prompts have candidates that are alike in text or score "
+    "and teach nothing. "
     "Raise generate.temperatures or generate.n, use other prompts, or look at the judge",
-    "length": "π{t}'s responses are {value:.2f} times as long as π0's: the judge may reward length. Read some; set "
+    "length": "π{t}'s responses are {value:.2f} times as long as π0's: the judge may reward "
+    "length. Read some; set "
     "pair.length_penalty, or add a judge under evaluate.judges",
-    "kl": "π{t} is {value:.2f} nats per response from π0, where the judge is less and less to be trusted. Raise "
+    "kl": "π{t} is {value:.2f} nats per response from π0, where the judge is less and less to be "
+    "trusted. Raise "
     "dpo.beta, lower dpo.learning_rate, or take an earlier iterate",
-    "second_judge": "{judge} changes by {change:+.3f} from π{base} to π{t}, a fall of {value:.1f} standard errors, the "
-    "training judge by {rise:+.3f}: it may be exploited. Read what it likes best; take π{base}, or raise dpo.beta",
+    "second_judge": "{judge} changes by {change:+.3f} from π{base} to π{t}, a fall of {value:.1f} "
+    "standard errors, the "
+    "training judge by {rise:+.3f}: it may be exploited. Read what it likes best; take π{base}, or "
+    "raise dpo.beta",
 }
 
 

@@ -50,7 +50,8 @@ def conclude(run: Run, evaluations: Sequence[Evaluation], dtype: str) -> Artifac
     _link_best(run.folder, target)
     if chosen.iteration == 0:
         run.say(
-            "No iterate beats π0 on the held-out prompts: best is π0 itself. Look at the table before going on."
+            "No iterate beats π0 on the held-out prompts: best is π0 itself. Look at the table "
+            "before going on."
         )
     run.say(f"KL is {KL_ESTIMATOR}. Dropped counts prompts without a pair.")
     run.say(

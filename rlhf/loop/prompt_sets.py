@@ -17,7 +17,9 @@ PLACEHOLDER = "{iteration}"
 
 @dataclass(frozen=True)
 class PromptSets:
-    """Training prompts, one set for all iterations (`sets` has one) or one for each, and the held-out ones."""
+    """Training prompts, one set for all iterations (`sets` has one) or one for each, and the held-out
+    ones.
+    """
 
     held_out: Artifact
     sets: list[Artifact]
@@ -25,7 +27,9 @@ class PromptSets:
     shared: bool
 
     def of(self, iteration: int) -> tuple[Artifact, list[int]]:
-        """The set of an iteration, from 1, and the rows [start, stop) of it; `stop` may lie beyond its end."""
+        """The set of an iteration, from 1, and the rows [start, stop) of it; `stop` may lie beyond its
+        end.
+        """
         if self.shared:
             start = (iteration - 1) * self.size
             return self.sets[0], [start, start + self.size]
@@ -120,7 +124,8 @@ def too_few(cfg: Config, num_prompts: int, counts: dict[str, int]) -> str | None
         "a set for each iteration (prompts.path with {iteration} in it)",
     ]
     return (
-        f"num_iterations={cfg.num_iterations} with prompts.num_per_iteration={size} needs {num_needed} training "
+        f"num_iterations={cfg.num_iterations} with prompts.num_per_iteration={size} needs "
+        f"{num_needed} training "
         f"prompts, but {cfg.prompts.path} gives {max(num_prompts, 0)} ({what_became(counts)}). Ways out: "
         f"{', '.join(ways_out)}."
     )

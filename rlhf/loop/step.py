@@ -1,4 +1,6 @@
-"""The stages of one iteration, or of an evaluation within it: what each is told, and where its folder lies."""
+"""The stages of one iteration, or of an evaluation within it: what each is told, and where its folder
+lies.
+"""
 
 from __future__ import annotations
 

@@ -30,7 +30,9 @@ _DECODERS = (
 
 
 def judge_config(path: str | Path, trust_remote_code: bool = False) -> Any:
-    """The config of a judge, with as many labels as its head has rows where config.json does not name them."""
+    """The config of a judge, with as many labels as its head has rows where config.json does not name
+    them.
+    """
     config = load_config(path, trust_remote_code)
     # Set before the model is built: its head gets so many rows.
     num_rows = unnamed_labels(path)
@@ -93,7 +95,8 @@ def require_one_logit(path: str | Path, config: Any) -> None:
         )
     if num_rows not in (None, 1):
         raise ModelError(
-            f"{path}: config.json says one label, and the score head has {num_rows} rows, so which of them is the "
+            f"{path}: config.json says one label, and the score head has {num_rows} rows, so which "
+            "of them is the "
             "reward is not known. Use a sequence classifier with one logit, or mend a copy of the folder."
         )
 
@@ -107,27 +110,34 @@ def _require_score_head(path: str | Path, config: Any) -> None:
     if "score" in tops:
         layers = ", ".join(sorted(name for name in names if name.startswith("score.")))
         raise ModelError(
-            f"{path}: its head `score` is no single linear layer ({layers}), and transformers has no class for that. "
+            f"{path}: its head `score` is no single linear layer ({layers}), and transformers has "
+            "no class for that. "
             f"Use the version that comes with its code (trust_remote_code), or another judge. {_DECODERS}."
         )
     for head in _ENCODER_HEADS:
         if head in tops:
             raise ModelError(
-                f"{path}: its head is called `{head}`, as encoders (BERT, RoBERTa, DeBERTa) have it, and is no linear "
+                f"{path}: its head is called `{head}`, as encoders (BERT, RoBERTa, DeBERTa) have "
+                "it, and is no linear "
                 f"head named `score` that is read at the last token. {_DECODERS}."
             )
     for head in _VALUE_HEADS:
         if head in tops:
             raise ModelError(
-                f"{path}: its head is called `{head}`: a value head, which other trainers (TRL's or OpenRLHF's PPO) "
-                "put on a causal LM, and no score head, so transformers would make one up. If it was trained as a "
-                f"reward model, rename its weight to score.weight in a copy of the folder, and set num_labels=1 in "
+                f"{path}: its head is called `{head}`: a value head, which other trainers (TRL's "
+                "or OpenRLHF's PPO) "
+                "put on a causal LM, and no score head, so transformers would make one up. If it "
+                "was trained as a "
+                "reward model, rename its weight to score.weight in a copy of the folder, and set "
+                "num_labels=1 in "
                 f"config.json (a bias is lost: it changes no order). Else: {_DECODERS}."
             )
     # Loaded all the same, it would score with a head of random numbers.
     kind = ", ".join(config.architectures or ["a model without a head"])
     raise ModelError(
-        f"{path}: the judge has no score head ({kind}): it writes text and gives no number, and transformers would "
-        "make a head up. Use a sequence classifier with one logit (…ForSequenceClassification), train one from it "
+        f"{path}: the judge has no score head ({kind}): it writes text and gives no number, and "
+        "transformers would "
+        "make a head up. Use a sequence classifier with one logit (…ForSequenceClassification), "
+        "train one from it "
         "with reward_model.data, or set reward_model.kind=pairwise for a causal LM that answers A or B."
     )

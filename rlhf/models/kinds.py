@@ -19,8 +19,10 @@ from rlhf.models.weight_files import (
 )
 
 _GGUF = (
-    "GGUF, the quantised format of llama.cpp. Name the model it was made from, or write it out as a model folder: "
-    "AutoModelForCausalLM.from_pretrained(folder, gguf_file='NAME.gguf').save_pretrained(new_folder), and the "
+    "GGUF, the quantised format of llama.cpp. Name the model it was made from, or write it out as "
+    "a model folder: "
+    "AutoModelForCausalLM.from_pretrained(folder, "
+    "gguf_file='NAME.gguf').save_pretrained(new_folder), and the "
     "tokenizer likewise"
 )
 _PICKLES = (
@@ -28,7 +30,8 @@ _PICKLES = (
     "model.save_pretrained(folder), or choose a revision that has them"
 )
 _OLD_FRAMEWORK = (
-    "which today's transformers cannot read. Convert it with transformers 4 ({flag}=True in from_pretrained, then "
+    "which today's transformers cannot read. Convert it with transformers 4 ({flag}=True in "
+    "from_pretrained, then "
     "model.save_pretrained(folder)), or choose a revision with safetensors"
 )
 _BY_SUFFIX = {
@@ -56,9 +59,12 @@ _NOT_WEIGHTS = {
 """What a Trainer leaves beside weights, as pickles too."""
 
 _DEQUANTIZE = {
-    "bitsandbytes": "load it with transformers and bitsandbytes, then model.dequantize().save_pretrained(new_folder)",
-    "fp8": "load it with quantization_config=FineGrainedFP8Config(dequantize=True), then save_pretrained(new_folder)",
-    "mxfp4": "load it with quantization_config=Mxfp4Config(dequantize=True), then save_pretrained(new_folder)",
+    "bitsandbytes": "load it with transformers and bitsandbytes, then "
+    "model.dequantize().save_pretrained(new_folder)",
+    "fp8": "load it with quantization_config=FineGrainedFP8Config(dequantize=True), then "
+    "save_pretrained(new_folder)",
+    "mxfp4": "load it with quantization_config=Mxfp4Config(dequantize=True), then "
+    "save_pretrained(new_folder)",
     "compressed-tensors": (
         "load it with quantization_config=CompressedTensorsConfig(run_compressed=False), then "
         "save_pretrained(new_folder)"
@@ -116,7 +122,8 @@ def check_folder(folder: Path, key: str, weights: bool = True) -> None:
     if not folder.exists():
         # A repository of the Hub of which nothing was worth a download.
         raise ModelError(
-            f"{where}: nothing that is read here is in that repository, no config.json there and no *.safetensors. It "
+            f"{where}: nothing that is read here is in that repository, no config.json there and "
+            "no *.safetensors. It "
             "may hold GGUF or another format; name the model that it was made from."
         )
     if not folder.is_dir():
@@ -142,7 +149,10 @@ def _about_file(path: Path) -> str:
         return f"a file of {_BY_SUFFIX[path.suffix]}."
     if path.suffix == ".safetensors":
         return f"a file of weights, no config.json there. Name the folder that it lies in, {path.parent}."
-    return "a file, no folder: no config.json there. Name the folder of a model, with config.json and *.safetensors."
+    return (
+        "a file, no folder: no config.json there. Name the folder of a model, with config.json "
+        "and *.safetensors."
+    )
 
 
 def _refuse_adapter(folder: Path, where: str) -> None:
@@ -177,7 +187,10 @@ def _refuse_adapter(folder: Path, where: str) -> None:
 def _about_folder_without_config(folder: Path) -> str:
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     if not names:
-        return "an empty folder, no config.json there. Download the model into it (`hf download`), or name another folder."
+        return (
+            "an empty folder, no config.json there. Download the model into it (`hf download`), "
+            "or name another folder."
+        )
     if "model_index.json" in names:
         return "a pipeline of several models (model_index.json), no config.json there. Name a language model."
     if "params.json" in names:
@@ -187,7 +200,8 @@ def _about_folder_without_config(folder: Path) -> str:
         )
     if "zero_to_fp32.py" in names or any(name.startswith("global_step") for name in names):
         return (
-            "a checkpoint of DeepSpeed, no config.json there. Make a model of it with its zero_to_fp32.py, or name "
+            "a checkpoint of DeepSpeed, no config.json there. Make a model of it with its "
+            "zero_to_fp32.py, or name "
             "what was saved when the training ended."
         )
     # A folder of checkpoints, or one that was unpacked one level too deep.
@@ -197,7 +211,10 @@ def _about_folder_without_config(folder: Path) -> str:
     weights = _foreign_weights(folder)
     if weights:
         return f"no config.json there, only {weights[0].name}: {_BY_SUFFIX[weights[0].suffix]}."
-    return "no config.json there, so it is no model folder. Point at the one that has config.json and *.safetensors."
+    return (
+        "no config.json there, so it is no model folder. Point at the one that has config.json "
+        "and *.safetensors."
+    )
 
 
 def _foreign_weights(folder: Path) -> list[Path]:
@@ -248,14 +265,17 @@ def _raise_quantised(where: str, method: str, sign: str) -> None:
     dequantize = _DEQUANTIZE.get(method.lower(), "dequantize it with the library that made it")
     shown = f"{method}: " if method else ""
     raise ModelError(
-        f"{where}: its weights are quantised ({shown}{sign}), and here models are read, trained and saved whole. "
+        f"{where}: its weights are quantised ({shown}{sign}), and here models are read, trained "
+        "and saved whole. "
         f"Name the model that it was made from, or dequantize it: {dequantize}. If the weights are whole, "
         "take that out of a copy of the folder."
     )
 
 
 def _check_weight_files(folder: Path, where: str) -> None:
-    """Raise ModelError for weight files that are damaged, missing, or not those that transformers looks for."""
+    """Raise ModelError for weight files that are damaged, missing, or not those that transformers looks
+    for.
+    """
     named = set(weight_map(folder).values())
     wanted = named | {file.name for file in weight_files(folder)}
     with_weights = set()
@@ -281,11 +301,13 @@ def _check_weight_files(folder: Path, where: str) -> None:
         )
     if len(files) > 1:
         raise ModelError(
-            f"{where}: {len(files)} weight files ({files[0]}, …) and no {INDEX}, which says what is in which. Download "
+            f"{where}: {len(files)} weight files ({files[0]}, …) and no {INDEX}, which says what "
+            "is in which. Download "
             "it too, or save the model anew with model.save_pretrained(folder)."
         )
     raise ModelError(
-        f"{where}: its weights are called {files[0]}, and transformers looks for {SINGLE}. Rename the file, if "
+        f"{where}: its weights are called {files[0]}, and transformers looks for {SINGLE}. Rename "
+        "the file, if "
         "it is the whole model."
     )
 
@@ -300,7 +322,8 @@ def check_tokenizer_files(folder: Path) -> None:
         if any(folder.glob(pattern)):
             return
     raise ModelError(
-        f"{folder}: no usable tokenizer (there is no tokenizer.json, nor another vocabulary). Save that of the model "
+        f"{folder}: no usable tokenizer (there is no tokenizer.json, nor another vocabulary). Save "
+        "that of the model "
         "it was made from beside the weights: AutoTokenizer.from_pretrained(BASE).save_pretrained(folder) "
         "(tokenizer.save_pretrained)."
     )

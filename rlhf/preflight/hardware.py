@@ -144,7 +144,8 @@ def _needs(cfg: Config, weights: dict[str, float], parameters: float, ranks: int
             _bytes_of_training(cfg, policy, parameters, ranks),
             ranks,
             1,
-            "compute.offload_optimizer=true, compute.zero_stage=3, dpo.lora.rank=32, more training ranks (GPUs)",
+            "compute.offload_optimizer=true, compute.zero_stage=3, dpo.lora.rank=32, more training "
+            "ranks (GPUs)",
         ),
         _Need(
             "score",

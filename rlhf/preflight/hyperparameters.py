@@ -67,7 +67,10 @@ def _tokens_of_the_judge(cfg: Config) -> Finding:
     max_tokens = cfg.score.max_tokens
     generate = cfg.generate
     whole = generate.max_prompt_tokens + generate.max_new_tokens
-    why = f"Prompt and response may have {whole}: the judge would not see the beginning. Raise it if it can read them."
+    why = (
+        f"Prompt and response may have {whole}: the judge would not see the beginning. Raise it "
+        "if it can read them."
+    )
     # A rule reads text and knows no limit of tokens.
     fine = max_tokens >= whole or cfg.reward_model.rule is not None
     return finding(fine, f"score.max_tokens={max_tokens}", why)

@@ -196,10 +196,16 @@ def _dropped_prompts(counts: dict[str, int], limit: int) -> Iterator[Finding]:
     # Most tokenizers read them as text, and then there is nothing to say.
     if spelling:
         text = f"{spelling} of {total} prompts spell special tokens that the tokenizer cannot read as text"
-        why = "They are dropped. Take these tokens out of the prompts, or set special_tokens=tokens if they are meant."
+        why = (
+            "They are dropped. Take these tokens out of the prompts, or set "
+            "special_tokens=tokens if they are meant."
+        )
         yield Finding(level, text, why)
     too_long = counts["dropped/prompt_too_long"]
-    why = "They are dropped: generate.max_prompt_tokens, or what the context leaves beside generate.max_new_tokens."
+    why = (
+        "They are dropped: generate.max_prompt_tokens, or what the context leaves beside "
+        "generate.max_new_tokens."
+    )
     # Some long ones are usual in a data set; more than a tenth, and the limit may be a mistake.
     text = f"{too_long} of {total} prompts exceed {limit} tokens"
     yield finding(too_long <= 0.1 * total, text, why, level)
@@ -264,7 +270,10 @@ def _vocabulary(tokenizer: Any, rendered: list[list[int]], path: str, trust: boo
     # Without tokens that were added and are in no prompt: those do no harm.
     used = max(tokenizer.vocab_size - 1, *map(max, rendered))
     level = Level.error if used >= rows else Level.warning
-    why = "Text with such a token fails. Use the tokenizer that was saved with these weights, or enlarge the embedding."
+    why = (
+        "Text with such a token fails. Use the tokenizer that was saved with these weights, or "
+        "enlarge the embedding."
+    )
     return finding(largest < rows, f"token ids up to {largest}, {rows} rows of embeddings", why, level)
 
 

@@ -67,7 +67,9 @@ def open_artifact(folder: Path) -> Artifact:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What `rlhf.run.commit.commit` wrote; damage, and file names that lead out of the folder, are refused."""
+    """What `rlhf.run.commit.commit` wrote; damage, and file names that lead out of the folder, are
+    refused.
+    """
     path = folder / "artifact.json"
     record = read_sealed(path)
     files = record.get("files")

@@ -30,7 +30,8 @@ def read_sealed(path: Path) -> dict[str, Any]:
 def damaged(path: Path, how: str, folder: Path) -> RunChanged:
     """The error that names a damaged file and the ways out."""
     return RunChanged(
-        f"{path} is damaged ({how}), and nothing was used. Restore the file, or delete the folder to redo it: "
+        f"{path} is damaged ({how}), and nothing was used. Restore the file, or delete the folder "
+        "to redo it: "
         f"rm -r {folder}"
     )
 

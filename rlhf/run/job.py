@@ -80,7 +80,9 @@ class Worker(Protocol):
     num_threads: int
 
     def shards(self) -> Iterator[int]:
-        """Shard numbers this worker should make, each handed to one worker only; finished ones are not given."""
+        """Shard numbers this worker should make, each handed to one worker only; finished ones are not
+        given.
+        """
         ...
 
     def progress(self, done: float, total: float, note: str = "") -> None:

@@ -35,7 +35,8 @@ UNKNOWN = "unknown until earlier stages have run"
 """A config value that a plan cannot know yet."""
 
 Identity = dict[str, Any]
-"""Keys `schema`, `stage`, `seed`, `config`, and `inputs`: a digest by name, None of what has yet to be made."""
+"""Keys `schema`, `stage`, `seed`, `config`, and `inputs`: a digest by name, None of what has yet to be
+made."""
 
 
 class Launcher(Protocol):

@@ -41,7 +41,8 @@ def made_here(run: Run, path: str, key: str) -> Artifact:
     if name not in run.made:
         raise ConfigError(
             f"{key}={path}: no stage of this run makes {name!r} before it is needed; made by then: "
-            f"{', '.join(sorted(run.made)) or 'nothing'}. Name one of those, or a path or Hub id without the @ (a "
+            f"{', '.join(sorted(run.made)) or 'nothing'}. Name one of those, or a path or Hub id "
+            "without the @ (a "
             f"folder whose own name begins so is ./{path})."
         )
     artifact = run.made[name]
@@ -96,13 +97,15 @@ def model_folder(path: str, revision: str | None, key: str, weights: bool = True
         return folder
     if path.startswith(("/", ".", "~")) or path.count("/") != 1:
         raise ModelError(
-            f"{key}={path}: no such folder, and no Hub id either (those read owner/name). Ways out: give the path "
+            f"{key}={path}: no such folder, and no Hub id either (those read owner/name). Ways "
+            "out: give the path "
             "of a folder with config.json and *.safetensors, or a Hub id."
         )
     if "@" in path:
         repo, _, wanted = path.partition("@")
         raise ModelError(
-            f"{key}={path}: no such folder, and no Hub id either. The revision of a model on the Hub has a key of its "
+            f"{key}={path}: no such folder, and no Hub id either. The revision of a model on the "
+            "Hub has a key of its "
             f"own: {key}={repo} {_revision_key(key)}={wanted}."
         )
     folder = hub.fetch_model(path, revision, key, weights)
@@ -115,7 +118,8 @@ def _refuse_revision(path: str, revision: str | None, key: str, what: str) -> No
     if revision is None:
         return
     raise ConfigError(
-        f"{_revision_key(key)}={revision}: {path} is {what}, and only models of the Hub have revisions. Leave it "
+        f"{_revision_key(key)}={revision}: {path} is {what}, and only models of the Hub have "
+        "revisions. Leave it "
         "out (null), or give a Hub id."
     )
 

@@ -194,14 +194,16 @@ def _unread(job: Job[ScoreStage], context: int | None) -> str:
     sentences = []
     if counts.get("cut_on_the_left"):
         sentences.append(
-            f"{at_least}{counts['cut_on_the_left']} inputs of the judge are longer than score.max_tokens={max_tokens} "
+            f"{at_least}{counts['cut_on_the_left']} inputs of the judge are longer than "
+            f"score.max_tokens={max_tokens} "
             "and lost their beginning."
         )
     if counts.get("over_context"):
         # Where a resumed stage had nothing left to score, no judge was loaded that would know.
         limit = "fewer" if context is None else context
         sentences.append(
-            f"{at_least}{counts['over_context']} inputs are longer than the judge's context (score.max_tokens="
+            f"{at_least}{counts['over_context']} inputs are longer than the judge's context "
+            "(score.max_tokens="
             f"{max_tokens}), beyond which its scores mean little: set score.max_tokens={limit}."
         )
     return " ".join(sentences)

@@ -230,7 +230,8 @@ def _datasets(
             "refused_by_template: the model's chat template refuses their turns, or writes earlier ones "
             "differently once others follow: use single-turn data without a system turn, another model, "
             "or change the template in a copy of its folder. changed_by_template: the template of "
-            f"{job.inputs['model']} does not write answers as they stand (it may take <think>…</think> out of "
+            f"{job.inputs['model']} does not write answers as they stand (it may take "
+            "<think>…</think> out of "
             "them): change it likewise, or take such rows out of the data."
         )
     counts["conversations"] = len(training)

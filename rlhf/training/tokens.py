@@ -56,7 +56,9 @@ def remove_token_files(out: Path) -> None:
 
 
 def count_refused(counts: Counter[str], error: TemplateRefuses) -> None:
-    """Count a row that the chat template refuses or changes; the first of each reason is written to the log."""
+    """Count a row that the chat template refuses or changes; the first of each reason is written to the
+    log.
+    """
     key = f"dropped/{error.reason}"
     counts[key] += 1
     if counts[key] == 1:

@@ -77,7 +77,9 @@ def write_rows(world: Path, path: Path) -> None:
 
 
 def line(kind: str, run: Path, trained: Path, benchmark: list[dict[str, Any]]) -> str:
-    """A row of the table, of a finished run, the run that trained its judge, and its scores on the benchmark."""
+    """A row of the table, of a finished run, the run that trained its judge, and its scores on the
+    benchmark.
+    """
     made = trained / "reward_model" / "artifact.json"
     held_out = json.loads(made.read_text())["metrics"]["held_out_accuracy"] if made.is_file() else None
     first, last = json.loads((run / "summary.json").read_text())["iterations"][:2]

@@ -90,7 +90,10 @@ def table(model: str, items: list[Item], context: int) -> Iterator[str]:
     from rlhf.scoring.classifier_judge import ClassifierJudge
     from rlhf.scoring.vllm_judge import VllmJudge
 
-    yield "| engine | dtype | batch | largest difference | pairs turned | pairs tied |\n|---|---|---|---|---|---|"
+    yield (
+        "| engine | dtype | batch | largest difference | pairs turned | pairs tied "
+        "|\n|---|---|---|---|---|---|"
+    )
     reference = snippet(model, items, "float32", 1)
     engines: dict[str, Callable[[str, int], Scores]] = {
         "published snippet": lambda dtype, batch: snippet(model, items, dtype, batch),

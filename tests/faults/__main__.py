@@ -44,7 +44,8 @@ def main(arguments: dict[str, str]) -> int:
         print("\n".join(f"{mode:<24}{number:>5}" for mode, number in sorted(victim.modes.items())))
         again = sum("made again" in each for each in tally.missed)
         print(
-            f"shards and checkpoints finished in the loop {victim.pieces}, lives in which one was made again {again}"
+            f"shards and checkpoints finished in the loop {victim.pieces}, lives in which one was "
+            f"made again {again}"
         )
         print(f"slowest clean stop      {victim.slowest_stop:5.1f} s")
     print("\n".join([*tally.missed, tally.line()]))

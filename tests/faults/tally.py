@@ -43,7 +43,8 @@ class Tally:
     def line(self) -> str:
         """The one line a suite ends with."""
         return (
-            f"kills={self.kills} lost={self.lost} doubled={self.doubled} corrupt_accepted={self.corrupt_accepted} "
+            f"kills={self.kills} lost={self.lost} doubled={self.doubled} "
+            f"corrupt_accepted={self.corrupt_accepted} "
             f"orphans={self.orphans} redone_max={self.redone_max}"
         )
 

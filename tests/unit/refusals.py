@@ -1,4 +1,5 @@
-"""Bad input as a table: a command on files that are made in an empty folder, and what its one error must say."""
+"""Bad input as a table: a command on files that are made in an empty folder, and what its one error must
+say."""
 
 from __future__ import annotations
 
@@ -170,7 +171,8 @@ def finished(folder: Path) -> list[Path]:
 
 
 def left_behind(before: set[Path], folder: Path) -> list[str]:
-    """What is new in the folder but locks, logs, the run's config, remembered digests and finished artifacts."""
+    """What is new in the folder but locks, logs, the run's config, remembered digests and finished
+    artifacts."""
     kept = {".driver.lock", ".workers.lock", ".digests.json", "config.yaml", "driver.log"}
     done = finished(folder)
     new = [path for path in folder.rglob("*") if path not in before and not path.is_dir()]

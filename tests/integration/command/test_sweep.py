@@ -1,4 +1,5 @@
-"""The real command in a sweep, with a second judge; given pairs in place of samples; a data set of the Hub."""
+"""The real command in a sweep, with a second judge; given pairs in place of samples; a data set of the
+Hub."""
 
 from __future__ import annotations
 

@@ -19,7 +19,8 @@ from tests.tiny import tiny_llama
 
 QUESTION = [{"role": "user", "content": "Reverse: a b c"}]
 CHATML = (
-    "{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '\n' + m['content'] + '<|end_header_id|>\n' }}"
+    "{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '\n' + m['content'] + "
+    "'<|end_header_id|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant\n' }}{% endif %}"
 )
 

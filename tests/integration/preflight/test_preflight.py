@@ -190,7 +190,10 @@ def test_a_pairwise_judge_takes_every_prompt(tmp_path):
 
 
 def test_a_template_that_demands_a_system_turn_is_fine_where_prompts_have_one(tmp_path, folders):
-    demand = "{% if messages[0].role != 'system' %}{{ raise_exception('a system turn must come first') }}{% endif %}"
+    demand = (
+        "{% if messages[0].role != 'system' %}{{ raise_exception('a system turn must come "
+        "first') }}{% endif %}"
+    )
     folder = altered(tmp_path, folders[0], lambda t: demand + t)
     with_system = [{"role": "system", "content": "s"}, *user()]
     for prompts in ([with_system], []):

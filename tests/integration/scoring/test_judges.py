@@ -46,7 +46,8 @@ def items(num, longest):
 
 
 def published(path, pairs):
-    """The reward model card's way: a text-classification pipeline over the templated text, one row at a time."""
+    """The reward model card's way: a text-classification pipeline over the templated text, one row at a
+    time."""
     tokenizer = load_tokenizer(path)
     pipe = pipeline(
         "text-classification", model=str(path), tokenizer=tokenizer, device="cpu", dtype=torch.float32

@@ -250,7 +250,10 @@ def test_the_loop_trains_a_pairwise_judge_and_holds_iterates_against_the_initial
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asks))
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in preferences(40, seed=1)))
     judge = f"path={policy} kind=pairwise data={tmp_path}/data.jsonl batch_size=8 learning_rate=1e-3"
-    rest = "generate.n=4 generate.engine=transformers generate.max_new_tokens=8 pair.truncated=allow score.opponents=2"
+    rest = (
+        "generate.n=4 generate.engine=transformers generate.max_new_tokens=8 "
+        "pair.truncated=allow score.opponents=2"
+    )
     size = (
         "prompts.num_per_iteration=12 prompts.num_held_out=6 num_iterations=1 evaluate.n=2 dpo.batch_size=4"
     )

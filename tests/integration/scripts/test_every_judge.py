@@ -1,4 +1,5 @@
-"""`every_judge.py` with little training: every kind of judge in one experiment that shares SFT and samples."""
+"""`every_judge.py` with little training: every kind of judge in one experiment that shares SFT and
+samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A generation_config.json that transformers refuses ends no run: whatever writes a model keeps it as it was."""
+"""A generation_config.json that transformers refuses ends no run: whatever writes a model keeps it as it
+was."""
 
 from __future__ import annotations
 

@@ -22,7 +22,8 @@ SMOOTHED = {"sigmoid": 0.0, "ipo": 0.0, "robust": 0.2, "hinge": 0.0, "exo_pair":
 
 
 def trl_loss(loss, beta, label_smoothing, rpo_alpha, members):
-    """What TRL's trainer makes of these pairs as one micro-batch, and its gradient in the log-probabilities."""
+    """What TRL's trainer makes of these pairs as one micro-batch, and its gradient in the
+    log-probabilities."""
     from trl import DPOTrainer
 
     sequences = torch.cat([ARGUMENTS[0][members], ARGUMENTS[1][members]]).requires_grad_()

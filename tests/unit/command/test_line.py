@@ -194,7 +194,10 @@ def test_the_resolved_config_can_be_read_again(tmp_path):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_with_its_exit_code(tmp_path, number, code):
-    body = "import time\nfrom rlhf.command.line import guarded\nprint('up', flush=True)\nguarded(lambda: time.sleep(30))"
+    body = (
+        "import time\nfrom rlhf.command.line import guarded\nprint('up', "
+        "flush=True)\nguarded(lambda: time.sleep(30))"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", body], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

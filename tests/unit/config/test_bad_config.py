@@ -82,7 +82,8 @@ def config_folder(text):
     ),
     Case(
         "part outside of the run",
-        "iterate world.enabled=true model.path=@world/../../etc reward_model.rule=json:dumps prompts.path=@world/p",
+        "iterate world.enabled=true model.path=@world/../../etc reward_model.rule=json:dumps "
+        "prompts.path=@world/p",
         ["model.path=@world/../../etc", "'..'"],
     ),
     Case(

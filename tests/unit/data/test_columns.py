@@ -156,7 +156,8 @@ def test_the_sentence_of_several_columns() -> None:
         "dropped/empty": 3,
     }
     assert unread_text(counts, "reward_model.columns") == (
-        "columns `my hint` (9 of 9 rows), `evidence` (2 of 9 rows), `messages[].name` (1 of 9 rows) are not read; "
+        "columns `my hint` (9 of 9 rows), `evidence` (2 of 9 rows), `messages[].name` (1 of 9 "
+        "rows) are not read; "
         "reward_model.columns={context: ['my hint', evidence]} maps them"
     )
     assert unread_text({"rows": 9}, "prompts") is None

@@ -1,4 +1,5 @@
-"""All that belongs to a question becomes messages, in every spelling and nesting; what does not is counted."""
+"""All that belongs to a question becomes messages, in every spelling and nesting; what does not is
+counted."""
 
 from __future__ import annotations
 
@@ -114,14 +115,16 @@ TURNS: list[tuple[dict[str, Any], list[dict[str, str]]]] = [
     # marked text
     (
         {
-            "prompt": "\n\nHuman: Capital of France?\n\nAssistant: Paris.\n\nHuman: And of Spain?\n\nAssistant:"
+            "prompt": "\n\nHuman: Capital of France?\n\nAssistant: Paris.\n\nHuman: And of "
+            "Spain?\n\nAssistant:"
         },
         SPAIN,
     ),
     ({"prompt": "Human: Capital of France?\nAssistant: Paris.\nHuman: And of Spain?\nAssistant:"}, SPAIN),
     (
         {
-            "prompt": "### Human: Capital of France?### Assistant: Paris.### Human: And of Spain?### Assistant:"
+            "prompt": "### Human: Capital of France?### Assistant: Paris.### Human: And of "
+            "Spain?### Assistant:"
         },
         SPAIN,
     ),

@@ -1,4 +1,5 @@
-"""Candidates of files: finish reasons in other words, numbers of other kinds, and margins that stay finite."""
+"""Candidates of files: finish reasons in other words, numbers of other kinds, and margins that stay
+finite."""
 
 from __future__ import annotations
 

@@ -11,7 +11,10 @@ from safetensors.numpy import save_file
 from rlhf.data.digest import sealed, unsealed
 from tests.unit.refusals import Case, cases, jsonl, model, refuse
 
-BASE = "iterate reward_model.rule=rlhf.world.tasks:gold compute.device=cpu run_dir=run prompts.path=p.jsonl model.path="
+BASE = (
+    "iterate reward_model.rule=rlhf.world.tasks:gold compute.device=cpu run_dir=run "
+    "prompts.path=p.jsonl model.path="
+)
 LOOP = BASE + "m prompts.num_held_out=1 prompts.num_per_iteration=2 num_iterations=1"
 PROMPTS = jsonl([{"prompt": f"question {i}"} for i in range(9)])
 

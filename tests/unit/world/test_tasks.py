@@ -151,5 +151,8 @@ def test_bad_answers_and_near_misses_are_never_right() -> None:
 
 
 def test_the_tasks_load_no_torch() -> None:
-    code = "import sys, rlhf.world.tasks, rlhf.stages.world; assert not {'torch', 'transformers'} & set(sys.modules)"
+    code = (
+        "import sys, rlhf.world.tasks, rlhf.stages.world; assert not {'torch', 'transformers'} "
+        "& set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
