@@ -194,9 +194,10 @@ class RewardModelConfig(RewardModelSettings):
     path: str = "sfairXC/FsfairX-LLaMA3-RM-v0.1"
     """Folder, Hub id, or `@stage/…`; with `data`, what the training starts from; not read with `rule`."""
     url: Optional[str] = setting(None, compared=False)
-    """Base URL of a server of the very model of `path`; conversations are rendered here, by the tokenizer of `path`.
-    `vllm serve MODEL --runner pooling --dtype float32|bfloat16 --hf-overrides '{"head_dtype": "float32"}'`: vLLM's own
-    choice for fp32 weights is 16 bits. A key stands in the environment, RLHF_JUDGE_API_KEY. null loads `path`."""
+    """Base URL of a server of the very model of `path`; conversations are rendered here, by the tokenizer of
+    `path`. `vllm serve MODEL --runner pooling --dtype float32|bfloat16 --hf-overrides '{"head_dtype":
+    "float32"}'`: vLLM's own choice for fp32 weights is 16 bits. A key stands in the environment,
+    RLHF_JUDGE_API_KEY. null loads `path`."""
     rule: Optional[str] = None
     """`module:function` that maps (messages, response) to a number, higher is better, in place of a model."""
     revision: Optional[str] = None
