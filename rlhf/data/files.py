@@ -184,14 +184,20 @@ def _wrapped_rows(value: Any) -> list[Any] | None:
     if any(isinstance(element, dict) and key not in _ABOUT for key, element in value.items()):
         return None
     rows = value[lists[0]]
-    return rows if all(isinstance(row, dict) for row in rows) else None
+    return rows if all(_may_be_row(row) for row in rows) else None
+
+
+def _may_be_row(value: Any) -> bool:
+    """Whether this may be a row: an object, and no turn of a conversation."""
+    return isinstance(value, dict) and not ("role" in value or "from" in value)
 
 
 def _read_jsonl(path: Path) -> Iterator[Record]:
     with _opened(path) as file:
         first = _next_line(file)
+        is_alone = not _next_line(file)
     # One list, or one object that holds all rows, under the name of lines.
-    if first.lstrip(_BOM).startswith(b"[") or _is_wrapper(first):
+    if first.lstrip(_BOM).startswith(b"[") or (is_alone and _is_wrapper(first)):
         yield from _read_whole(path)
         return
     yield from _lines(path)
@@ -202,7 +208,8 @@ def _is_wrapper(line: bytes) -> bool:
     if not any(f'"{name}"'.encode() in line[:_WRAPPER_HEAD] for name in _WRAPPERS):
         return False
     try:
-        return _wrapped_rows(json.loads(line.decode("utf-8-sig"))) is not None
+        # Of no rows it is a row with an empty list.
+        return bool(_wrapped_rows(json.loads(line.decode("utf-8-sig"))))
     except (ValueError, RecursionError):
         return False
 
