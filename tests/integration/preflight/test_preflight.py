@@ -166,7 +166,9 @@ def test_a_template_that_changes_answers_is_said_where_written_ones_are_rendered
 def test_a_template_that_writes_no_answer_as_it_stands_is_an_error(tmp_path, folders):
     folder = altered(tmp_path, folders[0], lambda t: t.replace("['content']", "['content'] | lower"))
     ((level, said),) = odd(look(folder, prompts=[user()], sft={"data": "some.jsonl"}))
-    assert level is ERROR and "changes answers: plain text" in said
+    assert level is ERROR and "the chat template changes the text of turn 2" in said
+    found = odd(look(folder, "reward_model.path", reward_model={"data": "some.jsonl"}))
+    assert [level for level, said in found if "changes answers: plain text" in said] == [ERROR]
 
 
 @pytest.mark.parametrize("key", ["reward_model.path", "reward_model.others.b.path", "evaluate.judges.b"])
