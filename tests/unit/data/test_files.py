@@ -130,7 +130,11 @@ def test_files_of_others_packed_and_not(tmp_path: Path, name: str, text: str) ->
 def test_one_row_is_no_wrapper(tmp_path: Path) -> None:
     row = {"instruction": "a", "instances": [{"input": "b", "output": "c"}]}
     assert list(read_records(write(tmp_path / "a.jsonl", json.dumps(row)))) == [row]
-    rows: list[dict[str, Any]] = [{"data": [{"role": "user", "content": "a"}]}, {"data": [{"a": 1}]}, {"data": []}]
+    rows: list[dict[str, Any]] = [
+        {"data": [{"role": "user", "content": "a"}]},
+        {"data": [{"a": 1}]},
+        {"data": []},
+    ]
     for first in rows[::2]:
         assert list(read_records(write(tmp_path / "a.jsonl", json.dumps(first)))) == [first]
     text = "".join(json.dumps(each) + "\n" for each in rows[1:])
