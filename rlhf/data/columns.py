@@ -76,7 +76,8 @@ _KNOWN_PATTERNS = (
 _KNOWN_TURN_KEYS = words("""
     role from speaker author sender content value text message parts
     id index idx model timestamp created_at language toxic redacted score scores rank hash turn_identifier
-    country state hashed_ip header openai_moderation moderation type status message_id parent_id replies lang date
+    country state hashed_ip header openai_moderation moderation type status message_id parent_id replies
+    lang date
 """)
 
 
