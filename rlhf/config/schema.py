@@ -166,7 +166,7 @@ class PairConfig(PairSettings):
     data: Optional[str] = None
     """Given preference pairs (as `reward_model.data`) in place of sampled ones: offline DPO, with
     num_iterations=1."""
-    columns: dict[str, Any] = field(default_factory=dict)
+    columns: dict[str, Any] = setting(factory=dict, later=True)
     """What columns of `data` hold (as `prompts.columns`)."""
 
 
