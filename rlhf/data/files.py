@@ -189,7 +189,9 @@ def _wrapped_rows(value: Any) -> list[Any] | None:
 
 def _may_be_row(value: Any) -> bool:
     """Whether this may be a row: an object, and no turn of a conversation."""
-    return isinstance(value, dict) and not ("role" in value or "from" in value)
+    if not isinstance(value, dict):
+        return False
+    return "role" not in value and "from" not in value
 
 
 def _read_jsonl(path: Path) -> Iterator[Record]:
