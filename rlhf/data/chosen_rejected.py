@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from rlhf.data.bases import is_answer, is_turns
-from rlhf.data.labels import better_of, two_answers
+from rlhf.data.labels import better_of, names_sides, two_answers
 from rlhf.data.questions import question_of
 from rlhf.data.records import Message
 from rlhf.data.rows import Row, UnusableRow, as_number
@@ -51,7 +51,12 @@ def chosen_names(row: Row) -> tuple[str, str] | None:
     if row.maps("chosen") or row.maps("rejected"):
         return "chosen", "rejected"
     for better, worse in _NAMES:
-        if better in row and worse in row and (row.peek(better) is not None or row.peek(worse) is not None):
+        if better not in row or worse not in row:
+            continue
+        if row.peek(better) is None and row.peek(worse) is None:
+            continue
+        # "response_b" and "response_a" beside two columns of that name: labels, and no answers.
+        if not names_sides(row, better, worse):
             return better, worse
     return None
 

@@ -24,7 +24,7 @@ _MAX_NAME = 60
 
 _ANSWERS = """
     response responses output outputs answer answers completion completions chosen rejected reject target
-    targets label labels solution solutions generation generations prediction predictions reference
+    targets label solution solutions generation generations prediction predictions reference
     reference_answer ground_truth gold gold_answer final_answer correct_answer correct_answers
     incorrect_answers best_answer canonical_solution buggy_solution explanation rationale reasoning cot
     thought thoughts thinking summary summaries reply replies choice winner preference preferred margin
@@ -72,6 +72,9 @@ _KNOWN_PATTERNS = (
     ),
 )
 """Answers, scores, names and sources: what is no part of a question, in the spellings that are common."""
+
+_LETTERED = re.compile(r"(answer|option|ending|sol)_?([a-e]|\d)")
+"""Columns of multiple-choice data: `answerA`, `answer_0`, `ending2`."""
 
 _KNOWN_TURN_KEYS = words("""
     role from speaker author sender content value text message parts
@@ -134,10 +137,13 @@ def unread_of(row: Row) -> list[str]:
     Keys of turns that hold something are among them, as `messages[].name`.
     """
     names = []
+    # Of two such columns one compares; three and more are choices, which belong to the question.
+    lettered = [name for name in row.record if _LETTERED.fullmatch(plain_name(name))]
+    choices = lettered if len(lettered) > 2 else []
     for name, value in row.record.items():
         # Of a column that was read only the keys of its turns may be left over.
         if name not in row.read:
-            if has_value(value) and not is_known(name):
+            if has_value(value) and (name in choices or not is_known(name)):
                 names.append(shown(name))
         elif isinstance(value, list | dict):
             turns = value if isinstance(value, list) else [value]

@@ -106,7 +106,51 @@ def better_of(row: Row, answers: TwoAnswers) -> tuple[bool, int | None]:
     better = read(label, row, answers)
     if better == _UNKNOWN:
         raise UnusableRow("unknown_label", f"{name} is {label!r:.80}; it names neither answer, and no tie.")
+    for other_name, read_other in filled[1:]:
+        if other_name in _STRENGTHS:
+            continue
+        # One that cannot be read is of something else: a category, say.
+        other = read_other(row[other_name], row, answers)
+        if other not in (better, _UNKNOWN):
+            raise UnusableRow(
+                "labels_disagree",
+                f"{name} is {label!r:.80} and {other_name} is {row.peek(other_name)!r:.80}: "
+                "they name two answers.",
+            )
     return True, None if better == _TIE else better
+
+
+def names_sides(row: Row, better: str, worse: str) -> bool:
+    """Whether two columns hold the names of two answers in other columns, and not answers.
+
+    Example:
+        {"prompt": "2+2?", "response_a": "4", "response_b": "5", "chosen": "A", "rejected": "B"}
+    """
+    found = two_answers(row)
+    if found is None:
+        return False
+    first, second, answers = found
+    # The same texts as in those columns are answers, however short.
+    if row.peek(better) in (row.peek(first), row.peek(second)):
+        return False
+    named = {_by_side(row.peek(name), row, answers) for name in (better, worse)}
+    return named == {0, 1}
+
+
+def require_two(row: Row, answers: TwoAnswers) -> None:
+    """Refuse a row of more than two numbered answers, of which a label or two scores would lose the rest.
+
+    Raises:
+        UnusableRow: there is a third.
+    """
+    following = {"2": "3", "b": "c", "1": "2"}[answers.sides[1]]
+    names = {_with_line(name) for name in row.plain_names() if row.peek(name) is not None}
+    third = f"{answers.stem}_{following}"
+    if third in names:
+        raise UnusableRow(
+            "more_than_two_answers",
+            f"{third} is a third answer. Give them as a list, with a list of their scores.",
+        )
 
 
 # Beside 0 and 1, the indices of the two answers.
@@ -225,8 +269,6 @@ _LABELS: tuple[tuple[str, Callable[[Any, Row, TwoAnswers], int]], ...] = (
     ("better_response_id", _by_side),
     ("winner", _by_side),
     ("chosen", _by_side),
-    ("overall_preference", _by_strength),
-    ("preference_strength", _by_strength),
     ("preference", _by_preference),
     ("human_preference", _by_preference),
     ("orig_preference", _by_preference),
@@ -236,5 +278,9 @@ _LABELS: tuple[tuple[str, Callable[[Any, Row, TwoAnswers], int]], ...] = (
     ("preferred", _by_side),
     ("better", _by_side),
     ("verdict", _by_side),
+    # Last: beside another label it may be a strength without a sign, which says how much and not which.
+    ("overall_preference", _by_strength),
+    ("preference_strength", _by_strength),
 )
 """Columns with a label, and how it is read; the first that a row has is taken."""
+_STRENGTHS = ("overall_preference", "preference_strength")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from rlhf.data.labels import better_of, two_answers
+from rlhf.data.labels import better_of, require_two, two_answers
 from rlhf.data.questions import with_system
 from rlhf.data.records import Message
 from rlhf.data.rendering import texts_of
@@ -54,6 +54,7 @@ def labelled_answers(row: Row) -> list[Comparison]:
     found = two_answers(row)
     assert found is not None
     first, second, answers = found
+    require_two(row, answers)
     is_labelled, better = better_of(row, answers)
     is_scored, higher = better_by_sides(row, answers.sides)
     # A label is what people said; scores are looked at beside it, and decide where there is none.
@@ -104,7 +105,12 @@ def _predictions(row: Row) -> list[str]:
     names = []
     for name in row.plain_names():
         stem, _, number = name.rpartition("_")
-        if stem in ("prediction", "response", "answer", "output") and number.isascii() and number.isdigit():
+        if (
+            stem in ("prediction", "response", "answer", "output")
+            and number.isascii()
+            and number.isdigit()
+            and len(number) < 9
+        ):
             names.append(name)
     # By number, for "prediction 10" comes before "prediction 2" as text, and the labels go by number.
     return sorted(names, key=lambda name: int(name.rpartition("_")[2]))

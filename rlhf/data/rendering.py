@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import string
 from collections.abc import Mapping
 from typing import Any
@@ -163,4 +164,5 @@ def are_choices_said(text: str, messages: list[Message]) -> bool:
 
 
 def _holds_all(content: str, texts: list[str]) -> bool:
-    return all(text in content for text in texts)
+    # Whole words: "no" does not stand in "know".
+    return all(re.search(rf"(?<!\w){re.escape(text)}(?!\w)", content) for text in texts)
