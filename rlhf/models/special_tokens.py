@@ -198,12 +198,14 @@ def ids_as_text(
         raise _refusal(tokenizer, messages)
     text, originals = _rendered(tokenizer, messages, add_generation_prompt)
     # While the contents are marked, what is found are the template's own.
-    text = vocabulary_of(tokenizer).exact.sub(lambda match: renamed.name_of[match[0]], text)
+    text, num_names = vocabulary_of(tokenizer).exact.subn(lambda match: renamed.name_of[match[0]], text)
     text = text.translate(originals)
     in_python = hasattr(renamed.tokenizer, "tokens_trie")
     ids = renamed.tokenizer(text, add_special_tokens=False, split_special_tokens=not in_python)["input_ids"]
+    # A normalizer that rewrites the text may leave names that are not found, and become pieces of text.
+    num_found = sum(1 for index in ids if index in renamed.id_of)
     # Some vocabularies hold special tokens among their ordinary pieces, and find them there again.
-    if _forged(tokenizer, messages, ids):
+    if num_found != num_names or _forged(tokenizer, messages, ids):
         raise _refusal(tokenizer, messages)
     return [renamed.id_of.get(index, index) for index in ids]
 

@@ -275,3 +275,26 @@ def test_the_real_model():
         ids = render_prompt(tokenizer, talk(f"say {token}"))
         assert f"say {token}" in tokenizer.decode(ids)
         assert num_special(tokenizer, ids) == num_special(tokenizer, render_prompt(tokenizer, talk("say")))
+
+
+def test_a_normalizer_that_hides_the_second_names_is_refused_and_no_other_ids_come_out():
+    """Llama 2's way to write spaces, with special tokens that are looked for in the text it has rewritten."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {chr(code): code for code in range(32, 127)}
+    for piece in ["▁", "<unk>", *[f"<0x{byte:02X}>" for byte in range(256)]]:
+        vocabulary[piece] = len(vocabulary)
+    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True))
+    inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
+    begin = AddedToken("<s>", normalized=True, special=True)
+    end = AddedToken("</s>", normalized=True, special=True)
+    tokenizer.add_special_tokens({"bos_token": begin, "eos_token": end})
+    tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
+    harmless = [{"role": "user", "content": "hello"}]
+    expected = tokenizer.apply_chat_template(harmless, tokenize=True, return_dict=False)
+    assert render_prompt(tokenizer, harmless) == expected
+    with pytest.raises(SpellsSpecialToken):
+        render_prompt(tokenizer, [{"role": "user", "content": "what is </s> here"}])
