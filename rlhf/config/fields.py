@@ -79,11 +79,9 @@ def setting(
         factory: what makes it, for lists and mappings.
         within: the numbers it takes; None is `POSITIVE` for a number, and no limit for anything else.
         compared: False for what changes the cost of a stage and not its result, such as memory budgets and
-        the
-            spacing of checkpoints: a finished stage is kept when such a setting changes.
+            the spacing of checkpoints: a finished stage is kept when such a setting changes.
         later: True for a field that came after runs were made without it: at its default it is left out of
-        the
-            comparison, so that those runs go on.
+            the comparison, so that those runs go on.
     """
     metadata = {"within": within, "compared": compared, "later": later}
     if factory is not MISSING:

@@ -137,7 +137,13 @@ def _files(cfg: Config) -> Iterator[str]:
             f"prompts.path={paths}: must be a path or a data set, or a list of them such as [a.jsonl,b.csv]."
         )
     for section in ("prompts", "sft", "reward_model", "pair"):
-        for key, names in value_at(cfg, f"{section}.columns").items():
+        columns = value_at(cfg, f"{section}.columns")
+        if columns is None:
+            continue
+        if not isinstance(columns, dict):
+            yield f"{section}.columns={columns}: must be a mapping such as {{context: evidence}}, or null."
+            continue
+        for key, names in columns.items():
             setting = f"{section}.columns={{{key}: {names}}}"
             if key not in _COLUMN_KEYS:
                 yield f"{setting}: a column holds one of {', '.join(_COLUMN_KEYS)}."

@@ -44,10 +44,10 @@ class PromptsSettings:
 
     num_held_out: int = 256
     """Prompts that no iteration trains on, at most."""
-    columns: dict[str, Any] = setting(factory=dict, later=True)
+    columns: Any = setting(None, later=True)
     """What columns of the file hold, where their names are not known: `{question: ask, context: [table,
-    notes]}`; keys are question, context, system, history, answer, chosen, rejected, values a column or a list
-    of them."""
+    notes]}`. Keys are question, context, system, history, answer, chosen and rejected; values are a column or
+    a list of them. Null: what the names say."""
 
 
 @dataclass
@@ -166,7 +166,7 @@ class PairConfig(PairSettings):
     data: Optional[str] = None
     """Given preference pairs (as `reward_model.data`) in place of sampled ones: offline DPO, with
     num_iterations=1."""
-    columns: dict[str, Any] = setting(factory=dict, later=True)
+    columns: Any = setting(None, later=True)
     """What columns of `data` hold (as `prompts.columns`)."""
 
 

@@ -103,7 +103,7 @@ class GivenPairsStage:
     """Of the policy, which is not loaded: part of the fingerprint since the first version."""
     trust_remote_code: bool = False
     """Run Python code that comes with the policy's tokenizer."""
-    columns: dict[str, Any] = setting(factory=dict, later=True)
+    columns: Any = setting(None, later=True)
     """What columns of the file hold."""
     special_tokens: SpecialTokens = setting(SpecialTokens.text, later=True)
     """What contents spell of special tokens: text, or those tokens."""
@@ -195,7 +195,7 @@ class ReadStage:
     """What the rows are; a name in `rlhf.stages.read`."""
     shard_size: int = 256
     """Rows of one shard."""
-    columns: dict[str, Any] = setting(factory=dict, later=True)
+    columns: Any = setting(None, later=True)
     """What columns of the file hold."""
 
 

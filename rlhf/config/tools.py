@@ -18,10 +18,10 @@ class FileTool:
     """What every tool can be told."""
 
     input: str = MISSING
-    """The .json, .jsonl or .parquet file to read."""
+    """The .json, .jsonl, .csv or .parquet file to read, or a data set on the Hub."""
     output: str = MISSING
     """The file to write: whole or not at all, and never over another one."""
-    columns: dict[str, Any] = field(default_factory=dict)
+    columns: Any = None
     """What columns of the input hold, where their names are not known: `{question: ask, context: [table,
     notes]}`."""
     seed: int = 42

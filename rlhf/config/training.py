@@ -87,7 +87,7 @@ class DpoConfig:
 class SftSettings:
     """Supervised fine-tuning: what the stage is told."""
 
-    columns: dict[str, Any] = setting(factory=dict, later=True)
+    columns: Any = setting(None, later=True)
     """What columns of `data` hold (as `prompts.columns`)."""
     chat_template: Optional[str] = None
     """Jinja text of the chat template for a base model, which has none; null takes the model's own."""
@@ -129,7 +129,7 @@ class SftConfig(SftSettings):
 class RewardModelSettings:
     """Training a judge: what the stage is told."""
 
-    columns: dict[str, Any] = setting(factory=dict, later=True)
+    columns: Any = setting(None, later=True)
     """What columns of `data` hold (as `prompts.columns`)."""
     learning_rate: float = 2.0e-6
     """Peak (paper: 2e-6; pairwise 5e-6)."""

@@ -90,8 +90,15 @@ def column_map(columns: Columns | None) -> dict[str, list[str]]:
     Raises:
         DataError: an unknown part, or what is no name.
     """
+    if columns is None:
+        return {}
+    if not isinstance(columns, Mapping):
+        raise DataError(
+            f"columns={columns!r:.80}: must be a mapping such as {{context: evidence}}, or null for what the "
+            "names say."
+        )
     mapped = {}
-    for part, names in (columns or {}).items():
+    for part, names in columns.items():
         if part not in PARTS:
             raise DataError(
                 f"columns: {part!r} is no part of a row that can be mapped; known are {', '.join(PARTS)}."

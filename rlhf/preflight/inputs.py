@@ -156,7 +156,7 @@ class _Reading:
     is_part: bool
 
 
-def _first_prompts(file: Path, columns: Mapping[str, Any]) -> _Reading:
+def _first_prompts(file: Path, columns: Mapping[str, Any] | None) -> _Reading:
     counts = Counter[str]()
     begun = time.monotonic()
     first: list[Prompt] = []

@@ -183,7 +183,7 @@ def local_file(path: str, key: str) -> Path:
     if not file.is_file():
         what = "a folder, no file" if file.is_dir() else f"no such file (looked for {file})"
         raise DataError(
-            f"{key}={path}: {what}. Give the path of a .json, .jsonl or .parquet file, or a "
+            f"{key}={path}: {what}. Give the path of a .json, .jsonl, .csv or .parquet file, or a "
             "data set on the Hub as owner/name[@revision][:[subset/]split]."
         )
     return file

@@ -66,7 +66,7 @@ def link_loop(folder):
 
 
 @cases(
-    loop("missing", ["prompts.path=p.jsonl", "no such file", ".jsonl or .parquet"]),
+    loop("missing", ["prompts.path=p.jsonl", "no such file", ".csv or .parquet"]),
     loop(
         "folder",
         ["prompts.path=p.jsonl", "a folder, no file"],

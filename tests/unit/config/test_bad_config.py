@@ -38,6 +38,11 @@ def config_folder(text):
         "iterate generate.vllm_args.seed=1",
         ["not there yet", "+generate.vllm_args.seed=…"],
     ),
+    Case(
+        "no mapping", "iterate prompts.columns=evidence", ["prompts.columns=evidence", "{context: evidence}"]
+    ),
+    Case("no part", "iterate prompts.columns={note:a}", ["prompts.columns={note: a}", "question, context"]),
+    Case("no column", "iterate sft.columns={context:3}", ["sft.columns={context: 3}", "name a column"]),
     Case("unknown section", "iterate ppo.beta=0.1", ["ppo: no such setting", "docs/configuration.md"]),
     Case("unknown experiment", "iterate experiment=misspelt", ["experiment/misspelt", "quickstart"]),
     Case("unknown choice", "iterate dpo.loss=dpoo", ["dpoo", "sigmoid"]),

@@ -81,6 +81,10 @@ def test_every_reader_takes_a_mapping(tmp_path: Path, reader: Reader, more: dict
         list(reader(tmp_path / "a.jsonl", Counter(), columns={"evidence": "context"}))
     with pytest.raises(DataError, match="context=7 must be the name of a column"):
         list(reader(tmp_path / "a.jsonl", Counter(), columns={"context": 7}))
+    with pytest.raises(
+        DataError, match=r"columns='evidence': must be a mapping such as \{context: evidence}"
+    ):
+        list(reader(tmp_path / "a.jsonl", Counter(), columns="evidence"))
 
 
 def test_a_mapping_goes_before_the_table(tmp_path: Path) -> None:

@@ -41,6 +41,16 @@ def test_one_set_is_cut_in_slices(tmp_path: Path) -> None:
         prompt_sets(config(tmp_path, "all.jsonl", size=10), Run(tmp_path / "other", Config(), InProcess()))
 
 
+def test_a_list_of_files_is_one_set(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", range(6))
+    rows = ["question", *(f"question {i}" for i in range(6, 10))]
+    (tmp_path / "b.csv").write_text("\n".join(rows) + "\n")
+    cfg = config(tmp_path, "a.jsonl", num_iterations=1)
+    cfg.prompts.path = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.csv")]
+    sets = prompt_sets(cfg, Run(tmp_path / "run", Config(), InProcess()))
+    assert texts(sets.sets[0]) | texts(sets.held_out) == set(range(10))
+
+
 def test_a_set_for_each_iteration_has_no_prompt_twice(tmp_path: Path) -> None:
     write(tmp_path / "set1.jsonl", range(20))
     write(tmp_path / "set2.jsonl", range(30))
