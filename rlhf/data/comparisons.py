@@ -126,14 +126,13 @@ def _refuse(row: Row) -> NoReturn:
     if has_one_answer and any(has_value(row.peek(name)) for name in _RATINGS):
         raise DataError(
             f"Rows of one answer with ratings (such as HelpSteer 2's) are no pairs; {keys}. Use "
-            "the data set's "
-            "preference split (response_1, response_2, preference_strength), or join the rows of a prompt: "
-            "completions with response and overall_score."
+            "the data set's preference split (response_1, response_2, preference_strength), or join the rows "
+            "of a prompt: completions with response and overall_score."
         )
     if has_one_answer and any(row.peek(name) is not None for name in _LABELS):
         raise DataError(
             f"Rows of one answer with a label (KTO) are no pairs; {keys}. Join a liked and a "
-            "disliked answer to the "
-            "same prompt as chosen and rejected, or train on the liked ones with sft.data."
+            "disliked answer to the same prompt as chosen and rejected, or train on the liked ones with "
+            "sft.data."
         )
     raise DataError(f"No preference found: {keys}; known shapes are: {known()}.")

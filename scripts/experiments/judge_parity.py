@@ -76,12 +76,18 @@ def in_batches(judge: Any, items: list[Item], batch: int) -> Scores:
 def row(name: str, dtype: str, batch: int, scores: Scores, reference: Scores) -> str:
     """A line of the table."""
     largest = max(abs(a - b) for a, b in zip(scores, reference, strict=True))
-    margins = [
-        (s[i] - s[i + 1], r[i] - r[i + 1]) for s, r in [(scores, reference)] for i in range(0, len(s), 2)
-    ]
-    tied = sum(ours == 0 for ours, _ in margins)
-    turned = sum((ours > 0) != (theirs > 0) and ours != 0 for ours, theirs in margins)
-    share = f"{100 * turned / len(margins):.1f} % | {100 * tied / len(margins):.1f} %"
+    # Chosen and rejected follow each other.
+    num_pairs = len(scores) // 2
+    tied = 0
+    turned = 0
+    for first in range(0, len(scores), 2):
+        margin = scores[first] - scores[first + 1]
+        reference_margin = reference[first] - reference[first + 1]
+        if margin == 0:
+            tied += 1
+        elif (margin > 0) != (reference_margin > 0):
+            turned += 1
+    share = f"{100 * turned / num_pairs:.1f} % | {100 * tied / num_pairs:.1f} %"
     return f"| {name} | {dtype} | {batch} | {largest:.1e} | {share} |"
 
 

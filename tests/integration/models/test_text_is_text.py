@@ -4,9 +4,7 @@ as ever."""
 from __future__ import annotations
 
 import json
-import os
 from functools import partial
-from pathlib import Path
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -260,13 +258,10 @@ def test_plain_added_tokens_stay_tokens():
     assert thought in render_prompt(tokenizer, talk("<think>"))
 
 
-def test_the_real_model():
-    folder = Path(os.environ.get("RLHF_REAL_MODEL", "/there/is/none"))
-    if not folder.is_dir():
-        pytest.skip("RLHF_REAL_MODEL names no folder of a real chat model")
+def test_the_real_model(real_model):
     from rlhf.models.chat import load_tokenizer
 
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(real_model)
     for chat, prompt in conversations(tokenizer):
         expected = tokenizer.apply_chat_template(chat, add_generation_prompt=prompt, return_dict=False)
         render = render_prompt if prompt else render_conversation
