@@ -46,7 +46,10 @@ def sealed(record: Mapping[str, Any]) -> bytes:
 
 def unsealed(data: bytes) -> dict[str, Any]:
     """The record that `sealed` wrote; ValueError when it is damaged."""
-    record = json.loads(data)
+    try:
+        record = json.loads(data)
+    except RecursionError:
+        raise ValueError("its brackets are nested too deeply") from None
     # `pop` comes before the digest is taken: the seal is no part of what it seals.
     if not isinstance(record, dict) or record.pop("seal", None) != digest_of(record):
         raise ValueError("its seal does not fit")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -39,6 +40,34 @@ def fsync_dir(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def fsync_folders(folder: Path, names: Iterable[str]) -> None:
+    """Make the names of files below a folder durable, and those of all folders on the way to them."""
+    folders = {folder}
+    for name in names:
+        folders |= {folder / parent for parent in Path(name).parents}
+    for each in folders:
+        fsync_dir(each)
+
+
+def make_folders(folder: Path) -> list[Path]:
+    """Make a folder and those above it that are missing, with durable names.
+
+    Returns:
+        Those that were missing, the topmost first.
+    """
+    missing = []
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    missing.reverse()
+    for each in missing:
+        each.mkdir(exist_ok=True)  # another job of a sweep may make it at this very moment
+        # What has its name in a folder is lost in a power cut, as long as the folder has no durable name itself.
+        with contextlib.suppress(PermissionError):  # a folder of others may be written in and not read
+            fsync_dir(each.parent)
+    return missing
 
 
 def write_atomic(path: Path, data: bytes) -> None:

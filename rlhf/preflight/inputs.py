@@ -25,6 +25,7 @@ from rlhf.models.weight_files import has_weights, num_parameters, saved_dtype
 from rlhf.preflight.capacity import approximate_size
 from rlhf.preflight.findings import Finding, finding, refusal
 from rlhf.run import hub, sources
+from rlhf.run.reuse import finished_stages
 
 # Of each file of prompts; a look must not take longer than a person waits for it.
 MAX_ROWS = 20_000
@@ -92,9 +93,9 @@ def data(cfg: Config, files: dict[str, Path]) -> Iterator[Finding]:
     if cfg.reward_model.url is not None:
         yield _server(cfg.reward_model.url)
     for path in cfg.reuse:
-        manifests = list(Path(path).expanduser().glob("**/artifact.json"))
-        text = f"reuse={path}: {len(manifests)} finished stages"
-        yield finding(len(manifests) > 0, text, "Nothing is taken from it.")
+        num_stages = len(list(finished_stages(Path(path).expanduser())))
+        text = f"reuse={path}: {num_stages} finished stages"
+        yield finding(num_stages > 0, text, "Nothing is taken from it.")
 
 
 def _named_data(cfg: Config) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from rlhf.loop import card
 from rlhf.models.kinds import FOREIGN_WEIGHTS
 from rlhf.models.template_files import copy_other_templates
 from rlhf.models.weight_files import saved_dtype, second_copies
+from rlhf.run.commit import link_or_copy
 from rlhf.run.job import Job, Outcome, Worker
 
 
@@ -38,7 +38,7 @@ def run(job: Job[ExportStage], worker: Worker) -> Outcome:
         if file.suffix == ".safetensors":
             num_weights += 1
             if has_dtype:
-                _link(file, copy)
+                link_or_copy(file, copy)
             else:
                 _cast(file, copy, dtype)
         elif file.is_file():
@@ -56,14 +56,6 @@ def _write_dtype(path: Path, dtype: str) -> None:
     model_config.pop("torch_dtype", None)
     model_config["dtype"] = dtype
     path.write_text(json.dumps(model_config, indent=2) + "\n")
-
-
-def _link(file: Path, target: Path) -> None:
-    try:
-        os.link(file, target)
-    except OSError:
-        # A file system without hard links, or another one than that of the source.
-        shutil.copyfile(file, target)
 
 
 def _cast(file: Path, target: Path, dtype: str) -> None:
