@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from rlhf.data.pairing import LARGEST_SCORE
 from rlhf.data.records import dropped
 from rlhf.data.shards import read_all_rows, write_atomic
 from rlhf.run.artifact import Artifact
@@ -37,6 +38,17 @@ class Evaluation:
     pair: Artifact | None = None
     others: dict[str, Artifact] = field(default_factory=dict)
     """Scores by judges that only evaluate, and by each judge of a sum, by the judge's name."""
+
+
+def measured(evaluation: Evaluation) -> list[Artifact | None]:
+    """The artifacts that `row_of` reads: to be verified before."""
+    return [
+        evaluation.candidates,
+        evaluation.scores,
+        evaluation.gold,
+        evaluation.reference,
+        *evaluation.others.values(),
+    ]
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,9 @@ class Row:
     dropped: dict[str, int]
     judges: dict[str, Verdict] = field(default_factory=dict)
     disagreement: float | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
+    """How many responses a column leaves out because their figure is not finite: by `score`, `gold`, `KL` or the
+    judge's name; without columns that leave out none."""
 
 
 def scores_by_prompt(scores: Artifact) -> dict[str, list[float]]:
@@ -91,8 +106,8 @@ def win_rate(policy: dict[str, list[float]], initial: dict[str, list[float]]) ->
     per_prompt = []
     for prompt_id, scores in policy.items():
         # A score that is not finite says nothing of the response, so it is no comparison lost.
-        policy_scores = _finite(scores)
-        initial_scores = _finite(initial.get(prompt_id, []))
+        policy_scores = finite(scores)
+        initial_scores = finite(initial.get(prompt_id, []))
         if policy_scores and initial_scores:
             comparisons = itertools.product(policy_scores, initial_scores)
             wins = [_win(policy_score, initial_score) for policy_score, initial_score in comparisons]
@@ -106,9 +121,13 @@ def _win(score: float, opponent: float) -> float:
     return float(score > opponent)
 
 
-def _finite(scores: Iterable[float]) -> list[float]:
-    """The scores that a judge could give; NaN and ±inf mark those that it could not."""
-    return list(filter(math.isfinite, scores))
+def finite(scores: Iterable[float]) -> list[float]:
+    """The scores that a judge could give; NaN and ±inf mark those that it could not.
+
+    As for pairs, a score beyond `LARGEST_SCORE` is none: sums of such scores overflow.
+    """
+    # NaN compares false with everything.
+    return [score for score in scores if abs(score) <= LARGEST_SCORE]
 
 
 def mean_and_interval(per_prompt: Sequence[float]) -> tuple[float, float, float]:
@@ -127,7 +146,15 @@ def mean_and_interval(per_prompt: Sequence[float]) -> tuple[float, float, float]
 
 
 def kl_to_initial(candidates: Artifact, reference: Artifact) -> float:
-    """KL(π_t‖π0), estimated as the mean of log π_t(y) − log π0(y) over sampled responses y, in nats."""
+    """KL(π_t‖π0), estimated as the mean of log π_t(y) − log π0(y) over sampled responses y, in nats.
+
+    A response whose ratio is not finite is left out: one of them would make a NaN of all the others.
+    """
+    return _mean(finite(_log_ratios(candidates, reference)))
+
+
+def _log_ratios(candidates: Artifact, reference: Artifact) -> list[float]:
+    """log π_t(y) − log π0(y) of every sampled response y, in nats."""
     log_ratios = []
     # The two artifacts have the same prompts in the same order, so that neither need be held in memory.
     candidate_rows = read_all_rows(candidates.path, ["id", "candidates"])
@@ -137,7 +164,7 @@ def kl_to_initial(candidates: Artifact, reference: Artifact) -> float:
         responses = zip(sampled["candidates"], under_initial["logprobs"], strict=True)
         for candidate, initial_logprob in responses:
             log_ratios.append(candidate["logprob"] - initial_logprob)
-    return _mean(log_ratios)
+    return log_ratios
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -153,14 +180,14 @@ def verdict(scores: Artifact, initial: Artifact | None) -> Verdict:
     A pairwise judge's score is the probability of beating π0's response already, so its mean is the win rate.
     """
     prompts = scores_by_prompt(scores)
-    mean_score = _mean(_finite(_flat(prompts)))
+    mean_score = _mean(finite(_flat(prompts)))
     if initial is None:
         return Verdict(mean_score)
     # Only a pairwise judge counts its calls.
     if "judge_calls" in scores.counts:
         per_prompt = []
-        for prompt_scores in prompts.values():
-            if all(map(math.isfinite, prompt_scores)):
+        for prompt_scores in map(finite, prompts.values()):
+            if prompt_scores:
                 per_prompt.append(fmean(prompt_scores))
         return Verdict(mean_score, *mean_and_interval(per_prompt))
     return Verdict(mean_score, *win_rate(prompts, scores_by_prompt(initial)))
@@ -199,13 +226,31 @@ def row_of(evaluation: Evaluation, initial: Evaluation) -> Row:
         dropped=_dropped(evaluation),
         judges=judges,
         disagreement=evaluation.scores.metrics.get("disagreement"),
+        left_out=_left_out(evaluation),
     )
+
+
+def _left_out(evaluation: Evaluation) -> dict[str, int]:
+    """Responses without a finite figure, by column; columns that have one of every response are not named."""
+    columns = {"score": _flat(scores_by_prompt(evaluation.scores))}
+    if evaluation.gold is not None:
+        columns["gold"] = _flat(scores_by_prompt(evaluation.gold))
+    for name, scores in evaluation.others.items():
+        columns[name] = _flat(scores_by_prompt(scores))
+    if evaluation.reference is not None:
+        columns["KL"] = _log_ratios(evaluation.candidates, evaluation.reference)
+    left_out = {}
+    for column, values in columns.items():
+        num_left_out = len(values) - len(finite(values))
+        if num_left_out:
+            left_out[column] = num_left_out
+    return left_out
 
 
 def _gold_accuracy(evaluation: Evaluation) -> float | None:
     if evaluation.gold is None:
         return None
-    gold_scores = _flat(scores_by_prompt(evaluation.gold))
+    gold_scores = finite(_flat(scores_by_prompt(evaluation.gold)))
     return fmean(gold_scores) if gold_scores else None
 
 
@@ -232,7 +277,7 @@ def rows_of(evaluations: Sequence[Evaluation]) -> list[Row]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The figures as text, a line per policy."""
+    """The figures as text, a line per policy; below them what they leave out, where they do."""
     # Every policy is evaluated by the same judges, so that the first row names all columns.
     lines = [_heads(rows[0])]
     for row in rows:
@@ -243,6 +288,10 @@ def table(rows: Sequence[Row]) -> str:
     text = [_aligned(line, widths) for line in lines]
     rule = "  ".join("─" * width for width in widths)
     text.insert(1, rule)
+    for row in rows:
+        if row.left_out:
+            counts = ", ".join(f"{number} of {column}" for column, number in row.left_out.items())
+            text.append(f"π{row.iteration}: responses left out, for their figure is no finite number: {counts}")
     return "\n".join(text)
 
 
@@ -257,11 +306,11 @@ def _heads(row: Row) -> list[str]:
 def _cells(row: Row) -> list[str]:
     """One line of the table, in the order of its heads."""
     cells = [f"π{row.iteration}"]
-    cells.append(f"{row.mean_score:+.3f}")
+    cells.append(_number(row.mean_score, "+.3f"))
     cells.append(_number(row.gold_accuracy, ".3f"))
     cells.append(_win_rate_cell(row))
     for judge in row.judges.values():
-        cells.append(f"{judge.mean_score:+.3f}")
+        cells.append(_number(judge.mean_score, "+.3f"))
         cells.append(_win_rate_cell(judge))
     cells.append(f"{row.mean_response_tokens:.1f}")
     cells.append(_number(row.kl, ".2f"))
@@ -281,21 +330,27 @@ def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _number(value: float | None, form: str) -> str:
-    if value is None:
+    if value is None or not math.isfinite(value):
         return "–"
     return format(value, form)
 
 
 def _win_rate_cell(row: Row | Verdict) -> str:
-    # π0 is not compared with itself.
-    if row.win_rate is None:
+    # π0 is not compared with itself, and of scores that are all NaN nothing is compared.
+    if row.win_rate is None or not math.isfinite(row.win_rate):
         return "–"
     return f"{row.win_rate:.3f} [{row.win_rate_low:.3f}, {row.win_rate_high:.3f}]"
 
 
 def best(rows: Sequence[Row]) -> int:
-    """Index of the policy with the highest mean held-out score of the judge; the earlier one of equals."""
-    scores = [row.mean_score for row in rows]
+    """Index of the policy with the highest mean held-out score of the judge; the earlier one of equals.
+
+    A policy without any finite score is the last choice.
+    """
+    scores = []
+    for row in rows:
+        # NaN is neither above nor below a number, so that the first one would win.
+        scores.append(row.mean_score if math.isfinite(row.mean_score) else -math.inf)
     # `index` finds the first of equal scores.
     return scores.index(max(scores))
 
@@ -312,8 +367,14 @@ def write_summary(
         One of `gates`, shortened:
         {"iteration": 2, "gate": "kl", "value": 61.5, "threshold": 50.0, "limit": "max_kl", "action": "warn"}
     """
+    iterations = []
+    for row in rows:
+        figures = asdict(row)
+        if not row.left_out:
+            del figures["left_out"]
+        iterations.append(_jsonable(figures))
     summary = {
-        "iterations": [_jsonable(asdict(row)) for row in rows],
+        "iterations": iterations,
         "best_iteration": best_iteration,
         "kl_estimator": KL_ESTIMATOR,
         "gates": [_jsonable(gate) for gate in gates],

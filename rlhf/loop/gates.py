@@ -19,10 +19,22 @@ from rlhf.config.choices import Action, Loss, Reference
 from rlhf.config.schema import Config
 from rlhf.config.training import MAIN_JUDGE, DpoConfig
 from rlhf.errors import UserError
-from rlhf.loop.figures import Evaluation, Row, best, rows_of, scores_by_prompt, write_summary
+from rlhf.loop.figures import (
+    Evaluation,
+    Row,
+    best,
+    finite,
+    measured,
+    rows_of,
+    scores_by_prompt,
+    write_summary,
+)
 from rlhf.run.artifact import Artifact
+from rlhf.run.commit import damaged
 from rlhf.run.plan import Run
 
+METRICS = "metrics.jsonl"
+"""A training's optimizer steps, in its folder."""
 FEW_STEPS = 10
 """Steps too few to speak of a usual gradient norm, or of an accuracy."""
 _TEXTS = {
@@ -87,13 +99,41 @@ def check_stage(cfg: Config, t: int, artifact: Artifact) -> Iterator[Violation]:
         share = num_alike / counts["prompts"]
         yield from _beyond(cfg, t, "same_candidates", "max_same_candidates", share, artifact.path)
     if stage == "dpo":
-        path = artifact.path / "metrics.jsonl"
-        steps = [json.loads(line) for line in path.read_text().splitlines()]
+        path = artifact.path / METRICS
+        steps = training_steps(path)
         # Only here is the policy its own reference before the first update.
         if t == 1 or cfg.dpo.reference is Reference.previous:
-            yield from _first_loss(cfg.dpo, t, steps[0]["loss"], artifact.record["config"]["dtype"], path)
+            dtype = artifact.record.get("config", {}).get("dtype")
+            yield from _first_loss(cfg.dpo, t, steps[0]["loss"], dtype, path)
         yield from _grad_norm(cfg, t, steps, path)
         yield from _accuracy(cfg, t, steps, path)
+
+
+def training_steps(path: Path) -> list[dict[str, Any]]:
+    """The optimizer steps in a training's `metrics.jsonl`, one at least.
+
+    Raises:
+        RunChanged: a line is damaged, or has no loss, or there is none.
+
+    Example:
+        [{"loss": 0.6931, "grad_norm": 1.32, "rewards/accuracies": 0.5, "step": 1, …}, …]
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        steps = [json.loads(line) for line in lines]
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(path, str(error), path.parent) from None
+    for number, step in enumerate(steps, start=1):
+        if not isinstance(step, dict) or "loss" not in step:
+            raise damaged(path, f"line {number} has no loss", path.parent)
+        for name in ("loss", "grad_norm", "rewards/accuracies"):
+            value = step.get(name, 0.0)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                found = json.dumps(value)
+                raise damaged(path, f"line {number}: {name} is {found:.80}, and must be a number", path.parent)
+    if not steps:
+        raise damaged(path, "it has no step", path.parent)
+    return steps
 
 
 def loss_at_equal_policies(dpo: DpoConfig) -> float:
@@ -108,7 +148,7 @@ def loss_at_equal_policies(dpo: DpoConfig) -> float:
     return math.log(2)
 
 
-def _first_loss(dpo: DpoConfig, t: int, loss: float, dtype: str, path: Path) -> Iterator[Violation]:
+def _first_loss(dpo: DpoConfig, t: int, loss: float, dtype: Any, path: Path) -> Iterator[Violation]:
     """Before its first update a policy that is its own reference has a known loss, up to rounding."""
     if dpo.rpo_alpha:
         return  # what the added likelihood of the chosen responses is, nobody knows beforehand
@@ -130,7 +170,8 @@ def _grad_norm(cfg: Config, t: int, steps: list[dict[str, Any]], path: Path) -> 
     largest_growth = 0.0
     at_step = 0
     for index in range(FEW_STEPS, len(norms)):
-        usual = median(norms[:index])
+        # A NaN has no place in an order, and would make the median any number.
+        usual = median(finite(norms[:index]) or [0.0])
         # All zero so far: there is no usual norm to grow from.
         if usual and norms[index] / usual >= largest_growth:
             largest_growth = norms[index] / usual
@@ -145,7 +186,7 @@ def _accuracy(cfg: Config, t: int, steps: list[dict[str, Any]], path: Path) -> I
     if len(steps) < FEW_STEPS:
         return
     begin = math.ceil(len(steps) * max(0.5, cfg.dpo.warmup_ratio))
-    accuracies = [step["rewards/accuracies"] for step in steps[begin:]]
+    accuracies = finite(step["rewards/accuracies"] for step in steps[begin:] if "rewards/accuracies" in step)
     if accuracies:
         yield from _beyond(cfg, t, "accuracy", "min_accuracy", fmean(accuracies), path)
 
@@ -212,12 +253,10 @@ def _change(now: Artifact, before: Artifact) -> tuple[float, float]:
     scores_before = scores_by_prompt(before)
     changes = []
     for prompt, scores in scores_by_prompt(now).items():
-        if prompt not in scores_before:
-            continue
-        earlier = scores_before[prompt]
-        change = sum(scores) / len(scores) - sum(earlier) / len(earlier)
-        if math.isfinite(change):
-            changes.append(change)
+        scores = finite(scores)
+        earlier = finite(scores_before.get(prompt, []))
+        if scores and earlier:
+            changes.append(fmean(scores) - fmean(earlier))
     if len(changes) < 2:
         return math.nan, math.nan
     return fmean(changes), stdev(changes) / math.sqrt(len(changes))
@@ -245,6 +284,10 @@ class Gates:
 
     def stage_finished(self, iteration: int, artifact: Artifact) -> None:
         """Look at a finished stage; UserError where a gate whose action is `stop` does not let it pass."""
+        if self._is_silent():
+            return
+        if artifact.path.name == "dpo":
+            self.run.verify(artifact.part(METRICS))
         violations = check_stage(self.run.cfg, iteration, artifact)
         self._heed(violations)
 
@@ -253,13 +296,16 @@ class Gates:
         violations = check_iteration(self.run.cfg, rows, self.evaluations)
         self._heed(violations)
 
+    def _is_silent(self) -> bool:
+        return self.run.planning or self.run.only is not None
+
     def _heed(self, violations: Iterable[Violation]) -> None:
         """Tell and keep violations; silent in a plan and for a stage alone.
 
         Raises:
             UserError: one's action is `stop`; `summary.json` holds it and the figures so far.
         """
-        if self.run.planning or self.run.only is not None:
+        if self._is_silent():
             return
         reasons_to_stop = []
         for violation in violations:
@@ -272,6 +318,8 @@ class Gates:
             if action is Action.stop:
                 reasons_to_stop.append(_stopped(violation))
         if reasons_to_stop:
+            for evaluation in self.evaluations:
+                self.run.verify(*measured(evaluation))
             rows = rows_of(self.evaluations)
             write_summary(self.run.folder, rows, rows[best(rows)].iteration, self.violations)
             raise UserError("\n".join(reasons_to_stop))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from rlhf.config.stage_configs import ExportStage
 from rlhf.loop import card
-from rlhf.loop.figures import KL_ESTIMATOR, Evaluation, Row, best, rows_of, table, write_summary
+from rlhf.loop.best import link_best
+from rlhf.loop.figures import KL_ESTIMATOR, Evaluation, Row, best, measured, rows_of, table, write_summary
 from rlhf.loop.gates import Gates
 from rlhf.run.artifact import Artifact
 from rlhf.run.plan import Run
@@ -17,8 +19,7 @@ from rlhf.run.plan import Run
 def verified_rows(run: Run, evaluations: Sequence[Evaluation]) -> list[Row]:
     """The figures of every policy, of files that have their checksums."""
     for evaluation in evaluations:
-        run.verify(evaluation.candidates, evaluation.scores, evaluation.gold, evaluation.reference)
-        run.verify(*evaluation.others.values())
+        run.verify(*measured(evaluation))
     return rows_of(evaluations)
 
 
@@ -47,8 +48,10 @@ def conclude(run: Run, evaluations: Sequence[Evaluation], dtype: str) -> Artifac
         name = f"iteration_{chosen.iteration:03d}/export"
         model = run.stage("export", name, ExportStage(dtype, facts), {"model": model}).part("model")
         target = Path(os.path.relpath(model.path, run.folder))
-    _link_best(run.folder, target)
-    if chosen.iteration == 0:
+    link_best(run.folder, target, run.say)
+    if not math.isfinite(rows[best(rows)].mean_score):
+        run.say("No policy has a finite score on the held-out prompts: best is π0 for want of another.")
+    elif chosen.iteration == 0:
         run.say(
             "No iterate beats π0 on the held-out prompts: best is π0 itself. Look at the table "
             "before going on."
@@ -60,11 +63,3 @@ def conclude(run: Run, evaluations: Sequence[Evaluation], dtype: str) -> Artifac
     run.say(f"figures       {run.folder / 'summary.json'}")
     run.say(f"everything    {run.folder} (iteration_*/generate, score, pair, reference, dpo, held_out; logs)")
     return model
-
-
-def _link_best(folder: Path, target: Path) -> None:
-    """Point RUN/best at a model; there is no moment without a link, or with half of one."""
-    temporary = folder / ".best.tmp"
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target)
-    os.replace(temporary, folder / "best")

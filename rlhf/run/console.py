@@ -31,6 +31,7 @@ _SHOWN = [
     "held_out_accuracy",
     "held_out_loss",
     "disagreement",
+    "non_finite",
     "refused_by_template",
     "spelled_special_tokens",
     "engine",
