@@ -79,6 +79,8 @@ class LocalLauncher:
 
     def warm_up(self) -> None:
         """Begin the heavy imports in the background."""
+        # Here and by no other process: where a refused run's folder was removed, none may make it again.
+        (self.run_folder / "logs").mkdir(parents=True, exist_ok=True)
         os.environ.update(starting_environment(self.device))
         if self._context is not None:
             return

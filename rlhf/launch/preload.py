@@ -53,7 +53,11 @@ if log:  # what libraries print when imported is no part of the run's output
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     from rlhf.launch.worker import redirect_output
 
-    redirect_output(log)
+    try:
+        redirect_output(log)
+    except FileNotFoundError:
+        # The run was refused meanwhile and its folder removed: its driver is leaving.
+        os._exit(0)
 
 gc.disable()  # for the imports: it saves a fifth of their time
 for name in MODULES:

@@ -99,8 +99,11 @@ def _flush() -> None:
 
 
 def redirect_output(log: str) -> None:
-    """Append all that this process prints to a file, also what C libraries and child processes print."""
-    Path(log).parent.mkdir(parents=True, exist_ok=True)
+    """Append all that this process prints to a file, also what C libraries and child processes print.
+
+    Raises:
+        FileNotFoundError: its folder is not there, or not any more.
+    """
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     descriptor = os.open(log, flags, 0o644)
     os.dup2(descriptor, 1)

@@ -83,10 +83,13 @@ def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file of a model folder; ModelError where there is none."""
     try:
         text = path.read_text(encoding="utf-8")
-        return dict(json.loads(text))
-    except (OSError, ValueError, TypeError) as error:
+        content = json.loads(text)
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds {json.dumps(content):.80}, and must hold an object")
+    except (OSError, ValueError, RecursionError) as error:
         problem = f"cannot be read ({error})"
         raise ModelError(f"{path}: {problem}. Save the model anew, or download it again.") from None
+    return content
 
 
 def attention(path: str | Path, trust_remote_code: bool = False) -> str | None:

@@ -9,9 +9,11 @@ so nothing is stale after a crash.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+import shutil
 import socket
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,20 +21,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from rlhf.errors import ConfigError, RunInUse, WorkerFailed
+from rlhf.data.shards import make_folders
+from rlhf.errors import ConfigError, RunInUse, UserError, WorkerFailed
 
 DRIVER_LOCK = ".driver.lock"
 WORKERS_LOCK = ".workers.lock"
+_BOOKKEEPING = {DRIVER_LOCK, WORKERS_LOCK, ".digests.json", "config.yaml"}
 
 
 def _read_holder(driver_file: IO[str]) -> dict[str, str]:
     """What the driver wrote: {"pid": "4711", "host": "node7", "token": "5f0c…"}; empty before it has."""
     driver_file.seek(0)
     try:
-        return dict(json.loads(driver_file.read()))
+        holder = json.loads(driver_file.read())
     # Between a driver's lock and its line the file is empty, or holds a part of it.
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
+    return holder if isinstance(holder, dict) else {}
 
 
 @contextmanager
@@ -43,10 +48,14 @@ def hold_run(
 ) -> Iterator[str]:
     """Hold a run folder for as long as the context lasts; yields the token that workers must know.
 
+    A folder that was not there before is removed again where the context ends in a UserError and nothing was made
+    in it: a refused run leaves no trace.
+
     Raises:
         ConfigError: the folder cannot be made, or nothing can be written in it.
         RunInUse: another driver holds it.
     """
+    made, was_empty = _make_folder(folder, elsewhere)
     with _open_driver_file(folder, elsewhere) as driver_file:
         try:
             fcntl.flock(driver_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -65,19 +74,70 @@ def hold_run(
         # Before the wait: a late worker that gets its share meanwhile must find the new token.
         driver_file.flush()
         _wait_for_old_workers(folder, say)
-        yield token
+        try:
+            yield token
+        except UserError:
+            # Still under the lock: nobody else begins to work in it meanwhile.
+            if was_empty and not _holds_work(folder):
+                _remove(folder, made)
+            raise
+
+
+def _make_folder(folder: Path, elsewhere: str) -> tuple[list[Path], bool]:
+    """Make the run folder; returns what was missing of its path, the topmost folder first, and whether the
+    folder is empty.
+    """
+    try:
+        made = make_folders(folder)
+        return made, not any(folder.iterdir())
+    except OSError as error:
+        raise _not_writable(folder, error, elsewhere) from None
 
 
 def _open_driver_file(folder: Path, elsewhere: str) -> IO[str]:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         # Not "w", which would empty the file before it is known whether another driver holds it.
         return open(folder / DRIVER_LOCK, "a+", encoding="utf-8")
     except OSError as error:
-        raise ConfigError(
-            f"{folder}: no folder that can be written ({error.strerror}). "
-            f"Mind what is in its place and its rights, or work elsewhere: {elsewhere}."
-        ) from None
+        raise _not_writable(folder, error, elsewhere) from None
+
+
+def _not_writable(folder: Path, error: OSError, elsewhere: str) -> ConfigError:
+    return ConfigError(
+        f"{folder}: no folder that can be written ({error.strerror}). "
+        f"Mind what is in its place and its rights, or work elsewhere: {elsewhere}."
+    )
+
+
+def _holds_work(folder: Path) -> bool:
+    """Whether anything lies in a run folder but what every driver writes down before its first stage."""
+    for parent, _, names in os.walk(folder):
+        if Path(parent).relative_to(folder).parts[:1] == ("logs",):
+            continue
+        if not set(names) <= _BOOKKEEPING:
+            return True
+    return False
+
+
+def _remove(folder: Path, made: list[Path]) -> None:
+    """Remove what a driver has made of a run folder, and the folders above it as far as they are empty."""
+    if not folder.exists():
+        pass  # a file tool has removed it already
+    elif folder not in made:
+        for entry in folder.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
+    else:
+        # Renamed first, so that no process that is about to end writes its log in it again.
+        gone = folder.with_name(f".{folder.name}.gone")
+        shutil.rmtree(gone, ignore_errors=True)
+        os.rename(folder, gone)
+        shutil.rmtree(gone, ignore_errors=True)
+    for parent in reversed(made[:-1]):
+        with contextlib.suppress(OSError):  # something else is in it by now
+            parent.rmdir()
 
 
 def _wait_for_old_workers(folder: Path, say: Callable[[str], None]) -> None:
