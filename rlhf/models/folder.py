@@ -34,9 +34,21 @@ def own_code(path: str | Path) -> dict[str, str]:
         if not isinstance(auto_map, dict):
             auto_map = {"AutoTokenizer": auto_map}
         for auto_class, names in auto_map.items():
-            # A tokenizer names two, the slow and the fast one; null stands for one that does not exist.
-            classes[auto_class] = names if isinstance(names, str) else ", ".join(filter(None, names))
+            classes[auto_class] = ", ".join(_class_names(names, f"{file}: auto_map of {auto_class}"))
     return classes
+
+
+def _class_names(value: Any, where: str) -> list[str]:
+    """The classes that an entry of `auto_map` names."""
+    # A tokenizer names two, the slow and the fast one; null stands for one that does not exist.
+    names = value if isinstance(value, list) else [value]
+    for name in names:
+        if not isinstance(name, str | None):
+            raise ModelError(
+                f"{where} is {json.dumps(value):.80}, which names no class of Python. Mend it in a copy of the "
+                "folder, or download it again."
+            )
+    return [name for name in names if name]
 
 
 def own_classifier(path: str | Path) -> str | None:
@@ -112,8 +124,11 @@ def load_config(path: str | Path, trust_remote_code: bool = False, **extra: Any)
 
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **extra)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise ModelError(f"{path}: its config cannot be used ({error}). {_CODE}") from error
+    # Where a value has another type than it must, the libraries raise anything, and name the field.
+    except Exception as error:
+        raise ModelError(
+            f"{path}: its config cannot be used ({error}). Mend config.json, or download it again. {_CODE}"
+        ) from error
 
 
 def load_weights(

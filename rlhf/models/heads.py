@@ -61,7 +61,8 @@ def _score_rows(path: str | Path) -> int | None:
     if not has_weights(path):
         return None
     for name, tensor in weight_headers(path):
-        if _SCORE.search(name):
+        # A single number has no shape, and is no head that a vector of hidden states goes through.
+        if _SCORE.search(name) and tensor["shape"]:
             return int(tensor["shape"][0])
     return None
 

@@ -245,6 +245,8 @@ def _refuse_quantised(folder: Path, config: dict[str, Any], where: str) -> None:
             method = "compressed-tensors" if "compression_config" in settings else ""
             if isinstance(quantisation, dict):
                 method = str(quantisation.get("quant_method") or method or "unknown method")
+            else:
+                quantisation = {}
             # Configs of bitsandbytes once did without a name.
             if "load_in_4bit" in quantisation or "load_in_8bit" in quantisation:
                 method = "bitsandbytes"
