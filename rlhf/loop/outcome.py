@@ -47,6 +47,7 @@ def conclude(run: Run, evaluations: Sequence[Evaluation], dtype: str) -> Artifac
         facts = card.facts(run.cfg, rows, policies, chosen.iteration)
         name = f"iteration_{chosen.iteration:03d}/export"
         model = run.stage("export", name, ExportStage(dtype, facts), {"model": model}).part("model")
+        run.verify(model)  # people take it from here, and their programs look at no manifest
         target = Path(os.path.relpath(model.path, run.folder))
     link_best(run.folder, target, run.say)
     if not math.isfinite(rows[best(rows)].mean_score):
