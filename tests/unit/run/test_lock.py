@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.errors import RunInUse, WorkerFailed
+from rlhf.errors import ConfigError, RunInUse, WorkerFailed
 from rlhf.run.lock import DRIVER_LOCK, hold_run, join_run
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -85,3 +85,56 @@ def test_a_worker_that_comes_too_late_leaves(tmp_path):
         with pytest.raises(WorkerFailed, match="another driver"):
             join_run(tmp_path, old)
         join_run(tmp_path, new).close()
+
+
+@pytest.mark.parametrize("content", ["5", "null", "[1]", '"x"', "[[1, 2]]", "{", "[" * 100_000])
+def test_a_lock_file_that_holds_anything_else_names_nobody(tmp_path, content):
+    with hold_run(tmp_path, print):
+        (tmp_path / DRIVER_LOCK).write_text(content)
+        with pytest.raises(RunInUse, match=r"process \? on \?"), hold_run(tmp_path, print):
+            pass
+        with pytest.raises(WorkerFailed):
+            join_run(tmp_path, "token")
+
+
+def refuse(folder, made=(), error=ConfigError):
+    """A driver that writes some files, then is refused."""
+    with pytest.raises(error), hold_run(folder, print):
+        for name in ("logs/driver.log", ".digests.json", "config.yaml", *made):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text("x")
+        (folder / "iteration_000" / "held_out").mkdir(parents=True, exist_ok=True)
+        raise error("refused")
+
+
+def test_a_refused_run_leaves_no_folder_that_was_not_there(tmp_path):
+    refuse(tmp_path / "runs" / "sweep" / "job")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "empty").mkdir()
+    refuse(tmp_path / "empty")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "empty"]
+
+
+def test_folders_that_hold_something_else_by_then_stay(tmp_path):
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(ConfigError), hold_run(tmp_path / "runs" / "sweep" / "job", print):
+        (tmp_path / "runs" / "sweep" / "sibling").mkdir()
+        raise ConfigError("refused")
+    assert [path.name for path in (tmp_path / "runs").rglob("*")] == ["sweep", "sibling"]
+
+
+@pytest.mark.parametrize("work", ["prompts/artifact.json", ".prompts.partial/.identity.json", "notes.txt"])
+def test_a_refused_run_keeps_what_it_has(tmp_path, work):
+    refuse(tmp_path / "run", [work])
+    assert (tmp_path / "run" / work).exists() and (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_folder_with_anything_in_it_is_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("x")
+    refuse(tmp_path)
+    assert (tmp_path / "mine.txt").exists() and (tmp_path / "logs" / "driver.log").exists()
+
+
+def test_a_run_that_failed_otherwise_keeps_its_logs(tmp_path):
+    refuse(tmp_path / "run", error=WorkerFailed)
+    assert (tmp_path / "run" / "logs" / "driver.log").exists()
