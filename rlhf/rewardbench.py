@@ -26,6 +26,7 @@ from rlhf.evaluation import rewardbench2
 from rlhf.evaluation.rewardbench1 import PRIOR_SETS, PUBLISHED, SECTIONS, accuracy, report
 from rlhf.loop.judges import scores_of
 from rlhf.run.artifact import Artifact
+from rlhf.run.console import show
 from rlhf.run.plan import Run
 
 Row = dict[str, Any]
@@ -57,7 +58,7 @@ def rewardbench(tool: RewardBenchTool) -> None:
     output = Path(tool.output).expanduser()
     figures = json.loads(output.read_text(encoding="utf-8"))
     text = table_v2(figures) if is_v2 else table_v1(figures)
-    print(text, flush=True)
+    show(text)
 
 
 def _add_up(subsets: str, output: Path) -> None:
@@ -67,7 +68,7 @@ def _add_up(subsets: str, output: Path) -> None:
     figures = report(accuracies)
     text = json.dumps(figures, indent=1) + "\n"
     write_atomic(output, text.encode())
-    print(table_v1(figures), flush=True)
+    show(table_v1(figures))
 
 
 def read_accuracies(path: Path) -> dict[str, Any]:

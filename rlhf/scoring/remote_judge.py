@@ -19,6 +19,7 @@ from rlhf.models.batches import bins_by_tokens, unbinned
 from rlhf.models.chat import load_tokenizer
 from rlhf.models.context import judge_context
 from rlhf.models.heads import judge_config, require_one_logit
+from rlhf.run.console import show
 from rlhf.scoring.judge import Scored
 from rlhf.scoring.token_rows import TokenIds, score_distinct
 
@@ -155,7 +156,7 @@ class RemoteJudge:
                     ) from error
                 trouble = f"{type(error).__name__}: {error}"
             if pause == _FIRST_PAUSE_SECONDS:
-                print(f"{self._url}{path}: {trouble}; tried again for {self._retry_seconds:g} s", flush=True)
+                show(f"{self._url}{path}: {trouble}; tried again for {self._retry_seconds:g} s")
             waited = time.monotonic() - started
             # The event wakes a waiting request at once when another one has failed for good.
             if waited + pause > self._retry_seconds or self._given_up.wait(pause):
