@@ -21,7 +21,7 @@ from rlhf.config.tools import RewardBenchTool, Version
 from rlhf.data.files import resolved
 from rlhf.data.responses import Form
 from rlhf.data.shards import read_all_rows, write_atomic
-from rlhf.errors import ConfigError, DataError
+from rlhf.errors import ConfigError, DataError, one_line
 from rlhf.evaluation import rewardbench2
 from rlhf.evaluation.rewardbench1 import PRIOR_SETS, PUBLISHED, SECTIONS, accuracy, report
 from rlhf.loop.judges import scores_of
@@ -205,7 +205,7 @@ def _subset_lines(subsets: Mapping[str, Any], key: str) -> Iterator[str]:
     for name, figures in subsets.items():
         value = _percent(figures[key])
         num_rows = figures["rows"]
-        line = f"  {name:<28}{value:>8}  of {num_rows} rows"
+        line = f"  {one_line(name):<28}{value:>8}  of {num_rows} rows"
         # Version 2 has ties of its own kind, and counts none here.
         num_ties = figures.get("ties")
         if num_ties:

@@ -15,7 +15,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from rlhf.errors import USER_ERRORS, WorkerFailed
+from rlhf.errors import USER_ERRORS, WorkerFailed, one_line
 from rlhf.launch import server
 from rlhf.launch import worker as inside
 from rlhf.launch.machine import environments, starting_environment
@@ -245,9 +245,12 @@ def _failure(job: Job[Any], worker: _WorkerProcess, body: tuple[str, str, str]) 
     kind, message, text = body
     if kind in USER_ERRORS:
         return USER_ERRORS[kind](message)
-    lines = text.strip().splitlines()
-    last = "\n".join(lines[-12:])
-    return WorkerFailed(f"{job.name} failed: {message}\n{last}\n{_KEPT}\nThe whole log: {worker.log}")
+    # The traceback has the others.
+    first, _, _ = message.strip().partition("\n")
+    lines = text.strip().split("\n")
+    # Set off, since the text of an error may come from anywhere, and its lines look like ours.
+    last = "\n".join(f"  | {line}" for line in lines[-12:])
+    return WorkerFailed(f"{job.name} failed: {one_line(first)}\n{last}\n{_KEPT}\nThe whole log: {worker.log}")
 
 
 def _no_start(job: Job[Any], error: Exception) -> Exception:

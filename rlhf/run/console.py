@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.data.records import dropped
-from rlhf.errors import printable
+from rlhf.errors import one_line, printable
 
 EVERY_SECONDS = 30.0
 """Between progress lines where the output is no terminal."""
@@ -183,7 +183,7 @@ class Console:
                 parts.append(_labelled(figures[key], key))
         for reason, count in dropped(figures).items():
             parts.append(_labelled(count, f"{reason} dropped"))
-        text = ", ".join(parts)
+        text = one_line(", ".join(parts))
         self.say(f"  ✓ {name:<32}{seconds:6.1f} s  {text}")
         if figures.get("warning"):
             self.say(f"  ⚠ {figures['warning']}")

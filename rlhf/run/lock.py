@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from rlhf.errors import ConfigError, RunInUse, WorkerFailed
+from rlhf.errors import ConfigError, RunInUse, WorkerFailed, one_line
 from rlhf.run.processes import holders_of, state_of
 
 DRIVER_LOCK = ".driver.lock"
@@ -58,8 +58,8 @@ def hold_run(
             fcntl.flock(driver_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = _read_holder(driver_file)
-            pid = holder.get("pid", "?")
-            host = holder.get("host", "?")
+            pid = one_line(holder.get("pid", "?"))
+            host = one_line(holder.get("host", "?"))
             raise RunInUse(
                 f"{folder} is in use by process {pid} on {host}. Wait for it, "
                 f"stop it (Ctrl-C or SIGTERM: it can be resumed), or work elsewhere with {elsewhere}."
@@ -129,8 +129,8 @@ def _waited_for(workers_lock: Path, predecessor: dict[str, str], waited: float) 
             line += f"it should leave by itself. If it does not, end it: kill -9 {pid}"
         lines.append(line)
     if len(lines) == 1:
-        pid_then = predecessor.get("pid", "?")
-        host = predecessor.get("host", "?")
+        pid_then = one_line(predecessor.get("pid", "?"))
+        host = one_line(predecessor.get("host", "?"))
         lines.append(
             f"  a process that cannot be seen from here. The last driver was process {pid_then} on {host}: "
             f"look there, with its user's rights, for who has {workers_lock} open (fuser), and end that."
