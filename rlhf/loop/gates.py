@@ -88,7 +88,7 @@ def check_stage(cfg: Config, t: int, artifact: Artifact) -> Iterator[Violation]:
         yield from _beyond(cfg, t, "same_candidates", "max_same_candidates", share, artifact.path)
     if stage == "dpo":
         path = artifact.path / "metrics.jsonl"
-        steps = [json.loads(line) for line in path.read_text().splitlines()]
+        steps = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         # Only here is the policy its own reference before the first update.
         if t == 1 or cfg.dpo.reference is Reference.previous:
             yield from _first_loss(cfg.dpo, t, steps[0]["loss"], artifact.record["config"]["dtype"], path)

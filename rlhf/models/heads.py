@@ -80,7 +80,8 @@ def require_one_logit(path: str | Path, config: Any) -> None:
     if own:
         raise ModelError(
             f"{path}: the judge's score is computed by Python code that comes with it "
-            f"({one_line(own)}), which runs in transformers only. Use score.engine=transformers (or auto) and reward_model.url=null."
+            f"({one_line(own)}), which runs in transformers only. Use score.engine=transformers (or "
+            "auto) and reward_model.url=null."
         )
     _require_score_head(path, config)
     num_rows = _score_rows(path)
