@@ -8,12 +8,11 @@ complain about.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import importlib
 import os
-import signal
-import warnings
+
+from rlhf.launch.server import become_server
 
 MODULES = (
     "torch",
@@ -49,17 +48,8 @@ MODULES = (
 )
 
 log = os.environ.get("RLHF_PRELOAD_LOG")
-if log:  # what libraries print when imported is no part of the run's output
-    # PR_SET_PDEATHSIG, and at once: do not finish the imports of a driver that is dead.
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    from rlhf.launch.worker import redirect_output
-    from rlhf.run.processes import adopt_orphans
-
-    redirect_output(log)
-    # What a killed worker leaves behind comes here, where the driver finds and ends it. The server waits for
-    # any child, and would warn of those that it has not started itself.
-    adopt_orphans()
-    warnings.filterwarnings("ignore", "forkserver: waitpid returned unexpected pid")
+if log:
+    become_server(log)
 
 gc.disable()  # for the imports: it saves a fifth of their time
 for name in MODULES:

@@ -2,24 +2,45 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
 import time
+import warnings
 from multiprocessing import forkserver
 
-from rlhf.run.processes import children_of, send
+from rlhf.launch.worker import redirect_output
+from rlhf.run.processes import adopt_orphans, children_of, send
+
+PRELOADED = ["rlhf.launch.preload"]
 
 _PATIENCE_SECONDS = 1.0
 """So long a process whose pipes are closed may take to have an exit code, or one that was killed to go."""
 
 
 def start(log: str) -> None:
-    """Begin the imports of `rlhf.launch.preload` in the background, unless they have begun."""
+    """Begin the imports of `rlhf.launch.preload` in the background, unless they have begun.
+
+    Args:
+        log: a file that takes what is printed meanwhile.
+    """
     # Read by the module itself: the server gets nothing but the environment and the names of modules.
     os.environ["RLHF_PRELOAD_LOG"] = log
-    forkserver.set_forkserver_preload(["rlhf.launch.preload"])
+    forkserver.set_forkserver_preload(PRELOADED)
     forkserver.ensure_running()
+
+
+def become_server(log: str) -> None:
+    """Of the server itself, before its imports: end with the driver, print into a log, adopt orphans."""
+    # PR_SET_PDEATHSIG, and at once: do not finish the imports of a driver that is dead.
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    # What libraries print when they are imported is no part of the run's output.
+    redirect_output(log)
+    # What a killed worker leaves behind comes here, where the driver finds and ends it. The server waits for
+    # any child, and would warn of those that it has not started itself.
+    adopt_orphans()
+    warnings.filterwarnings("ignore", "forkserver: waitpid returned unexpected pid")
 
 
 def how_it_died() -> str | None:
