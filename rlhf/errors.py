@@ -28,9 +28,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# Control characters but for tab and line feed, line separators, marks that turn the direction of writing, and
-# lone surrogates, which no encoding can write.
-_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# Control characters but for tab and line feed, line separators, marks that turn the direction of writing or
+# that nobody sees, and lone surrogates, which no encoding can write.
+_UNSEEN = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff"
+    r"\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
+)
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s]+@")
 
 
@@ -38,6 +41,23 @@ def printable(text: str) -> str:
     """Text fit for a terminal or a log: control characters escaped but line ends, no password in a URL."""
     without_credentials = _CREDENTIALS.sub("***@", text)
     return _UNSEEN.sub(_escape, without_credentials)
+
+
+def one_line(text: object) -> str:
+    r"""Text from outside, fit for a place in a line of ours: as `printable`, and line ends are escaped too.
+
+    A line of its own could pass for one of ours. What goes into a message by `!r` needs this no more.
+
+    Example:
+        one_line("mine" + "\n" + "✓ all is well") gives r"mine\n✓ all is well"
+    """
+    without_credentials = _CREDENTIALS.sub("***@", str(text))
+    shown = []
+    for character in without_credentials:
+        if not character.isprintable():
+            character = character.encode("unicode_escape").decode()
+        shown.append(character)
+    return "".join(shown)
 
 
 def _escape(match: re.Match[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -26,7 +25,7 @@ from rlhf.preflight.capacity import check_capacity
 from rlhf.preflight.look import require
 from rlhf.run import sources
 from rlhf.run.artifact import Artifact
-from rlhf.run.console import Console
+from rlhf.run.console import Console, show
 from rlhf.run.lock import hold_run
 from rlhf.run.plan import AloneDone, Run
 
@@ -84,7 +83,7 @@ def execute(cfg: Config, only: str | None = None) -> None:
     folder = resolved(cfg.run_dir, "run_dir")
     if not (folder / "summary.json").is_file():
         check_capacity(cfg)  # before the Hub is asked for anything
-    with hold_run(folder, partial(print, flush=True)) as token:
+    with hold_run(folder, show) as token:
         console = Console(folder)
         device = cfg.compute.device.value
         launcher = LocalLauncher(folder, token, cfg.compute.preload, device, console.progress, console.say)

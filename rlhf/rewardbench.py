@@ -21,11 +21,12 @@ from rlhf.config.tools import RewardBenchTool, Version
 from rlhf.data.files import resolved
 from rlhf.data.responses import Form
 from rlhf.data.shards import read_all_rows, write_atomic
-from rlhf.errors import ConfigError, DataError
+from rlhf.errors import ConfigError, DataError, one_line
 from rlhf.evaluation import rewardbench2
 from rlhf.evaluation.rewardbench1 import PRIOR_SETS, PUBLISHED, SECTIONS, accuracy, report
 from rlhf.loop.judges import scores_of
 from rlhf.run.artifact import Artifact
+from rlhf.run.console import show
 from rlhf.run.plan import Run
 
 Row = dict[str, Any]
@@ -57,7 +58,7 @@ def rewardbench(tool: RewardBenchTool) -> None:
     output = Path(tool.output).expanduser()
     figures = json.loads(output.read_text(encoding="utf-8"))
     text = table_v2(figures) if is_v2 else table_v1(figures)
-    print(text, flush=True)
+    show(text)
 
 
 def _add_up(subsets: str, output: Path) -> None:
@@ -67,7 +68,7 @@ def _add_up(subsets: str, output: Path) -> None:
     figures = report(accuracies)
     text = json.dumps(figures, indent=1) + "\n"
     write_atomic(output, text.encode())
-    print(table_v1(figures), flush=True)
+    show(table_v1(figures))
 
 
 def read_accuracies(path: Path) -> dict[str, Any]:
@@ -204,7 +205,7 @@ def _subset_lines(subsets: Mapping[str, Any], key: str) -> Iterator[str]:
     for name, figures in subsets.items():
         value = _percent(figures[key])
         num_rows = figures["rows"]
-        line = f"  {name:<28}{value:>8}  of {num_rows} rows"
+        line = f"  {one_line(name):<28}{value:>8}  of {num_rows} rows"
         # Version 2 has ties of its own kind, and counts none here.
         num_ties = figures.get("ties")
         if num_ties:

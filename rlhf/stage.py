@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rlhf.command.line import guarded, to_config
 from rlhf.errors import ConfigError
 from rlhf.iterate import execute
+from rlhf.run.console import show
 from rlhf.run.stage_table import STAGES
 
 _USAGE = (
@@ -35,7 +36,7 @@ def _run(arguments: list[str]) -> None:
     usage = _USAGE.format(stage=stage)
     settings = [argument for argument in arguments if argument != stage]
     if not settings or "-h" in arguments or "--help" in arguments:
-        print(usage)
+        show(usage)
         return
     stages = [name for name in STAGES if name != "preflight"]  # which is no stage of a run
     if stage not in stages:

@@ -11,7 +11,6 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from rlhf.errors import ConfigError, UserError
 from rlhf.launch.local import LocalLauncher
 from rlhf.run import sources
 from rlhf.run.artifact import Artifact
-from rlhf.run.console import Console
+from rlhf.run.console import Console, show
 from rlhf.run.lock import hold_run
 from rlhf.run.plan import Run
 
@@ -68,7 +67,7 @@ def write_file(tool: FileTool, make: Make, rows: Rows, form: Form = Form.lines) 
     check_output(output, suffix, work)
     cfg = as_config(tool)
     check_stages(cfg)
-    with hold_run(work, partial(print, flush=True), _ELSEWHERE) as token:
+    with hold_run(work, show, _ELSEWHERE) as token:
         console = Console(work)
         device = cfg.compute.device.value
         launcher = LocalLauncher(work, token, cfg.compute.preload, device, console.progress, console.say)

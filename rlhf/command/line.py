@@ -1,6 +1,7 @@
 """From a command line to a checked `Config` or another schema, and from an exception to an exit code.
 
-Exit codes: 0 done, 2 the user's input or request is wrong, 130 or 143 stopped by a signal, 1 anything else.
+Exit codes: 0 done, 2 the user's input or request is wrong, 129, 130 or 143 stopped by a signal, 1 anything
+else.
 """
 
 from __future__ import annotations
@@ -31,9 +32,11 @@ from omegaconf.errors import (
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from rlhf.command.sweep import is_sweep, job_name, join_sweep, no_traces, swept_keys
+from rlhf.command.temporary import prepare_temporary_folder
 from rlhf.config.limits import check_config
 from rlhf.config.schema import Config
-from rlhf.errors import ConfigError, RlhfError, Stopped, UserError, printable, writing
+from rlhf.errors import ConfigError, RlhfError, Stopped, UserError, writing
+from rlhf.run.console import prepare_output, show
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = _PACKAGE.parent / "configs"
@@ -41,7 +44,8 @@ if not (CONFIGS / "iterate.yaml").is_file():
     # Installed from the wheel, which has no top level of the project: there they travel inside the package.
     CONFIGS = _PACKAGE / "configs"
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# SIGHUP: the terminal is gone.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # At the import, so that whoever composes `configs/` without `main` has the schema it names.
 ConfigStore.instance().store(name="schema", node=Config)
@@ -130,9 +134,9 @@ def _run_job(line: _CommandLine, composed: DictConfig) -> None:
     except BaseException as error:  # Hydra would print the whole command line before it lets one through
         line.errors[name] = error
         if composed.get("debug"):
-            print(printable(traceback.format_exc()), file=sys.stderr)
+            show(traceback.format_exc(), error=True)
         if line.swept and isinstance(error, RlhfError):
-            print(printable(f"error in {name}: {error}"), file=sys.stderr, flush=True)
+            show(f"error in {name}: {error}", error=True)
 
 
 def _config_of_job(line: _CommandLine, composed: DictConfig, name: str) -> Any:
@@ -153,13 +157,18 @@ def _config_of_job(line: _CommandLine, composed: DictConfig, name: str) -> Any:
 
 def guarded(command: Callable[[], Any]) -> NoReturn:
     """Run something to an exit code: errors become messages, signals a clean stop."""
+    prepare_output()
     _raise_on_signals()
     try:
+        prepare_temporary_folder()
         with writing():
             command()
     except (RlhfError, HydraException, OmegaConfBaseException, YAMLError) as error:
         # What Hydra and YAML raise is about the command line or a config file: the user's input.
         _exit(f"error: {_message(error)}", getattr(error, "exit_code", UserError.exit_code))
+    except Exception:
+        # As Python would, but that the error's text may hold anything.
+        _exit(traceback.format_exc(), RlhfError.exit_code)
     _ignore_signals()  # what is done is done: Python's own end would turn a late one into a death by signal
     sys.exit(0)
 
@@ -241,7 +250,7 @@ def _settings(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _exit(message: str, code: int) -> NoReturn:
     _ignore_signals()
     sys.stdout.flush()
-    print(printable(message), file=sys.stderr, flush=True)
+    show(message, error=True)
     sys.exit(code)
 
 
@@ -251,6 +260,9 @@ def _raise_on_signals() -> None:
         raise Stopped(number)
 
     for number in _SIGNALS:
+        # `nohup` has SIGHUP ignored: such a run is to go on without its terminal.
+        if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+            continue
         signal.signal(number, stop)
 
 

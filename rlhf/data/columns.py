@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlhf.data.rows import Row, has_value, plain_name, words
-from rlhf.errors import DataError
+from rlhf.errors import DataError, one_line
 
 Columns = Mapping[str, str | Sequence[str]]
 """Which columns of a file hold a part of the question: `{"context": "evidence", "system": ["role",
@@ -184,9 +184,7 @@ def count_unread(counts: Counter[str], row: Row) -> None:
 
 def shown(name: str) -> str:
     """A column's name as it may be printed and written."""
-    text = name
-    if not name.isprintable():
-        text = name.encode("unicode_escape").decode()
+    text = one_line(name)
     if len(text) > _MAX_NAME:
         text = f"{text[: _MAX_NAME - 1]}…"
     return text

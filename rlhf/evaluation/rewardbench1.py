@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from rlhf.errors import DataError
+from rlhf.errors import DataError, one_line
 
 # The subsets of HumanEvalPack, one per programming language.
 _CODE = ("cpp", "go", "java", "js", "python", "rust")
@@ -149,11 +149,13 @@ def _check(accuracies: Mapping[str, float]) -> None:
         known.update(subsets)
     unknown = sorted(set(accuracies) - known)
     if unknown:
-        raise DataError(f"RewardBench has no subset {', '.join(unknown)}; it has {', '.join(sorted(known))}.")
+        raise DataError(
+            f"RewardBench has no subset {one_line(', '.join(unknown))}; it has {', '.join(sorted(known))}."
+        )
     for name, value in accuracies.items():
         if not _is_percentage(value):
             problem = f"accuracy {value!r}; it must be a percentage from 0 to 100."
-            raise DataError(f"RewardBench subset {name}: {problem}")
+            raise DataError(f"RewardBench subset {one_line(name)}: {problem}")
 
 
 def _is_percentage(value: object) -> bool:

@@ -113,7 +113,7 @@ def _usable_ram() -> float:
     if not limit.is_file():
         return installed
     # Of a container: a number of bytes, or the word max where there is no limit.
-    text = limit.read_text().replace("max", "inf")
+    text = limit.read_text(encoding="utf-8").replace("max", "inf")
     return min(installed, float(text))
 
 

@@ -52,7 +52,9 @@ def link_best(folder: Path, target: Path, say: Callable[[str], None]) -> None:
             raise
         # A link of another file system that came along as a file would name an older one.
         best.unlink(missing_ok=True)
-        say(f"  ! no link {best}: there are none on this file system ({error.strerror}); summary.json says it too")
+        say(
+            f"  ! no link {best}: there are none on this file system ({error.strerror}); summary.json says it too"
+        )
         return
     os.replace(temporary, best)
 
@@ -100,7 +102,9 @@ def _best_iteration(summary: Path) -> int:
         raise _no_summary(summary, str(error)) from None
     iteration = content.get("best_iteration") if isinstance(content, dict) else None
     if not isinstance(iteration, int) or isinstance(iteration, bool) or iteration < 0:
-        raise _no_summary(summary, f"its best_iteration is {json.dumps(iteration)}, and must be a whole number")
+        raise _no_summary(
+            summary, f"its best_iteration is {json.dumps(iteration)}, and must be a whole number"
+        )
     return iteration
 
 

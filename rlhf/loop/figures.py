@@ -291,7 +291,9 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         if row.left_out:
             counts = ", ".join(f"{number} of {column}" for column, number in row.left_out.items())
-            text.append(f"π{row.iteration}: responses left out, for their figure is no finite number: {counts}")
+            text.append(
+                f"π{row.iteration}: responses left out, for their figure is no finite number: {counts}"
+            )
     return "\n".join(text)
 
 

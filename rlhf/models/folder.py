@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rlhf.errors import ModelError
+from rlhf.errors import ModelError, one_line
 
 _TRUST = "trust_remote_code=true"
 _CODE = f"A model with Python code of its own needs {_TRUST} in its section, which runs it: read it first."
@@ -66,7 +66,7 @@ def require_trust(path: str | Path, trusted: bool) -> None:
     own = own_classifier(path)
     if own and not trusted:
         raise ModelError(
-            f"{path}: this judge is computed by Python code that comes with it ({own}), and "
+            f"{path}: this judge is computed by Python code that comes with it ({one_line(own)}), and "
             f"without that it has no trained head. Look at the code; then let it run with {_TRUST} "
             "beside its path in reward_model or reward_model.others (evaluate.judges run no code), "
             "or choose another judge."
@@ -127,7 +127,7 @@ def load_config(path: str | Path, trust_remote_code: bool = False, **extra: Any)
     # Where a value has another type than it must, the libraries raise anything, and name the field.
     except Exception as error:
         raise ModelError(
-            f"{path}: its config cannot be used ({error}). Mend config.json, or download it again. {_CODE}"
+            f"{path}: its config cannot be used ({one_line(error)}). Mend config.json, or download it again. {_CODE}"
         ) from error
 
 
@@ -159,7 +159,7 @@ def load_weights(
         task = auto.__name__.removeprefix("AutoModelFor")
         raise ModelError(
             f"{path}: cannot be loaded as {task} with transformers {transformers.__version__} "
-            f"({error}). Check config.json. {_CODE} Code that is too old for this version is "
+            f"({one_line(error)}). Check config.json. {_CODE} Code that is too old for this version is "
             "mended in a copy of the folder."
         ) from error
     missing = []

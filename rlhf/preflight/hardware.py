@@ -236,7 +236,7 @@ def _least_versions() -> dict[str, str]:
     """The lower bounds of pyproject.toml by package; an installed copy of this one has no such file."""
     if not _PYPROJECT.is_file():
         return {}
-    return dict(re.findall(r'"([\w-]+)>=([\d.]+)"', _PYPROJECT.read_text()))
+    return dict(re.findall(r'"([\w-]+)>=([\d.]+)"', _PYPROJECT.read_text(encoding="utf-8")))
 
 
 def _installed(package: str) -> str | None:

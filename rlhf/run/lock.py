@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import socket
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,11 +23,16 @@ from pathlib import Path
 from typing import IO
 
 from rlhf.data.shards import make_folders
-from rlhf.errors import ConfigError, RunInUse, UserError, WorkerFailed
+from rlhf.errors import ConfigError, RunInUse, UserError, WorkerFailed, one_line
+from rlhf.run.processes import holders_of, state_of
 
 DRIVER_LOCK = ".driver.lock"
 WORKERS_LOCK = ".workers.lock"
 _BOOKKEEPING = {DRIVER_LOCK, WORKERS_LOCK, ".digests.json", "config.yaml"}
+PATIENCE_SECONDS = 5.0
+"""After so long a wait for workers of an earlier driver, they are named."""
+REMINDER_SECONDS = 30.0
+_LOOK_SECONDS = 0.1
 
 
 def _read_holder(driver_file: IO[str]) -> dict[str, str]:
@@ -61,19 +67,20 @@ def hold_run(
             fcntl.flock(driver_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = _read_holder(driver_file)
-            pid = holder.get("pid", "?")
-            host = holder.get("host", "?")
+            pid = one_line(holder.get("pid", "?"))
+            host = one_line(holder.get("host", "?"))
             raise RunInUse(
                 f"{folder} is in use by process {pid} on {host}. Wait for it, "
                 f"stop it (Ctrl-C or SIGTERM: it can be resumed), or work elsewhere with {elsewhere}."
             ) from None
+        predecessor = _read_holder(driver_file)
         token = uuid.uuid4().hex
         holder = {"pid": str(os.getpid()), "host": socket.gethostname(), "token": token}
         driver_file.truncate(0)
         driver_file.write(json.dumps(holder))
         # Before the wait: a late worker that gets its share meanwhile must find the new token.
         driver_file.flush()
-        _wait_for_old_workers(folder, say)
+        _wait_for_old_workers(folder, predecessor, say)
         try:
             yield token
         except UserError:
@@ -140,14 +147,55 @@ def _remove(folder: Path, made: list[Path]) -> None:
             parent.rmdir()
 
 
-def _wait_for_old_workers(folder: Path, say: Callable[[str], None]) -> None:
+def _wait_for_old_workers(folder: Path, predecessor: dict[str, str], say: Callable[[str], None]) -> None:
     # Closed at the end, which gives the lock back for this driver's own workers.
     with open(folder / WORKERS_LOCK, "a", encoding="utf-8") as workers_file:
-        try:
-            fcntl.flock(workers_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("waiting for the processes of the run's last attempt to leave …")
-            fcntl.flock(workers_file, fcntl.LOCK_EX)
+        if _take_alone(workers_file):
+            return
+        say("waiting for the processes of the run's last attempt to leave …")
+        started = time.monotonic()
+        next_word = PATIENCE_SECONDS
+        while not _take_alone(workers_file):
+            time.sleep(_LOOK_SECONDS)
+            waited = time.monotonic() - started
+            if waited >= next_word:
+                next_word = waited + REMINDER_SECONDS
+                say(_waited_for(folder / WORKERS_LOCK, predecessor, waited))
+
+
+def _take_alone(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _waited_for(workers_lock: Path, predecessor: dict[str, str], waited: float) -> str:
+    """Which processes keep a driver waiting, and how each of them is ended."""
+    lines = [f"still waiting after {waited:.0f} s, for"]
+    for pid in holders_of(workers_lock):
+        # This driver has the file open, too.
+        if pid == os.getpid():
+            continue
+        state = state_of(pid)
+        line = f"  process {pid} ({state}): "
+        if state.startswith("stopped"):
+            line += (
+                f"it cannot leave by itself. End it (kill -9 {pid}), or wake it (kill -CONT {pid}): it then "
+            )
+            line += "sees that its driver is gone, and leaves."
+        else:
+            line += f"it should leave by itself. If it does not, end it: kill -9 {pid}"
+        lines.append(line)
+    if len(lines) == 1:
+        pid_then = one_line(predecessor.get("pid", "?"))
+        host = one_line(predecessor.get("host", "?"))
+        lines.append(
+            f"  a process that cannot be seen from here. The last driver was process {pid_then} on {host}: "
+            f"look there, with its user's rights, for who has {workers_lock} open (fuser), and end that."
+        )
+    return "\n".join(lines)
 
 
 def join_run(folder: Path, token: str) -> IO[str]:

@@ -19,7 +19,7 @@ from rlhf.config.schema import Config
 from rlhf.config.stage_configs import StageCompute
 from rlhf.data.digest import digest_of, sealed
 from rlhf.data.shards import damaged_shards, make_folders, shard_name, sum_counts, write_atomic
-from rlhf.errors import RunChanged, UserError
+from rlhf.errors import RunChanged, UserError, one_line
 from rlhf.models.folder import own_code
 from rlhf.run.artifact import Artifact, open_artifact
 from rlhf.run.commit import check_files, commit, discard, take, tidy
@@ -313,7 +313,7 @@ class Run:
             code = own_code(path)
             if code:
                 self._code_announced.add(path)
-                names = ", ".join(code.values())
+                names = one_line(", ".join(code.values()))
                 self.say(f"  ! runs the Python code of {path} (trust_remote_code=true): {names}")
 
     def _refusal(self, changes: list[tuple[str, list[str]]], stale: list[str]) -> RunChanged:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from rlhf.errors import RunChanged
+from rlhf.errors import RunChanged, one_line
 
 
 def differences(recorded: Any, wanted: Any, name: str = "") -> list[str]:
@@ -19,7 +19,7 @@ def differences(recorded: Any, wanted: Any, name: str = "") -> list[str]:
     if isinstance(recorded, dict) and isinstance(wanted, dict):
         lines = []
         for key in sorted(recorded.keys() | wanted.keys()):
-            full_name = f"{name}.{key}" if name else key
+            full_name = f"{name}.{one_line(key)}" if name else one_line(key)
             lines += differences(recorded.get(key), wanted.get(key), full_name)
         return lines
     if recorded == wanted:

@@ -11,7 +11,7 @@ from rlhf.config.stage_configs import DatasetStage
 from rlhf.data.digest import digest_files, digest_of, digest_of_files, sealed, unsealed
 from rlhf.data.files import resolved
 from rlhf.data.shards import write_atomic
-from rlhf.errors import ConfigError, DataError, ModelError
+from rlhf.errors import ConfigError, DataError, ModelError, one_line
 from rlhf.models.kinds import check_folder
 from rlhf.models.weight_files import second_copies
 from rlhf.run import hub
@@ -56,7 +56,9 @@ def made_here(run: Run, path: str, key: str) -> Artifact:
         return artifact
     is_there = any(f"{file}/".startswith(f"{part}/") for file in files)  # a file, or a folder of files
     if not is_there:
-        raise ConfigError(f"{key}={path}: {name!r} has no such part. Name one of {', '.join(sorted(files))}.")
+        raise ConfigError(
+            f"{key}={path}: {name!r} has no such part. Name one of {one_line(', '.join(sorted(files)))}."
+        )
     return artifact.part(part)
 
 

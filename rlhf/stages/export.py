@@ -51,11 +51,11 @@ def run(job: Job[ExportStage], worker: Worker) -> Outcome:
 
 def _write_dtype(path: Path, dtype: str) -> None:
     """Say in a model's config.json which dtype its weights have now."""
-    model_config = json.loads(path.read_text())
+    model_config = json.loads(path.read_text(encoding="utf-8"))
     # The old name of the same key: where both stand, which one counts depends on the version of transformers.
     model_config.pop("torch_dtype", None)
     model_config["dtype"] = dtype
-    path.write_text(json.dumps(model_config, indent=2) + "\n")
+    path.write_text(json.dumps(model_config, indent=2) + "\n", encoding="utf-8")
 
 
 def _cast(file: Path, target: Path, dtype: str) -> None:

@@ -156,11 +156,11 @@ def _save_merged(source: Path, updates: dict[str, Tensor], folder: Path) -> None
     index = source / INDEX
     # Beside a single file transformers does not look at it.
     if index.exists() and not (source / SINGLE).exists():
-        content = json.loads(index.read_text())
+        content = json.loads(index.read_text(encoding="utf-8"))
         # Tensors stay in their files, but fp32 makes them larger.
         content["metadata"] = content.get("metadata", {}) | {"total_size": total_size}
         text = json.dumps(content, indent=2, sort_keys=True)
-        (folder / index.name).write_text(f"{text}\n")
+        (folder / index.name).write_text(f"{text}\n", encoding="utf-8")
 
 
 def _merged_tensors(path: Path, unused: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -203,7 +203,7 @@ def _save_adapter(adapter: dict[str, Tensor], settings: Any, out: Path) -> None:
     unfinished.mkdir(parents=True)
     save_file(adapter, unfinished / "adapter_model.safetensors", metadata={"format": "pt"})
     text = json.dumps(config, indent=2, sort_keys=True)
-    (unfinished / "adapter_config.json").write_text(f"{text}\n")
+    (unfinished / "adapter_config.json").write_text(f"{text}\n", encoding="utf-8")
     # A folder cannot replace one that is not empty.
     shutil.rmtree(out, ignore_errors=True)
     os.replace(unfinished, out)

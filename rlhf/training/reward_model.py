@@ -222,7 +222,7 @@ def _load_classifier(
 
 def _classifier_config(source: Path, model: Any, pad_token_id: int) -> dict[str, Any]:
     """What config.json of the result says: the source's, as a classifier with one logit."""
-    config: dict[str, Any] = json.loads((source / "config.json").read_text())
+    config: dict[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))
     return config | {
         "architectures": [type(model).__name__],
         "id2label": {"0": "LABEL_0"},

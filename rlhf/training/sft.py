@@ -267,7 +267,7 @@ def _stop_at(folder: Path, end: int) -> None:
     path = folder / "generation_config.json"
     settings = {}
     if path.is_file():
-        settings = json.loads(path.read_text())
+        settings = json.loads(path.read_text(encoding="utf-8"))
     # One id, a list of them, or nothing, as transformers takes them.
     stops = settings.get("eos_token_id") or []
     if isinstance(settings.get("eos_token_id"), int):

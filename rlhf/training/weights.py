@@ -204,14 +204,14 @@ def write_model(
         keep_listed_templates(source, unfinished)
     # Not what transformers wrote: that has a path of this machine, and defaults of its version.
     if config is None:
-        config = json.loads((source / "config.json").read_text())
+        config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     model_config = dict(config)
     # The old name of `dtype`, and the path.
     for key in ("torch_dtype", "_name_or_path"):
         model_config.pop(key, None)
     model_config["dtype"] = "float32"
     text = json.dumps(model_config, indent=2, sort_keys=True)
-    (unfinished / "config.json").write_text(f"{text}\n")
+    (unfinished / "config.json").write_text(f"{text}\n", encoding="utf-8")
     # A folder cannot replace one that is not empty.
     shutil.rmtree(out, ignore_errors=True)
     os.replace(unfinished, out)  # made durable with the rest of the stage, when it is committed

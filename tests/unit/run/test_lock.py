@@ -3,6 +3,7 @@
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.errors import ConfigError, RunInUse, WorkerFailed
+from rlhf.run import lock
 from rlhf.run.lock import DRIVER_LOCK, hold_run, join_run
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -138,3 +140,73 @@ def test_a_folder_with_anything_in_it_is_left_alone(tmp_path):
 def test_a_run_that_failed_otherwise_keeps_its_logs(tmp_path):
     refuse(tmp_path / "run", error=WorkerFailed)
     assert (tmp_path / "run" / "logs" / "driver.log").exists()
+
+
+def test_a_stopped_worker_of_a_dead_driver_is_named_with_what_to_do(tmp_path, monkeypatch):
+    """It is woken here as the message says, which is what lets the next driver in: else this would not end."""
+    monkeypatch.setattr(lock, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(lock, "REMINDER_SECONDS", 0.0)
+    with hold_run(tmp_path, print) as token:
+        worker = other_process(JOIN, tmp_path, token)
+        assert worker.stdout.readline() == "joined\n"
+    worker.send_signal(signal.SIGSTOP)
+    os.waitpid(worker.pid, os.WUNTRACED)
+    said = []
+
+    def listen(text):
+        said.append(text)
+        # Reminded once, so said twice.
+        if len(said) == 3:
+            worker.send_signal(signal.SIGCONT)
+            worker.stdin.write("\n")
+            worker.stdin.flush()
+
+    with hold_run(tmp_path, listen):
+        pass
+    assert said[0].startswith("waiting for the processes")
+    for text in said[1:3]:
+        assert f"process {worker.pid} (stopped by a signal)" in text
+        assert f"kill -9 {worker.pid}" in text and f"kill -CONT {worker.pid}" in text
+        assert str(os.getpid()) not in text.split()
+    worker.communicate()
+
+
+def test_a_worker_that_still_computes_is_named_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "PATIENCE_SECONDS", 0.0)
+    with hold_run(tmp_path, print) as token:
+        worker = other_process(JOIN, tmp_path, token)
+        assert worker.stdout.readline() == "joined\n"
+    said = []
+
+    def listen(text):
+        said.append(text)
+        if len(said) == 2:
+            worker.stdin.write("\n")
+            worker.stdin.flush()
+
+    with hold_run(tmp_path, listen):
+        pass
+    assert f"process {worker.pid} (waiting): it should leave by itself" in said[1]
+    worker.communicate()
+
+
+def test_a_worker_that_cannot_be_seen_is_looked_for_where_its_driver_ran(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(
+        lock, "holders_of", lambda path: [os.getpid()]
+    )  # as on another machine of a shared disk
+    with hold_run(tmp_path, print) as token:
+        worker = other_process(JOIN, tmp_path, token)
+        worker.stdout.readline()
+        holder = json.loads((tmp_path / DRIVER_LOCK).read_text()) | {"host": "node7\x1b\n", "pid": "4711"}
+        (tmp_path / DRIVER_LOCK).write_text(json.dumps(holder))
+    said = []
+
+    def listen(text):
+        said.append(text)
+        if len(said) == 2:
+            worker.communicate("\n")
+
+    with hold_run(tmp_path, listen):
+        pass
+    assert "The last driver was process 4711 on node7\\x1b\\n: look there" in said[1]
