@@ -34,7 +34,9 @@ def own_code(path: str | Path) -> dict[str, str]:
         if not isinstance(auto_map, dict):
             auto_map = {"AutoTokenizer": auto_map}
         for auto_class, names in auto_map.items():
-            classes[auto_class] = ", ".join(_class_names(names, f"{file}: auto_map of {auto_class}"))
+            class_names = _class_names(names, f"{file}: auto_map of {auto_class}")
+            if class_names:
+                classes[auto_class] = ", ".join(class_names)
     return classes
 
 

@@ -83,7 +83,6 @@ def model(run: Run, path: str, revision: str | None, key: str) -> Artifact:
         names |= {file.name for file in folder.glob(pattern) if file.is_file()}
     # A second copy of the weights is never read, and may come and go.
     names -= {file.name for file in second_copies(folder)}
-    _check_small_files(folder)
     return Artifact(folder, _digest_of_outside(run, folder, sorted(names)))
 
 
@@ -93,13 +92,14 @@ def model_folder(path: str, revision: str | None, key: str, weights: bool = True
     Raises:
         ModelError: it is not there, or no whole model in safetensors.
         ConfigError: there is a revision, and it is not of the Hub.
-        RunChanged: it is of a finished run, and files are missing, of another size, or of no manifest.
+        RunChanged: it is of a finished run, and files are missing, of another size or of no manifest, or small
+            ones damaged.
     """
     folder = resolved(path, key)
     # A folder's own name may hold an @; what is here comes first.
     if folder.exists():
         _refuse_revision(path, revision, key, "a folder of this machine")
-        artifact_around(folder)  # before its headers are looked at: a manifest says more of what is damaged
+        _check_small_files(folder)  # before they are read: a manifest says more of what is damaged
         check_folder(folder, key)
         return folder
     if path.startswith(("/", ".", "~")) or path.count("/") != 1:
@@ -158,8 +158,9 @@ def _digest_of_outside(run: Run, folder: Path, names: list[str]) -> str:
 
 
 def _check_small_files(folder: Path) -> None:
-    """Hold what a model of another run has beside weights against its manifest, also what has no part in its
-    digest: vocabularies of rare names, and further templates.
+    """Hold a model of another run against its manifest, but for the hashes of its weights.
+
+    Also what has no part in its digest: vocabularies of rare names, and further templates.
     """
     artifact = artifact_around(folder)
     if artifact is None or artifact.root is None:

@@ -8,7 +8,17 @@ import pytest
 
 from rlhf.data.records import CANDIDATES_SCHEMA, LOGPROBS_SCHEMA, SCORES_SCHEMA
 from rlhf.data.shards import shard_name, write_shard
-from rlhf.loop.figures import Evaluation, Row, best, kl_to_initial, rows_of, table, win_rate, write_summary
+from rlhf.loop.figures import (
+    Evaluation,
+    Row,
+    best,
+    kl_to_initial,
+    rows_of,
+    table,
+    verdict,
+    win_rate,
+    write_summary,
+)
 from rlhf.run.artifact import Artifact
 
 
@@ -143,3 +153,68 @@ def test_another_judge_has_columns_of_its_own(tmp_path):
     write_summary(tmp_path, rows, 1)
     written = json.loads((tmp_path / "summary.json").read_text())["iterations"][1]["judges"]
     assert written["second"]["win_rate"] == 0.75
+
+
+NAN, INF = math.nan, math.inf
+
+
+def left_out(tmp_path, **scores_of):
+    """Rows of two policies, with other scores for the second one's columns."""
+    zero, one = evaluations(tmp_path)
+    changes = {name: scores(tmp_path / f"new_{name}", {"a": values}) for name, values in scores_of.items()}
+    return rows_of([zero, replace(one, **changes)])
+
+
+@pytest.mark.parametrize("odd", [NAN, INF, -INF, 1e300])
+def test_a_score_that_is_not_finite_empties_no_column_and_is_counted(tmp_path, odd):
+    rows = left_out(tmp_path, gold=[odd, 1.0], scores=[3.0, odd])
+    assert (rows[1].gold_accuracy, rows[1].mean_score, rows[1].win_rate) == (1.0, 3.0, 1.0)
+    assert rows[1].left_out == {"score": 1, "gold": 1} and rows[0].left_out == {}
+    text = table(rows)
+    assert "nan" not in text and "inf" not in text
+    assert text.split("\n")[-1] == (
+        "π1: responses left out, for their figure is no finite number: 1 of score, 1 of gold"
+    )
+    write_summary(tmp_path, rows, 1)
+    written = json.loads((tmp_path / "summary.json").read_text())["iterations"]
+    assert written[1]["left_out"] == {"score": 1, "gold": 1} and "left_out" not in written[0]
+
+
+@pytest.mark.parametrize("odd", [NAN, INF, -INF])
+def test_a_column_of_nothing_else_is_empty_and_says_why(tmp_path, odd):
+    rows = left_out(tmp_path, gold=[odd, odd], scores=[odd, odd])
+    assert rows[1].gold_accuracy is None and math.isnan(rows[1].mean_score)
+    assert "nan" not in table(rows) and "2 of score, 2 of gold" in table(rows)
+    assert best(rows) == 0
+
+
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+def test_nan_never_wins(tmp_path, order):
+    rows = left_out(tmp_path, scores=[NAN, NAN])
+    assert best([rows[index] for index in order]) == order.index(0)
+    assert best([rows[1], rows[1]]) == 0, "for want of another"
+
+
+def test_one_response_without_a_log_probability_leaves_the_others_their_kl(tmp_path):
+    zero, one = evaluations(tmp_path)
+    odd = candidates(tmp_path / "odd", {"a": [-INF, -1.0]})
+    rows = rows_of([zero, replace(one, candidates=odd)])
+    assert rows[1].kl == pytest.approx(0.5) and rows[1].left_out == {"KL": 1}
+
+
+def test_another_judge_counts_its_own(tmp_path):
+    zero, one = evaluations(tmp_path)
+    both = []
+    for number, each in enumerate((zero, one)):
+        others = {"second": scores(tmp_path / f"second{number}", {"a": [NAN, float(number)]})}
+        both.append(replace(each, others=others))
+    rows = rows_of(both)
+    assert [row.judges["second"].mean_score for row in rows] == [0.0, 1.0]
+    assert [row.left_out for row in rows] == [{"second": 1}, {"second": 1}]
+    assert rows[1].judges["second"].win_rate == 1.0
+
+
+def test_a_pairwise_judge_leaves_out_responses_and_not_whole_prompts(tmp_path):
+    compared = scores(tmp_path / "compared", {"a": [NAN, 0.75], "b": [0.25, 0.25]})
+    compared = replace(compared, record={"counts": {"judge_calls": 4}})
+    assert verdict(compared, compared).win_rate == pytest.approx(0.5)

@@ -14,11 +14,13 @@ from rlhf.config.schema import Config
 from rlhf.config.training import OtherJudge
 from rlhf.data.records import SCORES_SCHEMA
 from rlhf.data.shards import shard_name, write_shard
-from rlhf.errors import ConfigError, UserError
+from rlhf.errors import ConfigError, RunChanged, UserError
 from rlhf.loop.figures import Evaluation, Row
 from rlhf.loop.gates import Gates, check_iteration, check_stage, loss_at_equal_policies
-from rlhf.run.artifact import Artifact
+from rlhf.run.artifact import Artifact, open_artifact
+from rlhf.run.commit import commit
 from rlhf.run.console import Console
+from rlhf.run.job import Job
 from rlhf.run.plan import Run
 
 
@@ -250,3 +252,79 @@ def test_a_negative_limit_is_refused():
     cfg.gates.max_kl = -1.0
     with pytest.raises(ConfigError, match=r"gates\.max_kl=-1\.0: must not be negative"):
         check_config(cfg)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "it has no step"),
+        ("{", "Expecting property name"),
+        ('{"loss": 0.69}\n{"los', "Unterminated string"),
+        ("[1]\n", "line 1 has no loss"),
+        ('{"loss": 0.69}\n{"step": 2}\n', "line 2 has no loss"),
+        ('{"loss": "0.69"}\n', 'line 1: loss is "0.69", and must be a number'),
+        ('{"loss": null}\n', "line 1: loss is null"),
+        ('{"loss": 0.69, "grad_norm": [1]}\n', r"line 1: grad_norm is \[1\]"),
+        ('{"loss": 0.69, "rewards/accuracies": true}\n', "line 1: rewards/accuracies is true"),
+        (None, r"\[Errno 2\] No such file"),
+    ],
+)
+def test_damaged_steps_of_a_training_are_named(tmp_path, content, said):
+    artifact = trained(tmp_path, [math.log(2)])
+    path = artifact.path / "metrics.jsonl"
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(RunChanged, match=rf"{path} is damaged \({said}[\s\S]*rm -r {artifact.path}"):
+        list(check_stage(Config(), 1, artifact))
+
+
+def test_steps_are_held_against_the_manifest_before_they_are_read(run):
+    partial = run.folder / ".dpo.partial"
+    (partial / "model").mkdir(parents=True)
+    (partial / "metrics.jsonl").write_text(f'{{"loss": {math.log(2)}}}\n')
+    (partial / "model" / "weights").write_text("x")
+    identity = {"schema": 1, "stage": "dpo", "seed": 42, "config": {}, "inputs": {}}
+    commit(partial, run.folder / "dpo", identity, Job("dpo", "dpo", {}, {}, "", 0), {}, {}, 0.5)
+    (run.folder / "dpo" / "model" / "weights").write_text("y")  # of no concern here: weights take long
+    Gates(run, []).stage_finished(1, open_artifact(run.folder / "dpo"))
+    text = (run.folder / "dpo" / "metrics.jsonl").read_text()
+    (run.folder / "dpo" / "metrics.jsonl").write_text(text.replace("0.69", "0.79"))
+    fresh = replace(run, _verified=set())
+    with pytest.raises(RunChanged, match=r"metrics\.jsonl is damaged \(its SHA-256"):
+        Gates(fresh, []).stage_finished(1, open_artifact(run.folder / "dpo"))
+
+
+def test_a_gate_that_stops_reads_no_damaged_figures(run, monkeypatch):
+    monkeypatch.setattr("rlhf.loop.gates.measured", lambda evaluation: [evaluation])
+    monkeypatch.setattr("rlhf.loop.gates.rows_of", lambda evaluations: [row(0)])
+    verified = []
+    monkeypatch.setattr(Run, "verify", lambda self, *artifacts: verified.extend(artifacts))
+    run.cfg.gates.truncated = Action.stop
+    findings = check_stage(run.cfg, 1, counted(run.folder, "generate", responses=4, truncated=3))
+    with pytest.raises(UserError):
+        Gates(run, ["π0's", "π1's"])._heed(findings)
+    assert verified == ["π0's", "π1's"]
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf])
+def test_a_norm_that_is_no_number_does_not_hide_the_others(tmp_path, odd):
+    norms = [1.0, odd] * 5 + [500.0] + [1.0] * 9
+    losses = [math.log(2)] * len(norms)
+    found = list(check_stage(Config(), 1, trained(tmp_path, losses, norms, [0.9] * len(norms))))
+    assert gates_of(found) == ["grad_norm"] and "step 11 is 500 times" in found[0].text
+
+
+def test_an_accuracy_that_is_no_number_does_not_hide_the_others(tmp_path):
+    accuracies = [0.9] * 10 + [math.nan] + [0.1] * 9
+    losses = [math.log(2)] * 20
+    assert gates_of(check_stage(Config(), 1, trained(tmp_path, losses, [1.0] * 20, accuracies))) == [
+        "accuracy"
+    ]
+
+
+def test_a_second_judge_is_followed_through_scores_that_are_no_numbers(tmp_path):
+    now = [[*scores, math.nan] for scores in DOWN]
+    before = [[math.inf, *scores] for scores in LEVEL]
+    evaluations = [evaluation(tmp_path, t, gold=values) for t, values in enumerate((before, now))]
+    assert gates_of(check_iteration(Config(), [row(0), row(1, 1.0)], evaluations)) == ["second_judge"]

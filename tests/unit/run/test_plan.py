@@ -8,10 +8,12 @@ import pytest
 from rlhf.config.fields import plain
 from rlhf.config.schema import Config
 from rlhf.config.stage_configs import DpoStage, GenerateStage, PromptsSettings
+from rlhf.data import shards
 from rlhf.data.digest import sealed
 from rlhf.errors import RunChanged, UserError
 from rlhf.run.artifact import Artifact, open_artifact
 from rlhf.run.commit import commit
+from rlhf.run.job import Job
 from rlhf.run.plan import UNKNOWN, AloneDone, Run
 from rlhf.run.refusal import differences
 from rlhf.run.stage_table import stage_function
@@ -237,10 +239,33 @@ def test_commit_writes_the_manifest_before_the_final_name_appears(tmp_path, monk
     monkeypatch.setattr(
         "os.rename", lambda a, b: seen.append((sorted(p.name for p in a.iterdir()), b)) or a.replace(b)
     )
-    from rlhf.run.job import Job
-
     commit(partial, final, {"stage": "x"}, Job("x", "x", {}, {}, str(partial), 0, {}), {"n": 1}, {}, 0.5)
     assert seen == [(["artifact.json", "file"], final)]
+
+
+def test_every_folder_on_the_way_to_a_first_stage_is_flushed(tmp_path, prompts_file, monkeypatch):
+    flushed = []
+    fsync_dir = shards.fsync_dir
+    monkeypatch.setattr(shards, "fsync_dir", lambda path: flushed.append(path) or fsync_dir(path))
+    run = Run(tmp_path / "new" / "run", Config(), InProcess())
+    made = run.stage("prompts", "judge/deep/prompts", PromptsSettings(4), {"prompts": source(prompts_file)})
+    on_the_way = [tmp_path, tmp_path / "new", run.folder, run.folder / "judge"]
+    assert set(on_the_way) <= set(flushed)
+    again = Run(tmp_path / "again", Config(reuse=[str(run.folder)]), InProcess())
+    flushed.clear()
+    again.stage("prompts", "judge/deep/prompts", PromptsSettings(4), {"prompts": source(prompts_file)})
+    assert again.launcher.ran == [] and made.digest
+    assert {tmp_path, again.folder, again.folder / "judge"} <= set(flushed)
+
+
+def test_every_folder_inside_of_a_stage_is_flushed(tmp_path, monkeypatch):
+    partial = tmp_path / ".x.partial"
+    (partial / "model" / "more").mkdir(parents=True)
+    (partial / "model" / "more" / "file").write_text("the only one")
+    flushed = []
+    monkeypatch.setattr(shards, "fsync_dir", flushed.append)
+    commit(partial, tmp_path / "x", {}, Job("x", "x", {}, {}, str(partial), 0), {}, {}, 0.5)
+    assert {partial, partial / "model", partial / "model" / "more"} <= set(flushed)
 
 
 def test_differences_name_the_place():
