@@ -15,6 +15,7 @@ from typing import Any
 
 from rlhf.command.file_tool import write_file
 from rlhf.command.line import main
+from rlhf.config.overrides import iterate_command
 from rlhf.config.tools import AnswerTool, Benchmark
 from rlhf.data.benchmarks import alpaca_eval_answer, arena_hard_answer
 from rlhf.data.files import resolved
@@ -67,7 +68,7 @@ def choose_model(tool: AnswerTool) -> str:
     best = run / "best"
     if not best.exists():
         raise ConfigError(
-            f"run_dir={run}: no best policy there. Finish the run (python -m rlhf.iterate run_dir={run}), "
+            f"run_dir={run}: no best policy there. Finish the run ({iterate_command(run)}), "
             "or name a model folder in model.path."
         )
     # Resolved, so that the answers stay those of one model when the run goes on and finds a better one.

@@ -3,10 +3,46 @@
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from rlhf.config.overrides import pasted
 from rlhf.errors import RunChanged
+
+
+def changes_of(recorded: Any, wanted: Any) -> list[str]:
+    """Where the identities of a stage differ, one line each; what a person cannot read is explained."""
+    lines = differences(recorded, wanted)
+    there, now = recorded.get("config", {}), wanted.get("config", {})
+    if there.get("rule") != now.get("rule") or there.get("rule_source") == now.get("rule_source"):
+        return lines
+    return [line if "rule_source:" not in line else _changed_rule(line, now["rule"]) for line in lines]
+
+
+def _changed_rule(line: str, rule: str) -> str:
+    """Why the same rule is another one."""
+    file = rule_file(rule)
+    return (
+        f"{line}: {file or rule} has changed. Its whole source is part of what these scores are, since nobody "
+        f"can tell which of its lines {rule} uses (modules that it imports do not count). Put the file back; "
+        "and keep a rule in a module of its own, which changes only when the rule does"
+    )
+
+
+def rule_file(rule: str) -> Path | None:
+    """The Python file in which `module:function` is defined; None where there is none.
+
+    A package that the module lies in is imported to find it, the module itself is not.
+    """
+    module, _, function = rule.partition(":")
+    try:
+        spec = find_spec(module) if module and function else None
+    except (ImportError, ValueError):
+        return None
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        return None
+    return Path(spec.origin)
 
 
 def differences(recorded: Any, wanted: Any, name: str = "") -> list[str]:
@@ -43,17 +79,21 @@ def refusal(
         folder: the run.
         changes: the name of each changed stage, with a line for each difference.
         stale: folders in the run that redoing them would cost, what was made of them included.
-        elsewhere: how the command begins anew in another place, such as `run_dir=<a new folder>`.
+        elsewhere: the command that begins anew in another place, or what to change in it, such as
+            `output=<another file>`.
     """
     lines = [f"{folder} holds work made with other settings; nothing was run and nothing was touched."]
     for name, lines_of_stage in changes:
         lines.append(f"  {name}:")
         lines += [f"    {line}" for line in lines_of_stage]
-    stale_paths = " ".join(str(folder / name) for name in stale)
+    stale_paths = pasted("rm", "-r", *(str(folder / name) for name in stale))
+    cheaply = " (what is the same is taken from here and not computed again)" if "reuse=" in elsewhere else ""
     lines += [
         "Ways out:",
         "  put the old values back, and the run goes on;",
-        f"  keep this work as it is and begin anew elsewhere: {elsewhere};",
-        f"  redo what the change touches, losing it: rm -r {stale_paths}",
+        f"  keep this work as it is and begin anew elsewhere{cheaply}:",
+        f"    {elsewhere}",
+        "  redo what the change touches, losing it:",
+        f"    {stale_paths}",
     ]
     return RunChanged("\n".join(lines))
