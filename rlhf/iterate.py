@@ -108,7 +108,7 @@ def execute(cfg: Config, only: str | None = None) -> None:
         except AloneDone:
             if only is None:
                 console.say(
-                    f"until={cfg.until}: {until} is finished. Without until=… the run goes on from here."
+                    f"until={cfg.until}: {until} is finished. Without until the run goes on from here."
                 )
         except RunChanged:
             # What was redone came out different: plan again, to name all that was made of it.

@@ -61,7 +61,7 @@ def require_named(config: Any, typed: DictConfig, file: Any, not_own: str | None
         config: what a run folder holds, as the schema's dataclasses.
         typed: the settings on the command line.
         file: where `config` was read.
-        not_own: why folder and file are not this user's alone; None where they are.
+        not_own: whose folder and file they are, where they are not this user's alone.
 
     Raises:
         ConfigError: another user's settings have code run that the command line does not name.
@@ -75,8 +75,8 @@ def require_named(config: Any, typed: DictConfig, file: Any, not_own: str | None
     settings = "\n".join(f"  {word}" for word in words)
     folder = pasted(str(file.parent))
     raise ConfigError(
-        f"{file} {not_own}. It has code run, or sends a key of yours, by settings that are not on your "
-        f"command line, so nothing of it was used and nothing imported:\n{settings}\n"
+        f"{not_own}. By settings that are not on your command line, {file.name} there would have code run, or "
+        f"a key of yours sent away; nothing of it was used and nothing imported:\n{settings}\n"
         "Ways out, once you have read that code:\n"
         f"  name it yourself: add to the command  {pasted(*words)}\n"
         "  make the run yours, if nobody else needs it, and then the same command: "

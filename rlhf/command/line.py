@@ -118,11 +118,8 @@ def _config_of_job(line: _CommandLine, composed: DictConfig, name: str) -> Any:
         words = HydraConfig.get().overrides.task
         config = to_config(merged(saved, typed_settings(words)), line.schema)
         # Of rlhf.check, standard output may be one JSON document.
-        print(
-            printable(says(saved, words)),
-            file=sys.stdout if line.schema is Config else sys.stderr,
-            flush=True,
-        )
+        stream = sys.stdout if line.schema is Config else sys.stderr
+        print(printable(says(saved, words)), file=stream, flush=True)
         return config
     config = to_config(composed, line.schema)
     if isinstance(config, Config) and config.run_dir is None:

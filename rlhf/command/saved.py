@@ -1,4 +1,4 @@
-"""The settings that a run folder holds: `RUN/config.yaml`, which `iterate run_dir=RUN` and `stage` go on with.
+"""The settings that a run folder holds (`RUN/config.yaml`): `iterate run_dir=RUN` and `stage` go on with them.
 
 What stands there was composed and checked by an earlier command; nothing in it is an interpolation. It may be
 anybody's file all the same: `rlhf.command.foreign` says what of it is obeyed.
@@ -123,8 +123,9 @@ def _read(folder: Path) -> tuple[str, str | None]:
             status = os.fstat(handle)
             if not stat.S_ISREG(status.st_mode):
                 raise OSError("it is no plain file")
-            reason = not_own(os.fstat(directory)) or not_own(status)
-            return file.read().decode(), reason
+            places = {folder: os.fstat(directory), folder / FILE: status}
+            reasons = [f"{place} {not_own(its)}" for place, its in places.items() if not_own(its)]
+            return file.read().decode(), reasons[0] if reasons else None
     finally:
         os.close(directory)
 
@@ -218,7 +219,7 @@ def _repeats(key: str, typed: DictConfig, saved: Saved) -> bool:
 
 
 def _require_nothing_finished(folder: Path) -> None:
-    """Refuse a folder of finished stages whose settings are gone: the defaults are hardly what it was made of.
+    """Refuse a folder of finished stages whose settings are gone: it was hardly made of the defaults.
 
     Raises:
         ConfigError: there is such a stage.
@@ -226,8 +227,8 @@ def _require_nothing_finished(folder: Path) -> None:
     finished = next(iter(folder.glob("**/artifact.json")), None)
     if finished is not None:
         raise ConfigError(
-            f"run_dir={folder}: holds finished stages ({finished.parent.relative_to(folder)}, …) but no {FILE}, "
-            f"so its settings are not known.\n{_WHOLE}"
+            f"run_dir={folder}: holds finished stages ({finished.parent.relative_to(folder)}, …) but no "
+            f"{FILE}, so its settings are not known.\n{_WHOLE}"
         )
 
 
@@ -255,7 +256,7 @@ def _is_of_no_artifact(key: str, schema: type[Any]) -> bool:
 
 
 def _may_be_code(key: str, schema: type[Any]) -> bool:
-    """Whether a setting may be one that `code_in` finds; in a mapping of judges only its own name would tell."""
+    """Whether a setting may be one that `code_in` finds; in a mapping only what is there would tell."""
     fields = _fields_of(key, schema)
     return bool(fields) and (fields[-1].metadata.get("code", False) or key.startswith("reward_model.others."))
 

@@ -24,10 +24,10 @@ _BEFORE_QUOTE = re.compile(r'(\\*)("|\Z)')
 
 
 def literal(value: Any) -> Any:
-    """A plain value in which OmegaConf finds no interpolation, at any depth.
+    r"""A plain value in which OmegaConf finds no interpolation, at any depth.
 
     Example:
-        "a${b}" becomes "a\\${b}", which OmegaConf resolves to "a${b}"
+        "a${b}" becomes "a\${b}", which OmegaConf resolves to "a${b}"
     """
     if isinstance(value, dict):
         return {key: literal(item) for key, item in value.items()}

@@ -22,12 +22,14 @@ def changes_of(recorded: Any, wanted: Any) -> list[str]:
 
 def _changed_rule(line: str, rule: str) -> str:
     """Why the same rule is another one."""
-    file = rule_file(rule)
-    return (
-        f"{line}: {file or rule} has changed. Its whole source is part of what these scores are, since nobody "
-        f"can tell which of its lines {rule} uses (modules that it imports do not count). Put the file back; "
-        "and keep a rule in a module of its own, which changes only when the rule does"
-    )
+    return f"{line}: the file of {rule} has changed, {rule_file(rule) or 'which is gone'}"
+
+
+_ABOUT_RULES = (
+    "The whole source of a rule's module is part of what its scores are, since nobody can tell which of its "
+    "lines the rule uses (what it imports does not count). To edit the other lines freely, put the rule in a "
+    "module of its own, which changes only when the rule does."
+)
 
 
 def rule_file(rule: str) -> Path | None:
@@ -88,6 +90,8 @@ def refusal(
         lines += [f"    {line}" for line in lines_of_stage]
     stale_paths = pasted("rm", "-r", *(str(folder / name) for name in stale))
     cheaply = " (what is the same is taken from here and not computed again)" if "reuse=" in elsewhere else ""
+    if any("rule_source:" in line for _, of_stage in changes for line in of_stage):
+        lines.append(_ABOUT_RULES)
     lines += [
         "Ways out:",
         "  put the old values back, and the run goes on;",

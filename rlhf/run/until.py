@@ -47,6 +47,6 @@ def _unknown(until: str, names: Sequence[str]) -> str:
     shown = dict.fromkeys(_ITERATION.sub("", name) for name in names)
     what = "a stage that this run does not have" if until in STAGES else "no stage"
     return (
-        f"until={until}: {what}. It has, in this order: {', '.join([*shown, 'export'])}. In front of those of "
-        "iteration T stands iteration_00T/ (else the first one is meant); iteration_00T alone is its last one."
+        f"until={until}: {what}. It has, in this order: {', '.join([*shown, 'export'])}. iteration_00T/ in "
+        "front names the one of iteration T (else it is the first); iteration_00T alone is the last one there."
     )
