@@ -75,8 +75,8 @@ def require_named(config: Any, typed: DictConfig, file: Any, not_own: str | None
     settings = "\n".join(f"  {word}" for word in words)
     folder = pasted(str(file.parent))
     raise ConfigError(
-        f"{not_own}. By settings that are not on your command line, {file.name} there would have code run, or "
-        f"a key of yours sent away; nothing of it was used and nothing imported:\n{settings}\n"
+        f"{not_own}. By settings that are not on your command line, {file.name} there would have code run, "
+        f"or a key of yours sent away; nothing of it was used and nothing imported:\n{settings}\n"
         "Ways out, once you have read that code:\n"
         f"  name it yourself: add to the command  {pasted(*words)}\n"
         "  make the run yours, if nobody else needs it, and then the same command: "

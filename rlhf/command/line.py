@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from rlhf.command.saved import going_on, merged, says, typed_settings
-from rlhf.command.settings import explained, to_config
+from rlhf.command.settings import check_written, explained, to_config
 from rlhf.command.sweep import is_sweep, job_name, join_sweep, no_traces, swept_keys
 from rlhf.config.overrides import override, pasted
 from rlhf.config.schema import Config
@@ -111,6 +111,7 @@ def _run_job(line: _CommandLine, composed: DictConfig) -> None:
 
 def _config_of_job(line: _CommandLine, composed: DictConfig, name: str) -> Any:
     """The checked config of one job, with a run folder where it is that of a run."""
+    check_written(line.config_name, HydraConfig.get().overrides.task, line.schema)
     saved = None
     if issubclass(line.schema, Config) and not line.swept:
         saved = going_on(sys.argv[1:], composed.run_dir, line.schema)

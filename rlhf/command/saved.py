@@ -1,4 +1,4 @@
-"""The settings that a run folder holds (`RUN/config.yaml`): `iterate run_dir=RUN` and `stage` go on with them.
+"""The settings that a run folder holds (`RUN/config.yaml`), for `iterate run_dir=RUN` and `stage` to go on.
 
 What stands there was composed and checked by an earlier command; nothing in it is an interpolation. It may be
 anybody's file all the same: `rlhf.command.foreign` says what of it is obeyed.
@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from rlhf.command.foreign import code_in, named, require_named
-from rlhf.command.settings import as_schema
+from rlhf.command.settings import as_schema, misread, typed_values
 from rlhf.config.fields import plain
 from rlhf.config.limits import value_at
 from rlhf.config.overrides import iterate_command, literal
@@ -95,6 +95,9 @@ def read_saved(folder: Path) -> Saved | None:
         as_schema(values, Config)
     except ConfigError as error:
         raise _unusable(file, str(error)) from error
+    wrong = list(misread(raw, Config()))
+    if wrong:
+        raise _unusable(file, "\n".join(wrong))
     missing = list(_missing(raw, Config()))
     if missing:
         raise _unusable(file, f"cut short, or of an older version: it lacks {', '.join(missing)}")
@@ -151,8 +154,11 @@ def typed_settings(words: Sequence[str]) -> DictConfig:
 
     Raises:
         OverrideParseException: a word is no such override.
-        ConfigError: it takes several values, or takes a setting away.
+        ConfigError: it takes several values, takes a setting away, or would be misread.
     """
+    wrong = list(misread(typed_values(words), Config()))
+    if wrong:
+        raise ConfigError("\n".join(wrong))
     typed = OmegaConf.create({})
     for found in OverridesParser.create().parse_overrides(list(words)):
         if found.is_sweep_override() or found.is_delete():

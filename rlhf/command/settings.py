@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
@@ -16,7 +21,7 @@ from omegaconf.errors import (
 )
 
 from rlhf.config.limits import check_config
-from rlhf.config.overrides import literal
+from rlhf.config.overrides import literal, pasted
 from rlhf.config.schema import Config
 from rlhf.errors import ConfigError
 
@@ -51,6 +56,92 @@ def as_schema(composed: DictConfig, schema: type[Any]) -> Any:
         ) from error
     except OmegaConfBaseException as error:
         raise ConfigError(explained(error)) from error
+
+
+def misread(values: Any, section: Any, prefix: str = "") -> Iterator[str]:
+    """What OmegaConf would turn into another value without a word, one line each.
+
+    It takes every number for a boolean, and writes down numbers and booleans as text of its own: `2` is true,
+    and the revision `1e5` is "100000.0". What is wrong in a way that it notices is left to it.
+
+    Args:
+        values: as they were written, nested; unknown keys are passed over.
+        section: dataclasses of the schema, for the types.
+        prefix: of the keys in the lines.
+    """
+    hints = get_type_hints(type(section))
+    for name, value in values.items():
+        if name not in hints:
+            continue
+        key = f"{prefix}{name}"
+        default = getattr(section, name)
+        if dataclasses.is_dataclass(default) and isinstance(value, dict):
+            yield from misread(value, default, f"{key}.")
+        elif hints[name] is bool and _is_number(value) and str(value) not in ("0", "1"):
+            yield f"{key}={value}: must be true or false."
+        elif str in (hints[name], *get_args(hints[name])):
+            for text in _items(value):
+                if isinstance(text, bool | float):
+                    yield (
+                        f"{key}={value}: text is wanted here, and this reads as {text!r}, which may not be "
+                        f"what you wrote. Put it in quotes: {pasted(key + '=' + QUOTED)} (in YAML "
+                        f"{name}: {QUOTED})."
+                    )
+
+
+QUOTED = '"…"'
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, int) or (isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value) is not None)
+
+
+def _items(value: Any) -> list[Any]:
+    """A value, or what is in a list or mapping of them."""
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else [value]
+
+
+def check_written(config_name: str, words: Sequence[str], schema: type[Any]) -> None:
+    """Refuse what a command line and the files that it names say, and OmegaConf would misread.
+
+    Raises:
+        ConfigError: a line for each value.
+    """
+    wrong = list(misread(typed_values(words), schema()))
+    loader = GlobalHydra.instance().config_loader()
+    defaults = loader.compute_defaults_list(config_name, list(words), RunMode.RUN).defaults
+    for default in defaults:
+        found = loader.repository.load_config(default.config_path)
+        # The others are the schema itself, and Hydra's own.
+        if found is not None and found.path.startswith("file:") and default.package == "":
+            values = OmegaConf.to_container(found.config, resolve=False)
+            wrong += [f"{default.config_path}: {line}" for line in misread(values, schema())]
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+
+
+def typed_values(words: Sequence[str]) -> dict[str, Any]:
+    """The values of overrides, nested; a number that comes out as it was typed as text."""
+    values: dict[str, Any] = {}
+    for found in OverridesParser.create().parse_overrides(list(words)):
+        if found.is_delete():
+            continue
+        value = found.value()
+        _, _, text = found.input_line.partition("=")
+        value = text if str(value) == text else value
+        section = values
+        *sections, name = found.key_or_group.split(".")
+        for each in sections:
+            section = section.setdefault(each, {})
+            if not isinstance(section, dict):
+                break
+        else:
+            section[name] = value
+    return values
 
 
 def explained(error: OmegaConfBaseException, override: str = "") -> str:

@@ -48,7 +48,7 @@ class Range:
         return not at_an_open_end
 
 
-NOT_NEGATIVE = Range("must not be negative.", least=0)
+NOT_NEGATIVE = Range("must not be negative, and finite.", least=0)
 SHARE = Range("must lie in [0, 1].", least=0, most=1)
 POSITIVE = Range("must be a positive number.", least=0, least_is_open=True)
 POSITIVE_SHARE = Range("must lie in (0, 1].", least=0, most=1, least_is_open=True)

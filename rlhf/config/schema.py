@@ -300,8 +300,8 @@ class Config:
     run_dir: Optional[str] = None
     """The run folder; null is `runs/<experiment>`. Alone, it goes on with the settings that the run holds."""
     until: Optional[str] = setting(None, compared=False, later=True)
-    """Stop when this stage is finished: `reward_model`, `iteration_002/dpo`, `held_out/score`, `judge`; null runs
-    to the end. Never taken from the settings that a run holds."""
+    """Stop when this stage is finished: `reward_model`, `iteration_002/dpo`, `held_out/score`, `judge`; null
+    runs to the end. Never taken from the settings that a run holds."""
     seed: int = setting(42, within=SEED)
     """Source of every random choice."""
     num_iterations: int = 3

@@ -6,6 +6,11 @@ import grp
 import os
 import pwd
 import stat
+from pathlib import Path
+
+from rlhf.config.schema import Config
+from rlhf.errors import UserError
+from rlhf.models.folder import own_code
 
 
 def not_own(status: os.stat_result) -> str | None:
@@ -22,6 +27,31 @@ def not_own(status: os.stat_result) -> str | None:
     if status.st_mode & stat.S_IWGRP and not _has_no_other_member(status.st_gid):
         return f"can be written by its group (gid {status.st_gid})"
     return None
+
+
+def require_own_code(artifact: Path, cfg: Config) -> None:
+    """Refuse to take an artifact of another user that brings Python code which this run would let run.
+
+    Raises:
+        UserError: it holds a model with code of its own, `trust_remote_code` is on, and whoever may write the
+            folder may have written that code.
+    """
+    trusted = [cfg.model.trust_remote_code, cfg.reward_model.trust_remote_code]
+    trusted += [judge.trust_remote_code for judge in cfg.reward_model.others.values()]
+    if not any(trusted):
+        return
+    for model in sorted({file.parent for file in artifact.rglob("*config.json")}):
+        code = own_code(model)
+        places = (artifact, model, *sorted(model.iterdir())) if code else ()
+        for place in places:
+            reason = not_own(place.stat())
+            if reason is not None:
+                raise UserError(
+                    f"reuse: {artifact} has a model with Python code of its own, {', '.join(code.values())}, "
+                    f"and {place} {reason}. trust_remote_code trusts the model that you named, not what "
+                    "another user made of it; nothing was taken. Ways out: leave that run out of reuse; or "
+                    "read the code, copy that run (cp -r) and name the copy in reuse."
+                )
 
 
 def _has_no_other_member(gid: int) -> bool:

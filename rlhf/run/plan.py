@@ -27,6 +27,7 @@ from rlhf.run.artifact import Artifact, fingerprint_of, open_artifact, read_mani
 from rlhf.run.commit import check_files, commit, discard, read_sealed, take, tidy
 from rlhf.run.console import Console
 from rlhf.run.job import JUDGE_INPUT, Job, Kind, Outcome
+from rlhf.run.owner import require_own_code
 from rlhf.run.refusal import changes_of, refusal
 from rlhf.run.stage_table import STAGES, num_shards
 
@@ -173,7 +174,10 @@ class Run:
             for run in reversed(self.cfg.reuse):
                 for manifest in sorted(Path(run).expanduser().resolve().glob("**/artifact.json")):
                     self._reusable[fingerprint_of(manifest)] = manifest.parent
-        return self._reusable.get(digest_of(identity))
+        found = self._reusable.get(digest_of(identity))
+        if found is not None:
+            require_own_code(found, self.cfg)
+        return found
 
     def _finished(self, name: str, final: Path, identity: Identity) -> Artifact | None:
         """The stage's artifact where it is finished; None where it has to be made.

@@ -14,15 +14,15 @@ from rlhf.errors import RunChanged
 def changes_of(recorded: Any, wanted: Any) -> list[str]:
     """Where the identities of a stage differ, one line each; what a person cannot read is explained."""
     lines = differences(recorded, wanted)
-    there, now = recorded.get("config", {}), wanted.get("config", {})
-    if there.get("rule") != now.get("rule") or there.get("rule_source") == now.get("rule_source"):
-        return lines
-    return [line if "rule_source:" not in line else _changed_rule(line, now["rule"]) for line in lines]
-
-
-def _changed_rule(line: str, rule: str) -> str:
-    """Why the same rule is another one."""
-    return f"{line}: the file of {rule} has changed, {rule_file(rule) or 'which is gone'}"
+    if any(line.startswith("config.rule:") for line in lines):
+        return lines  # another rule, which needs no explanation
+    explained = []
+    for line in lines:
+        if line.startswith("config.rule_source:"):
+            rule = wanted["config"]["rule"]
+            line += f": the file of {rule} has changed, {rule_file(rule)}"
+        explained.append(line)
+    return explained
 
 
 _ABOUT_RULES = (

@@ -48,5 +48,5 @@ def _unknown(until: str, names: Sequence[str]) -> str:
     what = "a stage that this run does not have" if until in STAGES else "no stage"
     return (
         f"until={until}: {what}. It has, in this order: {', '.join([*shown, 'export'])}. iteration_00T/ in "
-        "front names the one of iteration T (else it is the first); iteration_00T alone is the last one there."
+        "front names that of iteration T (else it is the first); iteration_00T alone is the last one there."
     )
