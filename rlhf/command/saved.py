@@ -89,7 +89,7 @@ def read_saved(folder: Path) -> Saved | None:
     if not isinstance(values, DictConfig):
         raise _unusable(file, "it holds a list")
     raw = OmegaConf.to_container(values, resolve=False)
-    if _INTERPOLATION.search(str(raw)):
+    if _interpolates(raw):
         raise _unusable(file, "it holds an interpolation, ${…}, and what a run writes is resolved")
     try:
         as_schema(values, Config)
@@ -122,15 +122,25 @@ def _read(folder: Path) -> tuple[str, str | None]:
     try:
         # A pipe of that name would keep us waiting.
         handle = os.open(FILE, os.O_RDONLY | os.O_NONBLOCK, dir_fd=directory)
-        with os.fdopen(handle, "rb", closefd=True) as file:
-            status = os.fstat(handle)
-            if not stat.S_ISREG(status.st_mode):
-                raise OSError("it is no plain file")
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(handle)
+            raise OSError("it is no plain file")
+        with os.fdopen(handle, "rb") as file:
             places = {folder: os.fstat(directory), folder / FILE: status}
             reasons = [f"{place} {not_own(its)}" for place, its in places.items() if not_own(its)]
             return file.read().decode(), reasons[0] if reasons else None
     finally:
         os.close(directory)
+
+
+def _interpolates(value: Any) -> bool:
+    """Whether any text in a value is an interpolation, and not one that is escaped."""
+    if isinstance(value, dict):
+        return any(map(_interpolates, value.values()))
+    if isinstance(value, list):
+        return any(map(_interpolates, value))
+    return isinstance(value, str) and _INTERPOLATION.search(value) is not None
 
 
 def _unusable(file: Path, why: str) -> ConfigError:
