@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config.limits import check_stages
+from rlhf.config.overrides import pasted
 from rlhf.config.schema import Config
 from rlhf.config.stage_configs import ReadStage
 from rlhf.config.tools import FileTool, as_config
@@ -141,8 +142,9 @@ def check_output(output: Path, suffix: str, work: Path | None = None) -> None:
     left = ""
     if work is not None and work.exists():
         # A command that was killed between the rename and the end of its work.
-        left = f" but rm -r {work}"
+        left = f" but {pasted('rm', '-r', str(work))}"
     raise UserError(
         f"output={output}: exists already, and nothing is written over it. If this very command made it, "
-        f"there is nothing left to do{left}. Ways out: name another output, or remove it first: rm {output}"
+        f"there is nothing left to do{left}. Ways out: name another output, or remove it first: "
+        f"{pasted('rm', str(output))}"
     )

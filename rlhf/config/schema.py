@@ -16,6 +16,7 @@ from rlhf.config.fields import (
     NOT_NEGATIVE,
     POSITIVE_SHARE,
     SEED,
+    SHARE,
     SOME_OR_ALL,
     ZERO_STAGE,
     setting,
@@ -34,7 +35,7 @@ class ModelConfig:
     dtype: Dtype = Dtype.auto
     """Numeric type the policy is sampled, scored and trained in; weights between iterations stay fp32 all the
     same."""
-    trust_remote_code: bool = False
+    trust_remote_code: bool = setting(False, code=True)
     """Run Python code that comes with the model."""
 
 
@@ -95,7 +96,7 @@ class GenerateSettings:
     """GPUs that share one vLLM engine."""
     gpu_memory_utilization: float = setting(0.9, within=POSITIVE_SHARE, compared=False)
     """Share of GPU memory vLLM may take, in (0, 1]."""
-    vllm_args: dict[str, Any] = field(default_factory=dict)
+    vllm_args: dict[str, Any] = setting(factory=dict, code=True)
     """Passed on to `vllm.LLM`; what contradicts other settings (dtype, seed, …) is refused, and
     `max_model_len` limits prompts too."""
 
@@ -186,7 +187,7 @@ class EvaluateConfig:
     """Samples per held-out prompt."""
     temperature: float = setting(1.0, within=NOT_NEGATIVE)
     """Sampling temperature."""
-    gold: Optional[str] = None
+    gold: Optional[str] = setting(None, code=True)
     """`module:function` that maps (messages, response) to 0 or 1: a yardstick that the loop never sees."""
     judges: dict[str, str] = field(default_factory=dict)
     """Other judges, a name and a path as `reward_model.path` each, with `@revision` if wanted: the training
@@ -209,17 +210,17 @@ class GatesConfig:
     accuracy: Action = Action.warn
     """Share of pairs whose chosen response has the higher implicit reward, over the later half of the
     steps."""
-    min_accuracy: float = setting(0.5, within=NOT_NEGATIVE)
-    """In [0, 1]; 0.5 is chance."""
+    min_accuracy: float = setting(0.5, within=SHARE)
+    """At least; 0.5 is chance."""
     truncated: Action = Action.warn
     """Share of an iteration's sampled responses that were cut at the token limit."""
-    max_truncated: float = setting(0.2, within=NOT_NEGATIVE)
-    """In [0, 1]."""
+    max_truncated: float = setting(0.2, within=SHARE)
+    """At most."""
     same_candidates: Action = Action.warn
     """Share of an iteration's prompts whose candidates are alike in text or score, so that they give no
     pair."""
-    max_same_candidates: float = setting(0.5, within=NOT_NEGATIVE)
-    """In [0, 1]."""
+    max_same_candidates: float = setting(0.5, within=SHARE)
+    """At most."""
     length: Action = Action.warn
     """Mean tokens of the held-out responses beside π0's."""
     max_length_growth: float = setting(1.5, within=NOT_NEGATIVE)
@@ -297,7 +298,10 @@ class Config:
     """Everything `python -m rlhf.iterate` can be told."""
 
     run_dir: Optional[str] = None
-    """The run folder; null is `runs/<experiment>`."""
+    """The run folder; null is `runs/<experiment>`. Alone, it goes on with the settings that the run holds."""
+    until: Optional[str] = setting(None, compared=False, later=True)
+    """Stop when this stage is finished: `reward_model`, `iteration_002/dpo`, `held_out/score`, `judge`; null
+    runs to the end. Never taken from the settings that a run holds."""
     seed: int = setting(42, within=SEED)
     """Source of every random choice."""
     num_iterations: int = 3

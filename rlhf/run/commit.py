@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config.fields import plain
+from rlhf.config.overrides import pasted
 from rlhf.data.digest import digest_files, digest_of_files, list_files, sealed, unsealed
 from rlhf.data.shards import fsync_dir, fsync_folders, make_folders, write_atomic
 from rlhf.errors import RunChanged
@@ -40,7 +41,7 @@ def damaged(path: Path, how: str, folder: Path) -> RunChanged:
     return RunChanged(
         f"{path} is damaged ({how}), and nothing was used. Restore the file, or delete the folder "
         "to redo it: "
-        f"rm -r {folder}"
+        f"{pasted('rm', '-r', str(folder))}"
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rlhf.config.fields import compared, filled
+from rlhf.config.overrides import iterate_command
 from rlhf.config.schema import Config
 from rlhf.config.stage_configs import StageCompute
 from rlhf.data.digest import digest_of, sealed
@@ -26,7 +27,8 @@ from rlhf.run.commit import check_files, commit, discard, take, tidy
 from rlhf.run.console import Console
 from rlhf.run.job import JUDGE_INPUT, Job, Kind, Outcome
 from rlhf.run.manifest import check_folder, read_identity, read_manifest
-from rlhf.run.refusal import differences, refusal
+from rlhf.run.owner import require_own_code
+from rlhf.run.refusal import changes_of, refusal
 from rlhf.run.reuse import has_gone, reusable_stages
 from rlhf.run.stage_table import STAGES, num_shards
 from rlhf.run.stopwatch import stopwatch
@@ -50,7 +52,7 @@ class Launcher(Protocol):
 
 
 class AloneDone(Exception):
-    """The one stage that was asked for is finished."""
+    """The one stage that was asked for is finished, or the one after which the run was to stop."""
 
 
 @dataclass
@@ -58,7 +60,8 @@ class Run:
     """One run folder and the stages in it, in the order the loop asks for them.
 
     With `planning`, `stage` runs nothing: it returns what is finished, marks what is not, and collects
-    refusals. With `only`, every stage but that one must be finished already.
+    refusals. With `only`, every stage but that one must be finished already. With `until`, no stage after
+    that one is begun.
     """
 
     folder: Path
@@ -67,6 +70,7 @@ class Run:
     console: Console | None = None
     planning: bool = False
     only: str | None = None
+    until: str | None = None
     elsewhere: str = "run_dir=<a new folder>"
     made: dict[str, Artifact] = field(default_factory=dict)
     pending: list[str] = field(default_factory=list)
@@ -98,6 +102,9 @@ class Run:
             RunChanged: it exists, made with other settings or inputs, or damaged; or an input is damaged.
             WorkerFailed: a process of the stage failed.
         """
+        # Not right behind it: gates and figures first have their look at it.
+        if self.until is not None and self.until in self.made:
+            raise AloneDone
         final = self.folder / name
         identity = self._identity(stage, config, inputs)
         artifact = self._reused(name, final, identity)
@@ -174,6 +181,7 @@ class Run:
         if source is None:
             return None
         try:
+            require_own_code(source, self.cfg)
             found = open_artifact(source)
             if self.planning:
                 return found
@@ -197,7 +205,7 @@ class Run:
             return None
         artifact = open_artifact(final)
         tidy(final)  # a kill right after the commit left its working files
-        changes = differences(artifact.record["identity"], identity)
+        changes = changes_of(artifact.record["identity"], identity)
         if changes and identity["stage"] == "export":
             discard(final)  # a view of what is finished: made anew when the figures on its card are
             return None
@@ -208,7 +216,7 @@ class Run:
     def _check_partial(self, name: str, partial: Path, identity: Identity) -> None:
         if not _has_begun(partial):
             return
-        changes = differences(read_identity(partial), identity)
+        changes = changes_of(read_identity(partial), identity)
         if changes and _is_cheap(identity["stage"], partial):
             discard(partial)  # often the very thing whose settings had to change
         elif changes:
@@ -254,7 +262,7 @@ class Run:
         if self.only is not None and name != self.only:
             raise UserError(
                 f"{self.only} alone cannot run: {name} in {self.folder} is not finished. "
-                f"Run that stage first, or the whole loop: python -m rlhf.iterate run_dir={self.folder}"
+                f"Run that stage first, or the whole loop: {iterate_command(self.folder)}"
             )
         assert self.launcher is not None, "a run without a launcher only plans"
         self.verify(*inputs.values(), *unrecorded.values())
@@ -333,7 +341,7 @@ def _known_differences(recorded: Identity, identity: Identity) -> list[str]:
             parts[part] = {key: value for key, value in full[part].items() if key not in keys}
         return full | parts
 
-    return differences(shown(recorded), shown(identity))
+    return changes_of(shown(recorded), shown(identity))
 
 
 def _is_cheap(stage: str, partial: Path) -> bool:

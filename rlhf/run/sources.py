@@ -18,6 +18,7 @@ from rlhf.run import hub
 from rlhf.run.artifact import Artifact, artifact_around
 from rlhf.run.commit import check_files
 from rlhf.run.plan import Run
+from rlhf.run.refusal import rule_file
 
 _ENTRY_OF_THEN = {
     # rlhf/world/tasks.py: moved about and commented since the first quickstart; what its rules say is the
@@ -240,19 +241,12 @@ def function_source(path: str, key: str) -> str:
     Raises:
         ConfigError: it is not of that form, or there is no such module.
     """
-    from importlib.util import find_spec
-
-    module, _, function = path.partition(":")
-    try:
-        spec = find_spec(module) if module and function else None
-    except (ImportError, ValueError):
-        spec = None
-    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+    source = rule_file(path)
+    if source is None:
         raise ConfigError(
             f"{key}={path}: expected module:function of a Python module that can be imported, such as "
             "rlhf.world.tasks:gold. Check the spelling, or put its folder on PYTHONPATH."
         )
-    source = Path(spec.origin)
     files = digest_files(source.parent, [source.name])
     files[source.name] = _ENTRY_OF_THEN.get(files[source.name]["sha256"], files[source.name])
     return digest_of([path, files])

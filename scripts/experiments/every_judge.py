@@ -35,7 +35,8 @@ def iterate(run: Path, overrides: list[str]) -> None:
     """
     from hydra import compose, initialize_config_dir
 
-    from rlhf.command.line import CONFIGS, to_config
+    from rlhf.command.line import CONFIGS
+    from rlhf.command.settings import to_config
     from rlhf.iterate import execute
 
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
@@ -47,7 +48,7 @@ def rewardbench(judge: dict[str, str], rows: Path, output: Path) -> list[dict[st
     """`python -m rlhf.rewardbench`, likewise; both scores of every row."""
     from omegaconf import OmegaConf
 
-    from rlhf.command.line import to_config
+    from rlhf.command.settings import to_config
     from rlhf.config.tools import RewardBenchTool
     from rlhf.rewardbench import rewardbench
 
