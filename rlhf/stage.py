@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlhf.command.line import guarded, to_config
+from rlhf.command.line import fit_to_machine, guarded, to_config
 from rlhf.errors import ConfigError
 from rlhf.iterate import execute
 from rlhf.run.stage_table import STAGES
@@ -66,7 +66,9 @@ def _run(arguments: list[str]) -> None:
         merged: Any = OmegaConf.merge(recorded, changes)
     except (OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{settings}: {error}") from error
-    execute(to_config(merged), only=name)
+    config = to_config(merged)
+    fit_to_machine(config, settings)
+    execute(config, only=name)
 
 
 if __name__ == "__main__":

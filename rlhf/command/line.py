@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
@@ -34,6 +34,7 @@ from rlhf.command.sweep import is_sweep, job_name, join_sweep, no_traces, swept_
 from rlhf.config.limits import check_config
 from rlhf.config.schema import Config
 from rlhf.errors import ConfigError, RlhfError, Stopped, UserError, printable, writing
+from rlhf.launch.machine import lower_to_gpus
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = _PACKAGE.parent / "configs"
@@ -138,6 +139,7 @@ def _run_job(line: _CommandLine, composed: DictConfig) -> None:
 def _config_of_job(line: _CommandLine, composed: DictConfig, name: str) -> Any:
     """The checked config of one job, with a run folder where it is that of a run."""
     config = to_config(composed, line.schema)
+    fit_to_machine(config, HydraConfig.get().overrides.task)
     if isinstance(config, Config) and config.run_dir is None:
         experiment = HydraConfig.get().runtime.choices.get("experiment")
         config.run_dir = f"runs/{experiment or line.config_name}"
@@ -149,6 +151,23 @@ def _config_of_job(line: _CommandLine, composed: DictConfig, name: str) -> Any:
         assert config.run_dir is not None, "set just now"
         join_sweep(config, config.run_dir, name)
     return config
+
+
+def fit_to_machine(config: Any, arguments: Collection[str]) -> None:
+    """Lower what configs prefer and the GPUs here have no room for, and say so.
+
+    Args:
+        config: of a run or a tool; its section `compute` is changed in place.
+        arguments: what a person typed, such as `compute.num_gpus=2`. That is never lowered.
+    """
+    sizes = [1]
+    for section in ("generate", "score"):
+        if hasattr(config, section):
+            sizes.append(getattr(config, section).tensor_parallel_size)
+    said = {argument.partition("=")[0].lstrip("+") for argument in arguments}
+    for note in lower_to_gpus(config.compute, max(sizes), said):
+        # Not on stdout, which may be a document.
+        print(note, file=sys.stderr, flush=True)
 
 
 def guarded(command: Callable[[], Any]) -> NoReturn:
