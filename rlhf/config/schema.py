@@ -123,6 +123,8 @@ class ScoreSettings:
     """Padded tokens of one forward pass."""
     tensor_parallel_size: int = setting(1, compared=False)
     """GPUs that share one vLLM engine."""
+    gpu_memory_utilization: float = setting(0.9, within=POSITIVE_SHARE, compared=False)
+    """Share of GPU memory vLLM may take, in (0, 1]."""
     concurrency: int = setting(8, compared=False)
     """Requests that one worker has on their way to `reward_model.url`, of up to `batch_tokens` each."""
     timeout_seconds: float = setting(120.0, compared=False)
