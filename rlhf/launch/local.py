@@ -16,6 +16,7 @@ from typing import Any
 
 from rlhf.errors import USER_ERRORS, WorkerFailed
 from rlhf.launch import worker as inside
+from rlhf.launch.groups import wait_for_groups
 from rlhf.launch.machine import environments, starting_environment
 from rlhf.run.job import Job, Kind, Outcome
 
@@ -282,6 +283,21 @@ def _end(workers: list[_WorkerProcess]) -> None:
         if worker.process.is_alive():
             _signal_group(worker.process, signal.SIGKILL)
             worker.process.join()
+    _wait_for_children(workers)
+
+
+def _wait_for_children(workers: list[_WorkerProcess]) -> None:
+    """Wait until all that workers have started is gone too; what stays is ended.
+
+    The processes of a tensor-parallel engine leave some time after their worker, and hold the GPUs' memory
+    until then, which the next stage is to have.
+    """
+    groups = {worker.process.pid for worker in workers if worker.process.pid is not None}
+    if wait_for_groups(groups, 10 * GRACE_SECONDS):
+        return
+    for worker in workers:
+        _signal_group(worker.process, signal.SIGKILL)
+    wait_for_groups(groups, 10 * GRACE_SECONDS)
 
 
 def _signal_group(process: BaseProcess, number: int) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -52,4 +53,13 @@ def stops_once(messages, response):
 def sleeps(messages, response):
     Path(os.environ["RULE_MARKER"]).write_text(str(os.getpid()))
     time.sleep(60)
+    return 0.0
+
+
+def leaves_a_child(messages, response):
+    """Starts, at its first call, a process that outlives it by as many seconds as RULE_SECONDS says."""
+    marker = Path(os.environ["RULE_MARKER"])
+    if not marker.exists():
+        child = subprocess.Popen(["sleep", os.environ["RULE_SECONDS"]])
+        marker.write_text(str(child.pid))
     return 0.0
