@@ -55,10 +55,13 @@ def nvidia_gpus() -> list[str]:
 
 
 def check_driver(asked: str) -> None:
-    """Ends the set-up where the driver is too old for the CUDA packages; says so only, where they are asked for:
-    what is built here may run elsewhere.
+    """Ends the set-up where the driver is too old for the CUDA packages.
+
+    Where a person asks for them it only says so: what is built here may run elsewhere.
     """
-    pinned = re.search(r"^nvidia-cuda-runtime==(\d+\.\d+)", (REQUIREMENTS / "cuda.txt").read_text(), re.MULTILINE)
+    pinned = re.search(
+        r"^nvidia-cuda-runtime==(\d+\.\d+)", (REQUIREMENTS / "cuda.txt").read_text(), re.MULTILINE
+    )
     assert pinned, "requirements/cuda.txt names the CUDA version that its packages are made for"
     found = driver_cuda()
     if found is None or not is_too_old(found, pinned[1]):
@@ -72,8 +75,10 @@ def check_driver(asked: str) -> None:
         return
     fail(
         f"{problem}.\n"
-        "  Ways out: install a newer driver, then run the same command again; do without the GPUs: make setup\n"
-        "  VARIANT=cpu; or install them all the same, for another machine or driver: make setup VARIANT=cuda"
+        "  Ways out:\n"
+        "  - install a newer driver, then run the same command again\n"
+        "  - do without the GPUs: make setup VARIANT=cpu\n"
+        "  - install them all the same, for another machine or a later driver: make setup VARIANT=cuda"
     )
 
 

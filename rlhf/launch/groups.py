@@ -20,7 +20,7 @@ def wait_for_groups(groups: Collection[int], seconds: float) -> bool:
 
 
 def _living(groups: Collection[int]) -> list[int]:
-    """Ids of the processes of some groups, without dead ones that nobody has collected: those hold nothing."""
+    """Ids of the processes of some groups, without dead ones that nobody has collected: they hold nothing."""
     pids = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:

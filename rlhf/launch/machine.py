@@ -15,6 +15,8 @@ from rlhf.errors import ConfigError
 from rlhf.launch.nvidia import ask, listed_gpus
 from rlhf.run.job import Kind
 
+_DEVICE_FILES = Path("/dev")
+
 _PATIENT_AND_QUIET = {
     # Nothing is told to anybody about a run.
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -75,7 +77,7 @@ def visible_gpus() -> list[str]:
 def num_devices() -> int:
     """GPUs of this machine, whatever CUDA_VISIBLE_DEVICES says."""
     # The driver's device files: asking CUDA would take torch, and seconds.
-    devices = list(Path("/dev").glob("nvidia[0-9]*"))
+    devices = list(_DEVICE_FILES.glob("nvidia[0-9]*"))
     # WSL 2 has no such files, but a driver all the same.
     return len(devices) or len(listed_gpus())
 
@@ -124,14 +126,14 @@ def lower_to_gpus(compute: ComputeConfig, tensor_parallel: int, said: Collection
         if wanted is None or wanted <= most or {"compute", f"compute.{name}"} & set(said):
             return
         setattr(compute, name, most)
-        notes.append(f"compute.{name}: {most} in place of the configs' {wanted}: {reason}")
+        notes.append(f"compute.{name}={most}, not {wanted} as the config files prefer: {reason}.")
 
-    lower("num_gpus", visible, f"{visible} GPUs are visible")
+    lower("num_gpus", visible, "so many GPUs are visible")
     num_gpus = len(visible_gpus()[: compute.num_gpus])
     if num_gpus:
-        lower("num_training_ranks", num_gpus, f"each rank has a GPU of its own, of {num_gpus}")
+        lower("num_training_ranks", num_gpus, f"each rank has a GPU of its own, and the run has {num_gpus}")
         most = max(1, num_gpus // max(1, tensor_parallel))
-        lower("num_inference_workers", most, f"each worker has GPUs of its own, of {num_gpus}")
+        lower("num_inference_workers", most, f"each worker has GPUs of its own, and the run has {num_gpus}")
     return notes
 
 
@@ -235,7 +237,8 @@ def num_workers(
         if devices and ranks > len(devices):
             raise ConfigError(
                 f"compute.num_training_ranks={ranks}: each rank has a GPU of its own, and the run has "
-                f"{len(devices)}. Set it to null (one per GPU) or at most {len(devices)}, {_ways_out(compute)}"
+                f"{len(devices)}. Set it to null (one per GPU) or at most {len(devices)}, "
+                f"{_ways_out(compute)}"
             )
         return ranks
     if devices and len(devices) < tensor_parallel:

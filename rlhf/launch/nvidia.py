@@ -1,4 +1,4 @@
-"""What nvidia-smi says of this machine. Standard library only: the set-up asks too, before there are packages."""
+"""What nvidia-smi says of this machine. Standard library only: the set-up asks before there are packages."""
 
 from __future__ import annotations
 

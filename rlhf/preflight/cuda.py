@@ -43,27 +43,31 @@ def _names(devices: list[str]) -> Iterator[Finding]:
             yield Finding(
                 Level.error,
                 f"CUDA_VISIBLE_DEVICES={','.join(devices)}: there is no GPU {name}",
-                f"This machine has {there}, counted from 0. Name those, or unset the variable for all of them.",
+                f"This machine has {there}, counted from 0. Name those, or unset the variable to use all.",
             )
 
 
 def _processes(cfg: Config, devices: list[str]) -> Iterator[Finding]:
     """Whether each worker and each rank gets its GPUs."""
     stages = {
-        "dpo": (Kind.training, 1),
+        "training": (Kind.training, 1),
         "generate": (Kind.inference, cfg.generate.tensor_parallel_size),
         "score": (Kind.inference, cfg.score.tensor_parallel_size),
     }
     # As many shards as there may be workers: how many there will be is not known yet.
     num_shards = len(devices)
     shares = []
+    # One message may be about two stages.
+    refused: dict[str, list[str]] = {}
     for stage, (kind, tensor_parallel) in stages.items():
         try:
             size = num_workers(kind, cfg.compute, devices, tensor_parallel, num_shards)
         except ConfigError as error:
-            yield refusal(f"{stage}: {error}")
+            refused.setdefault(str(error), []).append(stage)
             continue
         shares.append(f"{stage} {size} × {tensor_parallel}")
+    for message, names in refused.items():
+        yield refusal(f"{' and '.join(names)}: {message}")
     if shares:
         yield finding(True, f"processes × GPUs of each: {', '.join(shares)}")
 
@@ -84,7 +88,7 @@ def _driver(cfg: Config) -> Iterator[Finding]:
         yield Finding(
             Level.warning,
             "the driver's CUDA version is unknown",
-            f"nvidia-smi does not say it. The packages need a driver for CUDA {oldest_driver(needed)} or later.",
+            f"nvidia-smi does not say it. The packages need CUDA {oldest_driver(needed)} or later.",
         )
         return
     way_out = (
@@ -126,8 +130,9 @@ def _compiler(cfg: Config) -> Iterator[Finding]:
     is_there = header.is_file()
     version = sysconfig.get_python_version()
     way_out = (
-        f"{why} sudo apt install python{version}-dev (Debian, Ubuntu), sudo dnf install python{version}-devel, "
-        "or make setup PYTHON=… with a Python that has its headers, as uv's and pyenv's have."
+        f"{why} sudo apt install python{version}-dev (Debian, Ubuntu), sudo dnf install "
+        f"python{version}-devel, or make setup PYTHON=… with a Python that has its headers, as uv's and "
+        "pyenv's have."
     )
     yield finding(is_there, f"Python's headers: {header if is_there else f'no {header}'}", way_out)
 

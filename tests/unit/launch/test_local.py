@@ -181,7 +181,9 @@ def is_alive(pid):
 
 
 @pytest.mark.parametrize(("seconds", "grace"), [("3", 3.0), ("300", 0.05)], ids=["leaves late", "stays"])
-def test_the_next_stage_begins_when_the_children_of_a_worker_are_gone_too(tmp_path, monkeypatch, seconds, grace):
+def test_the_next_stage_begins_when_the_children_of_a_worker_are_gone_too(
+    tmp_path, monkeypatch, seconds, grace
+):
     monkeypatch.setenv("RULE_MARKER", str(tmp_path / "child"))
     monkeypatch.setenv("RULE_SECONDS", seconds)
     monkeypatch.setattr(local, "GRACE_SECONDS", grace)
