@@ -33,14 +33,15 @@ _PATIENT_AND_QUIET = {
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait cost 8 times the time on a busy machine
 }
 
-_ON_A_GPU = {
-    # FlashInfer compiles its sampling kernels with nvcc when vLLM starts, though our requests never use them:
-    # each has a seed of its own, which only vLLM's own sampler knows.
+_UNLESS_SET = {
+    # On CUDA FlashInfer would compile sampling kernels with nvcc when vLLM starts, though our requests never
+    # use them: each has a seed of its own, which only vLLM's own sampler knows.
     "VLLM_USE_FLASHINFER_SAMPLER": "0",
-    # Kernels of quantised models, which nobody asks for: importing them starts compilers in the background.
+    # vLLM imports kernels of quantised models with its CUDA packages, and that import starts two compilers in
+    # the background.
     "HUMMING_DISABLE_PARALLEL_BUILD": "1",
 }
-"""Only where a person has set nothing else."""
+"""What a person may have set otherwise."""
 
 _ON_A_CPU = {
     "CUDA_VISIBLE_DEVICES": "",
@@ -57,11 +58,10 @@ def starting_environment(device: str) -> dict[str, str]:
     if os.environ.get("PYTHONWARNINGS"):
         warnings = f"{os.environ['PYTHONWARNINGS']},{warnings}"
     environment = {**_PATIENT_AND_QUIET, "PYTHONWARNINGS": warnings}
+    for name, value in _UNLESS_SET.items():
+        environment[name] = os.environ.get(name, value)
     if on_cpu:
         environment.update(_ON_A_CPU)
-        return environment
-    for name, value in _ON_A_GPU.items():
-        environment[name] = os.environ.get(name, value)
     return environment
 
 
