@@ -141,12 +141,7 @@ def small_loop(tmp_path, *overrides):
 
 def test_the_quickstarts_processes_fit_one_gpu(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible_gpus()[0])
-    world = ["num_base_examples=400", "base_steps=30", "num_sft_examples=200", "num_preferences=200"]
-    world += ["num_judge_prompts=40", "num_prompts=320", "num_held_out=24"]
-    settings = [f"world.{each}" for each in world] + [
-        "num_iterations=1",
-        "generate.gpu_memory_utilization=0.3",
-    ]
+    settings = ["num_iterations=1", "generate.gpu_memory_utilization=0.3"]
     code, output = loop(tmp_path / "run", "experiment=quickstart", *settings)
     assert code == 0, output
     assert "compute.num_training_ranks=1, not 2 as the config files prefer" in output
