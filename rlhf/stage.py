@@ -6,7 +6,7 @@ import sys
 from functools import partial
 from typing import NoReturn
 
-from rlhf.command.line import guarded
+from rlhf.command.line import fit_to_machine, guarded
 from rlhf.command.saved import merged, read_saved, typed_settings
 from rlhf.command.settings import to_config
 from rlhf.config.overrides import literal
@@ -68,7 +68,9 @@ def _run(arguments: list[str]) -> None:
         raise ConfigError(f"until={changes['until']}: one stage ends by itself. Leave it out.")
     saved = read_saved(folder)
     assert saved is not None, "its file is there"
-    execute(to_config(merged(saved, changes)), only=name)
+    config = to_config(merged(saved, changes))
+    fit_to_machine(config, changes)
+    execute(config, only=name)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from rlhf.command.temporary import prepare_temporary_folder
 from rlhf.config.overrides import override, pasted
 from rlhf.config.schema import Config
 from rlhf.errors import ConfigError, RlhfError, Stopped, UserError, writing
+from rlhf.launch.machine import lower_to_gpus
 from rlhf.run.console import prepare_output, show
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -122,10 +123,12 @@ def _config_of_job(line: _CommandLine, composed: DictConfig, name: str) -> Any:
     if saved is not None:
         words = HydraConfig.get().overrides.task
         config = to_config(merged(saved, typed_settings(words)), line.schema)
+        fit_to_machine(config, words)
         # Of rlhf.check, standard output may be one JSON document.
         show(says(saved, words), error=line.schema is not Config)
         return config
     config = to_config(composed, line.schema)
+    fit_to_machine(config, HydraConfig.get().overrides.task)
     if isinstance(config, Config) and config.run_dir is None:
         experiment = HydraConfig.get().runtime.choices.get("experiment")
         config.run_dir = f"runs/{experiment or line.config_name}"
@@ -137,6 +140,23 @@ def _config_of_job(line: _CommandLine, composed: DictConfig, name: str) -> Any:
         assert config.run_dir is not None, "set just now"
         join_sweep(config, config.run_dir, name)
     return config
+
+
+def fit_to_machine(config: Any, arguments: Collection[str]) -> None:
+    """Lower what configs prefer and the GPUs here have no room for, and say so.
+
+    Args:
+        config: of a run or a tool; its section `compute` is changed in place.
+        arguments: what a person typed, such as `compute.num_gpus=2`. That is never lowered.
+    """
+    sizes = [1]
+    for section in ("generate", "score"):
+        if hasattr(config, section):
+            sizes.append(getattr(config, section).tensor_parallel_size)
+    said = {argument.partition("=")[0].lstrip("+") for argument in arguments}
+    for note in lower_to_gpus(config.compute, max(sizes), said):
+        # Not on stdout, which may be a document.
+        show(note, error=True)
 
 
 def guarded(command: Callable[[], Any]) -> NoReturn:

@@ -124,6 +124,8 @@ class ScoreSettings:
     """Padded tokens of one forward pass."""
     tensor_parallel_size: int = setting(1, compared=False)
     """GPUs that share one vLLM engine."""
+    gpu_memory_utilization: float = setting(0.9, within=POSITIVE_SHARE, compared=False)
+    """Share of GPU memory vLLM may take, in (0, 1]."""
     concurrency: int = setting(8, compared=False)
     """Requests that one worker has on their way to `reward_model.url`, of up to `batch_tokens` each."""
     timeout_seconds: float = setting(120.0, compared=False)
@@ -271,11 +273,13 @@ class ComputeConfig:
     device: Device = Device.auto
     """`auto`, `cpu` or `cuda`."""
     num_gpus: Optional[int] = setting(None, within=NONE_OR_MORE)
-    """GPUs to use; null is all that are visible."""
+    """GPUs to use; null is all that are visible. Where there are fewer, what config files prefer of this and
+    the next two is lowered, and what the command line says is refused."""
     num_inference_workers: Optional[int] = setting(None, within=SOME_OR_ALL)
-    """Workers that sample and score; null is one per GPU (per tensor-parallel group), one on a CPU."""
+    """Workers that sample and score, each with GPUs of its own; null is one per GPU (per tensor-parallel
+    group), one on a CPU."""
     num_training_ranks: Optional[int] = setting(None, within=SOME_OR_ALL)
-    """Ranks that train; null is one per GPU, one on a CPU."""
+    """Ranks that train, each with a GPU of its own; null is one per GPU, one on a CPU."""
     num_threads: Optional[int] = setting(None, within=SOME_OR_ALL)
     """CPU threads of one worker; null shares the cores out."""
     zero_stage: int = setting(2, within=ZERO_STAGE)
@@ -287,8 +291,8 @@ class ComputeConfig:
     # Four hours: the slowest shard of the defaults on one small GPU, with room to spare.
     hang_seconds: float = setting(14400.0, within=NOT_NEGATIVE)
     """A stage whose worker says nothing for so long (no shard, no step) is stopped; the same command resumes
-    it. 0 is for ever. Must be longer than a shard takes: on a slow machine raise it, or lower
-    `generate.shard_size`."""
+    it. Ranks wait for each other as long. 0 is for ever. Must be longer than a shard takes: on a slow machine
+    raise it, or lower `generate.shard_size`."""
     kv_cache_gib: int = 1
     """vLLM on a CPU: memory for its cache, in GiB."""
 

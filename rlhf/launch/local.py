@@ -18,6 +18,7 @@ from typing import Any
 from rlhf.errors import USER_ERRORS, WorkerFailed, one_line
 from rlhf.launch import server
 from rlhf.launch import worker as inside
+from rlhf.launch.groups import wait_for_groups
 from rlhf.launch.machine import environments, starting_environment
 from rlhf.run.job import Job, Kind, Outcome
 from rlhf.run.processes import descendants_of, is_gone, send, state_of
@@ -309,6 +310,7 @@ def _end(workers: list[_WorkerProcess]) -> None:
         if worker.process.exitcode == _UNKNOWN_CODE:
             _wait_for_the_end(worker.process)
     server.end_orphans()
+    _wait_for_children(workers)
 
 
 def _end_daemons(process: BaseProcess) -> None:
@@ -326,6 +328,20 @@ def _wait_for_the_end(process: BaseProcess) -> None:
     deadline = time.monotonic() + 10 * GRACE_SECONDS
     while not is_gone(process.pid) and time.monotonic() < deadline:
         time.sleep(0.01)
+
+
+def _wait_for_children(workers: list[_WorkerProcess]) -> None:
+    """Wait until all that workers have started is gone too; what stays is ended.
+
+    The processes of a tensor-parallel engine leave some time after their worker, and hold the GPUs' memory
+    until then, which the next stage is to have.
+    """
+    groups = {worker.process.pid for worker in workers if worker.process.pid is not None}
+    if wait_for_groups(groups, 10 * GRACE_SECONDS):
+        return
+    for worker in workers:
+        _signal_group(worker.process, signal.SIGKILL)
+    wait_for_groups(groups, 10 * GRACE_SECONDS)
 
 
 def _signal_group(process: BaseProcess, number: int) -> None:

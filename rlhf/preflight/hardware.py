@@ -151,7 +151,7 @@ def _needs(cfg: Config, weights: dict[str, float], parameters: float, ranks: int
             "score",
             judge / cfg.score.tensor_parallel_size,
             workers,
-            1,
+            1 if cfg.score.engine is Engine.transformers else cfg.score.gpu_memory_utilization,
             f"score.engine=vllm with score.{split}",
         ),
     ]

@@ -15,6 +15,7 @@ from rlhf.config.stage_configs import PreflightStage, StageCompute
 from rlhf.config.training import DpoConfig
 from rlhf.data.records import Message
 from rlhf.errors import ConfigError, UserError, WorkerFailed
+from rlhf.preflight.cuda import cuda
 from rlhf.preflight.findings import Finding, Level, collect, refusal, table
 from rlhf.preflight.hardware import disk, engine_arguments, memory_of_stages, versions
 from rlhf.preflight.hyperparameters import hyperparameters
@@ -46,6 +47,7 @@ def look(cfg: Config, launcher: Launcher) -> list[Finding]:
     # One call each: an error ends a check, and too little memory must not hide too small a disk.
     findings += collect("machine", disk(cfg, sizes))
     findings += collect("machine", memory_of_stages(cfg, sizes, folders))
+    findings += collect("machine", cuda(cfg))
     findings += collect("machine", engine_arguments(cfg))
     findings += collect("versions", versions(cfg))
     return findings

@@ -133,7 +133,9 @@ def _clean(out: Path) -> str | None:
             return (
                 f"{checkpoint} was written by {num_ranks} training ranks, and {world_size()} are running "
                 "now; a started training goes on only with as many ranks as it began with. Either set "
-                f"compute.num_training_ranks={num_ranks}, or delete {out} to begin this training again."
+                f"compute.num_training_ranks={num_ranks} (where GPUs train, {num_ranks} of them are needed; "
+                "what began on a CPU goes on with compute.device=cpu too), "
+                f"or delete {out} to begin this training again."
             )
         # The checksums do not help here: who can write the files can also write a seal.
         foreign = _foreign(checkpoint)

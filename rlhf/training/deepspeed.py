@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ _MAX_BUCKET = 500_000_000
 """DeepSpeed's own default number of elements in a communication bucket."""
 _MIN_BUCKET = 1024
 """Of models of a few weights, which tests train."""
+_FOR_EVER = 365 * 24 * 3600.0
+"""Seconds, longer than any training takes: a timeout has to be a number."""
 
 
 def on_gpu(compute: ComputeConfig) -> bool:
@@ -42,7 +45,20 @@ def init_process_group(compute: ComputeConfig) -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if not dist.is_initialized():
         backend = "nccl" if on_gpu(compute) else "gloo"
-        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+        timeout = group_timeout(compute)
+        # DeepSpeed makes groups of its own later, without a timeout: they would have torch's 10 minutes.
+        dist.distributed_c10d.default_pg_timeout = timeout
+        dist.distributed_c10d.default_pg_nccl_timeout = timeout
+        deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
+
+
+def group_timeout(compute: ComputeConfig) -> timedelta:
+    """How long ranks wait for each other: as long as the driver waits for them, which can say who hangs.
+
+    One of them may be alone at work for long, on the rows of a data set or the export.
+    """
+    seconds = compute.hang_seconds or _FOR_EVER
+    return timedelta(seconds=min(seconds, _FOR_EVER))
 
 
 def deepspeed_config(

@@ -120,3 +120,12 @@ def server_killed_once(messages, response):
         os.kill(os.getppid(), signal.SIGKILL)
         time.sleep(60)
     return float(len(response))
+
+
+def leaves_a_child(messages, response):
+    """Starts, at its first call, a process that outlives it by as many seconds as RULE_SECONDS says."""
+    marker = Path(os.environ["RULE_MARKER"])
+    if not marker.exists():
+        child = subprocess.Popen(["sleep", os.environ["RULE_SECONDS"]])
+        marker.write_text(str(child.pid))
+    return 0.0

@@ -171,7 +171,8 @@ def test_another_number_of_ranks_is_refused_with_the_ways_out(tmp_path, monkeypa
     checkpoint = seal(tmp_path, 2, weights="2")
     monkeypatch.setattr(checkpoints, "world_size", lambda: 4)
     with pytest.raises(
-        UserError, match=r"written by 1 training ranks, and 4 .*num_training_ranks=1, or delete"
+        UserError,
+        match=r"written by 1 training ranks, and 4 .*num_training_ranks=1 \(where GPUs train, 1 of them.*or delete",
     ):
         find_checkpoint(tmp_path)
     assert checkpoint.exists()

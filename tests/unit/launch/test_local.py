@@ -16,7 +16,7 @@ from rlhf.config.stage_configs import RuleStage
 from rlhf.data.records import CANDIDATES_SCHEMA
 from rlhf.data.shards import read_all_rows, shard_name, write_shard
 from rlhf.errors import ConfigError, DataError, WorkerFailed
-from rlhf.launch import server
+from rlhf.launch import local, server
 from rlhf.launch.local import LocalLauncher
 from rlhf.launch.machine import environments, gpus
 from rlhf.launch.worker import redirect_output
@@ -285,6 +285,19 @@ def is_alive(pid):
         return (Path("/proc") / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+@pytest.mark.parametrize(("seconds", "grace"), [("3", 3.0), ("300", 0.05)], ids=["leaves late", "stays"])
+def test_the_next_stage_begins_when_the_children_of_a_worker_are_gone_too(
+    tmp_path, monkeypatch, seconds, grace
+):
+    monkeypatch.setenv("RULE_MARKER", str(tmp_path / "child"))
+    monkeypatch.setenv("RULE_SECONDS", seconds)
+    monkeypatch.setattr(local, "GRACE_SECONDS", grace)
+    inputs = candidates(tmp_path / "in", shards=1)
+    with hold_run(tmp_path / "run", print) as token:
+        score(tmp_path / "run", inputs, "leaves_a_child", token)
+    assert not is_alive(int((tmp_path / "child").read_text()))
 
 
 def compute(**changes):
