@@ -76,6 +76,9 @@ def deepspeed_config(
         "gradient_accumulation_steps": "auto",
         "gradient_clipping": "auto",
         "bf16": {"enabled": dtype == torch.bfloat16},
+        # Of a step's bins: each is computed in the model's dtype, but their sum would lose in bf16
+        # what is smaller than 1/256 of it, so that the step would depend on the number of bins.
+        "data_types": {"grad_accum_dtype": "fp32"},
         "zero_optimization": zero,
         # torch's AdamW also with the optimizer in CPU memory: DeepSpeed's own needs a compiler.
         "zero_allow_untested_optimizer": True,
