@@ -79,6 +79,16 @@ def add_adapter(model: Any, folder: Path, lora: LoraConfig, seed: int) -> Any:
     return adapted
 
 
+def num_trained(model: Any) -> int:
+    """Numbers in the weights of a model that are trained."""
+    total = 0
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            # Under ZeRO-3 the parameter itself is empty.
+            total += getattr(parameter, "ds_numel", parameter.numel())
+    return total
+
+
 def _target_modules(lora: LoraConfig) -> str | list[str]:
     """The layers as peft takes them: `all-linear` is a word by itself, not one of a list."""
     if lora.target_modules == ["all-linear"]:

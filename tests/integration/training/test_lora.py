@@ -35,6 +35,9 @@ def checked(trainer, out):
     states = trainer.optimizer.optimizer.state.values()
     held = sum(v.numel() for state in states for v in state.values() if v.dim())
     size = sum(getattr(p, "ds_numel", p.numel()) for p in trained)
+    # DeepSpeed allocates buckets whole: of all weights they would be 2 GB of an 8B model.
+    assert trainer.model_wrapped.optimizer.reduce_bucket_size == size
+    assert trainer.model_wrapped.zero_allgather_bucket_size() == size
     assert names == {"A", "B"} and 2 * size <= held * dist.get_world_size() <= 2 * size + 64, (names, held, size)
 f.train_resumable = checked
 """
