@@ -130,6 +130,25 @@ class Run:
             check_files(artifact.root, files, names)
             self._verified.update(artifact.root / name for name in names)
 
+    def recorded_config(self, pattern: str) -> dict[str, Any] | None:
+        """What the first stage of such a name was told, finished or begun, here or in a run of `reuse`.
+
+        None where there is none. Damaged records are left out: they are refused where the stage is asked for.
+
+        Args:
+            pattern: of names of stages, such as `iteration_*/held_out/generate`.
+        """
+        begun = f"{pattern.rpartition('/')[0]}/.{pattern.rpartition('/')[2]}.partial/.identity.json"
+        for run in (self.folder, *self.cfg.reuse):
+            folder = Path(run).expanduser()
+            for path in sorted([*folder.glob(f"{pattern}/artifact.json"), *folder.glob(begun)]):
+                try:
+                    record = read_sealed(path)
+                except RunChanged:
+                    continue
+                return dict(record.get("identity", record)["config"])
+        return None
+
     def say(self, text: str) -> None:
         """Tell the person who watches."""
         if self.console is not None:
