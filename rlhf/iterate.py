@@ -12,6 +12,7 @@ from rlhf.config.schema import Config
 from rlhf.data.files import resolved
 from rlhf.errors import ConfigError, RunChanged
 from rlhf.launch.local import LocalLauncher
+from rlhf.launch.machine import gpu_workers
 from rlhf.loop.evaluate import evaluate, yardstick_of
 from rlhf.loop.figures import Evaluation
 from rlhf.loop.gates import Gates
@@ -39,7 +40,8 @@ def iterate(cfg: Config, run: Run) -> Artifact:
     judges = judges_of(cfg, run, initial)
     prompts = prompt_sets(cfg, run)
     dtype = policy_dtype(cfg, initial)
-    yardstick = yardstick_of(cfg, run, initial, judges, prompts.held_out)
+    num_workers = gpu_workers(cfg.compute, cfg.generate.tensor_parallel_size)
+    yardstick = yardstick_of(cfg, run, initial, judges, prompts.held_out, num_workers)
     evaluations: list[Evaluation] = []
     gates = Gates(run, evaluations)
 

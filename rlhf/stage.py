@@ -62,14 +62,15 @@ def _run(arguments: list[str]) -> None:
         # Stages that lie in no iteration's folder (`world`, `sft`, `prompts`) have their own name.
         name = stage if iteration is None else f"iteration_{int(iteration):03d}/{stage}"
     # Without Hydra: the run's config is resolved, and experiments have no say in it any more.
-    changes = typed_settings([f"{key}={value}" for key, value in values.items()])
+    words = [f"{key}={value}" for key, value in values.items()]
+    changes = typed_settings(words)
     changes["run_dir"] = literal(str(folder))
     if "until" in changes:
         raise ConfigError(f"until={changes['until']}: one stage ends by itself. Leave it out.")
     saved = read_saved(folder)
     assert saved is not None, "its file is there"
     config = to_config(merged(saved, changes))
-    fit_to_machine(config, changes)
+    fit_to_machine(config, words)
     execute(config, only=name)
 
 

@@ -137,6 +137,19 @@ def lower_to_gpus(compute: ComputeConfig, tensor_parallel: int, said: Collection
     return notes
 
 
+def gpu_workers(compute: ComputeConfig, tensor_parallel: int) -> int:
+    """Inference workers that the GPUs of a run can hold side by side; 1 without GPUs.
+
+    GPUs that are asked for and not there are refused elsewhere (`gpus`): a finished run needs none.
+    """
+    if compute.device is Device.cpu:
+        return 1
+    devices = visible_gpus()[: compute.num_gpus]
+    if not devices:
+        return 1
+    return compute.num_inference_workers or max(1, len(devices) // tensor_parallel)
+
+
 def num_cores() -> int:
     """CPU cores this process may use."""
     if sys.platform == "linux":

@@ -15,6 +15,9 @@ from rlhf.models.folder import read_object
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+SHARD_BYTES = 4 * 10**9
+"""Weights that one file holds at most, unless one weight alone is larger. Models with more are written as several
+files, which are hashed and loaded side by side; smaller ones as one, as they always were."""
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """Names of torch by those in safetensors headers; whole numbers and 8-bit weights are no dtypes to
 compute in."""
@@ -78,6 +81,26 @@ def weight_map(folder: Path) -> dict[str, str]:
                 "or save the model anew."
             )
     return file_by_weight
+
+
+def write_index(folder: Path) -> None:
+    """Write the index of a folder that holds its weights in several files, as their headers have it.
+
+    Does nothing where one file holds them all.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) == 1:
+        return
+    file_by_weight = {}
+    total_size = 0
+    for file in files:
+        for name, tensor in file_header(file).items():
+            file_by_weight[name] = file.name
+            begin, end = tensor["data_offsets"]
+            total_size += end - begin
+    index = {"metadata": {"total_size": total_size}, "weight_map": file_by_weight}
+    text = json.dumps(index, indent=2, sort_keys=True)
+    (folder / INDEX).write_text(f"{text}\n")
 
 
 def weight_names(path: str | Path) -> set[str]:

@@ -35,10 +35,11 @@ def num_training_ranks(cfg: Config) -> int:
     return len(gpus(cfg.compute)) or 1
 
 
-def disk(cfg: Config, sizes: dict[str, float]) -> Iterator[Finding]:
+def disk(cfg: Config, sizes: dict[str, float], folders: dict[str, Path]) -> Iterator[Finding]:
     """What is yet to be written: fp32 weights of each iteration, an export, two checkpoints, responses."""
     folder = Path(cfg.run_dir or ".").expanduser().resolve()
-    needed = _bytes_to_write(cfg, sizes, folder)
+    checkpoints = _bytes_of_checkpoints(cfg, sizes, _bytes_of_weights(cfg, sizes, folders))
+    needed = _bytes_to_write(cfg, sizes, folder) + checkpoints
     # A new run's folder is not there yet; the nearest one above it is on the same disk.
     while not folder.is_dir():
         folder = folder.parent
@@ -48,6 +49,7 @@ def disk(cfg: Config, sizes: dict[str, float]) -> Iterator[Finding]:
 
 
 def _bytes_to_write(cfg: Config, sizes: dict[str, float], folder: Path) -> float:
+    """Of weights and responses, which stay."""
     num_left = 0
     for t in range(1, cfg.num_iterations + 1):
         if not (folder / f"iteration_{t:03d}" / "dpo").is_dir():
@@ -57,19 +59,33 @@ def _bytes_to_write(cfg: Config, sizes: dict[str, float], folder: Path) -> float
     if cfg.reward_model.data is not None:
         judge = sizes.get("reward_model.path", 0)
     num_policies = num_left + 1  # one of them is the export
-    largest_trained = judge
     if cfg.sft.data is not None:
         num_policies += 1
-    # An adapter's checkpoint is small; SFT trains the whole model in any case.
-    if cfg.sft.data is not None or cfg.dpo.lora.rank == 0:
-        largest_trained = max(policy, judge)
-    checkpoint = _ADAM * largest_trained
     responses = num_left * cfg.prompts.num_per_iteration * cfg.generate.n
     # Half of the limit: most responses end before it.
     tokens = responses * cfg.generate.max_new_tokens / 2
     weights = _FP32 * policy * num_policies + _FP32 * judge
-    # Two checkpoints are kept, in case the newest is damaged. 8 bytes a token are its id and its text.
-    return weights + 2 * checkpoint + 8 * tokens
+    return weights + 8 * tokens  # 8 bytes a token are its id and its text
+
+
+def _bytes_of_checkpoints(cfg: Config, sizes: dict[str, float], weights: dict[str, float]) -> float:
+    """Of the two that one training has at most, in case the newer one is damaged or not finished; those of the
+    largest training.
+    """
+    trained = []
+    # An adapter's checkpoint is small; SFT trains the whole model in any case.
+    if cfg.sft.data is not None or cfg.dpo.lora.rank == 0:
+        trained.append("model.path")
+    if cfg.reward_model.data is not None:
+        trained.append("reward_model.path")
+    largest = 0.0
+    for key in trained:
+        checkpoint = _ADAM * sizes.get(key, 0)
+        # Under ZeRO-3 the weights that a model computes with are not in it, but made of the fp32 ones.
+        if cfg.compute.zero_stage != 3:
+            checkpoint += weights.get(key, 0)
+        largest = max(largest, checkpoint)
+    return 2 * largest
 
 
 @dataclass(frozen=True)
@@ -180,7 +196,7 @@ def _bytes_of_training(cfg: Config, policy: float, parameters: float, ranks: int
         weights = policy / ranks
     if cfg.dpo.lora.rank:
         return weights
-    gradients = policy
+    gradients = _FP32 * parameters  # they add up in fp32, whatever the model computes in
     adam = _ADAM * parameters
     if cfg.compute.offload_optimizer:
         adam = 0

@@ -45,7 +45,7 @@ def look(cfg: Config, launcher: Launcher) -> list[Finding]:
         findings += _look_at_tokenizers(cfg, launcher, folders, sample)
     findings += collect("training", hyperparameters(cfg, sizes))
     # One call each: an error ends a check, and too little memory must not hide too small a disk.
-    findings += collect("machine", disk(cfg, sizes))
+    findings += collect("machine", disk(cfg, sizes, folders))
     findings += collect("machine", memory_of_stages(cfg, sizes, folders))
     findings += collect("machine", cuda(cfg))
     findings += collect("machine", engine_arguments(cfg))

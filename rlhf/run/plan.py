@@ -23,7 +23,7 @@ from rlhf.data.shards import damaged_shards, make_folders, shard_name, sum_count
 from rlhf.errors import RunChanged, UserError, one_line
 from rlhf.models.folder import own_code
 from rlhf.run.artifact import Artifact, open_artifact
-from rlhf.run.commit import check_files, commit, discard, take, tidy
+from rlhf.run.commit import MANIFEST, check_files, commit, discard, take, tidy
 from rlhf.run.console import Console
 from rlhf.run.job import JUDGE_INPUT, Job, Kind, Outcome
 from rlhf.run.manifest import check_folder, read_identity, read_manifest
@@ -139,6 +139,28 @@ class Run:
                     names.append(name)
             check_files(artifact.root, files, names)
             self._verified.update(artifact.root / name for name in names)
+
+    def recorded_config(self, pattern: str) -> dict[str, Any] | None:
+        """What the first stage of such a name was told, finished or begun, here or in a run of `reuse`.
+
+        None where there is none. Damaged records are left out: they are refused where the stage is asked for.
+
+        Args:
+            pattern: of names of stages, such as `iteration_*/held_out/generate`.
+        """
+        begun = f"{pattern.rpartition('/')[0]}/.{pattern.rpartition('/')[2]}.partial/.identity.json"
+        runs = [self.folder, *map(Path, self.cfg.reuse)]
+        for folder in [run.expanduser() for run in runs]:
+            for path in sorted([*folder.glob(f"{pattern}/{MANIFEST}"), *folder.glob(begun)]):
+                try:
+                    if path.name == MANIFEST:
+                        identity = read_manifest(path.parent)["identity"]
+                    else:
+                        identity = read_identity(path.parent)
+                except RunChanged:
+                    continue
+                return dict(identity["config"])
+        return None
 
     def say(self, text: str) -> None:
         """Tell the person who watches."""

@@ -10,7 +10,7 @@ from rlhf.config.stage_configs import ExportStage
 from rlhf.loop import card
 from rlhf.models.kinds import FOREIGN_WEIGHTS
 from rlhf.models.template_files import copy_other_templates
-from rlhf.models.weight_files import saved_dtype, second_copies
+from rlhf.models.weight_files import INDEX, saved_dtype, second_copies, write_index
 from rlhf.run.commit import link_or_copy
 from rlhf.run.job import Job, Outcome, Worker
 
@@ -43,6 +43,8 @@ def run(job: Job[ExportStage], worker: Worker) -> Outcome:
                 _cast(file, copy, dtype)
         elif file.is_file():
             shutil.copyfile(file, copy)
+    if not has_dtype and (target / INDEX).exists():
+        write_index(target)  # the source's says how large the weights were before they were cast
     copy_other_templates(source, target)
     _write_dtype(target / "config.json", dtype)
     (target / "README.md").write_text(card.text(job.config.card, dtype), encoding="utf-8")

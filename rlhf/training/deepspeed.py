@@ -68,30 +68,31 @@ def deepspeed_config(
 ) -> dict[str, Any]:
     """The DeepSpeed config of a model with so many parameters.
 
-    Sizes that belong to the Trainer are "auto". Buckets are no larger than the model: DeepSpeed
-    allocates them whole.
+    Sizes that belong to the Trainer are "auto". Buckets are for a training of all weights
+    (`fit_buckets`).
     """
     stage = compute.zero_stage
-    bucket = max(_MIN_BUCKET, min(num_parameters, _MAX_BUCKET))
     zero: dict[str, Any] = {
         "stage": stage,
         "overlap_comm": on_gpu(compute),
         "contiguous_gradients": True,
-        "reduce_bucket_size": bucket,
-        "allgather_bucket_size": bucket,
     }
     if stage == 3:
-        # DeepSpeed's defaults; weights smaller than the threshold stay whole on every rank.
-        zero["stage3_prefetch_bucket_size"] = min(bucket, 50_000_000)
+        # DeepSpeed's defaults; weights smaller than the threshold stay whole on every rank. What is
+        # fetched ahead are all weights, also those that are not trained.
+        zero["stage3_prefetch_bucket_size"] = min(_bucket(num_parameters), 50_000_000)
         zero["stage3_param_persistence_threshold"] = 100_000
     if compute.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu(compute)}
-    return {
+    config = {
         "train_batch_size": "auto",
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto",
         "gradient_clipping": "auto",
         "bf16": {"enabled": dtype == torch.bfloat16},
+        # Of a step's bins: each is computed in the model's dtype, but their sum would lose in bf16
+        # what is smaller than 1/256 of it, so that the step would depend on the number of bins.
+        "data_types": {"grad_accum_dtype": "fp32"},
         "zero_optimization": zero,
         # torch's AdamW also with the optimizer in CPU memory: DeepSpeed's own needs a compiler.
         "zero_allow_untested_optimizer": True,
@@ -99,3 +100,20 @@ def deepspeed_config(
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
     }
+    fit_buckets(config, num_parameters)
+    return config
+
+
+def fit_buckets(config: dict[str, Any], num_trained: int) -> None:
+    """Make the buckets of a DeepSpeed config as large as what goes through them: gradients and new weights.
+
+    Those are of trained weights alone, and DeepSpeed allocates buckets whole. To be called before a
+    Trainer wraps its model.
+    """
+    config["zero_optimization"]["reduce_bucket_size"] = _bucket(num_trained)
+    config["zero_optimization"]["allgather_bucket_size"] = _bucket(num_trained)
+
+
+def _bucket(num_elements: int) -> int:
+    """Elements of a bucket that no more than so many go through."""
+    return max(_MIN_BUCKET, min(num_elements, _MAX_BUCKET))

@@ -16,9 +16,10 @@ from trl import DPOConfig
 from rlhf.config.stage_configs import DpoStage
 from rlhf.run.job import Job, Outcome, Worker
 from rlhf.training.arguments import stage_arguments
+from rlhf.training.deepspeed import fit_buckets
 from rlhf.training.fit import fit, step_rows
 from rlhf.training.logprobs import response_logprobs
-from rlhf.training.lora import add_adapter, export_adapter
+from rlhf.training.lora import add_adapter, export_adapter, num_trained
 from rlhf.training.losses import dpo_loss
 from rlhf.training.stage_trainer import StageTrainer
 from rlhf.training.step_plan import Bin, StepShares, load_pairs, plan_steps
@@ -177,6 +178,7 @@ def train_dpo(job: Job[DpoStage], worker: Worker) -> Outcome:
     export = partial(export_model, model, policy, job.out_path / "model")
     if config.lora.rank:
         model = add_adapter(model, policy, config.lora, job.seed)
+        fit_buckets(args.hf_deepspeed_config.config, num_trained(model))
         export = partial(export_adapter, model, policy, job.out_path)
     trainer = DpoTrainer(
         model=model,

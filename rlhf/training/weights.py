@@ -16,7 +16,15 @@ from torch import Tensor, nn
 from rlhf.errors import ModelError
 from rlhf.models.folder import load_config, load_weights
 from rlhf.models.template_files import copy_other_templates, keep_listed_templates
-from rlhf.models.weight_files import INDEX, file_header, saved_dtype, weight_files, weight_headers
+from rlhf.models.weight_files import (
+    INDEX,
+    SHARD_BYTES,
+    file_header,
+    saved_dtype,
+    weight_files,
+    weight_headers,
+    write_index,
+)
 from rlhf.training.ranks import barrier, own_rank
 
 _COPIED = {".json", ".jinja", ".txt", ".model", ".py"}
@@ -177,7 +185,7 @@ def export_model(
     """
     state = full_state(model)
     if state is not None:
-        save = partial(model.save_pretrained, state_dict=state)
+        save = partial(model.save_pretrained, state_dict=state, max_shard_size=SHARD_BYTES)
         write_model(source, out, save, config, tokenizer)
     # No rank goes on, and perhaps ends, before the folder is there.
     barrier()
@@ -190,11 +198,15 @@ def write_model(
     config: dict[str, Any] | None = None,
     tokenizer: Any = None,
 ) -> None:
-    """Make a model folder, on one rank: what `save` writes, and the rest as `export_model` has it."""
+    """Make a model folder, on one rank: the weight files that `save` writes, and the rest as `export_model`
+    has it.
+    """
     unfinished = out.with_name(f".{out.name}.partial")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     save(unfinished)
+    # Also over transformers' own, whose count of parameters is 0 under ZeRO-3.
+    write_index(unfinished)
     for path in sorted(source.iterdir()):
         if path.is_file() and path.suffix in _COPIED and path.name not in _NOT_COPIED:
             shutil.copyfile(path, unfinished / path.name)

@@ -139,3 +139,22 @@ def test_other_judges_score_every_policy(tmp_path: Path, fetched: list[str]) -> 
     assert [p for p in pending if p.endswith("score_second")] == [
         f"iteration_{t:03d}/held_out/score_second" for t in range(4)
     ]
+
+
+@pytest.mark.parametrize(("visible", "expected"), [("", 256), ("0,1,2,3,4,5,6,7", 32)])
+def test_every_gpu_has_held_out_prompts_to_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str, expected: int
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    told: dict[str, Any] = {}
+    stage = Run.stage
+
+    def telling(run: Run, stage_name: str, name: str, config: Any, *rest: Any, **named: Any) -> Any:
+        told[name] = config
+        return stage(run, stage_name, name, config, *rest, **named)
+
+    monkeypatch.setattr(Run, "stage", telling)
+    plan(composed("experiment=rlhf_workflow"), tmp_path)
+    for t in range(4):
+        assert told[f"iteration_{t:03d}/held_out/generate"].shard_size == expected
+    assert told["iteration_001/generate"].shard_size == 256

@@ -13,7 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from rlhf.command.line import to_config
-from rlhf.config.choices import Device, Engine
+from rlhf.config.choices import Device, Dtype, Engine
 from rlhf.config.limits import value_at
 from rlhf.config.schema import Config
 from rlhf.config.stage_configs import ScoreStage
@@ -224,38 +224,62 @@ def test_a_prompt_of_an_earlier_iterations_set_is_noticed(tmp_path):
     assert said(found, "prompts.path.2: 1 of 2") is WARNING and said(found, "prompts.path.1: 0 of 5") is OK
 
 
-@pytest.mark.parametrize(("free", "level"), [(300e9, ERROR), (340e9, WARNING), (900e9, OK)])
+@pytest.mark.parametrize(("free", "level"), [(350e9, ERROR), (370e9, WARNING), (900e9, OK)])
 def test_disk(tmp_path, monkeypatch, free, level):
     cfg = changed(run_dir=str(tmp_path / "not" / "yet"))
     monkeypatch.setattr(
         hardware.shutil, "disk_usage", lambda path: SimpleNamespace(free=free if path.is_dir() else 0)
     )
-    # three iterations and an export of 32 GB, two checkpoints of 96 GB, 4 GB of responses
-    assert said(hardware.disk(cfg, EIGHT), "324 GB of") is level
+    folders = {key: model(tmp_path / key, 8e9, "BF16") for key in EIGHT}
+    # three iterations and an export of 32 GB, two checkpoints of 112 GB, 4 GB of responses
+    assert said(hardware.disk(cfg, EIGHT, folders), "356 GB of") is level
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "bytes_each"),
+    [
+        ({}, "BF16", 14),
+        ({}, "F32", 16),
+        ({"model__dtype": Dtype.bfloat16}, "F32", 14),
+        ({"compute__zero_stage": 3}, "BF16", 12),
+        ({"compute__zero_stage": 3}, "F32", 12),
+        ({"dpo__lora__rank": 8}, "BF16", 0),
+        ({"dpo__lora__rank": 8, "sft__data": "d"}, "BF16", 14),
+        ({"dpo__lora__rank": 8, "reward_model__data": "d"}, "BF16", 14),
+    ],
+)
+def test_two_checkpoints_hold_so_many_bytes_a_parameter(tmp_path, values, dtype, bytes_each):
+    """As measured of DeepSpeed's files (tests/integration/training/test_checkpoints.py)."""
+    folders = {key: model(tmp_path / key, 8e9, dtype) for key in EIGHT}
+    cfg = changed(**values)
+    weights = hardware._bytes_of_weights(cfg, EIGHT, folders)
+    assert hardware._bytes_of_checkpoints(cfg, EIGHT, weights) == 2 * bytes_each * 8e9
 
 
 def test_finished_iterations_need_no_more_disk(tmp_path):
     cfg = changed(run_dir=str(tmp_path), dpo__lora__rank=8)
     for t in (1, 2):
         (tmp_path / f"iteration_00{t}" / "dpo").mkdir(parents=True)
-    assert said(hardware.disk(cfg, {"model.path": 1e3}), "1.31 GB of") in Level  # responses of one iteration
+    folders = {"model.path": model(tmp_path / "policy")}
+    # the responses of one iteration
+    assert said(hardware.disk(cfg, {"model.path": 1e3}, folders), "1.31 GB of") in Level
     cfg.prompts.num_per_iteration = 0
-    assert said(hardware.disk(cfg, {"model.path": 1e9}), "8 GB of") in Level
+    assert said(hardware.disk(cfg, {"model.path": 1e9}, folders), "8 GB of") in Level
 
 
 @pytest.mark.parametrize(
     ("values", "gpus", "stage", "text", "level"),
     [
-        ({}, 1, "dpo", "128 GB of 80 GB", ERROR),
-        ({}, 2, "dpo", "72 GB of 80 GB", WARNING),
-        ({}, 8, "dpo", "30 GB of 80 GB", OK),
-        ({"compute__zero_stage": 3}, 8, "dpo", "16 GB of 80 GB", OK),
-        ({"compute__offload_optimizer": True}, 1, "dpo", "32 GB of 80 GB", OK),
+        ({}, 1, "dpo", "144 GB of 80 GB", ERROR),
+        ({}, 2, "dpo", "80 GB of 80 GB", WARNING),
+        ({}, 8, "dpo", "32 GB of 80 GB", OK),
+        ({"compute__zero_stage": 3}, 8, "dpo", "18 GB of 80 GB", OK),
+        ({"compute__offload_optimizer": True}, 1, "dpo", "48 GB of 80 GB", OK),
         ({"dpo__lora__rank": 8}, 1, "dpo", "16 GB of 80 GB", OK),
         ({"generate__gpu_memory_utilization": 0.5}, 1, "generate", "16 GB of 40 GB", OK),
         ({"generate__gpu_memory_utilization": 0.15}, 1, "generate", "16 GB of 12 GB", ERROR),
         ({"compute__num_inference_workers": 4}, 0, "score", "64 GB of 80 GB", OK),
-        ({"compute__num_training_ranks": 2}, 0, "dpo", "144 GB of 80 GB", ERROR),
+        ({"compute__num_training_ranks": 2}, 0, "dpo", "160 GB of 80 GB", ERROR),
     ],
 )
 def test_memory(tmp_path, monkeypatch, values, gpus, stage, text, level):
@@ -277,7 +301,7 @@ def test_gpus_of_unknown_size_are_no_reason_to_stop(tmp_path, monkeypatch):
     tool.write_text("#!/bin/sh\necho 81559\necho 40960\n")
     tool.chmod(0o755)
     found = list(hardware.memory_of_stages(Config(), {"model.path": 8e9}, {"model.path": tmp_path}))
-    assert said(found, "memory for dpo, without activations: 128 GB of 42.9 GB") is ERROR
+    assert said(found, "memory for dpo, without activations: 144 GB of 42.9 GB") is ERROR
 
 
 def test_a_machine_that_cannot_is_refused_in_the_words_of_check_capacity(monkeypatch):
