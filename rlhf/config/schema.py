@@ -59,7 +59,8 @@ class PromptsConfig(PromptsSettings):
     path: Any = "RLHFlow/iterative-prompt-v1-iter{iteration}-20K"
     """JSON, JSONL, CSV or Parquet file, data set on the Hub (`owner/name[@revision][:[subset/]split]`, split
     train if not said), or `@stage/…`; or a list of them. With `{iteration}` in it each iteration has a set of
-    its own, else they share this one."""
+    its own, else they share this one. Given pairs (`pair.data`) with a `held_out_path` need none: null, or the
+    default, which is then not read."""
     held_out_path: Optional[str] = None
     """The prompts to evaluate on, as `path`; null cuts them off `path` (off iteration 1's) before anything
     else."""
@@ -165,7 +166,7 @@ class PairConfig(PairSettings):
 
     data: Optional[str] = None
     """Given preference pairs (as `reward_model.data`) in place of sampled ones: offline DPO, with
-    num_iterations=1."""
+    num_iterations=1 and no training prompts."""
     columns: Any = setting(None, later=True)
     """What columns of `data` hold (as `prompts.columns`)."""
 
@@ -185,7 +186,8 @@ class EvaluateConfig:
     n: int = 4
     """Samples per held-out prompt."""
     temperature: float = setting(1.0, within=NOT_NEGATIVE)
-    """Sampling temperature."""
+    """Sampling temperature; 0 wants n = 1. At another than 1 (or with `generate.top_p`, `top_k`) the table has
+    a mean log-ratio to π0 in place of the KL."""
     gold: Optional[str] = None
     """`module:function` that maps (messages, response) to 0 or 1: a yardstick that the loop never sees."""
     judges: dict[str, str] = field(default_factory=dict)

@@ -24,7 +24,7 @@ from rlhf.config.schema import (
 )
 from rlhf.config.training import DpoConfig, RewardModelSettings, SftSettings
 
-__all__ = ["PairSettings", "PromptsSettings", "WorldConfig"]
+__all__ = ["PairSettings", "WorldConfig"]
 
 
 @dataclass
@@ -33,6 +33,15 @@ class StageCompute(ComputeConfig):
 
     report_to: list[str] = field(default_factory=list)
     """Trackers the Trainer reports to."""
+
+
+@dataclass
+class PromptsStage(PromptsSettings):
+    """Splitting prompts."""
+
+    # Not compared: where it is false, what is written is the same as where prompts are left to train on.
+    needs_training: bool = setting(True, compared=False)
+    """Whether prompts must be left to train on; with given pairs they need not."""
 
 
 @dataclass

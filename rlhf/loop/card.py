@@ -68,7 +68,9 @@ def facts(cfg: Config, rows: Sequence[Row], policies: Sequence[Artifact], iterat
 
 
 def _prompt_names(cfg: Config) -> str:
-    """The files or data sets of prompts."""
+    """The files or data sets that training prompts come from: of the prompts, or of given pairs."""
+    if cfg.pair.data is not None:
+        return name_of(cfg.pair.data)
     if isinstance(cfg.prompts.path, str):
         return name_of(cfg.prompts.path)
     return ", ".join(map(name_of, cfg.prompts.path))

@@ -18,6 +18,7 @@ from rlhf.config.choices import Engine
 from rlhf.config.schema import Config
 from rlhf.generation.vllm_args import check_batching
 from rlhf.launch.machine import gpus, memory
+from rlhf.loop.prompt_sets import samples_to_train
 from rlhf.models.weight_files import has_weights, saved_dtype
 from rlhf.preflight.capacity import check_capacity
 from rlhf.preflight.findings import Finding, Level, finding
@@ -64,7 +65,9 @@ def _bytes_to_write(cfg: Config, sizes: dict[str, float], folder: Path) -> float
     if cfg.sft.data is not None or cfg.dpo.lora.rank == 0:
         largest_trained = max(policy, judge)
     checkpoint = _ADAM * largest_trained
-    responses = num_left * cfg.prompts.num_per_iteration * cfg.generate.n
+    responses = 0
+    if samples_to_train(cfg):
+        responses = num_left * cfg.prompts.num_per_iteration * cfg.generate.n
     # Half of the limit: most responses end before it.
     tokens = responses * cfg.generate.max_new_tokens / 2
     weights = _FP32 * policy * num_policies + _FP32 * judge

@@ -20,7 +20,7 @@ from rlhf.data.prompts import read_prompts
 from rlhf.data.records import Message, Prompt, what_became
 from rlhf.errors import UserError
 from rlhf.loop.judges import models_of
-from rlhf.loop.prompt_sets import has_set_per_iteration, prompt_paths, too_few
+from rlhf.loop.prompt_sets import has_set_per_iteration, prompt_paths, samples_to_train, too_few
 from rlhf.models.weight_files import has_weights, num_parameters, saved_dtype
 from rlhf.preflight.capacity import approximate_size
 from rlhf.preflight.findings import Finding, finding, refusal
@@ -199,7 +199,9 @@ def prompts(cfg: Config, files: dict[str, Path], sample: list[list[Message]]) ->
             num_known = len(ids & known_ids)
             text = f"{key}: {num_known} of {len(ids)} prompts are held out or in an earlier iteration's set"
             yield finding(not num_known, text, "They are left out of this one.")
-            problem = _too_few(cfg, key, reading, len(ids - known_ids) - num_cut)
+            problem = None
+            if samples_to_train(cfg):
+                problem = _too_few(cfg, key, reading, len(ids - known_ids) - num_cut)
             if problem is not None:
                 yield refusal(problem)
             num_cut = 0

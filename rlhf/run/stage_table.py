@@ -37,7 +37,7 @@ class Stage:
 STAGES = {
     "world": Stage(Kind.single, told.WorldConfig, "rlhf.stages.world:run"),
     "dataset": Stage(Kind.single, told.DatasetStage, "rlhf.stages.dataset:run"),
-    "prompts": Stage(Kind.single, told.PromptsSettings, "rlhf.stages.split_prompts:run"),
+    "prompts": Stage(Kind.single, told.PromptsStage, "rlhf.stages.split_prompts:run"),
     "sft": Stage(Kind.training, told.SftStage, "rlhf.training.sft:train_sft"),
     "reward_model": Stage(Kind.training, told.RewardModelStage, "rlhf.training.train_judge:train_judge"),
     "generate": Stage(Kind.inference, told.GenerateStage, "rlhf.stages.generate:run", ("prompts",)),

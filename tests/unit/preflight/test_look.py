@@ -214,6 +214,23 @@ def test_prompts(tmp_path, monkeypatch, train, held_out, values, text, level):
     assert len([each for each in found if each.level is ERROR]) == (level is ERROR)
 
 
+@pytest.mark.parametrize("has_file", [True, False])
+def test_given_pairs_ask_for_no_training_prompts(tmp_path, has_file):
+    """As the run itself: 3 prompts are fewer than num_held_out, and far fewer than an iteration's."""
+    cfg = changed(pair__data=str(tmp_path / "pairs.jsonl"), num_iterations=1, run_dir=str(tmp_path / "run"))
+    path = rows(tmp_path / "few.jsonl", 1, 2, 3)
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "q", "chosen": "a", "rejected": "b"}\n')
+    if has_file:
+        cfg.prompts.held_out_path = path
+    else:
+        cfg.prompts.path = path
+    files = {}
+    found = collect("data", inputs.data(cfg, files)) + collect("prompts", inputs.prompts(cfg, files, []))
+    assert {each.level for each in found} == {OK}, found
+    assert set(files) == {"pair.data", "prompts.held_out_path" if has_file else "prompts.path"}
+    assert said(hardware.disk(cfg, {"model.path": 1e9}), "32 GB of") in Level, "no response is sampled to train on"
+
+
 def test_a_prompt_of_an_earlier_iterations_set_is_noticed(tmp_path):
     cfg = changed(prompts__path="set{iteration}", prompts__num_held_out=2)
     files = {

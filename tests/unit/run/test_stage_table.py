@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rlhf.config.stage_configs import GenerateStage, MixStage, PairSettings, PromptsSettings, ReferenceStage
+from rlhf.config.stage_configs import GenerateStage, MixStage, PairSettings, PromptsStage, ReferenceStage
 from rlhf.run.job import Job
 from rlhf.run.stage_table import STAGES, num_shards, sliced_rows, stage_function
 
@@ -33,7 +33,7 @@ def test_a_job_has_the_shards_of_its_input(tmp_path):
     assert number("reference", ReferenceStage(), pairs=two, candidates=three) == 2
     assert number("reference", ReferenceStage(), candidates=three) == 3
     assert number("generate", GenerateStage(), prompts=three, policy="p") == 3
-    assert number("prompts", PromptsSettings(), prompts=three) == 0
+    assert number("prompts", PromptsStage(), prompts=three) == 0
 
 
 @pytest.mark.parametrize(
