@@ -155,7 +155,8 @@ def _rank(job: Job, environment: dict[str, str], hook: str) -> None:
     rank, world_size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
     try:
         exec(hook, {"job": job, "rank": rank})
-        outcome = stage_function(job.stage)(job, FakeWorker(rank=rank, world_size=world_size))
+        worker = FakeWorker(rank, world_size, out=job.out, num_shards=num_shards(job))
+        outcome = stage_function(job.stage)(job, worker)
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()

@@ -27,7 +27,7 @@ from rlhf.run.commit import check_files, commit, discard, read_sealed, take, tid
 from rlhf.run.console import Console
 from rlhf.run.job import JUDGE_INPUT, Job, Kind, Outcome
 from rlhf.run.refusal import differences, refusal
-from rlhf.run.stage_table import STAGES, num_shards
+from rlhf.run.stage_table import STAGES, kind_of, num_shards
 
 SCHEMA = 1
 """Version of what an identity holds: raise it when equal settings would mean another artifact."""
@@ -257,7 +257,7 @@ class Run:
         if self.console is not None:
             self.console.begin(name)
         try:
-            outcome = self.launcher.launch(job, STAGES[stage].kind, missing)
+            outcome = self.launcher.launch(job, kind_of(stage, compute), missing)
         except UserError:
             if _is_cheap(stage, partial):
                 discard(partial)  # nothing half-written stays

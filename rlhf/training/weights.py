@@ -17,6 +17,7 @@ from rlhf.errors import ModelError
 from rlhf.models.folder import load_config, load_weights
 from rlhf.models.template_files import copy_other_templates, keep_listed_templates
 from rlhf.models.weight_files import INDEX, file_header, saved_dtype, weight_files, weight_headers
+from rlhf.training.buffers import restore_buffers
 from rlhf.training.ranks import barrier, own_rank
 
 _COPIED = {".json", ".jinja", ".txt", ".model", ".py"}
@@ -68,7 +69,8 @@ def load_model(
         new_head=reward_model,
         config=config,
     )
-    # And where a model has it without saying so in its config.
+    restore_buffers(model, config, dtype)
+    # And where a model has dropout without saying so in its config.
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
