@@ -227,7 +227,8 @@ class GatesConfig:
     max_length_growth: float = setting(1.5, within=NOT_NEGATIVE)
     """So many times π0's."""
     kl: Action = Action.warn
-    """KL to π0 on the held-out prompts."""
+    """KL to π0 on the held-out prompts, or the mean log-ratio where `evaluate.temperature`, `generate.top_p` or
+    `top_k` make it no KL."""
     # Far beyond what the article's β and rate lead to; best-of-n stays below log n.
     max_kl: float = setting(50.0, within=NOT_NEGATIVE)
     """Nats per response."""

@@ -16,6 +16,10 @@ from rlhf.data.shards import read_all_rows, write_atomic
 from rlhf.run.artifact import Artifact
 
 KL_ESTIMATOR = "k1: mean over samples of log π_t − log π0, nats per response"
+_NOT_KL = (
+    "the mean over samples of log π_t − log π0, nats per response; it is not the KL, because the samples are "
+    "not drawn from π_t itself but at another temperature than 1, or with top_p or top_k"
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,8 @@ class Verdict:
 class Row:
     """One evaluated policy.
 
-    Rates and `disagreement` (`rlhf.stages.mix`) are in 0–1, `kl` is in nats per response; None where unknown.
+    Rates and `disagreement` (`rlhf.stages.mix`) are in 0–1, `kl` and `log_ratio` are in nats per response; None
+    where unknown. `log_ratio` stands in the place of `kl` where responses are not drawn from the policy itself.
     """
 
     iteration: int
@@ -69,6 +74,12 @@ class Row:
     dropped: dict[str, int]
     judges: dict[str, Verdict] = field(default_factory=dict)
     disagreement: float | None = None
+    log_ratio: float | None = None
+
+    @property
+    def distance(self) -> float | None:
+        """How far from π0 in nats per response: the KL, or what stands in its place."""
+        return self.kl if self.log_ratio is None else self.log_ratio
 
 
 def scores_by_prompt(scores: Artifact) -> dict[str, list[float]]:
@@ -126,8 +137,25 @@ def mean_and_interval(per_prompt: Sequence[float]) -> tuple[float, float, float]
     return mean, low, high
 
 
-def kl_to_initial(candidates: Artifact, reference: Artifact) -> float:
-    """KL(π_t‖π0), estimated as the mean of log π_t(y) − log π0(y) over sampled responses y, in nats."""
+def drawn_from_the_policy(candidates: Artifact) -> bool:
+    """Whether responses have the probabilities that are recorded: temperature 1, and no token is left out."""
+    told = candidates.record.get("config", {})
+    temperatures = set(told.get("temperatures", [1.0]))
+    return temperatures == {1.0} and told.get("top_p", 1.0) == 1.0 and not told.get("top_k", 0)
+
+
+def distance_text(rows: Sequence[Row]) -> str:
+    """What the table's distance to π0 is."""
+    if rows[0].log_ratio is None:
+        return f"KL is {KL_ESTIMATOR}"
+    return f"log π/π0 is {_NOT_KL}"
+
+
+def log_ratio_to_initial(candidates: Artifact, reference: Artifact) -> float:
+    """The mean of log π_t(y) − log π0(y) over sampled responses y, in nats.
+
+    Of responses drawn from π_t itself this estimates KL(π_t‖π0).
+    """
     log_ratios = []
     # The two artifacts have the same prompts in the same order, so that neither need be held in memory.
     candidate_rows = read_all_rows(candidates.path, ["id", "candidates"])
@@ -182,6 +210,8 @@ def row_of(evaluation: Evaluation, initial: Evaluation) -> Row:
     judges = {}
     for name, scores in evaluation.others.items():
         judges[name] = verdict(scores, None if is_initial else initial.others[name])
+    distance = 0.0 if is_initial else _log_ratio(evaluation)
+    is_kl = drawn_from_the_policy(evaluation.candidates)
     counts = evaluation.candidates.counts
     # No response at all gives rates of 0 instead of a division by zero.
     num_responses = max(1, counts["responses"])
@@ -193,12 +223,13 @@ def row_of(evaluation: Evaluation, initial: Evaluation) -> Row:
         win_rate_low=own.win_rate_low,
         win_rate_high=own.win_rate_high,
         mean_response_tokens=counts["response_tokens"] / num_responses,
-        kl=0.0 if is_initial else _kl(evaluation),
+        kl=distance if is_kl else None,
         truncated=counts["truncated"] / num_responses,
         pairs=evaluation.pair.counts["pairs"] if evaluation.pair else None,
         dropped=_dropped(evaluation),
         judges=judges,
         disagreement=evaluation.scores.metrics.get("disagreement"),
+        log_ratio=None if is_kl else distance,
     )
 
 
@@ -209,17 +240,21 @@ def _gold_accuracy(evaluation: Evaluation) -> float | None:
     return fmean(gold_scores) if gold_scores else None
 
 
-def _kl(evaluation: Evaluation) -> float | None:
+def _log_ratio(evaluation: Evaluation) -> float | None:
     if evaluation.reference is None:
         return None
-    return kl_to_initial(evaluation.candidates, evaluation.reference)
+    return log_ratio_to_initial(evaluation.candidates, evaluation.reference)
 
 
 def _dropped(evaluation: Evaluation) -> dict[str, int]:
     """What was dropped on the way to the pairs that this policy was trained on, by reason."""
     counts: dict[str, int] = {}
-    # No reason occurs in both stages, so that nothing is overwritten.
-    for artifact in (evaluation.generate, evaluation.pair):
+    stages = [evaluation.generate, evaluation.pair]
+    if evaluation.pair is not None:
+        # What π0 was fine-tuned on, if it was, is another matter.
+        stages.append(evaluation.policy)
+    # No reason occurs in two of them, so that nothing is overwritten.
+    for artifact in stages:
         if artifact is not None:
             counts.update(artifact.counts)
     return dropped(counts)
@@ -250,7 +285,8 @@ def _heads(row: Row) -> list[str]:
     heads = ["policy", "score", "gold", "win rate vs π0 (95 %)"]
     for judge in row.judges:
         heads += [judge, "win rate"]
-    heads += ["tokens", "KL to π0", "cut", "pairs", "dropped"]
+    distance = "KL to π0" if row.log_ratio is None else "log π/π0"
+    heads += ["tokens", distance, "cut", "pairs", "dropped"]
     return heads
 
 
@@ -264,7 +300,7 @@ def _cells(row: Row) -> list[str]:
         cells.append(f"{judge.mean_score:+.3f}")
         cells.append(_win_rate_cell(judge))
     cells.append(f"{row.mean_response_tokens:.1f}")
-    cells.append(_number(row.kl, ".2f"))
+    cells.append(_number(row.distance, ".2f"))
     cells.append(f"{100 * row.truncated:.1f} %")
     cells.append(_number(row.pairs, "d"))
     reasons = [f"{reason} {count}" for reason, count in sorted(row.dropped.items())]
@@ -312,14 +348,25 @@ def write_summary(
         One of `gates`, shortened:
         {"iteration": 2, "gate": "kl", "value": 61.5, "threshold": 50.0, "limit": "max_kl", "action": "warn"}
     """
+    is_kl = not rows or rows[0].log_ratio is None
     summary = {
-        "iterations": [_jsonable(asdict(row)) for row in rows],
+        "iterations": [_figures(row) for row in rows],
         "best_iteration": best_iteration,
-        "kl_estimator": KL_ESTIMATOR,
+        "kl_estimator": KL_ESTIMATOR if is_kl else None,
         "gates": [_jsonable(gate) for gate in gates],
     }
+    if not is_kl:
+        summary["log_ratio"] = _NOT_KL
     text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
     write_atomic(folder / "summary.json", text.encode())
+
+
+def _figures(row: Row) -> object:
+    """A row for `summary.json`, where `log_ratio` stands only if it takes the place of `kl`."""
+    figures = asdict(row)
+    if row.log_ratio is None:
+        del figures["log_ratio"]
+    return _jsonable(figures)
 
 
 def _jsonable(value: object) -> object:

@@ -43,7 +43,7 @@ _TEXTS = {
     "length": "π{t}'s responses are {value:.2f} times as long as π0's: the judge may reward "
     "length. Read some; set "
     "pair.length_penalty, or add a judge under evaluate.judges",
-    "kl": "π{t} is {value:.2f} nats per response from π0, where the judge is less and less to be "
+    "kl": "π{t} is {value:.2f} nats per response from π0{no_kl}, where the judge is less and less to be "
     "trusted. Raise "
     "dpo.beta, lower dpo.learning_rate, or take an earlier iterate",
     "second_judge": "{judge} changes by {change:+.3f} from π{base} to π{t}, a fall of {value:.1f} "
@@ -163,8 +163,9 @@ def check_iteration(
     place = evaluations[-1].candidates.path
     growth = last.mean_response_tokens / max(first.mean_response_tokens, 1e-9)
     yield from _beyond(cfg, t, "length", "max_length_growth", growth, place)
-    if last.kl is not None:
-        yield from _beyond(cfg, t, "kl", "max_kl", last.kl, place)
+    if last.distance is not None:
+        no_kl = "" if last.log_ratio is None else " (the mean log-ratio of its samples, which is no KL here)"
+        yield from _beyond(cfg, t, "kl", "max_kl", last.distance, place, no_kl=no_kl)
     previous = len(rows) - 2
     for base in sorted({previous, 0}, reverse=True):  # in iteration 1 they are the same
         yield from _second_judge(cfg, rows, evaluations, base)

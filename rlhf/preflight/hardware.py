@@ -23,6 +23,8 @@ from rlhf.models.weight_files import has_weights, saved_dtype
 from rlhf.preflight.capacity import check_capacity
 from rlhf.preflight.findings import Finding, Level, finding
 from rlhf.run.commit import VERSIONS
+from rlhf.run.job import Kind
+from rlhf.run.stage_table import kind_of
 
 _PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 _FP32 = 4  # bytes of a number
@@ -134,6 +136,12 @@ def _needs(cfg: Config, weights: dict[str, float], parameters: float, ranks: int
         judge = 0  # it takes its memory where the server runs
     workers = cfg.compute.num_inference_workers or 1
     split = "tensor_parallel_size=2 or more"
+    # Independent workers have all weights each; ranks under ZeRO-3 have a share.
+    reference_processes = workers
+    reference = policy
+    if kind_of("reference", cfg.compute) is Kind.training:
+        reference_processes = ranks
+        reference = policy / ranks
     return [
         _Need(
             "generate",
@@ -141,6 +149,13 @@ def _needs(cfg: Config, weights: dict[str, float], parameters: float, ranks: int
             workers,
             cfg.generate.gpu_memory_utilization,
             f"generate.{split}",
+        ),
+        _Need(
+            "reference",
+            reference,
+            reference_processes,
+            1,
+            "compute.zero_stage=3 with more training ranks (GPUs)",
         ),
         _Need(
             "dpo",

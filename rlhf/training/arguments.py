@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from rlhf.config.step_count import StepCount
 from rlhf.errors import ConfigError
 from rlhf.models.weight_files import num_parameters
 from rlhf.run.job import Job
@@ -60,6 +61,29 @@ def micro_batches(section: str, config: Any, num_ranks: int) -> dict[str, Any]:
     }
 
 
+def steps_of(section: str, config: Any, num_items: int, what: str) -> StepCount:
+    """The optimizer steps of a training on so many things in each epoch.
+
+    Args:
+        section: of the config.
+        config: the stage's.
+        num_items: what an epoch goes through, over all ranks.
+        what: it is, such as "pairs".
+    """
+    max_steps = int(config.trainer_args.get("max_steps", -1))
+    return StepCount(
+        section,
+        num_items,
+        what,
+        config.batch_size,
+        config.num_epochs,
+        config.warmup_ratio,
+        getattr(config, "lr_scheduler", "cosine"),
+        # Below 1 it is off, as the Trainer has it.
+        max_steps if max_steps > 0 else None,
+    )
+
+
 def gradient_accumulation(
     section: str,
     batch_size: int,
@@ -94,7 +118,7 @@ def _common(job: Job[Any], model: Path) -> dict[str, Any]:
         "use_cpu": not on_gpu(job.compute),
         "bf16": dtype == torch.bfloat16,
         "learning_rate": config.learning_rate,
-        "warmup_steps": config.warmup_ratio,  # transformers 5: below 1 it is a share of the steps
+        "warmup_steps": 0,  # `fit` sets it, once it is known how many steps there are
         "gradient_checkpointing": config.gradient_checkpointing,
         "save_strategy": "steps",
         "save_steps": config.save_steps,

@@ -21,7 +21,7 @@ from rlhf.models.comparison import answer_ids, comparison_turn, render_compariso
 from rlhf.models.folder import load_config
 from rlhf.models.written import require_written
 from rlhf.run.job import Job, Outcome, Worker
-from rlhf.training.arguments import micro_batches, stage_arguments
+from rlhf.training.arguments import micro_batches, stage_arguments, steps_of
 from rlhf.training.fit import fit
 from rlhf.training.held_out import split, sum_over
 from rlhf.training.reward_model import sourced_preferences
@@ -164,6 +164,7 @@ def train_preference_model(job: Job[PreferenceModelStage], worker: Worker) -> Ou
         job,
         worker,
         counts,
+        steps_of("reward_model", config, len(training), "pairs"),
         export=partial(export_model, model, source, job.out_path / "model"),
         measure=partial(accuracy, trainer, dataset.select(held_out_rows), answer_ids(tokenizer)),
     )

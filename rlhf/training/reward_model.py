@@ -26,7 +26,7 @@ from rlhf.errors import DataError, TemplateRefuses
 from rlhf.models.chat import end_of_turn_id, load_tokenizer, render_conversation
 from rlhf.models.written import require_written
 from rlhf.run.job import Job, Outcome, Worker
-from rlhf.training.arguments import micro_batches, stage_arguments
+from rlhf.training.arguments import micro_batches, stage_arguments, steps_of
 from rlhf.training.fit import fit
 from rlhf.training.held_out import split, sum_over, to_device
 from rlhf.training.stage_trainer import StageTrainer
@@ -273,6 +273,7 @@ def train_reward_model(job: Job[RewardModelStage], worker: Worker) -> Outcome:
         job,
         worker,
         counts,
+        steps_of("reward_model", config, len(training), "pairs"),
         export=partial(
             export_model,
             model,

@@ -273,6 +273,16 @@ def test_finished_iterations_need_no_more_disk(tmp_path):
         ({"generate__gpu_memory_utilization": 0.15}, 1, "generate", "16 GB of 12 GB", ERROR),
         ({"compute__num_inference_workers": 4}, 0, "score", "64 GB of 80 GB", OK),
         ({"compute__num_training_ranks": 2}, 0, "dpo", "144 GB of 80 GB", ERROR),
+        ({}, 8, "reference", "16 GB of 80 GB", OK),
+        ({"compute__zero_stage": 3}, 8, "reference", "2 GB of 80 GB", OK),
+        ({"compute__num_inference_workers": 4}, 0, "reference", "64 GB of 80 GB", OK),
+        (
+            {"compute__num_inference_workers": 4, "compute__num_training_ranks": 2, "compute__zero_stage": 3},
+            0,
+            "reference",
+            "16 GB of 80 GB",
+            OK,
+        ),
     ],
 )
 def test_memory(tmp_path, monkeypatch, values, gpus, stage, text, level):
