@@ -204,6 +204,9 @@ class GatesConfig:
     # The one gate that stops by itself: the whole training would be anchored to something else.
     first_loss: Action = Action.stop
     """The first DPO loss where the policy is the reference: ln 2, or what `dpo.loss` is at equal policies."""
+    judge: Action = Action.warn
+    """A judge that the run has trained is at chance: its last losses, its held-out accuracy, or most of what it
+    read was cut."""
     grad_norm: Action = Action.warn
     """A step's gradient norm beside the median of the steps before it, from the 11th step on."""
     max_grad_growth: float = setting(100.0, within=NOT_NEGATIVE)

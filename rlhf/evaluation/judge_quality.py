@@ -75,6 +75,20 @@ def figure(values: Sequence[float]) -> Figure | None:
     return {"mean": mean, "low": mean - half_width, "high": mean + half_width}
 
 
+def wilson(right: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share: `right` of n, which is 1 or more. Unlike the normal one it holds for few.
+
+    Example:
+        `wilson(0, 2)` is about (0, 0.66)
+    """
+    z = 1.959964
+    share = right / n
+    middle = share + z * z / (2 * n)
+    half_width = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    whole = 1 + z * z / n
+    return (middle - half_width) / whole, (middle + half_width) / whole
+
+
 def _without_none(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None]
 

@@ -339,7 +339,7 @@ def best(rows: Sequence[Row]) -> int:
 def write_summary(
     folder: Path,
     rows: Sequence[Row],
-    best_iteration: int,
+    best_iteration: int | None,
     gates: Sequence[dict[str, Any]] = (),
 ) -> None:
     """`summary.json`: the figures for programs, and what `rlhf.loop.gates` found.

@@ -17,18 +17,30 @@ from typing import Any
 
 from rlhf.config.choices import Action, Loss, Reference
 from rlhf.config.schema import Config
+from rlhf.config.step_count import FEW_STEPS
 from rlhf.config.training import MAIN_JUDGE, DpoConfig
 from rlhf.errors import UserError
+from rlhf.evaluation.judge_quality import wilson
 from rlhf.loop.figures import Evaluation, Row, best, rows_of, scores_by_prompt, write_summary
 from rlhf.run.artifact import Artifact
 from rlhf.run.plan import Run
 
-FEW_STEPS = 10
-"""Steps too few to speak of a usual gradient norm, or of an accuracy."""
+_ROUNDING = 1e-3
+"""Of a loss in fp32: how far below that of a coin a judge of equal scores may seem."""
+_FEWEST_HELD_OUT = 4
+"""Of fewer pairs even all right could be a coin's luck: Wilson's interval of 3 of 3 holds ½."""
 _TEXTS = {
     "first_loss": "the first loss is {value:.4f}, but a policy that is its own reference has "
     "{limit:.4f}: the two see "
     "other weights, tokens or precision. See whether a model's files changed, and try model.dtype=float32",
+    "judge_loss": "the judge's last losses are {value:.4f}, and that of a coin is ln 2 = {limit:.4f}: it has "
+    "learnt nothing that its scores could show. Look at reward_model.learning_rate and the steps "
+    "(reward_model.batch_size, num_epochs), and read some of its pairs",
+    "judge_accuracy": "the judge is right on {value:.1%} of {held_out} held-out pairs, 95 % interval {low:.3f} to "
+    "{high:.3f}: {what}. Train it on more or cleaner pairs, hold out more of them "
+    "(reward_model.held_out_share) to see better, or take a ready judge",
+    "judge_cut": "{value:.1%} of the judge's pairs are longer than reward_model.max_length={max_length} and lost "
+    "their beginning, so it has hardly seen what was asked. Raise it",
     "grad_norm": "the gradient norm of step {step} is {value:.3g} times the median of the steps "
     "before it. Look at the "
     "loss around it; lower dpo.learning_rate or dpo.max_grad_norm",
@@ -71,7 +83,8 @@ class Violation:
 
 
 def check_stage(cfg: Config, t: int, artifact: Artifact) -> Iterator[Violation]:
-    """Hold a finished `generate`, `pair` or `dpo` of iteration t against its gates; what is unknown passes.
+    """Hold a finished `generate`, `pair` or `dpo` of iteration t, or a `reward_model` (0), against its gates; what
+    is unknown passes.
 
     Example:
         `pair` with counts {"prompts": 10, "pairs": 4, "dropped/all_tied": 6} yields one violation of
@@ -86,14 +99,53 @@ def check_stage(cfg: Config, t: int, artifact: Artifact) -> Iterator[Violation]:
         num_alike = counts.get("dropped/identical_text", 0) + counts.get("dropped/all_tied", 0)
         share = num_alike / counts["prompts"]
         yield from _beyond(cfg, t, "same_candidates", "max_same_candidates", share, artifact.path)
+    if stage == "reward_model":
+        yield from _judge(t, artifact)
     if stage == "dpo":
         path = artifact.path / "metrics.jsonl"
-        steps = [json.loads(line) for line in path.read_text().splitlines()]
+        steps = _steps(path)
         # Only here is the policy its own reference before the first update.
         if t == 1 or cfg.dpo.reference is Reference.previous:
             yield from _first_loss(cfg.dpo, t, steps[0]["loss"], artifact.record["config"]["dtype"], path)
         yield from _grad_norm(cfg, t, steps, path)
         yield from _accuracy(cfg, t, steps, path)
+
+
+def _steps(path: Path) -> list[dict[str, Any]]:
+    """The rows of `metrics.jsonl`, one of each step."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _judge(t: int, artifact: Artifact) -> Iterator[Violation]:
+    """Signs that a judge which was trained here is no better than a coin."""
+    path = artifact.path / "metrics.jsonl"
+    losses = [step["loss"] for step in _steps(path)]
+    # The loss of one batch is noisy: of long trainings the last tenth.
+    last_loss = fmean(losses[-max(1, len(losses) // 10) :])
+    of_a_coin = math.log(2)
+    if last_loss >= of_a_coin - _ROUNDING:
+        text = _TEXTS["judge_loss"].format(value=last_loss, limit=of_a_coin)
+        yield Violation(t, "judge", last_loss, of_a_coin, None, text, path)
+    counts = artifact.counts
+    held_out = counts.get("held_out", 0)
+    accuracy = artifact.metrics.get("held_out_accuracy")
+    if accuracy is not None and held_out >= _FEWEST_HELD_OUT:
+        low, high = wilson(accuracy * held_out, held_out)
+        if low <= 0.5:
+            what = (
+                "it cannot be told from a coin"
+                if high >= 0.5
+                else "worse than a coin, as where labels are turned"
+            )
+            figures = {"held_out": held_out, "low": low, "high": high, "what": what}
+            text = _TEXTS["judge_accuracy"].format(value=accuracy, **figures)
+            yield Violation(t, "judge", accuracy, 0.5, None, text, artifact.path)
+    num_read = counts.get("pairs", 0) + held_out
+    cut = counts.get("cut_left", 0)
+    if cut > num_read / 2:
+        max_length = artifact.record.get("config", {}).get("max_length")
+        text = _TEXTS["judge_cut"].format(value=cut / num_read, max_length=max_length)
+        yield Violation(t, "judge", cut / num_read, 0.5, None, text, artifact.path)
 
 
 def loss_at_equal_policies(dpo: DpoConfig) -> float:
@@ -273,8 +325,10 @@ class Gates:
             if action is Action.stop:
                 reasons_to_stop.append(_stopped(violation))
         if reasons_to_stop:
-            rows = rows_of(self.evaluations)
-            write_summary(self.run.folder, rows, rows[best(rows)].iteration, self.violations)
+            # None yet where the judge, which comes first, is what stops it.
+            rows = rows_of(self.evaluations) if self.evaluations else []
+            best_iteration = rows[best(rows)].iteration if rows else None
+            write_summary(self.run.folder, rows, best_iteration, self.violations)
             raise UserError("\n".join(reasons_to_stop))
 
 

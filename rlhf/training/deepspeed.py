@@ -65,7 +65,11 @@ def load_sharded(
     init_process_group(compute)
     config = deepspeed_config(compute, dtype, num_parameters)
     # What the Trainer fills in where there is one. Nothing is accumulated, clipped or offloaded here.
-    config |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "gradient_clipping": 0.0}
+    config |= {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.0,
+    }
     del config["train_batch_size"]
     config["zero_optimization"].pop("offload_optimizer", None)
     # While this object lives, transformers gives every rank its share as soon as a weight is read.

@@ -65,7 +65,9 @@ def config_folder(text):
     ),
     Case("T = 0 in part", "iterate generate.temperatures=[0,1]", ["the 4 responses", "fewer responses"]),
     Case(
-        "T = 0 twice", "iterate generate.n=2 generate.temperatures=[0,0]", ["the 2 responses", "fewer responses"]
+        "T = 0 twice",
+        "iterate generate.n=2 generate.temperatures=[0,0]",
+        ["the 2 responses", "fewer responses"],
     ),
     Case("greedy by top_k", "iterate generate.top_k=1", ["generate.top_k=1", "n=8", "generate.top_k=0"]),
     Case(

@@ -108,9 +108,7 @@ def test_a_path_that_was_set_is_read_with_given_pairs_as_ever(tmp_path: Path) ->
     """Runs that were made so have it among the inputs of their prompts."""
     write(tmp_path / "all.jsonl", range(5))
     write(tmp_path / "held_out.jsonl", range(9))
-    cfg = offline(
-        tmp_path, path=str(tmp_path / "all.jsonl"), held_out_path=str(tmp_path / "held_out.jsonl")
-    )
+    cfg = offline(tmp_path, path=str(tmp_path / "all.jsonl"), held_out_path=str(tmp_path / "held_out.jsonl"))
     run = Run(tmp_path / "run", cfg, InProcess())
     prompt_sets(cfg, run)
     assert sorted(run.made["prompts"].record["identity"]["inputs"]) == ["held_out", "prompts"]

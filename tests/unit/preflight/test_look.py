@@ -228,7 +228,9 @@ def test_given_pairs_ask_for_no_training_prompts(tmp_path, has_file):
     found = collect("data", inputs.data(cfg, files)) + collect("prompts", inputs.prompts(cfg, files, []))
     assert {each.level for each in found} == {OK}, found
     assert set(files) == {"pair.data", "prompts.held_out_path" if has_file else "prompts.path"}
-    assert said(hardware.disk(cfg, {"model.path": 1e9}), "32 GB of") in Level, "no response is sampled to train on"
+    assert said(hardware.disk(cfg, {"model.path": 1e9}), "32 GB of") in Level, (
+        "no response is sampled to train on"
+    )
 
 
 def test_a_prompt_of_an_earlier_iterations_set_is_noticed(tmp_path):
@@ -411,13 +413,19 @@ def golden(tmp_path, absurd, name="iteration_000/held_out/score", judge="/elsewh
     return score._golden_pair(Job("score", name, ScoreStage(), inputs, str(out), 1), Preferring(absurd))
 
 
-def test_the_golden_pair_is_asked_once_of_a_judge_from_outside(tmp_path):
+def test_the_golden_pair_is_asked_once_of_a_judge(tmp_path):
     assert golden(tmp_path, 0.5) == {}
     assert "scores 'Purple bananas" in golden(tmp_path, 1.0)["warning"]
     assert golden(tmp_path, float("nan"))["warning"]
     assert golden(tmp_path, 2.0, name="iteration_000/held_out/score_other")["warning"]
     assert golden(tmp_path, 2.0, name="iteration_001/score") == golden(tmp_path, 2.0, judge=None) == {}
-    assert golden(tmp_path, 2.0, judge=str(tmp_path / "world" / "judge")) == {}
+    trained = str(tmp_path / "reward_model" / "model")
+    assert golden(tmp_path, 0.5, judge=trained) == {}
+    warning = golden(tmp_path, 2.0, judge=trained)["warning"]
+    assert "for 'What is the capital of France?'" in warning and "trained in this run" in warning
+    (tmp_path / "world").mkdir()
+    assert "for 'Reverse: a d c'" in golden(tmp_path, 2.0, judge=trained)["warning"]
+    assert "capital of France" in golden(tmp_path, 2.0)["warning"], "one from outside is asked as ever"
 
 
 def test_the_golden_pairs_warning_is_said_and_changes_no_file(tmp_path, monkeypatch, capsys):
