@@ -218,3 +218,15 @@ class PreflightStage:
     """Model folders from outside, by config key."""
     prompts: list[list[dict[str, str]]] = field(default_factory=list)
     """Some of the run's prompts, as messages."""
+
+
+@dataclass
+class CallRuleStage:
+    """One call of a Python function of a run; no stage of the loop, and no artifact."""
+
+    key: str = ""
+    """The config key that names it."""
+    rule: str = ""
+    """`module:function`."""
+    messages: Optional[list[dict[str, str]]] = None
+    """A prompt that it will be asked about; null where none is here yet."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 FEW_STEPS = 10
 """Steps too few to train with, or to say anything of a training."""
@@ -84,3 +85,28 @@ class StepCount:
                 f"the learning rate rises over {self.warmup} of {self.steps} steps and is at its peak only then: "
                 f"lower {section}.warmup_ratio (the paper has 0.03)"
             )
+
+
+def steps_of(section: str, config: Any, num_items: int, what: str) -> StepCount:
+    """The optimizer steps of a training on so many things in each epoch.
+
+    Args:
+        section: of the config.
+        config: that section, or what the stage is told.
+        num_items: what an epoch goes through, over all ranks.
+        what: it is, such as "pairs".
+    """
+    max_steps = config.trainer_args.get("max_steps")
+    # Below 1 it is off, as the Trainer has it; what is no number the Trainer refuses.
+    is_limited = isinstance(max_steps, int) and max_steps > 0
+    return StepCount(
+        section,
+        num_items,
+        what,
+        config.batch_size,
+        config.num_epochs,
+        config.warmup_ratio,
+        # SFT and judges have no such setting.
+        getattr(config, "lr_scheduler", "cosine"),
+        max_steps if is_limited else None,
+    )

@@ -58,6 +58,7 @@ STAGES = {
     "dpo": Stage(Kind.training, told.DpoStage, "rlhf.training.dpo:train_dpo"),
     "export": Stage(Kind.single, told.ExportStage, "rlhf.stages.export:run"),
     "read": Stage(Kind.single, told.ReadStage, "rlhf.stages.read:run"),
+    "call_rule": Stage(Kind.single, told.CallRuleStage, "rlhf.preflight.rules:run"),
     "preflight": Stage(Kind.single, told.PreflightStage, "rlhf.preflight.tokenizers:run"),
 }
 

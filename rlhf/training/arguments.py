@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from rlhf.config.step_count import StepCount
 from rlhf.errors import ConfigError
 from rlhf.models.weight_files import num_parameters
 from rlhf.run.job import Job
@@ -59,29 +58,6 @@ def micro_batches(section: str, config: Any, num_ranks: int) -> dict[str, Any]:
         "gradient_accumulation_steps": accumulation,
         "lr_scheduler_type": "cosine",
     }
-
-
-def steps_of(section: str, config: Any, num_items: int, what: str) -> StepCount:
-    """The optimizer steps of a training on so many things in each epoch.
-
-    Args:
-        section: of the config.
-        config: the stage's.
-        num_items: what an epoch goes through, over all ranks.
-        what: it is, such as "pairs".
-    """
-    max_steps = int(config.trainer_args.get("max_steps", -1))
-    return StepCount(
-        section,
-        num_items,
-        what,
-        config.batch_size,
-        config.num_epochs,
-        config.warmup_ratio,
-        getattr(config, "lr_scheduler", "cosine"),
-        # Below 1 it is off, as the Trainer has it.
-        max_steps if max_steps > 0 else None,
-    )
 
 
 def gradient_accumulation(

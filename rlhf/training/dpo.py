@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader
 from trl import DPOConfig
 
 from rlhf.config.stage_configs import DpoStage
+from rlhf.config.step_count import steps_of
 from rlhf.run.job import Job, Outcome, Worker
-from rlhf.training.arguments import stage_arguments, steps_of
+from rlhf.training.arguments import stage_arguments
 from rlhf.training.fit import fit, step_rows
 from rlhf.training.logprobs import response_logprobs
 from rlhf.training.lora import add_adapter, export_adapter

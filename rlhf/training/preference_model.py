@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from rlhf.config.stage_configs import PreferenceModelStage
+from rlhf.config.step_count import steps_of
 from rlhf.data.records import what_became
 from rlhf.errors import DataError, TemplateRefuses
 from rlhf.models.chat import load_tokenizer
@@ -21,7 +22,7 @@ from rlhf.models.comparison import answer_ids, comparison_turn, render_compariso
 from rlhf.models.folder import load_config
 from rlhf.models.written import require_written
 from rlhf.run.job import Job, Outcome, Worker
-from rlhf.training.arguments import micro_batches, stage_arguments, steps_of
+from rlhf.training.arguments import micro_batches, stage_arguments
 from rlhf.training.fit import fit
 from rlhf.training.held_out import split, sum_over
 from rlhf.training.reward_model import sourced_preferences

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import RewardConfig, RewardTrainer
 
 from rlhf.config.stage_configs import RewardModelStage
+from rlhf.config.step_count import steps_of
 from rlhf.data.preferences import preferences_with_rows
 from rlhf.data.records import Message, what_became
 from rlhf.data.shards import read_all_rows
@@ -26,7 +27,7 @@ from rlhf.errors import DataError, TemplateRefuses
 from rlhf.models.chat import end_of_turn_id, load_tokenizer, render_conversation
 from rlhf.models.written import require_written
 from rlhf.run.job import Job, Outcome, Worker
-from rlhf.training.arguments import micro_batches, stage_arguments, steps_of
+from rlhf.training.arguments import micro_batches, stage_arguments
 from rlhf.training.fit import fit
 from rlhf.training.held_out import split, sum_over, to_device
 from rlhf.training.stage_trainer import StageTrainer

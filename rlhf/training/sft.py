@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from rlhf.config.stage_configs import SftStage
+from rlhf.config.step_count import steps_of
 from rlhf.data.conversations import read_conversations
 from rlhf.data.records import what_became
 from rlhf.data.shards import write_atomic
@@ -23,7 +24,7 @@ from rlhf.models.chat import end_of_turn_id, load_tokenizer, render_conversation
 from rlhf.models.template import Messages
 from rlhf.models.written import require_written
 from rlhf.run.job import Job, Outcome, Worker
-from rlhf.training.arguments import micro_batches, stage_arguments, steps_of
+from rlhf.training.arguments import micro_batches, stage_arguments
 from rlhf.training.fit import fit
 from rlhf.training.held_out import split, sum_over, to_device
 from rlhf.training.ranks import own_rank
