@@ -1,5 +1,5 @@
-"""How many optimizer steps a training has and how many of them warm up: the same for the training itself and for
-the look before it.
+"""How many optimizer steps a training has and how many of them warm up: for the training itself and for the
+look before it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class StepCount:
 
     @property
     def warmup(self) -> int:
-        """Steps in which the learning rate rises, from 0 in the first one: never all, or nothing is learnt."""
+        """Steps in which the learning rate rises, from 0 in the first: never all, or nothing is learnt."""
         if self.scheduler in _WITHOUT_WARMUP:
             return 0
         wanted = math.ceil(self.steps * self.warmup_ratio)
@@ -71,8 +71,8 @@ class StepCount:
         section = self.section
         if self.steps < FEW_STEPS:
             yield (
-                f"fewer than {FEW_STEPS} steps: the learning rate's schedule and Adam's averages mean little. "
-                f"Give more {self.what}, lower {section}.batch_size, or raise {section}.num_epochs"
+                f"fewer than {FEW_STEPS} steps: the learning rate's schedule and Adam's averages mean little."
+                f" Give more {self.what}, lower {section}.batch_size, or raise {section}.num_epochs"
             )
         # One step in hundreds is how warm-up is done everywhere; a tenth of the training is a loss.
         if self.warmup and self.steps <= FEW_STEPS:
@@ -82,8 +82,8 @@ class StepCount:
             )
         if self.warmup > self.steps / 2:
             yield (
-                f"the learning rate rises over {self.warmup} of {self.steps} steps and is at its peak only then: "
-                f"lower {section}.warmup_ratio (the paper has 0.03)"
+                f"the learning rate rises over {self.warmup} of {self.steps} steps and is at its peak only "
+                f"then: lower {section}.warmup_ratio (the paper has 0.03)"
             )
 
 

@@ -57,8 +57,9 @@ class Verdict:
 class Row:
     """One evaluated policy.
 
-    Rates and `disagreement` (`rlhf.stages.mix`) are in 0–1, `kl` and `log_ratio` are in nats per response; None
-    where unknown. `log_ratio` stands in the place of `kl` where responses are not drawn from the policy itself.
+    Rates and `disagreement` (`rlhf.stages.mix`) are in 0–1, `kl` and `log_ratio` are in nats per response;
+    None where unknown. `log_ratio` stands in the place of `kl` where responses are not drawn from the policy
+    itself.
     """
 
     iteration: int

@@ -36,11 +36,11 @@ _TEXTS = {
     "judge_loss": "the judge's last losses are {value:.4f}, and that of a coin is ln 2 = {limit:.4f}: it has "
     "learnt nothing that its scores could show. Look at reward_model.learning_rate and the steps "
     "(reward_model.batch_size, num_epochs), and read some of its pairs",
-    "judge_accuracy": "the judge is right on {value:.1%} of {held_out} held-out pairs, 95 % interval {low:.3f} to "
-    "{high:.3f}: {what}. Train it on more or cleaner pairs, hold out more of them "
+    "judge_accuracy": "the judge is right on {value:.1%} of {held_out} held-out pairs, 95 % interval "
+    "{low:.3f} to {high:.3f}: {what}. Train it on more or cleaner pairs, hold out more of them "
     "(reward_model.held_out_share) to see better, or take a ready judge",
-    "judge_cut": "{value:.1%} of the judge's pairs are longer than reward_model.max_length={max_length} and lost "
-    "their beginning, so it has hardly seen what was asked. Raise it",
+    "judge_cut": "{value:.1%} of the judge's pairs are longer than reward_model.max_length={max_length} and "
+    "lost their beginning, so it has hardly seen what was asked. Raise it",
     "grad_norm": "the gradient norm of step {step} is {value:.3g} times the median of the steps "
     "before it. Look at the "
     "loss around it; lower dpo.learning_rate or dpo.max_grad_norm",
@@ -83,8 +83,8 @@ class Violation:
 
 
 def check_stage(cfg: Config, t: int, artifact: Artifact) -> Iterator[Violation]:
-    """Hold a finished `generate`, `pair` or `dpo` of iteration t, or a `reward_model` (0), against its gates; what
-    is unknown passes.
+    """Hold a finished `generate`, `pair` or `dpo` of iteration t, or a `reward_model` (0), against its gates;
+    what is unknown passes.
 
     Example:
         `pair` with counts {"prompts": 10, "pairs": 4, "dropped/all_tied": 6} yields one violation of

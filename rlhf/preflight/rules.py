@@ -68,8 +68,8 @@ def _way_out(messages: list[Message] | None) -> str:
         return "The module cannot be imported: mend it, or install what it needs."
     asked = messages[-1]["content"][:200]
     return (
-        f"Every response is scored by it: let it give a number for any text, NaN where it cannot. It was called "
-        f"with the messages of a prompt that ends {asked!r} and the response {_ANSWER!r}."
+        f"Every response is scored by it: let it give a number for any text, NaN where it cannot. It was "
+        f"called with the messages of a prompt that ends {asked!r} and the response {_ANSWER!r}."
     )
 
 

@@ -24,7 +24,7 @@ from rlhf.preflight.inputs import first_of
 
 @dataclass(frozen=True)
 class _File:
-    """How the rows of a file are read: `columns` is the key of what its columns hold, `of` what is counted."""
+    """How the rows of a file are read: `columns` is the key of what its columns hold, `of` what counts."""
 
     read: Callable[..., Iterator[Any]]
     columns: str

@@ -241,8 +241,8 @@ def _golden_pair(job: Job[ScoreStage], judge: Any) -> dict[str, str]:
     ask = "Is its template its own, and higher better?"
     if was_made_here:
         ask = (
-            "It was trained in this run: is `chosen` the better answer in reward_model.data, and its held-out "
-            "accuracy above chance? (Of a judge of another language or matter this says little.)"
+            "It was trained in this run: is `chosen` the better answer in reward_model.data, and its "
+            "held-out accuracy above chance? (Of a judge of another language or matter this says little.)"
         )
     warning = (
         f"judge {job.inputs['judge']} scores {_ABSURD!r} {absurd:.3g} and {good_answer!r} {good:.3g} for "

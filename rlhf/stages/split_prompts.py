@@ -56,8 +56,8 @@ def run(job: Job[PromptsStage], worker: Worker) -> Outcome:
         train = ordered[num_held_out:]
         if needs_training and not train:
             raise ConfigError(
-                f"prompts.num_held_out is {num_held_out}, and {job.inputs['prompts']} has {len(prompts)} distinct "
-                "prompts: none is left to train on. Lower it, give more prompts, or name a file "
+                f"prompts.num_held_out is {num_held_out}, and {job.inputs['prompts']} has {len(prompts)} "
+                "distinct prompts: none is left to train on. Lower it, give more prompts, or name a file "
                 "of its own in prompts.held_out_path."
             )
     seen = sorted(name for name in job.inputs if name.startswith("seen_"))
@@ -66,8 +66,8 @@ def run(job: Job[PromptsStage], worker: Worker) -> Outcome:
         train = without_seen(train, job.input_path(name), name, counts)
     if needs_training and not train:
         raise DataError(
-            f"{job.inputs['prompts']}: every prompt is held out or belongs to an earlier iteration ({what_became(counts)}). "
-            "Give other prompts, or hold out fewer (prompts.num_held_out)."
+            f"{job.inputs['prompts']}: every prompt is held out or belongs to an earlier iteration "
+            f"({what_became(counts)}). Give other prompts, or hold out fewer (prompts.num_held_out)."
         )
     counts.update(train=len(train), held_out=len(held_out))
     num_dropped = sum(dropped(counts).values())

@@ -1,4 +1,4 @@
-"""Buffers of a model, such as the frequencies of rotary positions, in the precision its code computes them in."""
+"""Buffers of a model, such as rotary frequencies, in the precision that its code gives them."""
 
 from __future__ import annotations
 
