@@ -21,7 +21,7 @@ from rlhf.data.shards import read_rows, shard_name, write_shard
 from rlhf.models.batches import bins_by_tokens
 from rlhf.models.weight_files import num_parameters
 from rlhf.run.job import Job, Kind, Outcome, Worker
-from rlhf.run.stage_table import kind_of
+from rlhf.run.stage_table import kind_of, num_shards
 from rlhf.training.deepspeed import init_process_group, load_sharded, on_gpu
 from rlhf.training.logprobs import collate, response_budget, response_logprobs
 from rlhf.training.ranks import on_rank_zero, own_rank, sum_over_ranks, world_size
@@ -138,6 +138,9 @@ def _shards(job: Job[ReferenceStage], worker: Worker) -> Iterator[int]:
         index = on_rank_zero(lambda: next(shards, None))
         if index is None:
             return
+        if worker.rank != 0:
+            # Rank 0 alone asks the driver, which takes who says nothing for long for one that hangs.
+            worker.progress(index, num_shards(job), "shards")
         yield index
 
 

@@ -123,9 +123,14 @@ def counted(*args):
     assert held <= sum(p.ds_numel for p in engine.module.parameters()) / SHARE + 99 * 50, held
     return engine
 reference.load_sharded = counted
+from tests.stage_runner import FakeWorker
+FakeWorker.progress = lambda self, done, total, note: print("progress in", note, flush=True)
 """.replace("SHARE", str(num_ranks))
     job = make_job("reference", ReferenceConfig(), inputs, tmp_path / "z3", compute={"zero_stage": 3}, **told)
     run_ranks(job, num_ranks, count)
+    # The driver takes a worker that is silent for long for one that hangs.
+    for rank in range(1, num_ranks):
+        assert (tmp_path / "z3" / f"rank{rank}.log").read_text().count("progress in shards") == 3
     whole, shared = (list(read_all_rows(tmp_path / name)) for name in ("whole", "z3"))
     assert [row["id"] for row in shared] == [row["id"] for row in whole]
     for ours, theirs in zip(shared, whole, strict=True):
