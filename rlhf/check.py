@@ -36,7 +36,7 @@ def check(cfg: CheckConfig) -> None:
             device = cfg.compute.device.value
             # One process for a moment: preloading the engines would take longer than the look.
             launcher = LocalLauncher(folder, token, preload=False, device=device)
-            findings = look(cfg, launcher)
+            findings = look(cfg, launcher, call_rules=True)
     fine = all(item.level is not Level.error for item in findings)
     if cfg.json:
         rows = [asdict(item) | {"level": item.level.name} for item in findings]

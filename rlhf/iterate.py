@@ -36,14 +36,16 @@ def iterate(cfg: Config, run: Run) -> Artifact:
     Returns the best iterate on the held-out prompts. Called twice: once to plan, where nothing runs and
     unfinished artifacts have no digest, and once for real.
     """
+    evaluations: list[Evaluation] = []
+    gates = Gates(run, evaluations)
     initial = policy = initial_policy(cfg, run)
     judges = judges_of(cfg, run, initial)
+    if cfg.reward_model.data is not None:
+        gates.stage_finished(0, run.made["reward_model"])
     prompts = prompt_sets(cfg, run)
     dtype = policy_dtype(cfg, initial)
     num_workers = gpu_workers(cfg.compute, cfg.generate.tensor_parallel_size)
     yardstick = yardstick_of(cfg, run, initial, judges, prompts.held_out, num_workers)
-    evaluations: list[Evaluation] = []
-    gates = Gates(run, evaluations)
 
     evaluations.append(evaluate(iteration_step(run, 0, dtype), initial, yardstick))
     for t in range(1, cfg.num_iterations + 1):

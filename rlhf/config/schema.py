@@ -60,7 +60,8 @@ class PromptsConfig(PromptsSettings):
     path: Any = "RLHFlow/iterative-prompt-v1-iter{iteration}-20K"
     """JSON, JSONL, CSV or Parquet file, data set on the Hub (`owner/name[@revision][:[subset/]split]`, split
     train if not said), or `@stage/…`; or a list of them. With `{iteration}` in it each iteration has a set of
-    its own, else they share this one."""
+    its own, else they share this one. Given pairs (`pair.data`) with a `held_out_path` need none: null, or
+    the default, which is then not read."""
     held_out_path: Optional[str] = None
     """The prompts to evaluate on, as `path`; null cuts them off `path` (off iteration 1's) before anything
     else."""
@@ -168,7 +169,7 @@ class PairConfig(PairSettings):
 
     data: Optional[str] = None
     """Given preference pairs (as `reward_model.data`) in place of sampled ones: offline DPO, with
-    num_iterations=1."""
+    num_iterations=1 and no training prompts."""
     columns: Any = setting(None, later=True)
     """What columns of `data` hold (as `prompts.columns`)."""
 
@@ -188,7 +189,8 @@ class EvaluateConfig:
     n: int = 4
     """Samples per held-out prompt."""
     temperature: float = setting(1.0, within=NOT_NEGATIVE)
-    """Sampling temperature."""
+    """Sampling temperature; 0 wants n = 1. At another than 1 (or with `generate.top_p`, `top_k`) the table
+    has a mean log-ratio to π0 in place of the KL."""
     gold: Optional[str] = setting(None, code=True)
     """`module:function` that maps (messages, response) to 0 or 1: a yardstick that the loop never sees."""
     judges: dict[str, str] = field(default_factory=dict)
@@ -205,6 +207,9 @@ class GatesConfig:
     # The one gate that stops by itself: the whole training would be anchored to something else.
     first_loss: Action = Action.stop
     """The first DPO loss where the policy is the reference: ln 2, or what `dpo.loss` is at equal policies."""
+    judge: Action = Action.warn
+    """A judge that the run has trained is at chance: by its last losses or its held-out accuracy, or because
+    most of what it read was cut."""
     grad_norm: Action = Action.warn
     """A step's gradient norm beside the median of the steps before it, from the 11th step on."""
     max_grad_growth: float = setting(100.0, within=NOT_NEGATIVE)
@@ -228,7 +233,8 @@ class GatesConfig:
     max_length_growth: float = setting(1.5, within=NOT_NEGATIVE)
     """So many times π0's."""
     kl: Action = Action.warn
-    """KL to π0 on the held-out prompts."""
+    """KL to π0 on the held-out prompts, or the mean log-ratio where `evaluate.temperature`, `generate.top_p`
+    or `top_k` make it no KL."""
     # Far beyond what the article's β and rate lead to; best-of-n stays below log n.
     max_kl: float = setting(50.0, within=NOT_NEGATIVE)
     """Nats per response."""

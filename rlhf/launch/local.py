@@ -182,6 +182,8 @@ class LocalLauncher:
             done, total, note = body
             worker.last_report = f"{done:g} of {total:g} {note}"
             self.on_progress(done, total, note)
+        elif kind == "say":
+            self.say(body)
         elif kind == "outcome":
             worker.outcome = body
             worker.is_leaving = True

@@ -59,6 +59,10 @@ class PipeWorker:
         body = (done, total, note)
         self._pipe.send(("progress", body))
 
+    def say(self, text: str) -> None:
+        """Let the driver print some lines."""
+        self._pipe.send(("say", text))
+
 
 def main(job: Job[Any], assignment: Assignment, pipe: Connection) -> None:
     """Run one worker of a stage attempt; everything it reports goes through the pipe."""

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from rlhf.config.fields import compared
 from rlhf.config.schema import Config
-from rlhf.loop.figures import KL_ESTIMATOR, Row, table
+from rlhf.loop.figures import KL_ESTIMATOR, Row, distance_text, table
 from rlhf.run.artifact import Artifact
 
 # Where and how it ran, and limits that change nothing: no part of what the model is.
@@ -52,7 +52,9 @@ def facts(cfg: Config, rows: Sequence[Row], policies: Sequence[Artifact], iterat
         3, …}
     """
     base = cfg.model.path
-    return {
+    # Only where it is no KL: facts are part of what an export is, and those of other runs stay as they are.
+    distance = {} if rows[0].log_ratio is None else {"distance": distance_text(rows)}
+    return distance | {
         "base": name_of(base),
         "base_model": base if is_hub_id(base) else None,
         "sft": cfg.sft.data is not None,
@@ -68,7 +70,9 @@ def facts(cfg: Config, rows: Sequence[Row], policies: Sequence[Artifact], iterat
 
 
 def _prompt_names(cfg: Config) -> str:
-    """The files or data sets of prompts."""
+    """The files or data sets that training prompts come from: of the prompts, or of given pairs."""
+    if cfg.pair.data is not None:
+        return name_of(cfg.pair.data)
     if isinstance(cfg.prompts.path, str):
         return name_of(cfg.prompts.path)
     return ", ".join(map(name_of, cfg.prompts.path))
@@ -157,8 +161,8 @@ with the worst and trained with DPO (*RLHF Workflow*, arXiv 2405.07863).
 {facts["table"]}
 ```
 
-`score` is the judge's mean, `gold` a check the training never saw, `win rate` by the judge against π0, KL is
-{KL_ESTIMATOR}. The policy was chosen by the first column, so that figure is a little too good.
+`score` is the judge's mean, `gold` a check the training never saw, `win rate` by the judge against π0,
+{facts.get("distance", f"KL is {KL_ESTIMATOR}")}. The policy was chosen by the first column, so that figure is a little too good.
 
 ## Use
 

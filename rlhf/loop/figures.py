@@ -17,6 +17,10 @@ from rlhf.data.shards import read_all_rows, write_atomic
 from rlhf.run.artifact import Artifact
 
 KL_ESTIMATOR = "k1: mean over samples of log π_t − log π0, nats per response"
+_NOT_KL = (
+    "the mean over samples of log π_t − log π0, nats per response; it is not the KL, because the samples are "
+    "not drawn from π_t itself but at another temperature than 1, or with top_p or top_k"
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,9 @@ class Verdict:
 class Row:
     """One evaluated policy.
 
-    Rates and `disagreement` (`rlhf.stages.mix`) are in 0–1, `kl` is in nats per response; None where unknown.
+    Rates and `disagreement` (`rlhf.stages.mix`) are in 0–1, `kl` and `log_ratio` are in nats per response;
+    None where unknown. `log_ratio` stands in the place of `kl` where responses are not drawn from the policy
+    itself.
     """
 
     iteration: int
@@ -84,6 +90,12 @@ class Row:
     left_out: dict[str, int] = field(default_factory=dict)
     """How many responses a column leaves out because their figure is not finite: by `score`, `gold`, `KL` or the
     judge's name; without columns that leave out none."""
+    log_ratio: float | None = None
+
+    @property
+    def distance(self) -> float | None:
+        """How far from π0 in nats per response: the KL, or what stands in its place."""
+        return self.kl if self.log_ratio is None else self.log_ratio
 
 
 def scores_by_prompt(scores: Artifact) -> dict[str, list[float]]:
@@ -145,10 +157,25 @@ def mean_and_interval(per_prompt: Sequence[float]) -> tuple[float, float, float]
     return mean, low, high
 
 
-def kl_to_initial(candidates: Artifact, reference: Artifact) -> float:
-    """KL(π_t‖π0), estimated as the mean of log π_t(y) − log π0(y) over sampled responses y, in nats.
+def drawn_from_the_policy(candidates: Artifact) -> bool:
+    """Whether responses have the probabilities that are recorded: temperature 1, and no token is left out."""
+    told = candidates.record.get("config", {})
+    temperatures = set(told.get("temperatures", [1.0]))
+    return temperatures == {1.0} and told.get("top_p", 1.0) == 1.0 and not told.get("top_k", 0)
 
-    A response whose ratio is not finite is left out: one of them would make a NaN of all the others.
+
+def distance_text(rows: Sequence[Row]) -> str:
+    """What the table's distance to π0 is."""
+    if rows[0].log_ratio is None:
+        return f"KL is {KL_ESTIMATOR}"
+    return f"log π/π0 is {_NOT_KL}"
+
+
+def log_ratio_to_initial(candidates: Artifact, reference: Artifact) -> float:
+    """The mean of log π_t(y) − log π0(y) over sampled responses y, in nats.
+
+    Of responses drawn from π_t itself this estimates KL(π_t‖π0). A response whose ratio is not finite is left
+    out: one of them would make a NaN of all the others.
     """
     return _mean(finite(_log_ratios(candidates, reference)))
 
@@ -209,6 +236,8 @@ def row_of(evaluation: Evaluation, initial: Evaluation) -> Row:
     judges = {}
     for name, scores in evaluation.others.items():
         judges[name] = verdict(scores, None if is_initial else initial.others[name])
+    distance = 0.0 if is_initial else _log_ratio(evaluation)
+    is_kl = drawn_from_the_policy(evaluation.candidates)
     counts = evaluation.candidates.counts
     # No response at all gives rates of 0 instead of a division by zero.
     num_responses = max(1, counts["responses"])
@@ -220,13 +249,14 @@ def row_of(evaluation: Evaluation, initial: Evaluation) -> Row:
         win_rate_low=own.win_rate_low,
         win_rate_high=own.win_rate_high,
         mean_response_tokens=counts["response_tokens"] / num_responses,
-        kl=0.0 if is_initial else _kl(evaluation),
+        kl=distance if is_kl else None,
         truncated=counts["truncated"] / num_responses,
         pairs=evaluation.pair.counts["pairs"] if evaluation.pair else None,
         dropped=_dropped(evaluation),
         judges=judges,
         disagreement=evaluation.scores.metrics.get("disagreement"),
         left_out=_left_out(evaluation),
+        log_ratio=None if is_kl else distance,
     )
 
 
@@ -254,17 +284,21 @@ def _gold_accuracy(evaluation: Evaluation) -> float | None:
     return fmean(gold_scores) if gold_scores else None
 
 
-def _kl(evaluation: Evaluation) -> float | None:
+def _log_ratio(evaluation: Evaluation) -> float | None:
     if evaluation.reference is None:
         return None
-    return kl_to_initial(evaluation.candidates, evaluation.reference)
+    return log_ratio_to_initial(evaluation.candidates, evaluation.reference)
 
 
 def _dropped(evaluation: Evaluation) -> dict[str, int]:
     """What was dropped on the way to the pairs that this policy was trained on, by reason."""
     counts: dict[str, int] = {}
-    # No reason occurs in both stages, so that nothing is overwritten.
-    for artifact in (evaluation.generate, evaluation.pair):
+    stages = [evaluation.generate, evaluation.pair]
+    if evaluation.pair is not None:
+        # What π0 was fine-tuned on, if it was, is another matter.
+        stages.append(evaluation.policy)
+    # No reason occurs in two of them, so that nothing is overwritten.
+    for artifact in stages:
         if artifact is not None:
             counts.update(artifact.counts)
     return dropped(counts)
@@ -301,7 +335,8 @@ def _heads(row: Row) -> list[str]:
     heads = ["policy", "score", "gold", "win rate vs π0 (95 %)"]
     for judge in row.judges:
         heads += [judge, "win rate"]
-    heads += ["tokens", "KL to π0", "cut", "pairs", "dropped"]
+    distance = "KL to π0" if row.log_ratio is None else "log π/π0"
+    heads += ["tokens", distance, "cut", "pairs", "dropped"]
     return heads
 
 
@@ -315,7 +350,7 @@ def _cells(row: Row) -> list[str]:
         cells.append(_number(judge.mean_score, "+.3f"))
         cells.append(_win_rate_cell(judge))
     cells.append(f"{row.mean_response_tokens:.1f}")
-    cells.append(_number(row.kl, ".2f"))
+    cells.append(_number(row.distance, ".2f"))
     cells.append(f"{100 * row.truncated:.1f} %")
     cells.append(_number(row.pairs, "d"))
     reasons = [f"{reason} {count}" for reason, count in sorted(row.dropped.items())]
@@ -360,7 +395,7 @@ def best(rows: Sequence[Row]) -> int:
 def write_summary(
     folder: Path,
     rows: Sequence[Row],
-    best_iteration: int,
+    best_iteration: int | None,
     gates: Sequence[dict[str, Any]] = (),
 ) -> None:
     """`summary.json`: the figures for programs, and what `rlhf.loop.gates` found.
@@ -369,20 +404,29 @@ def write_summary(
         One of `gates`, shortened:
         {"iteration": 2, "gate": "kl", "value": 61.5, "threshold": 50.0, "limit": "max_kl", "action": "warn"}
     """
-    iterations = []
-    for row in rows:
-        figures = asdict(row)
-        if not row.left_out:
-            del figures["left_out"]
-        iterations.append(_jsonable(figures))
+    is_kl = not rows or rows[0].log_ratio is None
     summary = {
-        "iterations": iterations,
+        "iterations": [_figures(row) for row in rows],
         "best_iteration": best_iteration,
-        "kl_estimator": KL_ESTIMATOR,
+        "kl_estimator": KL_ESTIMATOR if is_kl else None,
         "gates": [_jsonable(gate) for gate in gates],
     }
+    if not is_kl:
+        summary["log_ratio"] = _NOT_KL
     text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
     write_atomic(folder / "summary.json", text.encode())
+
+
+def _figures(row: Row) -> object:
+    """A row for `summary.json`, where `log_ratio` stands only if it takes the place of `kl`, and `left_out`
+    only if something was.
+    """
+    figures = asdict(row)
+    if row.log_ratio is None:
+        del figures["log_ratio"]
+    if not row.left_out:
+        del figures["left_out"]
+    return _jsonable(figures)
 
 
 def _jsonable(value: object) -> object:

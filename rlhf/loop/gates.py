@@ -17,8 +17,10 @@ from typing import Any
 
 from rlhf.config.choices import Action, Loss, Reference
 from rlhf.config.schema import Config
+from rlhf.config.step_count import FEW_STEPS
 from rlhf.config.training import MAIN_JUDGE, DpoConfig
 from rlhf.errors import UserError
+from rlhf.evaluation.judge_quality import wilson
 from rlhf.loop.figures import (
     Evaluation,
     Row,
@@ -35,12 +37,22 @@ from rlhf.run.plan import Run
 
 METRICS = "metrics.jsonl"
 """A training's optimizer steps, in its folder."""
-FEW_STEPS = 10
-"""Steps too few to speak of a usual gradient norm, or of an accuracy."""
+_ROUNDING = 1e-3
+"""Of a loss in fp32: how far below that of a coin a judge of equal scores may seem."""
+_FEWEST_HELD_OUT = 4
+"""Of fewer pairs even all right could be a coin's luck: Wilson's interval of 3 of 3 holds ½."""
 _TEXTS = {
     "first_loss": "the first loss is {value:.4f}, but a policy that is its own reference has "
     "{limit:.4f}: the two see "
     "other weights, tokens or precision. See whether a model's files changed, and try model.dtype=float32",
+    "judge_loss": "the judge's last losses are {value:.4f}, and that of a coin is ln 2 = {limit:.4f}: it has "
+    "learnt nothing that its scores could show. Look at reward_model.learning_rate and the steps "
+    "(reward_model.batch_size, num_epochs), and read some of its pairs",
+    "judge_accuracy": "the judge is right on {value:.1%} of {held_out} held-out pairs, 95 % interval "
+    "{low:.3f} to {high:.3f}: {what}. Train it on more or cleaner pairs, hold out more of them "
+    "(reward_model.held_out_share) to see better, or take a ready judge",
+    "judge_cut": "{value:.1%} of the judge's pairs are longer than reward_model.max_length={max_length} and "
+    "lost their beginning, so it has hardly seen what was asked. Raise it",
     "grad_norm": "the gradient norm of step {step} is {value:.3g} times the median of the steps "
     "before it. Look at the "
     "loss around it; lower dpo.learning_rate or dpo.max_grad_norm",
@@ -55,7 +67,7 @@ _TEXTS = {
     "length": "π{t}'s responses are {value:.2f} times as long as π0's: the judge may reward "
     "length. Read some; set "
     "pair.length_penalty, or add a judge under evaluate.judges",
-    "kl": "π{t} is {value:.2f} nats per response from π0, where the judge is less and less to be "
+    "kl": "π{t} is {value:.2f} nats per response from π0{no_kl}, where the judge is less and less to be "
     "trusted. Raise "
     "dpo.beta, lower dpo.learning_rate, or take an earlier iterate",
     "second_judge": "{judge} changes by {change:+.3f} from π{base} to π{t}, a fall of {value:.1f} "
@@ -83,7 +95,8 @@ class Violation:
 
 
 def check_stage(cfg: Config, t: int, artifact: Artifact) -> Iterator[Violation]:
-    """Hold a finished `generate`, `pair` or `dpo` of iteration t against its gates; what is unknown passes.
+    """Hold a finished `generate`, `pair` or `dpo` of iteration t, or a `reward_model` (0), against its gates;
+    what is unknown passes.
 
     Example:
         `pair` with counts {"prompts": 10, "pairs": 4, "dropped/all_tied": 6} yields one violation of
@@ -98,6 +111,8 @@ def check_stage(cfg: Config, t: int, artifact: Artifact) -> Iterator[Violation]:
         num_alike = counts.get("dropped/identical_text", 0) + counts.get("dropped/all_tied", 0)
         share = num_alike / counts["prompts"]
         yield from _beyond(cfg, t, "same_candidates", "max_same_candidates", share, artifact.path)
+    if stage == "reward_model":
+        yield from _judge(t, artifact)
     if stage == "dpo":
         path = artifact.path / METRICS
         steps = training_steps(path)
@@ -136,6 +151,38 @@ def training_steps(path: Path) -> list[dict[str, Any]]:
     if not steps:
         raise damaged(path, "it has no step", path.parent)
     return steps
+
+
+def _judge(t: int, artifact: Artifact) -> Iterator[Violation]:
+    """Signs that a judge which was trained here is no better than a coin."""
+    path = artifact.path / METRICS
+    losses = [step["loss"] for step in training_steps(path)]
+    # The loss of one batch is noisy: of long trainings the last tenth.
+    last_loss = fmean(losses[-max(1, len(losses) // 10) :])
+    of_a_coin = math.log(2)
+    if last_loss >= of_a_coin - _ROUNDING:
+        text = _TEXTS["judge_loss"].format(value=last_loss, limit=of_a_coin)
+        yield Violation(t, "judge", last_loss, of_a_coin, None, text, path)
+    counts = artifact.counts
+    held_out = counts.get("held_out", 0)
+    accuracy = artifact.metrics.get("held_out_accuracy")
+    if accuracy is not None and held_out >= _FEWEST_HELD_OUT:
+        low, high = wilson(accuracy * held_out, held_out)
+        if low <= 0.5:
+            what = (
+                "it cannot be told from a coin"
+                if high >= 0.5
+                else "worse than a coin, as where labels are turned"
+            )
+            figures = {"held_out": held_out, "low": low, "high": high, "what": what}
+            text = _TEXTS["judge_accuracy"].format(value=accuracy, **figures)
+            yield Violation(t, "judge", accuracy, 0.5, None, text, artifact.path)
+    num_read = counts.get("pairs", 0) + held_out
+    cut = counts.get("cut_left", 0)
+    if cut > num_read / 2:
+        max_length = artifact.record.get("config", {}).get("max_length")
+        text = _TEXTS["judge_cut"].format(value=cut / num_read, max_length=max_length)
+        yield Violation(t, "judge", cut / num_read, 0.5, None, text, artifact.path)
 
 
 def loss_at_equal_policies(dpo: DpoConfig) -> float:
@@ -206,8 +253,9 @@ def check_iteration(
     place = evaluations[-1].candidates.path
     growth = last.mean_response_tokens / max(first.mean_response_tokens, 1e-9)
     yield from _beyond(cfg, t, "length", "max_length_growth", growth, place)
-    if last.kl is not None:
-        yield from _beyond(cfg, t, "kl", "max_kl", last.kl, place)
+    if last.distance is not None:
+        no_kl = "" if last.log_ratio is None else " (the mean log-ratio of its samples, which is no KL here)"
+        yield from _beyond(cfg, t, "kl", "max_kl", last.distance, place, no_kl=no_kl)
     previous = len(rows) - 2
     for base in sorted({previous, 0}, reverse=True):  # in iteration 1 they are the same
         yield from _second_judge(cfg, rows, evaluations, base)
@@ -322,8 +370,10 @@ class Gates:
         if reasons_to_stop:
             for evaluation in self.evaluations:
                 self.run.verify(*measured(evaluation))
-            rows = rows_of(self.evaluations)
-            write_summary(self.run.folder, rows, rows[best(rows)].iteration, self.violations)
+            # None yet where the judge, which comes first, is what stops it.
+            rows = rows_of(self.evaluations) if self.evaluations else []
+            best_iteration = rows[best(rows)].iteration if rows else None
+            write_summary(self.run.folder, rows, best_iteration, self.violations)
             raise UserError("\n".join(reasons_to_stop))
 
 

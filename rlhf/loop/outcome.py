@@ -10,7 +10,7 @@ from pathlib import Path
 from rlhf.config.stage_configs import ExportStage
 from rlhf.loop import card
 from rlhf.loop.best import link_best
-from rlhf.loop.figures import KL_ESTIMATOR, Evaluation, Row, best, measured, rows_of, table, write_summary
+from rlhf.loop.figures import Evaluation, Row, best, distance_text, measured, rows_of, table, write_summary
 from rlhf.loop.gates import Gates
 from rlhf.run.artifact import Artifact
 from rlhf.run.plan import Run
@@ -57,10 +57,17 @@ def conclude(run: Run, evaluations: Sequence[Evaluation], dtype: str) -> Artifac
             "No iterate beats π0 on the held-out prompts: best is π0 itself. Look at the table "
             "before going on."
         )
-    run.say(f"KL is {KL_ESTIMATOR}. Dropped counts prompts without a pair.")
+    run.say(f"{distance_text(rows)}. Dropped counts prompts without a pair{_dropped_pairs(rows)}.")
     run.say(
         f"best policy   {run.folder / 'best'} -> {target} (π{chosen.iteration}, highest held-out mean score)"
     )
     run.say(f"figures       {run.folder / 'summary.json'}")
     run.say(f"everything    {run.folder} (iteration_*/generate, score, pair, reference, dpo, held_out; logs)")
     return model
+
+
+def _dropped_pairs(rows: Sequence[Row]) -> str:
+    """What to add where DPO dropped pairs too."""
+    if any("long_prompt" in row.dropped for row in rows):
+        return " (long_prompt: pairs whose prompt fills dpo.max_length)"
+    return ""

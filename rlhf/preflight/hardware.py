@@ -18,10 +18,13 @@ from rlhf.config.choices import Engine
 from rlhf.config.schema import Config
 from rlhf.generation.vllm_args import check_batching
 from rlhf.launch.machine import gpus, memory
+from rlhf.loop.prompt_sets import samples_to_train
 from rlhf.models.weight_files import has_weights, saved_dtype
 from rlhf.preflight.capacity import check_capacity
 from rlhf.preflight.findings import Finding, Level, finding
 from rlhf.run.commit import VERSIONS
+from rlhf.run.job import Kind
+from rlhf.run.stage_table import kind_of
 
 _PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 _FP32 = 4  # bytes of a number
@@ -61,7 +64,9 @@ def _bytes_to_write(cfg: Config, sizes: dict[str, float], folder: Path) -> float
     num_policies = num_left + 1  # one of them is the export
     if cfg.sft.data is not None:
         num_policies += 1
-    responses = num_left * cfg.prompts.num_per_iteration * cfg.generate.n
+    responses = 0
+    if samples_to_train(cfg):
+        responses = num_left * cfg.prompts.num_per_iteration * cfg.generate.n
     # Half of the limit: most responses end before it.
     tokens = responses * cfg.generate.max_new_tokens / 2
     weights = _FP32 * policy * num_policies + _FP32 * judge
@@ -147,6 +152,12 @@ def _needs(cfg: Config, weights: dict[str, float], parameters: float, ranks: int
         judge = 0  # it takes its memory where the server runs
     workers = cfg.compute.num_inference_workers or 1
     split = "tensor_parallel_size=2 or more"
+    # Independent workers have all weights each; ranks under ZeRO-3 have a share.
+    reference_processes = workers
+    reference = policy
+    if kind_of("reference", cfg.compute) is Kind.training:
+        reference_processes = ranks
+        reference = policy / ranks
     return [
         _Need(
             "generate",
@@ -154,6 +165,13 @@ def _needs(cfg: Config, weights: dict[str, float], parameters: float, ranks: int
             workers,
             cfg.generate.gpu_memory_utilization,
             f"generate.{split}",
+        ),
+        _Need(
+            "reference",
+            reference,
+            reference_processes,
+            1,
+            "compute.zero_stage=3 with more training ranks (GPUs)",
         ),
         _Need(
             "dpo",

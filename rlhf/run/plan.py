@@ -30,7 +30,7 @@ from rlhf.run.manifest import check_folder, read_identity, read_manifest
 from rlhf.run.owner import require_own_code
 from rlhf.run.refusal import changes_of, refusal
 from rlhf.run.reuse import has_gone, reusable_stages
-from rlhf.run.stage_table import STAGES, num_shards
+from rlhf.run.stage_table import STAGES, kind_of, num_shards
 from rlhf.run.stopwatch import stopwatch
 
 SCHEMA = 1
@@ -304,7 +304,7 @@ class Run:
             self.console.begin(name)
         try:
             with stopwatch(partial) as seconds:
-                outcome = self.launcher.launch(job, STAGES[stage].kind, missing)
+                outcome = self.launcher.launch(job, kind_of(stage, compute), missing)
                 counts = outcome.counts | sum_counts(partial)
         except UserError:
             if _is_cheap(stage, partial):

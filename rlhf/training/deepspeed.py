@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -59,6 +60,40 @@ def group_timeout(compute: ComputeConfig) -> timedelta:
     """
     seconds = compute.hang_seconds or _FOR_EVER
     return timedelta(seconds=min(seconds, _FOR_EVER))
+
+
+def load_sharded(
+    load: Callable[[], Any], compute: ComputeConfig, dtype: torch.dtype, num_parameters: int
+) -> Any:
+    """A model to compute with and not to train, whose weights are shared out over the ranks (ZeRO-3).
+
+    Every rank calls it, and afterwards the model, equally often.
+
+    Args:
+        load: loads the model by transformers.
+        compute: where it runs; its `zero_stage` is 3.
+        dtype: that `load` loads in.
+        num_parameters: of the model.
+    """
+    import deepspeed
+    from transformers.integrations import HfDeepSpeedConfig
+
+    init_process_group(compute)
+    config = deepspeed_config(compute, dtype, num_parameters)
+    # What the Trainer fills in where there is one. Nothing is accumulated, clipped or offloaded here.
+    config |= {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.0,
+    }
+    del config["train_batch_size"]
+    config["zero_optimization"].pop("offload_optimizer", None)
+    # While this object lives, transformers gives every rank its share as soon as a weight is read.
+    is_known = HfDeepSpeedConfig(config)
+    model = load().eval()
+    del is_known
+    engine, *_ = deepspeed.initialize(model=model, config=config)
+    return engine
 
 
 def deepspeed_config(

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from trl import DPOConfig
 
 from rlhf.config.stage_configs import DpoStage
+from rlhf.config.step_count import steps_of
 from rlhf.run.job import Job, Outcome, Worker
 from rlhf.training.arguments import stage_arguments
 from rlhf.training.deepspeed import fit_buckets
@@ -188,7 +189,8 @@ def train_dpo(job: Job[DpoStage], worker: Worker) -> Outcome:
         rpo_alpha=config.rpo_alpha,
     )
     counts["pairs"] = len(pairs)
-    outcome = fit(trainer, policy, job, worker, counts, export)
+    step_count = steps_of("dpo", config, len(pairs), "pairs")
+    outcome = fit(trainer, policy, job, worker, counts, step_count, export)
     # Those that were planned, also where `trainer_args.max_steps` ends the training earlier.
     outcome.counts["steps"] = len(steps)
     rows = step_rows(trainer)

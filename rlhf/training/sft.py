@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -16,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from rlhf.config.stage_configs import SftStage
+from rlhf.config.step_count import steps_of
 from rlhf.data.conversations import read_conversations
 from rlhf.data.records import what_became
 from rlhf.data.shards import write_atomic
@@ -41,7 +41,6 @@ from rlhf.training.tokens import (
 )
 from rlhf.training.weights import export_model, load_model, resolve_dtype
 
-_log = logging.getLogger(__name__)
 _COLUMNS = ["input_ids", "labels"]
 
 
@@ -241,12 +240,6 @@ def _datasets(
         make_packs = partial(_packs, training_rows, config.max_length)
         training_rows = token_dataset(job.out_path / PACKS, [*_COLUMNS, "seq_lengths"], make_packs)
         counts["packs"] = len(training_rows)
-        if len(training_rows) < config.batch_size:
-            _log.warning(
-                "all data makes %d packs, less than one step of sft.batch_size=%d",
-                len(training_rows),
-                config.batch_size,
-            )
     return training_rows, dataset.select(held_out)
 
 
@@ -311,6 +304,7 @@ def train_sft(job: Job[SftStage], worker: Worker) -> Outcome:
         job,
         worker,
         counts,
+        steps_of("sft", config, len(training_rows), "packs" if config.packing else "conversations"),
         export=partial(_export, model, source, job.out_path / "model", new_tokenizer),
         measure=partial(held_out_loss, trainer, held_out_rows, config.micro_batch_size),
     )

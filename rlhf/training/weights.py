@@ -25,6 +25,7 @@ from rlhf.models.weight_files import (
     weight_headers,
     write_index,
 )
+from rlhf.training.buffers import restore_buffers
 from rlhf.training.ranks import barrier, own_rank
 
 _COPIED = {".json", ".jinja", ".txt", ".model", ".py"}
@@ -76,7 +77,8 @@ def load_model(
         new_head=reward_model,
         config=config,
     )
-    # And where a model has it without saying so in its config.
+    restore_buffers(model, config, dtype)
+    # And where a model has dropout without saying so in its config.
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -87,6 +87,9 @@ class _Worker:
     def shards(self) -> Any:
         return iter(self._shards)
 
+    def say(self, text: str) -> None:
+        pass
+
     def progress(self, done: float, total: float, note: str = "") -> None:
         pass
 

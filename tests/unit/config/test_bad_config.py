@@ -64,6 +64,33 @@ def config_folder(text):
         ["temperature 0", "n=8", "Use a temperature above"],
     ),
     Case("T = 0 in part", "iterate generate.temperatures=[0,1]", ["the 4 responses", "fewer responses"]),
+    Case(
+        "T = 0 twice",
+        "iterate generate.n=2 generate.temperatures=[0,0]",
+        ["the 2 responses", "fewer responses"],
+    ),
+    Case("greedy by top_k", "iterate generate.top_k=1", ["generate.top_k=1", "n=8", "generate.top_k=0"]),
+    Case(
+        "T = 0 in the evaluation",
+        "iterate evaluate.temperature=0",
+        ["evaluate.temperature=0.0 with evaluate.n=4", "Set evaluate.n=1"],
+    ),
+    Case(
+        "nearly 0 in the evaluation",
+        "iterate evaluate.temperature=1e-6 evaluate.n=2",
+        ["evaluate.temperature=1e-06 with evaluate.n=2", "Set evaluate.n=1"],
+    ),
+    Case(
+        "greedy evaluation of given pairs",
+        "iterate pair.data=p.jsonl num_iterations=1 generate.n=1 generate.temperatures=[1] generate.top_k=1",
+        ["evaluate.n=4 with generate.top_k=1", "Set evaluate.n=1"],
+    ),
+    Case("no prompts", "iterate prompts.path=null", ["prompts.path=null", "must be a path"]),
+    Case(
+        "nothing to evaluate on",
+        "iterate pair.data=p.jsonl num_iterations=1 prompts.path=null",
+        ["prompts.path=null with prompts.held_out_path=null", "Set prompts.held_out_path"],
+    ),
     Case("one response", "iterate generate.n=1 generate.temperatures=[1]", ["generate.n=1", "Use 2 or more"]),
     Case("uneven n", "iterate generate.n=7", ["generate.n=7", "multiple of 2"]),
     Case("all wrong at once", "iterate dpo.beta=0 generate.n=0", ["dpo.beta=0", "generate.n=0"]),

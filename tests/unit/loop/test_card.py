@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -64,6 +65,19 @@ def test_a_local_base_is_named_and_no_path_is_told():
     cfg.model.path = "/secret/my-policy"
     text = card.text(facts(cfg), "float32")
     assert "my-policy (π0)" in text and "base_model:" not in text and "secret" not in text
+
+
+def test_a_distance_that_is_no_kl_is_not_called_so():
+    assert "KL is k1" in card.text(facts(), "float32") and "distance" not in facts()
+    rows = [replace(each, kl=None, log_ratio=0.5) for each in ROWS]
+    text = card.text(facts(rows=rows), "float32")
+    assert "KL is" not in text and "log π/π0 is the mean" in text and "it is not the KL" in text
+
+
+def test_given_pairs_are_what_it_was_trained_on():
+    cfg = config()
+    cfg.prompts.path, cfg.pair.data = None, "/secret/pairs.jsonl"
+    assert facts(cfg)["prompts"] == "pairs.jsonl"
 
 
 def test_what_only_changes_the_cost_is_not_on_the_card():

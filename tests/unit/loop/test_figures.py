@@ -12,7 +12,8 @@ from rlhf.loop.figures import (
     Evaluation,
     Row,
     best,
-    kl_to_initial,
+    distance_text,
+    log_ratio_to_initial,
     rows_of,
     table,
     verdict,
@@ -84,7 +85,7 @@ def test_win_rate_leaves_out_what_is_not_a_number():
 def test_kl_is_the_mean_log_ratio_per_response(tmp_path):
     sampled = candidates(tmp_path / "c", {"a": [-1.0, -2.0], "b": [-3.0, -4.0]})
     reference = scores(tmp_path / "r", {"a": [-2.0, -2.0], "b": [-5.0, -7.0]}, LOGPROBS_SCHEMA, "logprobs")
-    assert kl_to_initial(sampled, reference) == pytest.approx((1 + 0 + 2 + 3) / 4)
+    assert log_ratio_to_initial(sampled, reference) == pytest.approx((1 + 0 + 2 + 3) / 4)
 
 
 def evaluations(tmp_path):
@@ -122,6 +123,45 @@ def test_rows_and_the_summary_file(tmp_path):
         "mean_response_tokens", "kl", "truncated", "pairs", "dropped", "judges", "disagreement",
     ]  # fmt: skip
     assert written["iterations"][0]["win_rate"] is None
+
+
+AT_1 = {"temperatures": [1.0], "top_p": 1.0, "top_k": 0}
+
+
+@pytest.mark.parametrize(
+    ("told", "is_kl"),
+    [
+        (AT_1, True),
+        ({**AT_1, "temperatures": [0.7]}, False),
+        ({**AT_1, "temperatures": [1.0, 0.7]}, False),
+        ({**AT_1, "temperatures": [0.0]}, False),
+        ({**AT_1, "top_p": 0.9}, False),
+        ({**AT_1, "top_k": 50}, False),
+    ],
+)
+def test_the_kl_is_called_so_only_where_responses_are_drawn_from_the_policy(tmp_path, told, is_kl):
+    both = []
+    for evaluation in evaluations(tmp_path):
+        record = {**evaluation.candidates.record, "config": told}
+        both.append(replace(evaluation, candidates=replace(evaluation.candidates, record=record)))
+    rows = rows_of(both)
+    assert [row.distance for row in rows] == [0.0, 0.5]
+    assert [row.kl for row in rows] == ([0.0, 0.5] if is_kl else [None, None])
+    assert ("KL" in table(rows)) == is_kl and ("log π/π0" in table(rows)) != is_kl
+    assert distance_text(rows).startswith("KL is k1" if is_kl else "log π/π0 is the mean")
+    write_summary(tmp_path, rows, 1)
+    written = json.loads((tmp_path / "summary.json").read_text())
+    assert (written["kl_estimator"] is not None) == is_kl
+    assert ("log_ratio" in written) == ("log_ratio" in written["iterations"][1]) != is_kl
+
+
+def test_what_dpo_dropped_stands_with_the_rest(tmp_path):
+    zero, one = evaluations(tmp_path)
+    trained = Artifact(tmp_path, "p", {"counts": {"rows": 7, "dropped/long_prompt": 3, "cut_chosen": 1}})
+    fine_tuned = Artifact(tmp_path, "p", {"counts": {"dropped/no_answer": 9}})
+    rows = rows_of([replace(zero, policy=fine_tuned), replace(one, policy=trained)])
+    assert rows[0].dropped == {}
+    assert rows[1].dropped == {"all_tied": 2, "prompt_too_long": 1, "long_prompt": 3}
 
 
 def test_the_best_is_the_highest_mean_score_and_the_earlier_of_equals(tmp_path):

@@ -120,6 +120,65 @@ def test_training(tmp_path, norms, accuracies, gates):
     assert gates != ["grad_norm"] or "step 11 is 101 times" in found[0].text
 
 
+LN_2 = math.log(2)
+FINE = {"losses": [LN_2] * 10 + [0.4] * 10, "accuracy": 0.7, "held_out": 100, "pairs": 900, "cut_left": 0}
+
+
+def judge(folder, losses, accuracy, **counts):
+    path = folder / "reward_model"
+    path.mkdir(parents=True)
+    (path / "metrics.jsonl").write_text("".join(json.dumps({"loss": loss}) + "\n" for loss in losses))
+    record = {"counts": counts, "metrics": {"held_out_accuracy": accuracy}, "config": {"max_length": 128}}
+    return Artifact(path, "d", record)
+
+
+@pytest.mark.parametrize(
+    ("change", "texts"),
+    [
+        ({}, []),
+        ({"losses": [0.4] * 19 + [1.5]}, ["last losses are 0.95"]),
+        ({"losses": [0.4] * 39 + [0.8]}, []),  # one batch of many is noise
+        ({"losses": [0.9, 0.8, LN_2 - 0.002]}, []),
+        ({"losses": [0.9, 0.8, LN_2]}, ["last losses are 0.6931"]),
+        ({"losses": [LN_2 - 0.0005] * 20}, ["ln 2 = 0.6931"]),  # equal scores, in fp32
+        (
+            {"accuracy": 0.59},
+            ["59.0% of 100 held-out pairs, 95 % interval 0.49", "cannot be told from a coin"],
+        ),
+        ({"accuracy": 0.60}, []),
+        ({"accuracy": 0.59, "held_out": 1000, "pairs": 0}, []),
+        ({"accuracy": 0.3}, ["worse than a coin"]),
+        ({"accuracy": 1.0, "held_out": 3}, []),  # too few to tell anything
+        ({"accuracy": 1.0, "held_out": 4}, []),
+        ({"accuracy": 0.75, "held_out": 4}, ["cannot be told"]),
+        ({"accuracy": None, "held_out": 0, "pairs": 1000}, []),
+        ({"cut_left": 500}, []),
+        ({"cut_left": 501}, ["50.1% of the judge's pairs are longer than reward_model.max_length=128"]),
+    ],
+)
+def test_a_judge_at_chance(tmp_path, change, texts):
+    found = list(check_stage(Config(), 0, judge(tmp_path, **(FINE | change))))
+    assert gates_of(found) == ["judge"] * (len(texts) > 0)
+    assert all(text in found[0].text for text in texts)
+
+
+def test_a_judge_at_chance_is_said_and_can_stop_the_run_before_it_samples(tmp_path, capsys):
+    cfg = Config()
+    coin = judge(tmp_path, [LN_2] * 3, 0.5, held_out=10, pairs=90, cut_left=0)
+    console = Console(tmp_path)
+    gates = Gates(Run(tmp_path, cfg, console=console), [])
+    gates.stage_finished(0, coin)
+    assert capsys.readouterr().out.count("  ! gates.judge: ") == 2 == len(gates.violations)
+    cfg.gates.judge = Action.stop
+    with pytest.raises(
+        UserError, match=r"gates\.judge=stop stopped the run in iteration 0(.|\n)*gates\.judge=warn"
+    ):
+        gates.stage_finished(0, coin)
+    console._log.close()
+    written = json.loads((tmp_path / "summary.json").read_text())
+    assert written["iterations"] == [] and written["best_iteration"] is None and len(written["gates"]) == 4
+
+
 def row(iteration, score=0.0, tokens=10.0, kl=0.0):
     return Row(iteration, score, None, None, None, None, tokens, kl, 0.0, None, {})
 

@@ -214,6 +214,25 @@ def test_prompts(tmp_path, monkeypatch, train, held_out, values, text, level):
     assert len([each for each in found if each.level is ERROR]) == (level is ERROR)
 
 
+@pytest.mark.parametrize("has_file", [True, False])
+def test_given_pairs_ask_for_no_training_prompts(tmp_path, has_file):
+    """As the run itself: 3 prompts are fewer than num_held_out, and far fewer than an iteration's."""
+    cfg = changed(pair__data=str(tmp_path / "pairs.jsonl"), num_iterations=1, run_dir=str(tmp_path / "run"))
+    path = rows(tmp_path / "few.jsonl", 1, 2, 3)
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "q", "chosen": "a", "rejected": "b"}\n')
+    if has_file:
+        cfg.prompts.held_out_path = path
+    else:
+        cfg.prompts.path = path
+    files = {}
+    found = collect("data", inputs.data(cfg, files)) + collect("prompts", inputs.prompts(cfg, files, []))
+    assert {each.level for each in found} == {OK}, found
+    assert set(files) == {"pair.data", "prompts.held_out_path" if has_file else "prompts.path"}
+    assert said(hardware.disk(cfg, {"model.path": 1e9}), "32 GB of") in Level, (
+        "no response is sampled to train on"
+    )
+
+
 def test_a_prompt_of_an_earlier_iterations_set_is_noticed(tmp_path):
     cfg = changed(prompts__path="set{iteration}", prompts__num_held_out=2)
     files = {
@@ -280,6 +299,16 @@ def test_finished_iterations_need_no_more_disk(tmp_path):
         ({"generate__gpu_memory_utilization": 0.15}, 1, "generate", "16 GB of 12 GB", ERROR),
         ({"compute__num_inference_workers": 4}, 0, "score", "64 GB of 80 GB", OK),
         ({"compute__num_training_ranks": 2}, 0, "dpo", "160 GB of 80 GB", ERROR),
+        ({}, 8, "reference", "16 GB of 80 GB", OK),
+        ({"compute__zero_stage": 3}, 8, "reference", "2 GB of 80 GB", OK),
+        ({"compute__num_inference_workers": 4}, 0, "reference", "64 GB of 80 GB", OK),
+        (
+            {"compute__num_inference_workers": 4, "compute__num_training_ranks": 2, "compute__zero_stage": 3},
+            0,
+            "reference",
+            "16 GB of 80 GB",
+            OK,
+        ),
     ],
 )
 def test_memory(tmp_path, monkeypatch, values, gpus, stage, text, level):
@@ -408,13 +437,19 @@ def golden(tmp_path, absurd, name="iteration_000/held_out/score", judge="/elsewh
     return score._golden_pair(Job("score", name, ScoreStage(), inputs, str(out), 1), Preferring(absurd))
 
 
-def test_the_golden_pair_is_asked_once_of_a_judge_from_outside(tmp_path):
+def test_the_golden_pair_is_asked_once_of_a_judge(tmp_path):
     assert golden(tmp_path, 0.5) == {}
     assert "scores 'Purple bananas" in golden(tmp_path, 1.0)["warning"]
     assert golden(tmp_path, float("nan"))["warning"]
     assert golden(tmp_path, 2.0, name="iteration_000/held_out/score_other")["warning"]
     assert golden(tmp_path, 2.0, name="iteration_001/score") == golden(tmp_path, 2.0, judge=None) == {}
-    assert golden(tmp_path, 2.0, judge=str(tmp_path / "world" / "judge")) == {}
+    trained = str(tmp_path / "reward_model" / "model")
+    assert golden(tmp_path, 0.5, judge=trained) == {}
+    warning = golden(tmp_path, 2.0, judge=trained)["warning"]
+    assert "for 'What is the capital of France?'" in warning and "trained in this run" in warning
+    (tmp_path / "world").mkdir()
+    assert "for 'Reverse: a d c'" in golden(tmp_path, 2.0, judge=trained)["warning"]
+    assert "capital of France" in golden(tmp_path, 2.0)["warning"], "one from outside is asked as ever"
 
 
 def test_the_golden_pairs_warning_is_said_and_changes_no_file(tmp_path, monkeypatch, capsys):

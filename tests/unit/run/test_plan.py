@@ -7,7 +7,7 @@ import pytest
 
 from rlhf.config.fields import plain
 from rlhf.config.schema import Config
-from rlhf.config.stage_configs import DpoStage, GenerateStage, PromptsSettings
+from rlhf.config.stage_configs import DpoStage, GenerateStage, PromptsStage
 from rlhf.data import shards
 from rlhf.data.digest import sealed
 from rlhf.errors import RunChanged, UserError
@@ -51,7 +51,7 @@ def source(path, digest="d"):
 
 def make(run, prompts_file, num_held_out=4, digest="d"):
     return run.stage(
-        "prompts", "prompts", PromptsSettings(num_held_out), {"prompts": source(prompts_file, digest)}
+        "prompts", "prompts", PromptsStage(num_held_out), {"prompts": source(prompts_file, digest)}
     )
 
 
@@ -137,11 +137,11 @@ def test_a_plan_names_everything_a_change_touches(tmp_path, prompts_file):
     folder = tmp_path / "run"
     first = make(Run(folder, Config(), InProcess()), prompts_file)
     run = Run(folder, Config(), InProcess())
-    run.stage("prompts", "later", PromptsSettings(num_held_out=0), {"prompts": first.part("train.parquet")})
+    run.stage("prompts", "later", PromptsStage(num_held_out=0), {"prompts": first.part("train.parquet")})
     plan = Run(folder, Config(), planning=True)
     changed = make(plan, prompts_file, num_held_out=5)
     later = plan.stage(
-        "prompts", "later", PromptsSettings(num_held_out=0), {"prompts": changed.part("train.parquet")}
+        "prompts", "later", PromptsStage(num_held_out=0), {"prompts": changed.part("train.parquet")}
     )
     assert changed.stale and later.stale
     with pytest.raises(RunChanged) as refusal:
@@ -161,11 +161,11 @@ def test_what_is_redone_with_the_same_outcome_keeps_what_came_after(tmp_path, pr
     folder, launcher = tmp_path / "run", InProcess()
     run = Run(folder, Config(), launcher)
     first = make(run, prompts_file)
-    run.stage("prompts", "later", PromptsSettings(num_held_out=0), {"prompts": first.part("train.parquet")})
+    run.stage("prompts", "later", PromptsStage(num_held_out=0), {"prompts": first.part("train.parquet")})
     (folder / "prompts").rename(tmp_path / "gone")
     run = Run(folder, Config(), launcher)
     again = make(run, prompts_file)
-    run.stage("prompts", "later", PromptsSettings(num_held_out=0), {"prompts": again.part("train.parquet")})
+    run.stage("prompts", "later", PromptsStage(num_held_out=0), {"prompts": again.part("train.parquet")})
     assert [name for name, _ in launcher.ran] == ["prompts", "later", "prompts"]
 
 
@@ -190,7 +190,7 @@ def test_unfinished_work_of_a_short_stage_with_other_settings_is_thrown_away(tmp
     partial.mkdir()
     run = Run(tmp_path, Config(), InProcess())
     (partial / ".identity.json").write_bytes(
-        sealed(run._identity("prompts", PromptsSettings(num_held_out=9), {}))
+        sealed(run._identity("prompts", PromptsStage(num_held_out=9), {}))
     )
     (partial / "rubbish").write_text("x")
     assert "rubbish" not in make(run, prompts_file).record["files"]
@@ -248,12 +248,12 @@ def test_every_folder_on_the_way_to_a_first_stage_is_flushed(tmp_path, prompts_f
     fsync_dir = shards.fsync_dir
     monkeypatch.setattr(shards, "fsync_dir", lambda path: flushed.append(path) or fsync_dir(path))
     run = Run(tmp_path / "new" / "run", Config(), InProcess())
-    made = run.stage("prompts", "judge/deep/prompts", PromptsSettings(4), {"prompts": source(prompts_file)})
+    made = run.stage("prompts", "judge/deep/prompts", PromptsStage(4), {"prompts": source(prompts_file)})
     on_the_way = [tmp_path, tmp_path / "new", run.folder, run.folder / "judge"]
     assert set(on_the_way) <= set(flushed)
     again = Run(tmp_path / "again", Config(reuse=[str(run.folder)]), InProcess())
     flushed.clear()
-    again.stage("prompts", "judge/deep/prompts", PromptsSettings(4), {"prompts": source(prompts_file)})
+    again.stage("prompts", "judge/deep/prompts", PromptsStage(4), {"prompts": source(prompts_file)})
     assert again.launcher.ran == [] and made.digest
     assert {tmp_path, again.folder, again.folder / "judge"} <= set(flushed)
 
