@@ -16,6 +16,7 @@ from typing import Any
 from rlhf.config.limits import value_at
 from rlhf.config.schema import Config
 from rlhf.data.columns import unread_text
+from rlhf.data.files import resolved
 from rlhf.data.prompts import read_prompts
 from rlhf.data.records import Message, Prompt, what_became
 from rlhf.errors import UserError
@@ -92,7 +93,7 @@ def data(cfg: Config, files: dict[str, Path]) -> Iterator[Finding]:
     if cfg.reward_model.url is not None:
         yield _server(cfg.reward_model.url)
     for path in cfg.reuse:
-        manifests = list(Path(path).expanduser().glob("**/artifact.json"))
+        manifests = list(resolved(path, "reuse").glob("**/artifact.json"))
         text = f"reuse={path}: {len(manifests)} finished stages"
         yield finding(len(manifests) > 0, text, "Nothing is taken from it.")
 
@@ -122,7 +123,7 @@ def _text_of_data(key: str, path: str, files: dict[str, Path]) -> str:
         return "the module is there"
     dataset = hub.parse_dataset(path)
     # A path such as `data/train` reads like a data set; one that exists here is meant.
-    if dataset is None or Path(path).expanduser().exists():
+    if dataset is None or resolved(path, key).exists():
         file = sources.local_file(path, key)
         files[key] = file
         return f"{file.stat().st_size / 1e6:.3g} MB"

@@ -19,6 +19,7 @@ from rlhf.config.fields import compared, filled
 from rlhf.config.schema import Config
 from rlhf.config.stage_configs import StageCompute
 from rlhf.data.digest import digest_of, sealed
+from rlhf.data.files import resolved
 from rlhf.data.shards import damaged_shards, shard_name, sum_counts, write_atomic
 from rlhf.errors import RunChanged, UserError
 from rlhf.models.folder import own_code
@@ -165,7 +166,7 @@ class Run:
             self._reusable = {}
             # The first run named wins, so it is entered last.
             for run in reversed(self.cfg.reuse):
-                for manifest in sorted(Path(run).expanduser().resolve().glob("**/artifact.json")):
+                for manifest in sorted(resolved(run, "reuse").glob("**/artifact.json")):
                     self._reusable[fingerprint_of(manifest)] = manifest.parent
         return self._reusable.get(digest_of(identity))
 

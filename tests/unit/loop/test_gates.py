@@ -85,8 +85,7 @@ def test_first_loss(tmp_path, dpo, t, loss, dtype, fires):
 
 @pytest.mark.parametrize("loss", list(Loss))
 def test_the_loss_at_equal_policies_is_the_one_trained_with(loss):
-    import torch
-
+    torch = pytest.importorskip("torch")
     from rlhf.training.losses import dpo_loss
 
     cfg = Config().dpo

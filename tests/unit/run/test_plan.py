@@ -11,7 +11,7 @@ from rlhf.config.stage_configs import DpoStage, GenerateStage, PromptsSettings
 from rlhf.data.digest import sealed
 from rlhf.errors import RunChanged, UserError
 from rlhf.run.artifact import Artifact, open_artifact
-from rlhf.run.commit import commit
+from rlhf.run.commit import commit, installed_versions
 from rlhf.run.plan import UNKNOWN, AloneDone, Run
 from rlhf.run.refusal import differences
 from rlhf.run.stage_table import stage_function
@@ -76,7 +76,14 @@ def test_the_manifest_holds_what_a_person_looks_for(tmp_path, prompts_file):
     assert record["identity"]["stage"] == "prompts" and record["identity"]["seed"] == 42
     assert record["identity"]["inputs"] == {"prompts": "d"}
     assert set(record["files"]) == {"train.parquet", "held_out.parquet"}
-    assert record["versions"]["torch"] and record["seconds"] >= 0 and record["compute"]["zero_stage"] == 2
+    assert (
+        record["versions"]["transformers"] and record["seconds"] >= 0 and record["compute"]["zero_stage"] == 2
+    )
+
+
+def test_a_package_that_is_not_installed_has_no_version(monkeypatch):
+    monkeypatch.setattr("rlhf.run.commit.VERSIONS", ("pyarrow", "no-such-package"))
+    assert installed_versions().keys() == {"pyarrow"}
 
 
 def test_a_part_has_a_digest_of_its_own(tmp_path, prompts_file):
