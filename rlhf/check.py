@@ -6,7 +6,6 @@ cannot run.
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from rlhf.command.line import main
 from rlhf.config.tools import CheckConfig
+from rlhf.data.json_text import json_text
 from rlhf.launch.local import LocalLauncher
 from rlhf.preflight.findings import Level, table
 from rlhf.preflight.look import look
@@ -38,7 +38,7 @@ def check(cfg: CheckConfig) -> None:
     if cfg.json:
         rows = [asdict(item) | {"level": item.level.name} for item in findings]
         document = {"ok": fine, "findings": rows}
-        print(json.dumps(document, indent=1, ensure_ascii=False))
+        print(json_text(document, indent=1, ascii_only=False))
     else:
         print(table(findings))
     if not fine:

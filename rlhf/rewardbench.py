@@ -19,6 +19,7 @@ from rlhf.command.file_tool import check_output, read_input, write_file
 from rlhf.command.line import main
 from rlhf.config.tools import RewardBenchTool, Version
 from rlhf.data.files import resolved
+from rlhf.data.json_text import json_text
 from rlhf.data.responses import Form
 from rlhf.data.shards import read_all_rows, write_atomic
 from rlhf.errors import ConfigError, DataError
@@ -65,7 +66,7 @@ def _add_up(subsets: str, output: Path) -> None:
     check_output(output, ".json")
     accuracies = read_accuracies(resolved(subsets, "subsets"))
     figures = report(accuracies)
-    text = json.dumps(figures, indent=1) + "\n"
+    text = json_text(figures, indent=1) + "\n"
     write_atomic(output, text.encode())
     print(table_v1(figures), flush=True)
 

@@ -67,7 +67,7 @@ def read_state() -> dict[str, str]:
 def write_state(**state: str) -> None:
     """Replaces the state file whole, so that a kill leaves the old one or the new one."""
     partial = STATE.with_suffix(".partial")
-    partial.write_text(json.dumps(state, indent=2) + "\n")
+    partial.write_text(json.dumps(state, indent=2, allow_nan=False) + "\n")
     partial.replace(STATE)
 
 
@@ -95,7 +95,7 @@ def setup_key(variant: str) -> str:
         project["tool"]["setuptools"],
     ]
     lists = {path.name: path.read_text() for path in REQUIREMENTS.glob("*.txt")}
-    return hashlib.sha256(json.dumps([*parts, lists], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([*parts, lists], sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def venv_version() -> str:

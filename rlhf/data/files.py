@@ -45,8 +45,8 @@ def resolved(path: str, key: str) -> Path:
     """
     try:
         absolute = Path(path).expanduser().resolve()
-        # `resolve` forgives a name that is too long, and since Python 3.13 a loop of links. Only a look at the
-        # disk finds them, and not by `exists`, which may take either for a file that is not there.
+        # `resolve` forgives a name that is too long, and since Python 3.13 a loop of links. Only a look at
+        # the disk finds them, and not by `exists`, which may take either for a file that is not there.
         with suppress(FileNotFoundError, NotADirectoryError):
             absolute.stat()
     except (OSError, RuntimeError, ValueError) as error:

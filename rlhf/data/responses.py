@@ -23,6 +23,7 @@ from typing import Any
 
 from rlhf.data.columns import Columns
 from rlhf.data.finish_reasons import finish_reasons_of, one_for_each
+from rlhf.data.json_text import json_text
 from rlhf.data.pairing import LARGEST_SCORE
 from rlhf.data.preferences import preferences_with_rows
 from rlhf.data.prompts import parsed_rows, to_messages
@@ -347,7 +348,7 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], form: Form = Form.
         for row in rows:
             num_rows += 1
             assert num_rows == 1 or form is not Form.object, "an object is one row"
-            text = json.dumps(row, ensure_ascii=False, indent=indent)
+            text = json_text(row, ascii_only=False, indent=indent)
             if form is not Form.list:
                 file.write(f"{text}\n")
             elif num_rows == 1:

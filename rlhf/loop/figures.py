@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,6 +10,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from rlhf.data.json_text import json_text
 from rlhf.data.records import dropped
 from rlhf.data.shards import read_all_rows, write_atomic
 from rlhf.run.artifact import Artifact
@@ -313,19 +313,10 @@ def write_summary(
         {"iteration": 2, "gate": "kl", "value": 61.5, "threshold": 50.0, "limit": "max_kl", "action": "warn"}
     """
     summary = {
-        "iterations": [_jsonable(asdict(row)) for row in rows],
+        "iterations": [asdict(row) for row in rows],
         "best_iteration": best_iteration,
         "kl_estimator": KL_ESTIMATOR,
-        "gates": [_jsonable(gate) for gate in gates],
+        "gates": list(gates),
     }
-    text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
+    text = json_text(summary, indent=1, ascii_only=False) + "\n"
     write_atomic(folder / "summary.json", text.encode())
-
-
-def _jsonable(value: object) -> object:
-    """The value with null for numbers that JSON has no word for: NaN and ±inf."""
-    if isinstance(value, dict):
-        return {key: _jsonable(item) for key, item in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -88,12 +88,24 @@ def check_stage(cfg: Config, t: int, artifact: Artifact) -> Iterator[Violation]:
         yield from _beyond(cfg, t, "same_candidates", "max_same_candidates", share, artifact.path)
     if stage == "dpo":
         path = artifact.path / "metrics.jsonl"
-        steps = [json.loads(line) for line in path.read_text().splitlines()]
+        steps = [_step(line) for line in path.read_text().splitlines()]
         # Only here is the policy its own reference before the first update.
         if t == 1 or cfg.dpo.reference is Reference.previous:
             yield from _first_loss(cfg.dpo, t, steps[0]["loss"], artifact.record["config"]["dtype"], path)
         yield from _grad_norm(cfg, t, steps, path)
         yield from _accuracy(cfg, t, steps, path)
+
+
+def _step(line: str) -> dict[str, Any]:
+    """A line of `metrics.jsonl`; null, which stands there for a number that was not finite, is NaN.
+
+    Example:
+        '{"step": 1, "loss": 0.6931, "grad_norm": null}' gives {"step": 1, "loss": 0.6931, "grad_norm": nan}
+    """
+    step = {}
+    for name, value in json.loads(line).items():
+        step[name] = math.nan if value is None else value
+    return step
 
 
 def loss_at_equal_policies(dpo: DpoConfig) -> float:
@@ -126,15 +138,20 @@ def _first_loss(dpo: DpoConfig, t: int, loss: float, dtype: str, path: Path) -> 
 
 def _grad_norm(cfg: Config, t: int, steps: list[dict[str, Any]], path: Path) -> Iterator[Violation]:
     """The largest gradient norm of an iteration beside the median of the steps before it."""
-    norms = [step["grad_norm"] for step in steps if "grad_norm" in step]
+    norms: list[float] = []
     largest_growth = 0.0
     at_step = 0
-    for index in range(FEW_STEPS, len(norms)):
-        usual = median(norms[:index])
+    for number, step in enumerate(steps, start=1):
+        norm = step.get("grad_norm", math.nan)
+        # One that is not finite would spoil the median, and is nothing to compare.
+        if not math.isfinite(norm):
+            continue
         # All zero so far: there is no usual norm to grow from.
-        if usual and norms[index] / usual >= largest_growth:
-            largest_growth = norms[index] / usual
-            at_step = index + 1
+        usual = median(norms) if len(norms) >= FEW_STEPS else 0.0
+        if usual and norm / usual >= largest_growth:
+            largest_growth = norm / usual
+            at_step = number
+        norms.append(norm)
     yield from _beyond(cfg, t, "grad_norm", "max_grad_growth", largest_growth, path, step=at_step)
 
 

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from rlhf.data.json_text import json_text
 from rlhf.errors import ConfigError, RunInUse, WorkerFailed
 
 DRIVER_LOCK = ".driver.lock"
@@ -61,7 +62,7 @@ def hold_run(
         token = uuid.uuid4().hex
         holder = {"pid": str(os.getpid()), "host": socket.gethostname(), "token": token}
         driver_file.truncate(0)
-        driver_file.write(json.dumps(holder))
+        driver_file.write(json_text(holder))
         # Before the wait: a late worker that gets its share meanwhile must find the new token.
         driver_file.flush()
         _wait_for_old_workers(folder, say)

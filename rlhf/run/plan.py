@@ -20,6 +20,7 @@ from rlhf.config.schema import Config
 from rlhf.config.stage_configs import StageCompute
 from rlhf.data.digest import digest_of, sealed
 from rlhf.data.files import resolved
+from rlhf.data.json_text import finite
 from rlhf.data.shards import damaged_shards, shard_name, sum_counts, write_atomic
 from rlhf.errors import RunChanged, UserError
 from rlhf.models.folder import own_code
@@ -151,7 +152,8 @@ class Run:
             "schema": SCHEMA,
             "stage": stage,
             "seed": self.cfg.seed,
-            "config": compared(config),
+            # As a record has it, with which it is compared: JSON has no infinite numbers.
+            "config": finite(compared(config)),
             "inputs": digests,
         }
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.config.training import LoraConfig
+from rlhf.data.json_text import json_text
 from rlhf.errors import ConfigError
 from rlhf.models.weight_files import INDEX, SINGLE, weight_files, weight_names
 from rlhf.training.ranks import barrier
@@ -159,7 +160,7 @@ def _save_merged(source: Path, updates: dict[str, Tensor], folder: Path) -> None
         content = json.loads(index.read_text())
         # Tensors stay in their files, but fp32 makes them larger.
         content["metadata"] = content.get("metadata", {}) | {"total_size": total_size}
-        text = json.dumps(content, indent=2, sort_keys=True)
+        text = json_text(content, indent=2, sort_keys=True)
         (folder / index.name).write_text(f"{text}\n")
 
 
@@ -202,7 +203,7 @@ def _save_adapter(adapter: dict[str, Tensor], settings: Any, out: Path) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     save_file(adapter, unfinished / "adapter_model.safetensors", metadata={"format": "pt"})
-    text = json.dumps(config, indent=2, sort_keys=True)
+    text = json_text(config, indent=2, sort_keys=True)
     (unfinished / "adapter_config.json").write_text(f"{text}\n")
     # A folder cannot replace one that is not empty.
     shutil.rmtree(out, ignore_errors=True)

@@ -1,6 +1,7 @@
 """Artifacts, fingerprints, commit, plan and refusal, with real torch-free stages run in this process."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from rlhf.config.fields import plain
 from rlhf.config.schema import Config
 from rlhf.config.stage_configs import DpoStage, GenerateStage, PromptsSettings
-from rlhf.data.digest import sealed
+from rlhf.data.digest import sealed, unsealed
 from rlhf.errors import RunChanged, UserError
 from rlhf.run.artifact import Artifact, open_artifact
 from rlhf.run.commit import commit, installed_versions
@@ -79,6 +80,12 @@ def test_the_manifest_holds_what_a_person_looks_for(tmp_path, prompts_file):
     assert (
         record["versions"]["transformers"] and record["seconds"] >= 0 and record["compute"]["zero_stage"] == 2
     )
+
+
+def test_a_setting_without_bound_is_no_change_at_the_next_start(tmp_path):
+    run = Run(tmp_path, Config(), InProcess())
+    identity = run._identity("generate", GenerateStage(vllm_args={"swap_space": math.inf}), {})
+    assert unsealed(sealed(identity)) == identity
 
 
 def test_a_package_that_is_not_installed_has_no_version(monkeypatch):
