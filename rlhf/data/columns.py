@@ -28,7 +28,7 @@ _ANSWERS = """
     reference_answer ground_truth gold gold_answer final_answer correct_answer correct_answers
     incorrect_answers best_answer canonical_solution buggy_solution explanation rationale reasoning cot
     thought thoughts thinking summary summaries reply replies choice winner preference preferred margin
-    verdict feedback critique bon_best loser_list real generated candidates y_w y_l
+    penalised_margin verdict feedback critique bon_best loser_list real generated candidates y_w y_l
 """
 _FIGURES = """
     score scores reward rewards quality qualities rating ratings rank ranks ranking helpfulness

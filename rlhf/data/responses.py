@@ -317,12 +317,13 @@ def pair_line(row: Mapping[str, Any]) -> dict[str, Any]:
         {"prompt": [{"role": "user", "content": "Hi"}],
          "chosen": [{"role": "assistant", "content": "Hello!"}],
          "rejected": [{"role": "assistant", "content": "Yo."}],
-         "margin": 1.8, "chosen_score": 1.5, "rejected_score": -0.3, …}
+         "penalised_margin": 1.8, "chosen_score": 1.5, "rejected_score": -0.3, …}
     """
     line = {"prompt": row["messages"]}
     for side in SIDES:
         line[side] = [{"role": "assistant", "content": row[side]}]
-    line["margin"] = row["chosen_penalised"] - row["rejected_penalised"]
+    # Not `margin`: TRL's RewardTrainer subtracts a column of that name in its loss.
+    line["penalised_margin"] = row["chosen_penalised"] - row["rejected_penalised"]
     # Token ids are left out: they mean nothing without this policy's tokenizer.
     for name in ("score", "penalised", "rank", "chars", "truncated"):
         for side in SIDES:
