@@ -1,7 +1,7 @@
 """RewardBench of a judge: `python -m rlhf.rewardbench reward_model.path=… output=report.json`.
 
 Without `input` the benchmark's own data set is fetched from the Hub. `subsets=FILE.json` does the
-arithmetic alone, from accuracies in percent per subset. The output holds the sections with today's weights
+arithmetic alone, from accuracies per subset, in percent or as fractions. The output holds the sections with today's weights
 (`current`) and with those before 2024-09-10 (`legacy`), accuracies per subset, and both scores of every
 row. `version=2` is RewardBench 2, whose output holds the overall score, that of each subset, and all scores
 of every row.
@@ -24,7 +24,7 @@ from rlhf.data.responses import Form
 from rlhf.data.shards import read_all_rows, write_atomic
 from rlhf.errors import ConfigError, DataError
 from rlhf.evaluation import rewardbench2
-from rlhf.evaluation.rewardbench1 import PRIOR_SETS, PUBLISHED, SECTIONS, accuracy, report
+from rlhf.evaluation.rewardbench1 import PRIOR_SETS, PUBLISHED, SECTIONS, accuracy, are_fractions, report
 from rlhf.loop.judges import scores_of
 from rlhf.run.artifact import Artifact
 from rlhf.run.plan import Run
@@ -65,6 +65,9 @@ def _add_up(subsets: str, output: Path) -> None:
     """Version 1's arithmetic alone: nothing runs, so there is no work folder to go on from."""
     check_output(output, ".json")
     accuracies = read_accuracies(resolved(subsets, "subsets"))
+    if are_fractions(accuracies):
+        print(f"subsets={subsets}: no value is above 1, so they are read as fractions", flush=True)
+        accuracies = {name: 100 * value for name, value in accuracies.items()}
     figures = report(accuracies)
     text = json_text(figures, indent=1) + "\n"
     write_atomic(output, text.encode())
@@ -72,7 +75,7 @@ def _add_up(subsets: str, output: Path) -> None:
 
 
 def read_accuracies(path: Path) -> dict[str, Any]:
-    """`{subset: percent}` of a JSON file.
+    """`{subset: accuracy}` of a JSON file.
 
     Raises:
         DataError: there is no such file, or something else is in it.
@@ -84,11 +87,11 @@ def read_accuracies(path: Path) -> dict[str, Any]:
         accuracies = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(
-            f"subsets={path}: cannot be read ({error}). It must hold {{subset: percent, …}}."
+            f"subsets={path}: cannot be read ({error}). It must hold {{subset: accuracy, …}}."
         ) from error
     if not isinstance(accuracies, dict) or not accuracies:
         raise DataError(
-            f"subsets={path}: must hold an object {{subset: percent, …}} with one subset at least."
+            f"subsets={path}: must hold an object {{subset: accuracy, …}} with one subset at least."
         )
     return accuracies
 

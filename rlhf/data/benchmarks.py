@@ -1,7 +1,8 @@
 """Questions and answers of AlpacaEval 2 and Arena-Hard, in their own file formats.
 
 AlpacaEval: a JSON list of `instruction` and `dataset`; answers are a JSON list with `output` and `generator`.
-Arena-Hard: lines of `uid` and `prompt`; v0.1 had `question_id` and `turns` until April 2025. Answers are lines.
+Arena-Hard: lines of `uid` and `prompt`; v0.1 had `question_id` and `turns` until April 2025. Answers are
+lines.
 """
 
 from __future__ import annotations
