@@ -1,10 +1,10 @@
 """RewardBench of a judge: `python -m rlhf.rewardbench reward_model.path=… output=report.json`.
 
 Without `input` the benchmark's own data set is fetched from the Hub. `subsets=FILE.json` does the
-arithmetic alone, from accuracies per subset, in percent or as fractions. The output holds the sections with today's weights
-(`current`) and with those before 2024-09-10 (`legacy`), accuracies per subset, and both scores of every
-row. `version=2` is RewardBench 2, whose output holds the overall score, that of each subset, and all scores
-of every row.
+arithmetic alone, from accuracies per subset, all in percent or all fractions. The output holds the sections
+with today's weights (`current`) and with those before 2024-09-10 (`legacy`), accuracies per subset, and both
+scores of every row. `version=2` is RewardBench 2, whose output holds the overall score, that of each subset,
+and all scores of every row.
 """
 
 from __future__ import annotations

@@ -159,8 +159,8 @@ def are_fractions(accuracies: Mapping[str, float]) -> bool:
     if not low:
         return False
     ways_out = (
-        "Give all of them as percentages (100 for all right), or all as fractions (0.61 for 61 %, and 0.004 for "
-        "0.4 %)."
+        "Give all of them as percentages (100 for all right), or all as fractions (0.61 for 61 %, and "
+        "0.004 for 0.4 %)."
     )
     name, value = next(iter(low.items()))
     if high:
@@ -171,8 +171,8 @@ def are_fractions(accuracies: Mapping[str, float]) -> bool:
         )
     if all(number == 1 for number in low.values()):
         raise DataError(
-            f"RewardBench accuracies: {value} of {name} may be a fraction, all right, or 1 %, and no other value "
-            f"tells. {ways_out}"
+            f"RewardBench accuracies: {value} of {name} may be a fraction, all right, or 1 %, and no other "
+            f"value tells. {ways_out}"
         )
     return True
 
