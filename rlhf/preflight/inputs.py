@@ -26,6 +26,7 @@ from rlhf.models.weight_files import has_weights, num_parameters, saved_dtype
 from rlhf.preflight.capacity import approximate_size
 from rlhf.preflight.findings import Finding, finding, refusal
 from rlhf.run import hub, sources
+from rlhf.run.licences import licence_in
 
 # Of each file of prompts; a look must not take longer than a person waits for it.
 MAX_ROWS = 20_000
@@ -38,6 +39,8 @@ _HELD_OUT = "prompts.held_out_path"
 _FILES = (_HELD_OUT, "sft.data", "pair.data", "reward_model.data", "reward_model.on_policy.prompts")
 _RULES = ("reward_model.rule", "evaluate.gold", "reward_model.on_policy.rule")
 _MADE_HERE = "– made by this run"
+_NUM_DIGITS = 12
+"""Of a commit, as many as tell it from others."""
 
 
 def models(cfg: Config, folders: dict[str, Path], sizes: dict[str, float]) -> Iterator[Finding]:
@@ -67,11 +70,12 @@ def models(cfg: Config, folders: dict[str, Path], sizes: dict[str, float]) -> It
 
 def _size_and_text(folder: Path, path: str) -> tuple[float, str]:
     """Parameters of a model, 0 where unknown, and what to say of it."""
+    licence = f"licence {licence_in(folder)}"
     if not has_weights(folder):
-        return approximate_size(path) or 0, "on the Hub"
+        return approximate_size(path) or 0, f"on the Hub, commit {folder.name[:_NUM_DIGITS]}, {licence}"
     size = float(num_parameters(folder))
     dtype = saved_dtype(folder)
-    return size, f"{size / 1e6:.4g} M parameters, {dtype}"
+    return size, f"{size / 1e6:.4g} M parameters, {dtype}, {licence}"
 
 
 def data(cfg: Config, files: dict[str, Path]) -> Iterator[Finding]:
@@ -127,8 +131,9 @@ def _text_of_data(key: str, path: str, files: dict[str, Path]) -> str:
         file = sources.local_file(path, key)
         files[key] = file
         return f"{file.stat().st_size / 1e6:.3g} MB"
-    hub.fetch_dataset(dataset.repo, dataset.revision, key, rows=False)
-    return "on the Hub; its rows are looked at by the run's first stages"
+    folder = hub.fetch_dataset(dataset.repo, dataset.revision, key, rows=False)
+    what = f"on the Hub, commit {folder.name[:_NUM_DIGITS]}, licence {licence_in(folder)}"
+    return f"{what}; its rows are looked at by the run's first stages"
 
 
 def _server(url: str) -> Finding:
