@@ -235,6 +235,7 @@ def install_torch(installer: Installer, variant: str) -> None:
         ways_out += (
             f"\n  Without access to {TORCH_CPU_INDEX}, put the wheel named in requirements/torch-cpu.txt"
             "\n  in a folder and set PIP_FIND_LINKS to that folder."
+            f"\n  Without torch the unit tests run all the same: {VENV_PYTHON} -m pytest tests/unit"
         )
     installer.need(installed, "installing torch", ways_out)
     check = (
