@@ -150,6 +150,8 @@ def _snapshot(
         )
     elif revision:
         where += f", revision {revision}"
+    if revision:
+        download += f" --revision {revision}"
     try:
         folder = snapshot_download(
             repo,

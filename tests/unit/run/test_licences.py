@@ -66,7 +66,10 @@ def test_the_defaults_are_pinned_and_a_branch_can_be_asked_for(cache: Path) -> N
     judge = Config().reward_model.path
     commit = hub.PINNED[judge]
     main = put(cache, "model", judge, ["config.json"])
-    with pytest.raises(ModelError, match=rf"pinned to {commit}.* the branch: reward_model\.revision=main\."):
+    with pytest.raises(
+        ModelError,
+        match=rf"pinned to {commit}.* --revision {commit}`.* the branch: reward_model\.revision=main\.",
+    ):
         hub.fetch_model(judge, None, "reward_model.path")
     with pytest.raises(ModelError, match=rf"the branch: {judge}@main in place of"):
         hub.fetch_model(judge, None, "evaluate.judges.other")
