@@ -79,7 +79,7 @@ def test_a_hub_model_without_safetensors_is_refused(tmp_path: Path, cache: Path)
 
 def test_what_cannot_be_fetched_says_what_to_do(tmp_path: Path, cache: Path) -> None:
     run = Run(tmp_path / "run", Config())
-    with pytest.raises(ModelError, match=r"hf download no/model`.*experiment=quickstart"):
+    with pytest.raises(ModelError, match=r"hf download no/model --revision v2`.*experiment=quickstart"):
         sources.model(run, "no/model", "v2", "model.path")
     with pytest.raises(DataError, match="hf download --repo-type dataset no/prompts`"):
         sources.data_file(run, "no/prompts:test", "prompts.path")
