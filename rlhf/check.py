@@ -6,7 +6,6 @@ cannot run.
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from typing import Any
 
 from rlhf.command.line import main
 from rlhf.config.tools import CheckConfig
+from rlhf.data.json_text import json_text
 from rlhf.errors import StorageError
 from rlhf.launch.local import LocalLauncher
 from rlhf.preflight.findings import Level, table
@@ -55,7 +55,7 @@ def check(cfg: CheckConfig) -> None:
 
 def as_json(document: Any) -> str:
     """A document in JSON that any console takes: all but plain letters escaped as JSON does it."""
-    text = json.dumps(document, indent=1)
+    text = json_text(document, indent=1)
     # The one control character that JSON lets stand.
     return text.replace("\x7f", "\\u007f")
 

@@ -94,7 +94,7 @@ def read_state() -> dict[str, str]:
 def write_state(**state: str) -> None:
     """Replaces the state file whole, so that a kill leaves the old one or the new one."""
     partial = STATE.with_suffix(".partial")
-    partial.write_text(json.dumps(state, indent=2) + "\n")
+    partial.write_text(json.dumps(state, indent=2, allow_nan=False) + "\n")
     partial.replace(STATE)
 
 
@@ -122,7 +122,7 @@ def setup_key(variant: str) -> str:
         project["tool"]["setuptools"],
     ]
     lists = {path.name: path.read_text() for path in REQUIREMENTS.glob("*.txt")}
-    return hashlib.sha256(json.dumps([*parts, lists], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([*parts, lists], sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def venv_version() -> str:
@@ -262,6 +262,7 @@ def install_torch(installer: Installer, variant: str) -> None:
         ways_out += (
             f"\n  Without access to {TORCH_CPU_INDEX}, put the wheel named in requirements/torch-cpu.txt"
             "\n  in a folder and set PIP_FIND_LINKS to that folder."
+            f"\n  Without torch the unit tests run all the same: {VENV_PYTHON} -m pytest tests/unit"
         )
     installer.need(installed, "installing torch", ways_out)
     check = (

@@ -59,9 +59,9 @@ class PromptsConfig(PromptsSettings):
     # Text, or a list of texts: OmegaConf knows no type that is both.
     path: Any = "RLHFlow/iterative-prompt-v1-iter{iteration}-20K"
     """JSON, JSONL, CSV or Parquet file, data set on the Hub (`owner/name[@revision][:[subset/]split]`, split
-    train if not said), or `@stage/…`; or a list of them. With `{iteration}` in it each iteration has a set of
-    its own, else they share this one. Given pairs (`pair.data`) with a `held_out_path` need none: null, or
-    the default, which is then not read."""
+    train if not said; the defaults are pinned, of others the main branch is read), or `@stage/…`; or a list
+    of them. With `{iteration}` in it each iteration has a set of its own, else they share this one. Given
+    pairs (`pair.data`) with a `held_out_path` need none: null, or the default, which is then not read."""
     held_out_path: Optional[str] = None
     """The prompts to evaluate on, as `path`; null cuts them off `path` (off iteration 1's) before anything
     else."""

@@ -201,7 +201,8 @@ class RewardModelConfig(RewardModelSettings):
     rule: Optional[str] = setting(None, code=True)
     """`module:function` that maps (messages, response) to a number, higher is better, in place of a model."""
     revision: Optional[str] = None
-    """Branch, tag or commit on the Hub; null is the main branch."""
+    """Branch, tag or commit on the Hub; null is the main branch, of the default judge the commit it is pinned
+    to."""
     dtype: Dtype = Dtype.auto
     """Numeric type of the body; the score head is fp32, but for models that bring code of their own."""
     trust_remote_code: bool = setting(False, code=True)

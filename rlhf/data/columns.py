@@ -28,7 +28,7 @@ _ANSWERS = """
     reference_answer ground_truth gold gold_answer final_answer correct_answer correct_answers
     incorrect_answers best_answer canonical_solution buggy_solution explanation rationale reasoning cot
     thought thoughts thinking summary summaries reply replies choice winner preference preferred margin
-    verdict feedback critique bon_best loser_list real generated candidates y_w y_l
+    penalised_margin verdict feedback critique bon_best loser_list real generated candidates y_w y_l
 """
 _FIGURES = """
     score scores reward rewards quality qualities rating ratings rank ranks ranking helpfulness
@@ -39,7 +39,7 @@ _FIGURES = """
 _ORIGINS = """
     id ids uid uuid guid idx index key hash sha row number source sources origin data_source dataset
     datasets subset split datasplit config category categories subcategory category_path type types kind
-    domain subject topic topics tag tags task tasks task_name task_type style language lang locale
+    domain subject topic topics cluster tag tags task tasks task_name task_type style language lang locale
     license author annotator annotators annotations worker judge model models model_name generator engine
     labelling_model labelling_prompt raw_labelling_response timestamp tstamp date datetime time created
     updated url uri link path file filename title_id name motivation_app metadata meta extra extra_info

@@ -12,6 +12,7 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -44,8 +45,10 @@ def resolved(path: str, key: str) -> Path:
     """
     try:
         absolute = Path(path).expanduser().resolve()
-        # `resolve` forgives a name that is too long; only a look at the disk finds it.
-        absolute.exists()
+        # `resolve` forgives a name that is too long, and since Python 3.13 a loop of links. Only a look at
+        # the disk finds them, and not by `exists`, which may take either for a file that is not there.
+        with suppress(FileNotFoundError, NotADirectoryError):
+            absolute.stat()
     except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"{key}={path}: leads nowhere ({error}). Give another path, or mend the links.",

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlhf.data.digest import digest_file
+from rlhf.data.json_text import json_text
 from rlhf.errors import writing
 
 _COUNTS = b"rlhf.counts"
@@ -122,7 +123,7 @@ def write_shard(
         counts: such as `{"rows": 2, "dropped/empty": 1}`.
     """
     # Sorted keys, for the order of counting may differ between two runs that count the same.
-    counts_json = json.dumps(dict(counts or {}), sort_keys=True)
+    counts_json = json_text(dict(counts or {}), sort_keys=True)
     schema = schema.with_metadata({_COUNTS: counts_json.encode()})
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
     sink = pa.BufferOutputStream()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,6 +10,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from rlhf.data.json_text import json_text
 from rlhf.data.pairing import LARGEST_SCORE
 from rlhf.data.records import dropped
 from rlhf.data.shards import read_all_rows, write_atomic
@@ -409,15 +409,15 @@ def write_summary(
         "iterations": [_figures(row) for row in rows],
         "best_iteration": best_iteration,
         "kl_estimator": KL_ESTIMATOR if is_kl else None,
-        "gates": [_jsonable(gate) for gate in gates],
+        "gates": list(gates),
     }
     if not is_kl:
         summary["log_ratio"] = _NOT_KL
-    text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
+    text = json_text(summary, indent=1, ascii_only=False) + "\n"
     write_atomic(folder / "summary.json", text.encode())
 
 
-def _figures(row: Row) -> object:
+def _figures(row: Row) -> dict[str, Any]:
     """A row for `summary.json`, where `log_ratio` stands only if it takes the place of `kl`, and `left_out`
     only if something was.
     """
@@ -426,13 +426,4 @@ def _figures(row: Row) -> object:
         del figures["log_ratio"]
     if not row.left_out:
         del figures["left_out"]
-    return _jsonable(figures)
-
-
-def _jsonable(value: object) -> object:
-    """The value with null for numbers that JSON has no word for: NaN and ±inf."""
-    if isinstance(value, dict):
-        return {key: _jsonable(item) for key, item in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    return figures

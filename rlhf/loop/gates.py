@@ -135,11 +135,11 @@ def training_steps(path: Path) -> list[dict[str, Any]]:
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-        steps = [json.loads(line) for line in lines]
+        steps = [_step(line) for line in lines]
     except (OSError, ValueError, RecursionError) as error:
         raise damaged(path, str(error), path.parent) from None
     for number, step in enumerate(steps, start=1):
-        if not isinstance(step, dict) or "loss" not in step:
+        if "loss" not in step:
             raise damaged(path, f"line {number} has no loss", path.parent)
         for name in ("loss", "grad_norm", "rewards/accuracies"):
             value = step.get(name, 0.0)
@@ -185,6 +185,23 @@ def _judge(t: int, artifact: Artifact) -> Iterator[Violation]:
         yield Violation(t, "judge", cut / num_read, 0.5, None, text, artifact.path)
 
 
+def _step(line: str) -> dict[str, Any]:
+    """A line of `metrics.jsonl`; null, which stands there for a number that was not finite, is NaN.
+
+    Raises:
+        ValueError: it is no object.
+
+    Example:
+        '{"step": 1, "loss": 0.6931, "grad_norm": null}' gives {"step": 1, "loss": 0.6931, "grad_norm": nan}
+    """
+    step = json.loads(line)
+    if not isinstance(step, dict):
+        raise ValueError("a line is no object")
+    for name, value in step.items():
+        step[name] = math.nan if value is None else value
+    return step
+
+
 def loss_at_equal_policies(dpo: DpoConfig) -> float:
     """What a pair's loss is when policy and reference are the same: the table of docs/training.md."""
     if dpo.loss is Loss.hinge:
@@ -215,16 +232,20 @@ def _first_loss(dpo: DpoConfig, t: int, loss: float, dtype: Any, path: Path) -> 
 
 def _grad_norm(cfg: Config, t: int, steps: list[dict[str, Any]], path: Path) -> Iterator[Violation]:
     """The largest gradient norm of an iteration beside the median of the steps before it."""
-    norms = [step["grad_norm"] for step in steps if "grad_norm" in step]
+    norms: list[float] = []
     largest_growth = 0.0
     at_step = 0
-    for index in range(FEW_STEPS, len(norms)):
-        # A NaN has no place in an order, and would make the median any number.
-        usual = median(finite(norms[:index]) or [0.0])
+    for number, step in enumerate(steps, start=1):
+        norm = step.get("grad_norm", math.nan)
+        # One that is not finite would spoil the median, and is nothing to compare.
+        if not math.isfinite(norm):
+            continue
         # All zero so far: there is no usual norm to grow from.
-        if usual and norms[index] / usual >= largest_growth:
-            largest_growth = norms[index] / usual
-            at_step = index + 1
+        usual = median(norms) if len(norms) >= FEW_STEPS else 0.0
+        if usual and norm / usual >= largest_growth:
+            largest_growth = norm / usual
+            at_step = number
+        norms.append(norm)
     yield from _beyond(cfg, t, "grad_norm", "max_grad_growth", largest_growth, path, step=at_step)
 
 

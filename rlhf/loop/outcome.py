@@ -44,7 +44,7 @@ def conclude(run: Run, evaluations: Sequence[Evaluation], dtype: str) -> Artifac
     if model.path.is_relative_to(run.folder):
         # A model from outside keeps its place and its own card; what the run made is exported.
         policies = [evaluation.policy for evaluation in evaluations]
-        facts = card.facts(run.cfg, rows, policies, chosen.iteration)
+        facts = card.facts(run.cfg, rows, policies, chosen.iteration, card.licences(run.cfg))
         name = f"iteration_{chosen.iteration:03d}/export"
         model = run.stage("export", name, ExportStage(dtype, facts), {"model": model}).part("model")
         run.verify(model)  # people take it from here, and their programs look at no manifest

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rlhf.data.json_text import json_text
 from rlhf.errors import ModelError, one_line
 
 _TRUST = "trust_remote_code=true"
@@ -104,6 +106,32 @@ def read_object(path: Path) -> dict[str, Any]:
         problem = f"cannot be read ({error})"
         raise ModelError(f"{path}: {problem}. Save the model anew, or download it again.") from None
     return content
+
+
+def config_text(config: Mapping[str, Any], sort_keys: bool = False) -> str:
+    """A model's config.json.
+
+    Infinite numbers, as state space models have for limits, are written as transformers does, which reads
+    them back: null would be another model.
+    """
+    return json_text(_tagged(config), indent=2, sort_keys=sort_keys) + "\n"
+
+
+def _tagged(value: Any) -> Any:
+    """The same value with an object in place of every number that is not finite.
+
+    Example:
+        [0.0, math.inf] gives [0.0, {"__float__": "Infinity"}]
+    """
+    if isinstance(value, float) and math.isnan(value):
+        return {"__float__": "NaN"}
+    if isinstance(value, float) and math.isinf(value):
+        return {"__float__": "Infinity" if value > 0 else "-Infinity"}
+    if isinstance(value, list):
+        return [_tagged(element) for element in value]
+    if isinstance(value, Mapping):
+        return {key: _tagged(element) for key, element in value.items()}
+    return value
 
 
 def attention(path: str | Path, trust_remote_code: bool = False) -> str | None:

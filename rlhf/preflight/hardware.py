@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rlhf.config.choices import Engine
 from rlhf.config.schema import Config
+from rlhf.data.files import resolved
 from rlhf.generation.vllm_args import check_batching
 from rlhf.launch.machine import gpus, memory
 from rlhf.loop.prompt_sets import samples_to_train
@@ -40,7 +41,7 @@ def num_training_ranks(cfg: Config) -> int:
 
 def disk(cfg: Config, sizes: dict[str, float], folders: dict[str, Path]) -> Iterator[Finding]:
     """What is yet to be written: fp32 weights of each iteration, an export, two checkpoints, responses."""
-    folder = Path(cfg.run_dir or ".").expanduser().resolve()
+    folder = resolved(cfg.run_dir or ".", "run_dir")
     checkpoints = _bytes_of_checkpoints(cfg, sizes, _bytes_of_weights(cfg, sizes, folders))
     needed = _bytes_to_write(cfg, sizes, folder) + checkpoints
     # A new run's folder is not there yet; the nearest one above it is on the same disk.

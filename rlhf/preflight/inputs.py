@@ -16,6 +16,7 @@ from typing import Any
 from rlhf.config.limits import value_at
 from rlhf.config.schema import Config
 from rlhf.data.columns import unread_text
+from rlhf.data.files import resolved
 from rlhf.data.prompts import read_prompts
 from rlhf.data.records import Message, Prompt, what_became
 from rlhf.errors import UserError
@@ -25,6 +26,7 @@ from rlhf.models.weight_files import has_weights, num_parameters, saved_dtype
 from rlhf.preflight.capacity import approximate_size
 from rlhf.preflight.findings import Finding, finding, refusal
 from rlhf.run import hub, sources
+from rlhf.run.licences import licence_in
 from rlhf.run.reuse import finished_stages
 
 # Of each file of prompts; a look must not take longer than a person waits for it.
@@ -37,6 +39,8 @@ _HELD_OUT = "prompts.held_out_path"
 # Held-out prompts first: what they hold is left out of the training prompts, which are read after them.
 _FILES = (_HELD_OUT, "sft.data", "pair.data", "reward_model.data", "reward_model.on_policy.prompts")
 _MADE_HERE = "– made by this run"
+_NUM_DIGITS = 12
+"""Of a commit, as many as tell it from others."""
 
 
 def models(cfg: Config, folders: dict[str, Path], sizes: dict[str, float]) -> Iterator[Finding]:
@@ -66,11 +70,12 @@ def models(cfg: Config, folders: dict[str, Path], sizes: dict[str, float]) -> It
 
 def _size_and_text(folder: Path, path: str) -> tuple[float, str]:
     """Parameters of a model, 0 where unknown, and what to say of it."""
+    licence = f"licence {licence_in(folder)}"
     if not has_weights(folder):
-        return approximate_size(path) or 0, "on the Hub"
+        return approximate_size(path) or 0, f"on the Hub, commit {folder.name[:_NUM_DIGITS]}, {licence}"
     size = float(num_parameters(folder))
     dtype = saved_dtype(folder)
-    return size, f"{size / 1e6:.4g} M parameters, {dtype}"
+    return size, f"{size / 1e6:.4g} M parameters, {dtype}, {licence}"
 
 
 def data(cfg: Config, files: dict[str, Path]) -> Iterator[Finding]:
@@ -93,7 +98,7 @@ def data(cfg: Config, files: dict[str, Path]) -> Iterator[Finding]:
     if cfg.reward_model.url is not None:
         yield _server(cfg.reward_model.url)
     for path in cfg.reuse:
-        num_stages = len(list(finished_stages(Path(path).expanduser())))
+        num_stages = len(list(finished_stages(resolved(path, "reuse"))))
         text = f"reuse={path}: {num_stages} finished stages"
         yield finding(num_stages > 0, text, "Nothing is taken from it.")
 
@@ -127,12 +132,13 @@ def _text_of_data(key: str, path: str, files: dict[str, Path]) -> str:
         return _MADE_HERE
     dataset = hub.parse_dataset(path)
     # A path such as `data/train` reads like a data set; one that exists here is meant.
-    if dataset is None or Path(path).expanduser().exists():
+    if dataset is None or resolved(path, key).exists():
         file = sources.local_file(path, key)
         files[key] = file
         return f"{file.stat().st_size / 1e6:.3g} MB"
-    hub.fetch_dataset(dataset.repo, dataset.revision, key, rows=False)
-    return "on the Hub; its rows are looked at by the run's first stages"
+    folder = hub.fetch_dataset(dataset.repo, dataset.revision, key, rows=False)
+    what = f"on the Hub, commit {folder.name[:_NUM_DIGITS]}, licence {licence_in(folder)}"
+    return f"{what}; its rows are looked at by the run's first stages"
 
 
 def _server(url: str) -> Finding:

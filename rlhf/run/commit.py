@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def commit(
         "seconds": round(seconds, 3),
         "config": plain(job.config),
         "compute": plain(job.compute),
-        "versions": {package: version(package) for package in VERSIONS},
+        "versions": installed_versions(),
         "files": files,
     }
     write_atomic(partial / MANIFEST, sealed(record))
@@ -107,6 +108,20 @@ def commit(
     os.rename(partial, final)
     fsync_dir(final.parent)
     tidy(final)
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the packages that make a difference; one that is not installed has none.
+
+    Example:
+        {"torch": "2.13.0+cpu", "transformers": "5.19.0"}
+    """
+    versions = {}
+    for package in VERSIONS:
+        # Most stages need no torch: what does need it says so.
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return versions
 
 
 def take(source: Path, record: dict[str, Any], final: Path) -> None:

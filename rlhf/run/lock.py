@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from rlhf.data.json_text import json_text
 from rlhf.data.shards import make_folders
 from rlhf.errors import ConfigError, RunInUse, UserError, WorkerFailed, one_line
 from rlhf.run.processes import holders_of, state_of
@@ -77,7 +78,7 @@ def hold_run(
         token = uuid.uuid4().hex
         holder = {"pid": str(os.getpid()), "host": socket.gethostname(), "token": token}
         driver_file.truncate(0)
-        driver_file.write(json.dumps(holder))
+        driver_file.write(json_text(holder))
         # Before the wait: a late worker that gets its share meanwhile must find the new token.
         driver_file.flush()
         _wait_for_old_workers(folder, predecessor, say)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rlhf.data.digest import digest_of
+from rlhf.data.files import resolved
 from rlhf.errors import RunChanged
 from rlhf.run.commit import MANIFEST
 from rlhf.run.manifest import read_manifest
@@ -31,7 +32,7 @@ def reusable_stages(runs: Sequence[str], say: Callable[[str], None]) -> dict[str
     """
     stages: dict[str, Path] = {}
     for run in runs:
-        for folder in finished_stages(Path(run).expanduser().resolve()):
+        for folder in finished_stages(resolved(run, "reuse")):
             try:
                 manifest = read_manifest(folder)
             except RunChanged as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rlhf.config.stage_configs import ExportStage
 from rlhf.loop import card
+from rlhf.models.folder import config_text
 from rlhf.models.kinds import FOREIGN_WEIGHTS
 from rlhf.models.template_files import copy_other_templates
 from rlhf.models.weight_files import INDEX, saved_dtype, second_copies, write_index
@@ -57,7 +58,7 @@ def _write_dtype(path: Path, dtype: str) -> None:
     # The old name of the same key: where both stand, which one counts depends on the version of transformers.
     model_config.pop("torch_dtype", None)
     model_config["dtype"] = dtype
-    path.write_text(json.dumps(model_config, indent=2) + "\n", encoding="utf-8")
+    path.write_text(config_text(model_config), encoding="utf-8")
 
 
 def _cast(file: Path, target: Path, dtype: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from transformers import PrinterCallback, Trainer
 
 from rlhf.config.step_count import StepCount
+from rlhf.data.json_text import json_text
 from rlhf.data.reading_notes import reading_notes
 from rlhf.data.shards import write_atomic
 from rlhf.run.job import Job, Outcome, Worker
@@ -106,7 +106,7 @@ def write_rows(out: Path, rows: list[dict[str, Any]]) -> None:
     """
     lines = []
     for row in rows:
-        lines.append(json.dumps(row, sort_keys=True) + "\n")
+        lines.append(json_text(row, sort_keys=True) + "\n")
     write_atomic(out / "metrics.jsonl", "".join(lines).encode())
     for report in out.parent.glob(bad_step_path(out, "*").name):
         report.unlink()

@@ -9,7 +9,6 @@ top of the stage's input policy.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.config.training import LoraConfig
+from rlhf.data.json_text import json_text
 from rlhf.errors import ConfigError
 from rlhf.models.weight_files import SHARD_BYTES, file_header, weight_files, weight_names
 from rlhf.training.ranks import barrier
@@ -220,7 +220,7 @@ def _save_adapter(adapter: dict[str, Tensor], settings: Any, out: Path) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     save_file(adapter, unfinished / "adapter_model.safetensors", metadata={"format": "pt"})
-    text = json.dumps(config, indent=2, sort_keys=True)
+    text = json_text(config, indent=2, sort_keys=True)
     (unfinished / "adapter_config.json").write_text(f"{text}\n", encoding="utf-8")
     # A folder cannot replace one that is not empty.
     shutil.rmtree(out, ignore_errors=True)

@@ -17,6 +17,7 @@ from trl import SFTConfig, SFTTrainer
 from rlhf.config.stage_configs import SftStage
 from rlhf.config.step_count import steps_of
 from rlhf.data.conversations import read_conversations
+from rlhf.data.json_text import json_text
 from rlhf.data.records import what_became
 from rlhf.data.shards import write_atomic
 from rlhf.errors import ConfigError, DataError, TemplateRefuses
@@ -266,7 +267,7 @@ def _stop_at(folder: Path, end: int) -> None:
     if isinstance(settings.get("eos_token_id"), int):
         stops = [settings["eos_token_id"]]
     settings["eos_token_id"] = sorted({*stops, end})
-    text = json.dumps(settings, indent=2, sort_keys=True)
+    text = json_text(settings, indent=2, sort_keys=True)
     write_atomic(path, f"{text}\n".encode())
 
 

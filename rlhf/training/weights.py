@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.errors import ModelError
-from rlhf.models.folder import load_config, load_weights
+from rlhf.models.folder import config_text, load_config, load_weights
 from rlhf.models.template_files import copy_other_templates, keep_listed_templates
 from rlhf.models.weight_files import (
     INDEX,
@@ -224,8 +224,8 @@ def write_model(
     for key in ("torch_dtype", "_name_or_path"):
         model_config.pop(key, None)
     model_config["dtype"] = "float32"
-    text = json.dumps(model_config, indent=2, sort_keys=True)
-    (unfinished / "config.json").write_text(f"{text}\n", encoding="utf-8")
+    text = config_text(model_config, sort_keys=True)
+    (unfinished / "config.json").write_text(text, encoding="utf-8")
     # A folder cannot replace one that is not empty.
     shutil.rmtree(out, ignore_errors=True)
     os.replace(unfinished, out)  # made durable with the rest of the stage, when it is committed

@@ -19,6 +19,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from rlhf.data.json_text import json_text
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
@@ -74,7 +76,7 @@ def write_rows(world: Path, path: Path) -> None:
         puzzle = parse_prompt(json.loads(text)["messages"][-1]["content"])
         sides = {"chosen": good_answer(rng, puzzle), "rejected": near_miss(rng, puzzle)}
         rows.append({"prompt": puzzle.prompt, **sides, "subset": puzzle.task.name})
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    path.write_text("".join(json_text(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def line(kind: str, run: Path, trained: Path, benchmark: list[dict[str, Any]]) -> str:

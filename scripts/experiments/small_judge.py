@@ -22,6 +22,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from rlhf.data.json_text import json_text
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
@@ -79,7 +81,7 @@ def write_split(files: list[tuple[str, Path]], share: float, seed: int, out: Pat
             rows["prompts"].append({"messages": messages})
         print(f"{source}: {file.name}: {dict(counts)}", flush=True)
     for name, lines in rows.items():
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        text = "".join(json_text(line, ascii_only=False) + "\n" for line in lines)
         (out / f"{name}.jsonl").write_text(text, encoding="utf-8", newline="\n")
 
 

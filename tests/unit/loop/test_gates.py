@@ -85,10 +85,17 @@ def test_first_loss(tmp_path, dpo, t, loss, dtype, fires):
     assert gates_of(check_stage(cfg, t, trained(tmp_path, [loss], dtype=dtype))) == ["first_loss"] * fires
 
 
+def test_a_figure_that_was_not_finite_is_read_as_such(tmp_path):
+    norms = [1.0] * 5 + [None] * 5 + [1.0] * 5 + [101.0] * 5
+    artifact = trained(tmp_path, [None] * 20, norms, accuracies=[None] * 20)
+    first, grown = check_stage(Config(), 1, artifact)
+    assert first.gate == "first_loss" and math.isnan(first.value)
+    assert grown.gate == "grad_norm" and grown.value == 101.0 and "of step 20" in grown.text
+
+
 @pytest.mark.parametrize("loss", list(Loss))
 def test_the_loss_at_equal_policies_is_the_one_trained_with(loss):
-    import torch
-
+    torch = pytest.importorskip("torch")
     from rlhf.training.losses import dpo_loss
 
     cfg = Config().dpo

@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,6 +33,9 @@ from rlhf.stages import score
 from tests.stage_runner import FakeWorker
 
 ROOT = Path(__file__).resolve().parents[3]
+needs_torch = pytest.mark.skipif(
+    find_spec("torch") is None, reason="without torch a look finds that it is missing"
+)
 OK, WARNING, ERROR = Level.ok, Level.warning, Level.error
 EIGHT = {"model.path": 8e9, "reward_model.path": 8e9}
 
@@ -368,6 +372,7 @@ def quickstart():
     return cfg
 
 
+@needs_torch
 def test_without_a_model_from_outside_no_process_is_started(tmp_path):
     launcher = Answering()
     found = look(quickstart(), launcher)
@@ -379,6 +384,7 @@ def test_wrong_values_are_all_that_is_looked_at():
     assert {each.subject for each in found} == {"config"} and len(found) == 2
 
 
+@needs_torch
 def test_a_run_is_refused_for_what_is_wrong_and_told_what_is_odd(tmp_path, monkeypatch):
     cfg, lines = quickstart(), []
     cfg.model.path, cfg.run_dir = str(model(tmp_path / "policy")), str(tmp_path / "run")
@@ -406,6 +412,7 @@ def checked(tmp_path, *arguments):
     return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120)
 
 
+@needs_torch
 def test_the_quickstart_is_fine_and_nothing_is_written(tmp_path):
     done = checked(tmp_path, "experiment=quickstart")
     assert done.returncode == 0 and "✗" not in done.stdout, done.stdout + done.stderr

@@ -1,6 +1,7 @@
 """Artifacts, fingerprints, commit, plan and refusal, with real torch-free stages run in this process."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,10 @@ from rlhf.config.fields import plain
 from rlhf.config.schema import Config
 from rlhf.config.stage_configs import DpoStage, GenerateStage, PromptsStage
 from rlhf.data import shards
-from rlhf.data.digest import sealed
+from rlhf.data.digest import sealed, unsealed
 from rlhf.errors import RunChanged, UserError
 from rlhf.run.artifact import Artifact, open_artifact
-from rlhf.run.commit import commit
+from rlhf.run.commit import commit, installed_versions
 from rlhf.run.job import Job
 from rlhf.run.plan import UNKNOWN, AloneDone, Run
 from rlhf.run.refusal import differences
@@ -78,7 +79,20 @@ def test_the_manifest_holds_what_a_person_looks_for(tmp_path, prompts_file):
     assert record["identity"]["stage"] == "prompts" and record["identity"]["seed"] == 42
     assert record["identity"]["inputs"] == {"prompts": "d"}
     assert set(record["files"]) == {"train.parquet", "held_out.parquet"}
-    assert record["versions"]["torch"] and record["seconds"] >= 0 and record["compute"]["zero_stage"] == 2
+    assert (
+        record["versions"]["transformers"] and record["seconds"] >= 0 and record["compute"]["zero_stage"] == 2
+    )
+
+
+def test_a_setting_without_bound_is_no_change_at_the_next_start(tmp_path):
+    run = Run(tmp_path, Config(), InProcess())
+    identity = run._identity("generate", GenerateStage(vllm_args={"swap_space": math.inf}), {})
+    assert unsealed(sealed(identity)) == identity
+
+
+def test_a_package_that_is_not_installed_has_no_version(monkeypatch):
+    monkeypatch.setattr("rlhf.run.commit.VERSIONS", ("pyarrow", "no-such-package"))
+    assert installed_versions().keys() == {"pyarrow"}
 
 
 def test_a_part_has_a_digest_of_its_own(tmp_path, prompts_file):
