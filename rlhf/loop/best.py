@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from rlhf.data.json_text import json_text
 from rlhf.errors import ConfigError, RunChanged
 from rlhf.loop.card import is_hub_id
 from rlhf.run.artifact import open_artifact
@@ -103,7 +104,7 @@ def _best_iteration(summary: Path) -> int:
     iteration = content.get("best_iteration") if isinstance(content, dict) else None
     if not isinstance(iteration, int) or isinstance(iteration, bool) or iteration < 0:
         raise _no_summary(
-            summary, f"its best_iteration is {json.dumps(iteration)}, and must be a whole number"
+            summary, f"its best_iteration is {json_text(iteration)}, and must be a whole number"
         )
     return iteration
 

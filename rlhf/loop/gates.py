@@ -19,6 +19,7 @@ from rlhf.config.choices import Action, Loss, Reference
 from rlhf.config.schema import Config
 from rlhf.config.step_count import FEW_STEPS
 from rlhf.config.training import MAIN_JUDGE, DpoConfig
+from rlhf.data.json_text import json_text
 from rlhf.errors import UserError
 from rlhf.evaluation.judge_quality import wilson
 from rlhf.loop.figures import (
@@ -135,16 +136,19 @@ def training_steps(path: Path) -> list[dict[str, Any]]:
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-        steps = [_step(line) for line in lines]
+        steps = [json.loads(line) for line in lines]
     except (OSError, ValueError, RecursionError) as error:
         raise damaged(path, str(error), path.parent) from None
     for number, step in enumerate(steps, start=1):
-        if "loss" not in step:
+        if not isinstance(step, dict) or "loss" not in step:
             raise damaged(path, f"line {number} has no loss", path.parent)
         for name in ("loss", "grad_norm", "rewards/accuracies"):
             value = step.get(name, 0.0)
+            # Null stands for a number that was not finite.
+            if value is None:
+                value = step[name] = math.nan
             if isinstance(value, bool) or not isinstance(value, int | float):
-                found = json.dumps(value)
+                found = json_text(value)
                 raise damaged(
                     path, f"line {number}: {name} is {found:.80}, and must be a number", path.parent
                 )
@@ -183,23 +187,6 @@ def _judge(t: int, artifact: Artifact) -> Iterator[Violation]:
         max_length = artifact.record.get("config", {}).get("max_length")
         text = _TEXTS["judge_cut"].format(value=cut / num_read, max_length=max_length)
         yield Violation(t, "judge", cut / num_read, 0.5, None, text, artifact.path)
-
-
-def _step(line: str) -> dict[str, Any]:
-    """A line of `metrics.jsonl`; null, which stands there for a number that was not finite, is NaN.
-
-    Raises:
-        ValueError: it is no object.
-
-    Example:
-        '{"step": 1, "loss": 0.6931, "grad_norm": null}' gives {"step": 1, "loss": 0.6931, "grad_norm": nan}
-    """
-    step = json.loads(line)
-    if not isinstance(step, dict):
-        raise ValueError("a line is no object")
-    for name, value in step.items():
-        step[name] = math.nan if value is None else value
-    return step
 
 
 def loss_at_equal_policies(dpo: DpoConfig) -> float:
@@ -241,7 +228,7 @@ def _grad_norm(cfg: Config, t: int, steps: list[dict[str, Any]], path: Path) -> 
         if not math.isfinite(norm):
             continue
         # All zero so far: there is no usual norm to grow from.
-        usual = median(norms) if len(norms) >= FEW_STEPS else 0.0
+        usual = median(norms) if norms and number > FEW_STEPS else 0.0
         if usual and norm / usual >= largest_growth:
             largest_growth = norm / usual
             at_step = number

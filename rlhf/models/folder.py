@@ -49,7 +49,7 @@ def _class_names(value: Any, where: str) -> list[str]:
     for name in names:
         if not isinstance(name, str | None):
             raise ModelError(
-                f"{where} is {json.dumps(value):.80}, which names no class of Python. Mend it in a copy of the "
+                f"{where} is {json_text(value):.80}, which names no class of Python. Mend it in a copy of the "
                 "folder, or download it again."
             )
     return [name for name in names if name]
@@ -101,7 +101,7 @@ def read_object(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text)
         if not isinstance(content, dict):
-            raise ValueError(f"it holds {json.dumps(content):.80}, and must hold an object")
+            raise ValueError(f"it holds {json_text(content):.80}, and must hold an object")
     except (OSError, ValueError, RecursionError) as error:
         problem = f"cannot be read ({error})"
         raise ModelError(f"{path}: {problem}. Save the model anew, or download it again.") from None

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rlhf.data.json_text import json_text
 from rlhf.errors import ModelError
 from rlhf.models.folder import read_object
 
@@ -77,7 +78,7 @@ def weight_map(folder: Path) -> dict[str, str]:
     for name, file in file_by_weight.items():
         if not isinstance(file, str):
             raise ModelError(
-                f"{index}: weight_map has {json.dumps(file):.80} for {name}, which is no name of a file. Download "
+                f"{index}: weight_map has {json_text(file):.80} for {name}, which is no name of a file. Download "
                 "or save the model anew."
             )
     return file_by_weight
@@ -99,7 +100,7 @@ def write_index(folder: Path) -> None:
             begin, end = tensor["data_offsets"]
             total_size += end - begin
     index = {"metadata": {"total_size": total_size}, "weight_map": file_by_weight}
-    text = json.dumps(index, indent=2, sort_keys=True)
+    text = json_text(index, indent=2, sort_keys=True)
     (folder / INDEX).write_text(f"{text}\n")
 
 
@@ -172,7 +173,7 @@ def file_header(file: Path) -> dict[str, dict[str, Any]]:
             text = stream.read(min(length, _LARGEST_HEADER))
         header = json.loads(text)
         if not isinstance(header, dict):
-            raise ValueError(f"its header is {json.dumps(header):.80}, and must be an object")
+            raise ValueError(f"its header is {json_text(header):.80}, and must be an object")
         header.pop("__metadata__", None)
         for name, tensor in header.items():
             _check_tensor(name, tensor)
@@ -192,13 +193,13 @@ def file_header(file: Path) -> dict[str, dict[str, Any]]:
 def _check_tensor(name: str, tensor: Any) -> None:
     """Raise ValueError for what a header says of a tensor where the format has other types."""
     if not isinstance(tensor, dict):
-        raise ValueError(f"{name} is {json.dumps(tensor):.80} in its header, and must be an object")
+        raise ValueError(f"{name} is {json_text(tensor):.80} in its header, and must be an object")
     dtype = tensor.get("dtype")
     if not isinstance(dtype, str):
-        raise ValueError(f"{name}.dtype is {json.dumps(dtype):.80} in its header, and must be a text")
+        raise ValueError(f"{name}.dtype is {json_text(dtype):.80} in its header, and must be a text")
     for field in ("shape", "data_offsets"):
         if not _are_sizes(tensor.get(field)):
-            found = json.dumps(tensor.get(field))
+            found = json_text(tensor.get(field))
             raise ValueError(
                 f"{name}.{field} is {found:.80} in its header, and must be whole numbers from 0 on"
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -10,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rlhf.data.json_text import json_text
 from rlhf.errors import RunChanged
 from rlhf.run.commit import MANIFEST, damaged, is_working_file, read_sealed
 
@@ -88,7 +88,7 @@ def _check_files(files: Mapping[str, Any], path: Path) -> None:
 
 
 def _wrong_type(path: Path, field: str, value: Any, wanted: str) -> RunChanged:
-    shown = json.dumps(value, ensure_ascii=False)
+    shown = json_text(value, ascii_only=False)
     if len(shown) > 80:
         shown = f"{shown[:80]}…"
     return damaged(path, f"its {field} is {shown}, and must be {wanted}", path.parent)

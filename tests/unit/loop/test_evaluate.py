@@ -21,10 +21,13 @@ LATER = "iteration_002/held_out/generate/artifact.json"
 
 def record(run: Path, name: str, shard_size: int) -> None:
     """What a stage of a run leaves of what it was told."""
-    identity: dict[str, Any] = {"stage": "generate", "config": {"shard_size": shard_size}}
+    told = {"shard_size": shard_size}
+    identity: dict[str, Any] = {"schema": 1, "stage": "generate", "seed": 0, "config": told, "inputs": {}}
     path = run / name
     path.parent.mkdir(parents=True)
-    path.write_bytes(sealed(identity if name == BEGUN else {"identity": identity, "files": {}}))
+    path.write_bytes(
+        sealed(identity if name == BEGUN else {"identity": identity, "digest": "d", "files": {}})
+    )
 
 
 def size(folder: Path, num_workers: int, **values: Any) -> int:

@@ -232,7 +232,7 @@ def test_given_pairs_ask_for_no_training_prompts(tmp_path, has_file):
     found = collect("data", inputs.data(cfg, files)) + collect("prompts", inputs.prompts(cfg, files, []))
     assert {each.level for each in found} == {OK}, found
     assert set(files) == {"pair.data", "prompts.held_out_path" if has_file else "prompts.path"}
-    assert said(hardware.disk(cfg, {"model.path": 1e9}), "32 GB of") in Level, (
+    assert said(hardware.disk(cfg, {"model.path": 1e9}, {"model.path": tmp_path}), "36 GB of") in Level, (
         "no response is sampled to train on"
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rlhf.config.schema import Config
-from rlhf.config.stage_configs import PromptsSettings
+from rlhf.config.stage_configs import PromptsStage
 from rlhf.errors import ConfigError
 from rlhf.run.plan import AloneDone, Run
 from rlhf.run.until import last_stage
@@ -80,7 +80,7 @@ def test_nothing_begins_after_it(tmp_path):
     run = Run(tmp_path / "run", Config(), launcher, until="one")
 
     def make(name):
-        run.stage("prompts", name, PromptsSettings(1), {"prompts": source(path)})
+        run.stage("prompts", name, PromptsStage(1), {"prompts": source(path)})
 
     make("one")  # gates and figures have their look at it
     with pytest.raises(AloneDone):
