@@ -82,8 +82,8 @@ class Row:
     judges: dict[str, Verdict] = field(default_factory=dict)
     disagreement: float | None = None
     left_out: dict[str, int] = field(default_factory=dict)
-    """How many responses a column leaves out because their figure is not finite: by `score`, `gold`, `KL` or the
-    judge's name; without columns that leave out none."""
+    """How many responses a column leaves out because their figure is not finite: by `score`, `gold`, `KL` or
+    the judge's name; without columns that leave out none."""
 
 
 def scores_by_prompt(scores: Artifact) -> dict[str, list[float]]:
@@ -291,7 +291,9 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         if row.left_out:
             counts = ", ".join(f"{number} of {column}" for column, number in row.left_out.items())
-            text.append(f"π{row.iteration}: responses left out, for their figure is no finite number: {counts}")
+            text.append(
+                f"π{row.iteration}: responses left out, for their figure is no finite number: {counts}"
+            )
     return "\n".join(text)
 
 

@@ -130,7 +130,9 @@ def training_steps(path: Path) -> list[dict[str, Any]]:
             value = step.get(name, 0.0)
             if isinstance(value, bool) or not isinstance(value, int | float):
                 found = json.dumps(value)
-                raise damaged(path, f"line {number}: {name} is {found:.80}, and must be a number", path.parent)
+                raise damaged(
+                    path, f"line {number}: {name} is {found:.80}, and must be a number", path.parent
+                )
     if not steps:
         raise damaged(path, "it has no step", path.parent)
     return steps

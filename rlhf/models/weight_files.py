@@ -74,8 +74,8 @@ def weight_map(folder: Path) -> dict[str, str]:
     for name, file in file_by_weight.items():
         if not isinstance(file, str):
             raise ModelError(
-                f"{index}: weight_map has {json.dumps(file):.80} for {name}, which is no name of a file. Download "
-                "or save the model anew."
+                f"{index}: weight_map has {json.dumps(file):.80} for {name}, which is no name of a file. "
+                "Download or save the model anew."
             )
     return file_by_weight
 
@@ -176,7 +176,9 @@ def _check_tensor(name: str, tensor: Any) -> None:
     for field in ("shape", "data_offsets"):
         if not _are_sizes(tensor.get(field)):
             found = json.dumps(tensor.get(field))
-            raise ValueError(f"{name}.{field} is {found:.80} in its header, and must be whole numbers from 0 on")
+            raise ValueError(
+                f"{name}.{field} is {found:.80} in its header, and must be whole numbers from 0 on"
+            )
     offsets = tensor["data_offsets"]
     if len(offsets) != 2 or offsets[0] > offsets[1]:
         raise ValueError(f"{name}.data_offsets is {offsets} in its header, and must be a begin and an end")

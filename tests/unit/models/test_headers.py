@@ -60,7 +60,9 @@ def test_a_header_of_another_type_is_refused_by_name(tmp_path, header, said):
         lambda: check_folder(folder, "model.path"),
     ]
     for read in readers:
-        with pytest.raises(ModelError, match=rf"model\.safetensors: no safetensors file[\s\S]*{said}[\s\S]*anew"):
+        with pytest.raises(
+            ModelError, match=rf"model\.safetensors: no safetensors file[\s\S]*{said}[\s\S]*anew"
+        ):
             read()
 
 
@@ -94,7 +96,9 @@ def test_code_without_a_class_is_refused_by_name(tmp_path, auto_map):
 
 
 def test_code_has_its_classes_by_name(tmp_path):
-    model(tmp_path / "m", auto_map={"AutoTokenizer": ["a.Slow", None], "AutoModel": "a.B", "AutoConfig": None})
+    model(
+        tmp_path / "m", auto_map={"AutoTokenizer": ["a.Slow", None], "AutoModel": "a.B", "AutoConfig": None}
+    )
     assert own_code(tmp_path / "m") == {"AutoTokenizer": "a.Slow", "AutoModel": "a.B"}
 
 

@@ -94,7 +94,9 @@ def test_a_field_of_another_type_is_refused_by_name(folder, field, value):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"null", b"[]", b'"x"', b"5", b"\xff", b"[" * 100_000])
-@pytest.mark.parametrize(("name", "read"), [("artifact.json", read_manifest), (".identity.json", read_identity)])
+@pytest.mark.parametrize(
+    ("name", "read"), [("artifact.json", read_manifest), (".identity.json", read_identity)]
+)
 def test_what_is_no_sealed_object_is_refused_by_name(tmp_path, content, name, read):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(RunChanged, match=rf"{name} is damaged[\s\S]*rm -r {tmp_path}"):
