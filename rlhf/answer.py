@@ -81,8 +81,9 @@ def require_unchanged(run: Run, tool: AnswerTool, digest: str | None) -> None:
     policy = sources.model(run, tool.model.path, None, "run_dir")
     if digest is not None and policy.digest != digest:
         raise RunChanged(
-            f"run_dir={tool.run_dir}: its best policy is π0 as it was given, {policy.path}, whose files are not "
-            f"those that the run has evaluated (digest {digest[:12]}… there, {str(policy.digest)[:12]}… now). "
+            f"run_dir={tool.run_dir}: its best policy is π0 as it was given, {policy.path}, whose files are "
+            "not those that the run has evaluated "
+            f"(digest {digest[:12]}… there, {str(policy.digest)[:12]}… now). "
             "Bring the files back, or, if they are what should answer, name the folder: model.path="
             f"{shlex.quote(str(policy.path))} in place of run_dir."
         )

@@ -59,15 +59,17 @@ def make_folders(folder: Path) -> list[Path]:
         Those that were missing, the topmost first.
     """
     missing = []
-    while not folder.exists():
-        missing.append(folder)
-        folder = folder.parent
+    above = folder
+    while not above.exists():
+        missing.append(above)
+        above = above.parent
     missing.reverse()
     for each in missing:
         each.mkdir(exist_ok=True)  # another job of a sweep may make it at this very moment
-        # What has its name in a folder is lost in a power cut, as long as the folder has no durable name itself.
+        # A power cut takes what lies in a folder, as long as the folder has no durable name itself.
         with contextlib.suppress(PermissionError):  # a folder of others may be written in and not read
             fsync_dir(each.parent)
+    folder.mkdir(exist_ok=True)  # for its error where a file has that name
     return missing
 
 

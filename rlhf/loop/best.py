@@ -53,9 +53,8 @@ def link_best(folder: Path, target: Path, say: Callable[[str], None]) -> None:
             raise
         # A link of another file system that came along as a file would name an older one.
         best.unlink(missing_ok=True)
-        say(
-            f"  ! no link {best}: there are none on this file system ({error.strerror}); summary.json says it too"
-        )
+        reason = f"there are none on this file system ({error.strerror})"
+        say(f"  ! no link {best}: {reason}; summary.json says it too")
         return
     os.replace(temporary, best)
 
@@ -68,7 +67,7 @@ def _free_name(folder: Path) -> Path:
 
 
 def best_policy(run: Path) -> BestPolicy:
-    """The best policy of a finished run: where the link leads, or where it is missing, what summary.json says.
+    """The best policy of a finished run: where the link leads, or without one, what summary.json says.
 
     Raises:
         ConfigError: there is none yet, or it is not there any more.
@@ -80,8 +79,8 @@ def best_policy(run: Path) -> BestPolicy:
         model = best.resolve()
         if not model.exists():
             raise ConfigError(
-                f"run_dir={run}: no best policy there: {best} leads to {os.readlink(best)}, which does not exist. "
-                f"Bring it back. {way_out}"
+                f"run_dir={run}: no best policy there: {best} leads to {os.readlink(best)}, which does not "
+                f"exist. Bring it back. {way_out}"
             )
         return _checked(run, model)
     if not (run / "summary.json").is_file():

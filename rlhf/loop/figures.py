@@ -88,8 +88,8 @@ class Row:
     judges: dict[str, Verdict] = field(default_factory=dict)
     disagreement: float | None = None
     left_out: dict[str, int] = field(default_factory=dict)
-    """How many responses a column leaves out because their figure is not finite: by `score`, `gold`, `KL` or the
-    judge's name; without columns that leave out none."""
+    """How many responses a column leaves out because their figure is not finite: by `score`, `gold`, `KL` or
+    the judge's name; without columns that leave out none."""
     log_ratio: float | None = None
 
     @property

@@ -49,8 +49,8 @@ def _class_names(value: Any, where: str) -> list[str]:
     for name in names:
         if not isinstance(name, str | None):
             raise ModelError(
-                f"{where} is {json_text(value):.80}, which names no class of Python. Mend it in a copy of the "
-                "folder, or download it again."
+                f"{where} is {json_text(value):.80}, which names no class of Python. Mend it in a copy of "
+                "the folder, or download it again."
             )
     return [name for name in names if name]
 

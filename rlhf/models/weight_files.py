@@ -78,8 +78,8 @@ def weight_map(folder: Path) -> dict[str, str]:
     for name, file in file_by_weight.items():
         if not isinstance(file, str):
             raise ModelError(
-                f"{index}: weight_map has {json_text(file):.80} for {name}, which is no name of a file. Download "
-                "or save the model anew."
+                f"{index}: weight_map has {json_text(file):.80} for {name}, which is no name of a file. "
+                "Download or save the model anew."
             )
     return file_by_weight
 

@@ -80,7 +80,7 @@ def artifact_around(path: Path) -> Artifact | None:
 
 
 def _is_ours(manifest: Path) -> bool:
-    """Whether it may be a manifest of this package, damaged or not; other programs have files of that name."""
+    """Whether it may be a manifest of this package, damaged or not: others have files of that name too."""
     try:
         record = json.loads(manifest.read_bytes())
     except OSError:

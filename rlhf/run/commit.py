@@ -24,7 +24,7 @@ VERSIONS = ("torch", "transformers", "trl", "deepspeed", "accelerate")
 
 
 def is_working_file(name: str) -> bool:
-    """Whether a file of a stage's folder, by its relative name, is needed only until the stage is finished."""
+    """Whether a file, by its name within a stage's folder, is needed only until the stage is finished."""
     parts = Path(name).parts
     return parts[0].startswith("checkpoint-") or any(part.startswith(".") for part in parts)
 
@@ -148,7 +148,7 @@ def take(source: Path, record: dict[str, Any], final: Path) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Give a file of a finished artifact a second name, or where the file system has no hard links, a copy."""
+    """Give a file of a finished artifact a second name, or where there are no hard links, a copy."""
     # Not the file's own name: where that is a link itself, another folder's second name would be of the link.
     real = source.resolve(strict=True)
     try:

@@ -55,8 +55,8 @@ def hold_run(
 ) -> Iterator[str]:
     """Hold a run folder for as long as the context lasts; yields the token that workers must know.
 
-    A folder that was not there before is removed again where the context ends in a UserError and nothing was made
-    in it: a refused run leaves no trace.
+    A folder that was not there before is removed again where the context ends in a UserError and nothing was
+    made in it: a refused run leaves no trace.
 
     Raises:
         ConfigError: the folder cannot be made, or nothing can be written in it.

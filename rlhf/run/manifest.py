@@ -112,9 +112,9 @@ def check_folder(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
         first = folder / strangers[0]
         more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
         raise RunChanged(
-            f"{first}{more}: no part of this finished stage, whose {MANIFEST} does not name it, and nothing was "
-            "used: readers would take it for one. Move it out of the folder, or, if it belongs there and the "
-            f"manifest is the wrong one, delete the folder to redo it: rm -r {shlex.quote(str(folder))}"
+            f"{first}{more}: no part of this finished stage, whose {MANIFEST} does not name it, and nothing "
+            "was used: readers would take it for one. Move it out of the folder, or, if it belongs there and "
+            f"the manifest is the wrong one, delete the folder to redo it: rm -r {shlex.quote(str(folder))}"
         )
 
 

@@ -189,8 +189,9 @@ class Run:
         }
 
     def _reused(self, name: str, final: Path, identity: Identity) -> Artifact | None:
-        """The artifact of a stage that a run of `reuse` has finished with the same fingerprint: taken, or while
-        planning only found. None where there is none; own work begun goes before it.
+        """The artifact of a stage that a run of `reuse` has finished with the same fingerprint.
+
+        It is taken, or while planning only found. None where there is none; own work begun goes before it.
 
         Raises:
             RunChanged: it is damaged.

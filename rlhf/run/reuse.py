@@ -14,7 +14,7 @@ from rlhf.run.manifest import read_manifest
 
 
 def finished_stages(run: Path) -> Iterator[Path]:
-    """The folders of a run that hold a manifest, in order; hidden ones are unfinished work, or on their way out.
+    """The folders of a run that hold a manifest, in order; hidden ones are unfinished, or on their way out.
 
     A folder that vanishes meanwhile is no error: `os.walk` passes over it, which `glob` does not.
     """
@@ -26,7 +26,7 @@ def finished_stages(run: Path) -> Iterator[Path]:
 
 
 def reusable_stages(runs: Sequence[str], say: Callable[[str], None]) -> dict[str, Path]:
-    """The finished stages of some runs, by the digest of their identity; where several are alike, of the first.
+    """The finished stages of some runs, by the digest of their identity; of equal ones the first run's.
 
     What is half deleted, or has a manifest that cannot be read, is left out and said.
     """
@@ -48,7 +48,7 @@ def reusable_stages(runs: Sequence[str], say: Callable[[str], None]) -> dict[str
 
 
 def has_gone(folder: Path, fingerprint: str) -> bool:
-    """Whether a stage of another run is no longer what was found: deleted, or made anew with other settings."""
+    """Whether a stage of another run is no longer what was found: deleted, or made anew as another."""
     try:
         manifest = read_manifest(folder)
     except RunChanged:

@@ -93,8 +93,8 @@ def model_folder(path: str, revision: str | None, key: str, weights: bool = True
     Raises:
         ModelError: it is not there, or no whole model in safetensors.
         ConfigError: there is a revision, and it is not of the Hub.
-        RunChanged: it is of a finished run, and files are missing, of another size or of no manifest, or small
-            ones damaged.
+        RunChanged: it is of a finished run, and files are missing, of another size or of no manifest, or
+            small ones damaged.
     """
     folder = resolved(path, key)
     # A folder's own name may hold an @; what is here comes first.

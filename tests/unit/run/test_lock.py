@@ -101,12 +101,16 @@ def test_a_lock_file_that_holds_anything_else_names_nobody(tmp_path, content):
 
 def refuse(folder, made=(), error=ConfigError):
     """A driver that writes some files, then is refused."""
-    with pytest.raises(error), hold_run(folder, print):
+
+    def work():
         for name in ("logs/driver.log", ".digests.json", "config.yaml", *made):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text("x")
         (folder / "iteration_000" / "held_out").mkdir(parents=True, exist_ok=True)
         raise error("refused")
+
+    with pytest.raises(error), hold_run(folder, print):
+        work()
 
 
 def test_a_refused_run_leaves_no_folder_that_was_not_there(tmp_path):
@@ -119,10 +123,8 @@ def test_a_refused_run_leaves_no_folder_that_was_not_there(tmp_path):
 
 def test_folders_that_hold_something_else_by_then_stay(tmp_path):
     (tmp_path / "runs").mkdir()
-    with pytest.raises(ConfigError), hold_run(tmp_path / "runs" / "sweep" / "job", print):
-        (tmp_path / "runs" / "sweep" / "sibling").mkdir()
-        raise ConfigError("refused")
-    assert [path.name for path in (tmp_path / "runs").rglob("*")] == ["sweep", "sibling"]
+    refuse(tmp_path / "runs" / "sweep" / "job", ["../sibling/config.yaml"])
+    assert [path.name for path in (tmp_path / "runs" / "sweep").iterdir()] == ["sibling"]
 
 
 @pytest.mark.parametrize("work", ["prompts/artifact.json", ".prompts.partial/.identity.json", "notes.txt"])
