@@ -46,9 +46,7 @@ def check(cfg: CheckConfig) -> None:
         show(table(findings))
     lost = output_error()
     if lost is not None:
-        raise StorageError(
-            f"what was found cannot be written to standard output: {lost.strerror}. Make room."
-        )
+        raise StorageError(f"The findings cannot be written to standard output: {lost.strerror}. Make room.")
     if not fine:
         sys.exit(2)
 

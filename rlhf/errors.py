@@ -13,7 +13,7 @@ RlhfError
 │   ├── StorageError     a disk is full, or a folder cannot be written
 │   └── RunInUse         another driver holds the run folder
 ├── WorkerFailed         exit 1: a stage process died or raised
-└── Stopped              exit 130 or 143: a signal asked us to stop
+└── Stopped              exit 129, 130 or 143: a signal asked us to stop
 
 A message says what is wrong, where, the value found, and every way out.
 """
@@ -133,7 +133,7 @@ class Stopped(RlhfError):
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by signal {signal_number}; the same command goes on from here")
-        # A shell's convention: 130 for SIGINT, 143 for SIGTERM.
+        # A shell's convention: 129 for SIGHUP, 130 for SIGINT, 143 for SIGTERM.
         self.exit_code = 128 + signal_number
 
 

@@ -62,6 +62,10 @@ def starting_environment(device: str) -> dict[str, str]:
         environment[name] = os.environ.get(name, value)
     if on_cpu:
         environment.update(_ON_A_CPU)
+    # Libraries open files that hold UTF-8 without saying so. In the locale C Python escapes the names of
+    # files, which is undone in UTF-8; in others they would be read as other names.
+    if sys.getfilesystemencoding() in ("utf-8", "ascii"):
+        environment["PYTHONUTF8"] = "1"
     return environment
 
 

@@ -1,5 +1,6 @@
 """What is printed: nothing that happens to an output ends a run, and nothing of a text commands a terminal."""
 
+import ast
 import os
 import pty
 import signal
@@ -185,3 +186,17 @@ def test_no_line_of_a_finding_passes_for_another_finding():
     text = table([Finding(Level.error, f"a {HOSTILE}", f"Mend it.{HOSTILE}", "data")])
     marked = [line for line in text.split("\n") if line.startswith(("  ✓", "  ⚠", "  ✗")) or line[:1] != " "]
     assert len(marked) == 2, text  # the subject, and the finding
+
+
+def test_one_place_prints():
+    printing = []
+    for path in (ROOT / "rlhf").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            if called in ("print", "traceback.print_exc") or called.endswith(
+                ("stdout.write", "stderr.write")
+            ):
+                printing.append(path.name)
+    assert set(printing) == {"console.py"}
