@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -58,7 +59,7 @@ def named(names: Names, value: Any, typed: DictConfig) -> bool:
     return bool(found == value)
 
 
-def require_named(config: Any, typed: DictConfig, file: Any, not_own: str | None) -> None:
+def require_named(config: Any, typed: DictConfig, file: Path, not_own: str | None) -> None:
     """Let pass what this user wrote or has typed.
 
     Args:

@@ -332,6 +332,16 @@ def test_the_packages_own_rules_are_no_strangers(tmp_path, elses):
             require_named(cfg, typed_settings([]), tmp_path / FILE, "x")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize("given_away", [".", FILE])
+def test_root_is_a_user_like_any_other(tmp_path, given_away):
+    write_saved(tmp_path, settings(evaluate__gold="my_rules:f"), None)
+    os.chown(tmp_path / given_away, 65534, -1)
+    assert "(uid 65534), and you are root (uid 0)" in read_saved(tmp_path).not_own
+    with pytest.raises(ConfigError, match=r"evaluate\.gold=my_rules:f"):
+        merged(read_saved(tmp_path), typed_settings([]))
+
+
 def test_who_may_write_it_owns_it(tmp_path):
     write_saved(tmp_path, settings(evaluate__gold="my_rules:f"), None)
     tmp_path.chmod(0o755)
