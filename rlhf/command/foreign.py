@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -17,44 +18,48 @@ from rlhf.config.fields import plain
 from rlhf.config.overrides import override, pasted
 from rlhf.errors import ConfigError
 
+Names = tuple[str, ...]
+"""The place of a setting: its sections from the top down, then its own name. A judge's name may hold dots."""
+
+_JUDGES = ("reward_model", "others")
 _OWN_RULES = "rlhf.world.tasks:"
 """Rules that come with this package."""
 
 
-def code_in(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Key and value of every setting in a config that has code run, or that a key of this user is sent to.
+def code_in(section: Any, above: Names = ()) -> Iterator[tuple[Names, Any]]:
+    """Place and value of every setting in a config that has code run, or that a key of this user is sent to.
 
     Fields of the schema say so of themselves (`rlhf.config.fields.setting`).
 
     Example:
-        ("reward_model.rule", "my_rules:exact")
+        ("reward_model", "rule"), "my_rules:exact"
     """
     for item in dataclasses.fields(section):
         value = getattr(section, item.name)
-        key = f"{prefix}{item.name}"
+        names = (*above, item.name)
         if dataclasses.is_dataclass(value):
-            yield from code_in(value, f"{key}.")
+            yield from code_in(value, names)
         elif item.metadata.get("code") and value and not _is_own_rule(value):
-            yield key, plain(value)
+            yield names, plain(value)
         elif isinstance(value, dict):
             for name, entry in value.items():
                 if dataclasses.is_dataclass(entry):
-                    yield from code_in(entry, f"{key}.{name}.")
+                    yield from code_in(entry, (*names, name))
 
 
 def _is_own_rule(value: Any) -> bool:
     return isinstance(value, str) and value.startswith(_OWN_RULES)
 
 
-def named(key: str, value: Any, typed: DictConfig) -> bool:
+def named(names: Names, value: Any, typed: DictConfig) -> bool:
     """Whether a person typed this setting, with this value."""
-    found = OmegaConf.select(typed, key)
-    if OmegaConf.is_config(found):
-        found = OmegaConf.to_container(found, resolve=True)
+    found: Any = OmegaConf.to_container(typed, resolve=True)
+    for name in names:
+        found = found.get(name) if isinstance(found, dict) else None
     return bool(found == value)
 
 
-def require_named(config: Any, typed: DictConfig, file: Any, not_own: str | None) -> None:
+def require_named(config: Any, typed: DictConfig, file: Path, not_own: str | None) -> None:
     """Let pass what this user wrote or has typed.
 
     Args:
@@ -68,10 +73,10 @@ def require_named(config: Any, typed: DictConfig, file: Any, not_own: str | None
     """
     if not_own is None:
         return
-    unnamed = [(key, value) for key, value in code_in(config) if not named(key, value, typed)]
+    unnamed = {names: value for names, value in code_in(config) if not named(names, value, typed)}
     if not unnamed:
         return
-    words = [override(_added(key), value) for key, value in unnamed]
+    words = _as_typed(unnamed)
     settings = "\n".join(f"  {word}" for word in words)
     folder = pasted(str(file.parent))
     raise ConfigError(
@@ -85,7 +90,20 @@ def require_named(config: Any, typed: DictConfig, file: Any, not_own: str | None
     )
 
 
-def _added(key: str) -> str:
-    """A key as it is typed: what is new in a mapping has a + in front."""
-    in_a_mapping = key.startswith("reward_model.others.") or key.endswith("_args")
-    return f"+{key}" if in_a_mapping else key
+def _as_typed(settings: dict[Names, Any]) -> list[str]:
+    """Settings as overrides; what is new in a mapping has a + in front."""
+    words = []
+    judges: dict[str, dict[str, Any]] = {}
+    for names, value in settings.items():
+        key = ".".join(names)
+        if names[:2] == _JUDGES:
+            # Together: Hydra knows no judge whose settings it could add to one by one.
+            _, _, judge, setting = names
+            judges.setdefault(judge, {})[setting] = value
+        elif isinstance(value, dict):
+            words.append(override(f"+{key}", value))
+        else:
+            words.append(override(key, value))
+    if judges:
+        words.append(override(f"+{'.'.join(_JUDGES)}", judges))
+    return words

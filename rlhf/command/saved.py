@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from rlhf.command.foreign import code_in, named, require_named
+from rlhf.command.foreign import Names, code_in, named, require_named
 from rlhf.command.settings import as_schema, misread, typed_values
 from rlhf.config.fields import plain
 from rlhf.config.limits import value_at
@@ -209,9 +209,9 @@ def going_on(words: Sequence[str], run_dir: str | None, schema: type[Any]) -> Sa
     """
     if run_dir is None or any("=" not in word or word.startswith(("-", "~")) for word in words):
         return None
-    keys = [word.split("=", 1)[0].lstrip("+") for word in words]
-    others = [key for key in keys if not _is_of_no_artifact(key, schema)]
-    if not all(_may_be_code(key, schema) for key in others):
+    typed = typed_settings(words)
+    others = [names for names in _places(typed) if not _is_of_no_artifact(names, schema)]
+    if not all(_may_be_code(names, schema) for names in others):
         return None
     folder = resolved(run_dir, "run_dir")
     saved = read_saved(folder) if folder.is_dir() else None
@@ -219,18 +219,27 @@ def going_on(words: Sequence[str], run_dir: str | None, schema: type[Any]) -> Sa
         if not others:
             _require_nothing_finished(folder)
         return None
-    typed = typed_settings(words)
-    for key in others:
-        if not _repeats(key, typed, saved):
+    for names in others:
+        if not _repeats(names, typed, saved):
             return None
     return saved
 
 
-def _repeats(key: str, typed: DictConfig, saved: Saved) -> bool:
+def _places(typed: Any, above: Names = ()) -> Iterator[Names]:
+    """Where the values of a config stand, from the top down."""
+    for name, value in typed.items_ex(resolve=False):
+        names = (*above, str(name))
+        if isinstance(value, DictConfig) and value:
+            yield from _places(value, names)
+        else:
+            yield names
+
+
+def _repeats(names: Names, typed: DictConfig, saved: Saved) -> bool:
     """Whether a typed setting is code that the run has, such as a rule that is named once more."""
-    for name, value in code_in(as_schema(saved.values, Config)):
-        if key == name or key.startswith(f"{name}."):
-            return named(name, value, typed)
+    for place, value in code_in(as_schema(saved.values, Config)):
+        if names[: len(place)] == place:
+            return named(place, value, typed)
     return False
 
 
@@ -248,11 +257,11 @@ def _require_nothing_finished(folder: Path) -> None:
         )
 
 
-def _fields_of(key: str, schema: type[Any]) -> list[Any]:
-    """The fields of the schema that a dotted key names, from the top down; they end at a mapping."""
+def _fields_of(names: Names, schema: type[Any]) -> list[Any]:
+    """The fields of the schema on the way to a setting, from the top down; they end at a mapping."""
     fields: list[Any] = []
     section = schema()
-    for name in key.split("."):
+    for name in names:
         if not dataclasses.is_dataclass(section):
             break
         known = {item.name: item for item in dataclasses.fields(section)}
@@ -263,18 +272,18 @@ def _fields_of(key: str, schema: type[Any]) -> list[Any]:
     return fields
 
 
-def _is_of_no_artifact(key: str, schema: type[Any]) -> bool:
+def _is_of_no_artifact(names: Names, schema: type[Any]) -> bool:
     """Whether a setting may change while a run goes on, and all that is finished stays what it is."""
-    if key in _OF_NO_ARTIFACT or key.split(".")[0] in _COSTS:
+    if names[0] in (*_OF_NO_ARTIFACT, *_COSTS):
         return True
-    fields = _fields_of(key, schema)
+    fields = _fields_of(names, schema)
     return bool(fields) and not fields[-1].metadata.get("compared", True)
 
 
-def _may_be_code(key: str, schema: type[Any]) -> bool:
+def _may_be_code(names: Names, schema: type[Any]) -> bool:
     """Whether a setting may be one that `code_in` finds; in a mapping only what is there would tell."""
-    fields = _fields_of(key, schema)
-    return bool(fields) and (fields[-1].metadata.get("code", False) or key.startswith("reward_model.others."))
+    fields = _fields_of(names, schema)
+    return bool(fields) and (fields[-1].metadata.get("code", False) or fields[-1].name == "others")
 
 
 def says(saved: Saved, words: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
-from typing import Any, get_args, get_type_hints
+from typing import Any, Optional, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -24,6 +24,10 @@ from rlhf.config.limits import check_config
 from rlhf.config.overrides import literal, pasted
 from rlhf.config.schema import Config
 from rlhf.errors import ConfigError
+
+_QUOTED = '"…"'
+_TEXTS = (str, Optional[str], list[str], dict[str, str])
+"""Types of settings that are text."""
 
 
 def to_config(composed: DictConfig, schema: type[Any] = Config) -> Any:
@@ -79,17 +83,14 @@ def misread(values: Any, section: Any, prefix: str = "") -> Iterator[str]:
             yield from misread(value, default, f"{key}.")
         elif hints[name] is bool and _is_number(value) and str(value) not in ("0", "1"):
             yield f"{key}={value}: must be true or false."
-        elif str in (hints[name], *get_args(hints[name])):
+        elif hints[name] in _TEXTS:
             for text in _items(value):
                 if isinstance(text, bool | float):
                     yield (
                         f"{key}={value}: text is wanted here, and this reads as {text!r}, which may not be "
-                        f"what you wrote. Put it in quotes: {pasted(key + '=' + QUOTED)} (in YAML "
-                        f"{name}: {QUOTED})."
+                        f"what you wrote. Put it in quotes: {pasted(key + '=' + _QUOTED)} (in YAML "
+                        f"{name}: {_QUOTED})."
                     )
-
-
-QUOTED = '"…"'
 
 
 def _is_number(value: Any) -> bool:

@@ -14,9 +14,11 @@ import shlex
 import sys
 
 import pytest
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from rlhf.command.foreign import code_in, require_named
+from rlhf.command.line import CONFIGS
 from rlhf.command.saved import FILE, going_on, merged, other_run, read_saved, typed_settings, write_saved
 from rlhf.command.settings import to_config
 from rlhf.config import schema, training
@@ -257,16 +259,39 @@ def test_another_users_settings_have_no_code_run(key, value, tmp_path, elses):
     with pytest.raises(ConfigError) as refusal:
         merged(saved, typed_settings([]))
     said = str(refusal.value)
-    for part in (str(tmp_path), "belongs to", "uid", key, "add to the command", "chown -R", "cp -r"):
+    for part in (
+        str(tmp_path),
+        "belongs to",
+        "uid",
+        key.split(".one.")[0],
+        "add to the command",
+        "chown -R",
+        "cp -r",
+    ):
         assert part in said
     # The way out that is printed is one.
     words = said.split("add to the command  ")[1].splitlines()[0]
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        compose("iterate", shlex.split(words))
     named = typed_settings(shlex.split(words))
     merged(saved, named)
     assert going_on([f"run_dir={tmp_path}", *shlex.split(words)], str(tmp_path), Config) is not None
-    other = typed_settings([f"{key}=null"])
-    with pytest.raises(ConfigError):
-        merged(saved, other)
+    with pytest.raises(ConfigError, match="nothing of it was used"):
+        merged(saved, typed_settings([f"{key}=null"]))
+
+
+def test_a_judges_name_may_hold_dots(tmp_path, elses):
+    cfg = settings()
+    cfg.reward_model.others = {"v1.0": OtherJudge(rule="my_rules:f"), "v2": OtherJudge(rule="my_rules:g")}
+    write_saved(tmp_path, cfg, None)
+    elses()
+    words = ["+reward_model.others={v1.0:{rule:my_rules:f},v2:{rule:my_rules:g}}"]
+    with pytest.raises(ConfigError) as refusal:
+        merged(read_saved(tmp_path), typed_settings([]))
+    assert pasted(*words) in str(refusal.value)
+    merged(read_saved(tmp_path), typed_settings(words))
+    with pytest.raises(ConfigError, match="my_rules:g"):
+        merged(read_saved(tmp_path), typed_settings(["+reward_model.others={v1.0:{rule:my_rules:f}}"]))
 
 
 SAYS_CODE = ("module:function", "Run Python code", "Passed on to", "Base URL")
@@ -285,7 +310,7 @@ def test_every_setting_that_runs_code_says_so(module):
 
 
 def test_every_such_setting_is_found():
-    assert {key for key, _ in code_in(with_all_code())} == set(CODE)
+    assert {".".join(names) for names, _ in code_in(with_all_code())} == set(CODE)
 
 
 def with_all_code():
@@ -305,6 +330,16 @@ def test_the_packages_own_rules_are_no_strangers(tmp_path, elses):
         cfg = settings(evaluate__gold=stranger)
         with pytest.raises(ConfigError):
             require_named(cfg, typed_settings([]), tmp_path / FILE, "x")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize("given_away", [".", FILE])
+def test_root_is_a_user_like_any_other(tmp_path, given_away):
+    write_saved(tmp_path, settings(evaluate__gold="my_rules:f"), None)
+    os.chown(tmp_path / given_away, 65534, -1)
+    assert "(uid 65534), and you are root (uid 0)" in read_saved(tmp_path).not_own
+    with pytest.raises(ConfigError, match=r"evaluate\.gold=my_rules:f"):
+        merged(read_saved(tmp_path), typed_settings([]))
 
 
 def test_who_may_write_it_owns_it(tmp_path):

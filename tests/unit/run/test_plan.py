@@ -2,6 +2,8 @@
 
 import json
 import math
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,10 @@ from rlhf.config.stage_configs import DpoStage, GenerateStage, PromptsStage
 from rlhf.data import shards
 from rlhf.data.digest import sealed, unsealed
 from rlhf.errors import RunChanged, UserError
+from rlhf.loop.judges import rule_config
 from rlhf.run.artifact import Artifact, open_artifact
 from rlhf.run.commit import commit, installed_versions
-from rlhf.run.job import Job
+from rlhf.run.job import Job, Outcome
 from rlhf.run.plan import UNKNOWN, AloneDone, Run
 from rlhf.run.refusal import differences
 from rlhf.run.stage_table import stage_function
@@ -119,6 +122,54 @@ def test_a_change_is_refused_with_the_difference_and_every_way_out(tmp_path, pro
     for part in (said, "put the old values back", "run_dir=", f"rm -r {folder / 'prompts'}"):
         assert part in str(refusal.value)
     assert launcher.ran == []
+
+
+def test_the_ways_out_can_be_pasted(tmp_path, prompts_file):
+    folder = tmp_path / "my run; it's $HOME"
+    make(Run(folder, Config(), InProcess()), prompts_file)
+    anew = "python -m rlhf.iterate run_dir=b 'reuse=[a]'"
+    with pytest.raises(RunChanged) as refusal:
+        make(Run(folder, Config(), InProcess(), elsewhere=anew), prompts_file, num_held_out=5)
+    lines = [line.strip() for line in str(refusal.value).splitlines()]
+    assert anew in lines and "(what is the same is taken from here and not computed again):" in str(
+        refusal.value
+    )
+    remove = next(line for line in lines if line.startswith("rm -r"))
+    assert shlex.split(remove) == ["rm", "-r", str(folder / "prompts")]
+
+
+def scored(run, tmp_path, rule="my_rule:f", text="def f(messages, response): return 1"):
+    (tmp_path / "my_rule.py").write_text(text)
+    cfg = rule_config(Config(), rule, "reward_model.rule")
+    return run.stage("score", "score", cfg, {"candidates": source(tmp_path, "d")})
+
+
+class Nothing(InProcess):
+    """Runs no stage."""
+
+    def launch(self, job, kind, shards):
+        return Outcome()
+
+
+def test_a_changed_file_of_a_rule_is_named_and_explained(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    scored(Run(tmp_path / "run", Config(), Nothing()), tmp_path)
+    plan = Run(tmp_path / "run", Config(), planning=True)
+    scored(plan, tmp_path, text="def f(messages, response): return 1  # one")
+    with pytest.raises(RunChanged) as refusal:
+        plan.refuse_changes()
+    said = str(refusal.value)
+    assert f"the file of my_rule:f has changed, {tmp_path / 'my_rule.py'}" in said
+    assert "whole source" in said and "module of its own" in said
+    assert "my_rule" not in sys.modules
+
+
+def test_another_rule_is_no_changed_file(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    scored(Run(tmp_path / "run", Config(), Nothing()), tmp_path)
+    with pytest.raises(RunChanged, match=r"config\.rule: 'my_rule:f' there, 'my_rule:g' now") as refusal:
+        scored(Run(tmp_path / "run", Config(), Nothing()), tmp_path, rule="my_rule:g")
+    assert "has changed" not in str(refusal.value)
 
 
 def test_another_seed_is_a_change(tmp_path, prompts_file):
