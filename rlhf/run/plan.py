@@ -138,10 +138,11 @@ class Run:
         Args:
             pattern: of names of stages, such as `iteration_*/held_out/generate`.
         """
-        begun = f"{pattern.rpartition('/')[0]}/.{pattern.rpartition('/')[2]}.partial/.identity.json"
-        for run in (self.folder, *self.cfg.reuse):
-            folder = Path(run).expanduser()
-            for path in sorted([*folder.glob(f"{pattern}/artifact.json"), *folder.glob(begun)]):
+        finished = f"{pattern}/artifact.json"
+        begun = f"{_partial(Path(pattern))}/.identity.json"
+        others = [Path(run).expanduser() for run in self.cfg.reuse]
+        for folder in (self.folder, *others):
+            for path in sorted([*folder.glob(finished), *folder.glob(begun)]):
                 try:
                     record = read_sealed(path)
                 except RunChanged:

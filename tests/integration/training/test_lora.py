@@ -185,7 +185,9 @@ def test_merging_equals_peft_s_own_forward_for_sharded_bf16_weights(tmp_path, mo
     tensors = [value for path in files for value in load_file(path).values()]
     assert index["metadata"]["total_size"] == sum(value.numel() * 4 for value in tensors)
     assert {value.dtype for value in tensors} == {torch.float32}
-    assert len(tensors) == len(index["weight_map"]) == len(load_file(tmp_path / "whole/model/model.safetensors"))
+    assert (
+        len(tensors) == len(index["weight_map"]) == len(load_file(tmp_path / "whole/model/model.safetensors"))
+    )
     for path in files:
         assert path.stat().st_size < 62_000 or len(load_file(path)) == 1
 

@@ -97,7 +97,11 @@ def test_a_damaged_record_is_left_to_the_stage_itself(tmp_path: Path) -> None:
     ],
 )
 def test_workers_count_where_they_have_gpus_of_their_own(
-    monkeypatch: pytest.MonkeyPatch, visible: str, compute: dict[str, Any], tensor_parallel: int, expected: int
+    monkeypatch: pytest.MonkeyPatch,
+    visible: str,
+    compute: dict[str, Any],
+    tensor_parallel: int,
+    expected: int,
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert gpu_workers(ComputeConfig(**compute), tensor_parallel) == expected
