@@ -92,7 +92,8 @@ class GenerateSettings:
     """Terminators besides the tokenizer's eos, the template's end of turn and the model's
     generation_config."""
     shard_size: int = 256
-    """Prompts in one shard: what a kill can cost at most, and what an idle worker takes next."""
+    """Prompts in one shard: what a kill can cost at most, and what an idle worker takes next. Held-out
+    ones are cut finer where there are several GPUs, as the run's first evaluation finds them."""
     tensor_parallel_size: int = setting(1, compared=False)
     """GPUs that share one vLLM engine."""
     gpu_memory_utilization: float = setting(0.9, within=POSITIVE_SHARE, compared=False)

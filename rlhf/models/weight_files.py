@@ -17,8 +17,8 @@ from rlhf.models.folder import read_object
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 4 * 10**9
-"""Weights that one file holds at most, unless one weight alone is larger. Models with more are written as several
-files, which are hashed and loaded side by side; smaller ones as one, as they always were."""
+"""Bytes of weights that one file holds at most, unless one weight alone is larger. Models with more are
+written as several files, which are hashed and loaded side by side; smaller ones as one, as ever."""
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """Names of torch by those in safetensors headers; whole numbers and 8-bit weights are no dtypes to
 compute in."""

@@ -75,9 +75,7 @@ def _bytes_to_write(cfg: Config, sizes: dict[str, float], folder: Path) -> float
 
 
 def _bytes_of_checkpoints(cfg: Config, sizes: dict[str, float], weights: dict[str, float]) -> float:
-    """Of the two that one training has at most, in case the newer one is damaged or not finished; those of the
-    largest training.
-    """
+    """Of the two that the largest training has at most, in case the newer one is damaged or not finished."""
     trained = []
     # An adapter's checkpoint is small; SFT trains the whole model in any case.
     if cfg.sft.data is not None or cfg.dpo.lora.rank == 0:

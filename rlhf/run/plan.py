@@ -149,10 +149,11 @@ class Run:
         Args:
             pattern: of names of stages, such as `iteration_*/held_out/generate`.
         """
-        begun = f"{pattern.rpartition('/')[0]}/.{pattern.rpartition('/')[2]}.partial/.identity.json"
-        runs = [self.folder, *map(Path, self.cfg.reuse)]
-        for folder in [run.expanduser() for run in runs]:
-            for path in sorted([*folder.glob(f"{pattern}/{MANIFEST}"), *folder.glob(begun)]):
+        finished = f"{pattern}/{MANIFEST}"
+        begun = f"{_partial(Path(pattern))}/.identity.json"
+        others = [resolved(run, "reuse") for run in self.cfg.reuse]
+        for folder in (self.folder, *others):
+            for path in sorted([*folder.glob(finished), *folder.glob(begun)]):
                 try:
                     if path.name == MANIFEST:
                         identity = read_manifest(path.parent)["identity"]
