@@ -135,6 +135,7 @@ def text(facts: dict[str, Any], dtype: str) -> str:
         front |= {"base_model": facts["base_model"], "base_model_relation": "finetune"}
     front["tags"] = ["rlhf", "dpo", "online-dpo", "iterative-dpo", "preference-optimization"]
     lineage = [f"π{t} `{digest[:16]}`" for t, digest in enumerate(facts["lineage"])]
+    distance = facts.get("distance", f"KL is\n{KL_ESTIMATOR}")
     versions = ", ".join(f"{package} {version}" for package, version in sorted(facts["versions"].items()))
     return f"""---
 {_yaml(front)}
@@ -161,8 +162,7 @@ with the worst and trained with DPO (*RLHF Workflow*, arXiv 2405.07863).
 {facts["table"]}
 ```
 
-`score` is the judge's mean, `gold` a check the training never saw, `win rate` by the judge against π0,
-{facts.get("distance", f"KL is {KL_ESTIMATOR}")}. The policy was chosen by the first column, so that figure is a little too good.
+`score` is the judge's mean, `gold` a check the training never saw, `win rate` by the judge against π0, {distance}. The policy was chosen by the first column, so that figure is a little too good.
 
 ## Use
 
