@@ -193,6 +193,7 @@ def text(facts: dict[str, Any], dtype: str) -> str:
     if "licences" in facts:
         of_each = "; ".join(f"{name}: {licence}" for name, licence in facts["licences"].items())
         licences = f"\n| licences of what it was made from | {of_each} |"
+    distance = facts.get("distance", f"KL is\n{KL_ESTIMATOR}")
     versions = ", ".join(f"{package} {version}" for package, version in sorted(facts["versions"].items()))
     return f"""---
 {_yaml(front)}
@@ -219,8 +220,7 @@ with the worst and trained with DPO (*RLHF Workflow*, arXiv 2405.07863).
 {facts["table"]}
 ```
 
-`score` is the judge's mean, `gold` a check the training never saw, `win rate` by the judge against π0,
-{facts.get("distance", f"KL is {KL_ESTIMATOR}")}. The policy was chosen by the first column, so that figure is a little too good.
+`score` is the judge's mean, `gold` a check the training never saw, `win rate` by the judge against π0, {distance}. The policy was chosen by the first column, so that figure is a little too good.
 
 ## Use
 

@@ -19,6 +19,7 @@ from rlhf.config.overrides import iterate_command
 from rlhf.config.schema import Config
 from rlhf.config.stage_configs import StageCompute
 from rlhf.data.digest import digest_of, sealed
+from rlhf.data.files import resolved
 from rlhf.data.json_text import finite
 from rlhf.data.shards import damaged_shards, make_folders, shard_name, sum_counts, write_atomic
 from rlhf.errors import RunChanged, UserError, one_line

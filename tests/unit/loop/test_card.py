@@ -68,7 +68,7 @@ def test_a_local_base_is_named_and_no_path_is_told():
 
 
 def test_a_distance_that_is_no_kl_is_not_called_so():
-    assert "KL is k1" in card.text(facts(), "float32") and "distance" not in facts()
+    assert "KL is\nk1" in card.text(facts(), "float32") and "distance" not in facts()
     rows = [replace(each, kl=None, log_ratio=0.5) for each in ROWS]
     text = card.text(facts(rows=rows), "float32")
     assert "KL is" not in text and "log π/π0 is the mean" in text and "it is not the KL" in text
