@@ -260,7 +260,9 @@ class Runner:
             print(f"tests/unit/{room:<12} {self.seconds[room]:4.0f} s without a change", flush=True)
             if code != 0:
                 print(output, file=sys.stderr)
-                print(f"mutate: tests/unit/{room} fails without any change: mend that first.", file=sys.stderr)
+                print(
+                    f"mutate: tests/unit/{room} fails without any change: mend that first.", file=sys.stderr
+                )
                 sys.exit(2)
         for number in range(1, self.processes):
             self.copies.put(Path(shutil.copytree(self.first, self.first.with_name(f"copy_{number}"))))
@@ -367,7 +369,9 @@ def main() -> int:
     for argument in sys.argv[1:]:
         name, _, value = argument.partition("=")
         if name not in settings:
-            print(f"mutate: {argument!r} is none of {', '.join(f'{key}=' for key in settings)}", file=sys.stderr)
+            print(
+                f"mutate: {argument!r} is none of {', '.join(f'{key}=' for key in settings)}", file=sys.stderr
+            )
             return 2
         settings[name] = value
     modules = torch_free_modules([name for name in settings["modules"].split(",") if name])
