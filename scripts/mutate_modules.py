@@ -15,6 +15,7 @@ are drawn, shown and not counted. (`mutate_commit.py` is another thing: chosen b
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import random
 import shutil
@@ -34,6 +35,7 @@ from queue import Queue
 from typing import Any
 
 import cosmic_ray.plugins
+import parso.tree
 from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
 
@@ -71,9 +73,8 @@ OPERATORS = [
     "ReplaceUnaryOperator_Delete_Not",
     "ReplaceBreakWithContinue",
     "ReplaceContinueWithBreak",
-    "AddNot",
 ]
-"""Names of cosmic-ray's operators: one token becomes another one (or a `not` is added or taken away)."""
+"""Names of cosmic-ray's operators: one token becomes another one, or a `not` goes."""
 
 ARITHMETIC = {"arith_expr", "term", "power", "shift_expr", "expr", "and_expr"}
 """Nodes in which an operator stands between two values; elsewhere `*` may be a bare star of a signature."""
@@ -188,8 +189,22 @@ def mutants_of(module: str) -> Iterator[Mutant]:
                 occurrence += 1
                 if name.startswith("ReplaceBinary") and node.parent.type not in ARITHMETIC:
                     continue
+                if is_a_guard(node):
+                    continue
                 before = lines[line - 1].strip()
                 yield Mutant(module, line, functions[line], before, name, occurrence)
+
+
+def is_a_guard(node: Any) -> bool:
+    """Whether a value keeps us from mistakes of our own, and nothing that runs depends on it.
+
+    That is so of `frozen=True` and the like in decorators, and of `strict=True` of `zip`, which is given columns of
+    one length.
+    """
+    argument = parso.tree.search_ancestor(node, "argument")
+    if argument is not None and argument.children[0].get_code().strip() == "strict":
+        return True
+    return parso.tree.search_ancestor(node, "decorator") is not None
 
 
 def function_of_each_line(source: str) -> list[str]:
@@ -302,10 +317,8 @@ class Runner:
     def end(self, process: subprocess.Popen[str]) -> None:
         """Ends a run of the tests with all that it started, which may have outlived it."""
         self.running.discard(process)
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         process.wait()
 
     def verdict(self, mutant: Mutant) -> Verdict:
