@@ -11,7 +11,17 @@ from rlhf.config.schema import Config
 from rlhf.config.tools import as_config
 from rlhf.config.training import RewardModelConfig
 
-OF_THE_LOOP = {"seed", "debug", "special_tokens", "compute", "model", "generate", "score", "pair", "reward_model"}
+OF_THE_LOOP = {
+    "seed",
+    "debug",
+    "special_tokens",
+    "compute",
+    "model",
+    "generate",
+    "score",
+    "pair",
+    "reward_model",
+}
 
 OTHERWISE = {
     tools.FileTool: {},
@@ -48,7 +58,9 @@ def test_the_defaults_are_the_loops(tool):
 
 def test_what_a_tool_is_told_reaches_the_stages():
     tool = tools.ScoreTool(seed=7, debug=True, special_tokens=SpecialTokens.tokens)
-    tool.reward_model = tools.JudgeConfig(kind=JudgeKind.pairwise, path="p", revision="r", trust_remote_code=True)
+    tool.reward_model = tools.JudgeConfig(
+        kind=JudgeKind.pairwise, path="p", revision="r", trust_remote_code=True
+    )
     tool.score.engine = Engine.vllm
     tool.compute.num_threads = 3
     cfg = as_config(tool)

@@ -41,9 +41,7 @@ def test_a_quarter_of_the_limit_but_not_more_than_ten_minutes(hang_seconds, pati
     assert local._patience(job(hang_seconds)) == patience
 
 
-@pytest.mark.parametrize(
-    ("silence", "patience", "lines"), [(9.9, 10.0, 0), (10.0, 10.0, 1), (11.0, 10.0, 1)]
-)
+@pytest.mark.parametrize(("silence", "patience", "lines"), [(9.9, 10.0, 0), (10.0, 10.0, 1), (11.0, 10.0, 1)])
 def test_silence_is_said_once_and_again_after_twice_as_long(tmp_path, silence, patience, lines):
     said = []
     launcher = LocalLauncher(tmp_path, "token", say=said.append)
@@ -90,5 +88,7 @@ def test_the_users_errors_keep_their_kind_and_others_show_the_end_of_their_trace
     trace = "\n".join(f"line {number}" for number in range(20)) + "\n\n"
     lines = str(local._failure(job(1), worker(), ("KeyError", "k", trace))).splitlines()
     assert lines[0] == "pair failed: k"
-    assert [line for line in lines if line.startswith("line")] == [f"line {number}" for number in range(8, 20)]
+    assert [line for line in lines if line.startswith("line")] == [
+        f"line {number}" for number in range(8, 20)
+    ]
     assert lines[-1] == "The whole log: a.log"

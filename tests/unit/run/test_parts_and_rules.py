@@ -107,7 +107,9 @@ def test_a_digest_is_remembered_until_the_file_is_another_one(run, tmp_path, mon
     assert len(hashed) == 5
 
 
-@pytest.mark.parametrize("rule", ["no.such.module:f", "json", "json:", ":f", "sys:exit", "", ".relative:f", "a b:c"])
+@pytest.mark.parametrize(
+    "rule", ["no.such.module:f", "json", "json:", ":f", "sys:exit", "", ".relative:f", "a b:c"]
+)
 def test_what_is_no_function_of_a_module_is_refused(rule):
     with pytest.raises(ConfigError, match="expected module:function"):
         sources.function_source(rule, "evaluate.gold")
