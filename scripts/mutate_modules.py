@@ -2,14 +2,15 @@
 
     python scripts/mutate_modules.py [seed=0] [mutants=70] [modules=data,run/lock] [processes=2]
 
-The changes (`<` for `<=`, + for −, a constant plus one, `and` for `or`, …) are cosmic-ray's. A sample of all that the
-torch-free modules offer is drawn by the seed. Each mutant is run in a copy of the project against the unit tests of
-its module's room, `tests/unit/<room>`, until one fails. Cosmic-ray's own runner has one test command for all modules
-and changes the files where they lie; therefore only its operators are used here.
+The changes (`<` for `<=`, + for −, a constant plus one, `and` for `or`, …) are cosmic-ray's. A sample of all
+that the torch-free modules offer is drawn by the seed. Each mutant is run in a copy of the project against
+the unit tests of its module's room, `tests/unit/<room>`, until one fails. Cosmic-ray's own runner has one
+test command for all modules and changes the files where they lie; so only its operators are used here.
 
-Prints a line for each mutant that nothing notices, then a table by module. Exit code 1 below 85 % noticed, 2 when the
-tests fail without any change. Mutants listed in `equivalent_mutants.toml` change nothing that a test could see; they
-are drawn, shown and not counted. (`mutate_commit.py` is another thing: chosen breaks of the commit protocol.)
+Prints each mutant that nothing notices, then a table by module. Exit code 1 below 85 % noticed, 2 when the
+tests fail without any change. Mutants listed in `equivalent_mutants.toml` change nothing that a test could
+see: they are drawn, and neither run nor counted. (`mutate_commit.py` is another thing: chosen breaks of the
+commit protocol, each with the test that has to notice.)
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ NOT_IN_UNIT_TESTS = {
 
 HEAVY = {"torch", "transformers", "tokenizers", "safetensors", "datasets"}
 
-# Not `|`: most stand in annotations, which nothing evaluates, and the others join sets and mappings that have no `&`.
+# Not `|`: most stand in annotations, which nothing evaluates; the others join sets and mappings.
 OPERATORS = [
     *(f"ReplaceComparisonOperator_{pair}" for pair in ("Lt_LtE", "Lt_GtE", "LtE_Lt", "LtE_Gt")),
     *(f"ReplaceComparisonOperator_{pair}" for pair in ("Gt_GtE", "Gt_LtE", "GtE_Gt", "GtE_Lt")),
@@ -91,8 +92,8 @@ Key = tuple[str, str, str, str]
 class Mutant:
     """One change of one module: the `occurrence`-th that cosmic-ray's `operator` offers there.
 
-    `module` is like `data/labels`, `function` like `Labels.read` (empty: the module's own lines). `before` is the
-    line to change, without its indentation.
+    `module` is like `data/labels`, `function` like `Labels.read` (empty: the module's own lines). `before` is
+    the line to change, without its indentation.
     """
 
     module: str
@@ -198,8 +199,8 @@ def mutants_of(module: str) -> Iterator[Mutant]:
 def is_a_guard(node: Any) -> bool:
     """Whether a value keeps us from mistakes of our own, and nothing that runs depends on it.
 
-    That is so of `frozen=True` and the like in decorators, and of `strict=True` of `zip`, which is given columns of
-    one length.
+    That is so of `frozen=True` and the like in decorators, and of `strict=True` of `zip`, which is given
+    columns of one length.
     """
     argument = parso.tree.search_ancestor(node, "argument")
     if argument is not None and argument.children[0].get_code().strip() == "strict":
@@ -225,7 +226,7 @@ def function_of_each_line(source: str) -> list[str]:
 
 
 def listed_equivalents() -> set[Key]:
-    """Keys of the mutants that `equivalent_mutants.toml` lists; `becomes` there may be one line or several."""
+    """Keys of the mutants that `equivalent_mutants.toml` lists; `becomes` there is one line or several."""
     keys = set()
     for entry in tomllib.loads(EQUIVALENT.read_text())["mutant"]:
         becomes = entry["becomes"]
@@ -259,8 +260,8 @@ class Runner:
         self.first = folder / "copy_0"
         left_out = shutil.ignore_patterns(".*", "__pycache__", "runs", "outputs", "multirun", "build")
         shutil.copytree(ROOT, self.first, ignore=left_out)
-        # Compiled files that are held against the source's content: in the copies a mutant may be as large as the
-        # original and written in the same second.
+        # Compiled files that are held against the source's content, not its size and second: a mutant may
+        # have both of the original.
         command = [sys.executable, "-m", "compileall", "-q", "--invalidation-mode", "checked-hash", "rlhf"]
         subprocess.run(command, cwd=self.first, check=True)
         self.seconds: dict[str, float] = {}
