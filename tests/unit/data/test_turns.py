@@ -108,7 +108,8 @@ def test_lists_of_turns_in_a_text(text, value):
 
 
 @pytest.mark.parametrize(
-    ("value", "reason"), [(None, "empty"), ([], "empty"), ("", "not_messages"), ({}, "not_messages"), (0, "not_messages")]
+    ("value", "reason"),
+    [(None, "empty"), ([], "empty"), ("", "not_messages"), ({}, "not_messages"), (0, "not_messages")],
 )
 def test_what_is_no_list_of_messages(value, reason):
     assert outcome(turns.nonempty_list, value, "it") == reason
@@ -184,7 +185,11 @@ OPEN = "\n\nHuman: a\n\nAssistant:"
         ("System: s\nUser: a\nAssistant:", system("s", said("a")), system("s", said("a"))),
         ("User: a\nSystem: s\nAssistant:", None, None),
         ("System: s\nAssistant: b", None, None),
-        ("Be brief.\n\nHuman: a\n\nAssistant:", system("Be brief.", said("a")), system("Be brief.", said("a"))),
+        (
+            "Be brief.\n\nHuman: a\n\nAssistant:",
+            system("Be brief.", said("a")),
+            system("Be brief.", said("a")),
+        ),
         ("He said:\n\nHuman: a\n\nAssistant: b", None, None),
         ("Be brief.\n\nUser: a\n\nAssistant:", None, None),
         # Turns that were split in two, where an answer is awaited.
