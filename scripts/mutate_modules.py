@@ -28,8 +28,8 @@ import time
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from queue import Queue
@@ -92,11 +92,12 @@ Key = tuple[str, str, str, str]
 class Mutant:
     """One change of one module: the `occurrence`-th that cosmic-ray's `operator` offers there.
 
-    `module` is like `data/labels`, `function` like `Labels.read` (empty: the module's own lines). `before` is
-    the line to change, without its indentation.
+    `module` is like `data/labels`, `source` its text, `function` like `Labels.read` (empty: the module's own
+    lines). `before` is the line to change, without its indentation.
     """
 
     module: str
+    source: str = field(repr=False)
     line: int
     function: str
     before: str
@@ -106,7 +107,7 @@ class Mutant:
     @cached_property
     def text(self) -> str:
         """The whole module with the change in it."""
-        text = mutate_code(source_of(self.module), operator_named(self.operator), self.occurrence)
+        text = mutate_code(self.source, operator_named(self.operator), self.occurrence)
         assert isinstance(text, str)
         return text
 
@@ -139,10 +140,10 @@ def without_spaces(text: str) -> str:
     return "".join(text.split())
 
 
-def torch_free_modules(asked: list[str]) -> list[str]:
+def torch_free_modules(project: Path, asked: list[str]) -> list[str]:
     """Modules such as `data/labels` whose room has unit tests, in order; `asked` chooses rooms or modules."""
     modules = []
-    for path in sorted((ROOT / "rlhf").glob("*/*.py")):
+    for path in sorted((project / "rlhf").glob("*/*.py")):
         module = f"{path.parent.name}/{path.stem}"
         room = path.parent.name
         if asked and room not in asked and module not in asked:
@@ -165,19 +166,14 @@ def imports_at_top(path: Path) -> set[str]:
     return packages
 
 
-def source_of(module: str) -> str:
-    """The text of a module such as `data/labels`."""
-    return (ROOT / "rlhf" / f"{module}.py").read_text()
-
-
 def operator_named(name: str) -> Any:
     """One of cosmic-ray's operators, which its plugins name."""
     return cosmic_ray.plugins.get_operator(f"core/{name}")()
 
 
-def mutants_of(module: str) -> Iterator[Mutant]:
+def mutants_of(project: Path, module: str) -> Iterator[Mutant]:
     """Every change that the operators offer in a module."""
-    source = source_of(module)
+    source = (project / "rlhf" / f"{module}.py").read_text()
     lines = source.splitlines()
     functions = function_of_each_line(source)
     nodes = list(ast_nodes(get_ast(source)))
@@ -193,7 +189,7 @@ def mutants_of(module: str) -> Iterator[Mutant]:
                 if is_a_guard(node):
                     continue
                 before = lines[line - 1].strip()
-                yield Mutant(module, line, functions[line], before, name, occurrence)
+                yield Mutant(module, source, line, functions[line], before, name, occurrence)
 
 
 def is_a_guard(node: Any) -> bool:
@@ -238,17 +234,17 @@ def listed_equivalents() -> set[Key]:
     return keys
 
 
-def test_files(module: str) -> list[str]:
+def test_files(project: Path, module: str) -> list[str]:
     """The unit tests of a module's room; those of its own name come first, then those that name it."""
     room, _, name = module.partition("/")
-    folder = ROOT / "tests" / "unit" / room
+    folder = project / "tests" / "unit" / room
 
     def distance(path: Path) -> tuple[int, str]:
         if path.stem.startswith(f"test_{name}"):
             return 0, path.name
         return 1 if f"{room}.{name}" in path.read_text() else 2, path.name
 
-    return [str(path.relative_to(ROOT)) for path in sorted(folder.glob("test_*.py"), key=distance)]
+    return [str(path.relative_to(project)) for path in sorted(folder.glob("test_*.py"), key=distance)]
 
 
 class Runner:
@@ -269,20 +265,23 @@ class Runner:
 
     def first_run(self, rooms: list[str]) -> None:
         """All must pass without a change. Their time tells how long a mutant may take."""
-        for room in rooms:
-            begin = time.monotonic()
-            code, output = self.pytest(self.first, [f"tests/unit/{room}"], seconds=1800, write_compiled=True)
-            self.seconds[room] = time.monotonic() - begin
-            print(f"tests/unit/{room:<12} {self.seconds[room]:4.0f} s without a change", flush=True)
-            if code != 0:
-                print(output, file=sys.stderr)
-                print(
-                    f"mutate: tests/unit/{room} fails without any change: mend that first.", file=sys.stderr
-                )
-                sys.exit(2)
+        with ThreadPoolExecutor(self.processes) as pool:
+            passed = list(pool.map(self._passes, rooms))
+        if not all(passed):
+            print("mutate: tests fail without any change: mend them first.", file=sys.stderr)
+            sys.exit(2)
         for number in range(1, self.processes):
             self.copies.put(Path(shutil.copytree(self.first, self.first.with_name(f"copy_{number}"))))
         self.copies.put(self.first)
+
+    def _passes(self, room: str) -> bool:
+        begin = time.monotonic()
+        code, output = self.pytest(self.first, [f"tests/unit/{room}"], seconds=1800, write_compiled=True)
+        self.seconds[room] = time.monotonic() - begin
+        print(f"tests/unit/{room:<12} {self.seconds[room]:4.0f} s without a change", flush=True)
+        if code != 0:
+            print(output, file=sys.stderr)
+        return code == 0
 
     def pytest(
         self, copy: Path, files: list[str], seconds: float, write_compiled: bool = False
@@ -332,7 +331,7 @@ class Runner:
         try:
             # generous, since other work on the machine may slow everything down
             limit = 60 + 5 * self.seconds[room]
-            code, _ = self.pytest(copy, test_files(mutant.module), limit)
+            code, _ = self.pytest(copy, test_files(copy, mutant.module), limit)
         finally:
             path.write_text(original)
             self.copies.put(copy)
@@ -341,10 +340,11 @@ class Runner:
         return Verdict(mutant, "noticed" if code else "survived")
 
     def verdicts(self, mutants: list[Mutant]) -> Iterator[Verdict]:
-        """Verdicts in the order of the mutants."""
+        """Verdicts as they come."""
         pool = ThreadPoolExecutor(self.processes)
         try:
-            yield from pool.map(self.verdict, mutants)
+            for future in as_completed([pool.submit(self.verdict, mutant) for mutant in mutants]):
+                yield future.result()
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in list(self.running):
@@ -388,19 +388,23 @@ def main() -> int:
             )
             return 2
         settings[name] = value
-    modules = torch_free_modules([name for name in settings["modules"].split(",") if name])
-    offered = [mutant for module in modules for mutant in mutants_of(module)]
-    if not offered:
-        print(f"mutate: no torch-free module fits modules={settings['modules']}", file=sys.stderr)
-        return 2
-    size = min(int(settings["mutants"]), len(offered))
-    sample = random.Random(int(settings["seed"])).sample(offered, size)
+    asked = [name for name in settings["modules"].split(",") if name]
     equivalents = listed_equivalents()
-    to_test = [mutant for mutant in sample if mutant.key not in equivalents]
-    print(f"{size} of {len(offered)} mutants of {len(modules)} modules, seed {settings['seed']}", flush=True)
-    verdicts = [Verdict(mutant, "equivalent") for mutant in sample if mutant.key in equivalents]
     with tempfile.TemporaryDirectory() as folder:
+        # All is read from the copy: the project may change while this goes on.
         runner = Runner(Path(folder), int(settings["processes"]))
+        modules = torch_free_modules(runner.first, asked)
+        offered = [mutant for module in modules for mutant in mutants_of(runner.first, module)]
+        if not offered:
+            print(f"mutate: no torch-free module fits modules={settings['modules']}", file=sys.stderr)
+            return 2
+        size = min(int(settings["mutants"]), len(offered))
+        sample = random.Random(int(settings["seed"])).sample(offered, size)
+        print(
+            f"{size} of {len(offered)} mutants of {len(modules)} modules, seed {settings['seed']}", flush=True
+        )
+        to_test = [mutant for mutant in sample if mutant.key not in equivalents]
+        verdicts = [Verdict(mutant, "equivalent") for mutant in sample if mutant.key in equivalents]
         runner.first_run(sorted({mutant.module.partition("/")[0] for mutant in to_test}))
         for verdict in runner.verdicts(to_test):
             verdicts.append(verdict)

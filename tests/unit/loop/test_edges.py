@@ -175,7 +175,7 @@ def test_what_a_stage_is_told_of_the_model_it_loads(stage, settings):
     cfg.dpo.max_length, cfg.pair.columns = 99, {"context": "c"}
     config = stage_config(cfg, stage)
     assert {key: getattr(config, key) for key in settings} == settings
-    assert getattr(stage_config(cfg, stage, dtype="x"), "dtype") == "x"
+    assert stage_config(cfg, stage, dtype="x").dtype == "x"
 
 
 def test_steps_lie_in_numbered_folders_and_those_inside_are_not_watched(tmp_path):
