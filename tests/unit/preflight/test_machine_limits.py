@@ -328,3 +328,8 @@ def test_what_was_found_before_an_error_is_kept_under_its_subject():
         "  ✗ Wrong.",
         "      Way out.",
     ]
+
+
+def test_lower_bounds_are_those_of_this_project():
+    assert set(hardware.VERSIONS) <= set(hardware._least_versions())
+    assert hardware._least_versions()["torch"] == "2.13"
