@@ -43,7 +43,7 @@ def test_as_many_gpus_as_asked_for(visible, num_gpus, found):
     visible("0,1")
     compute = ComputeConfig(num_gpus=num_gpus)
     if found == "refused":
-        with pytest.raises(ConfigError, match="compute.num_gpus=3, but 2 are visible"):
+        with pytest.raises(ConfigError, match=r"compute\.num_gpus=3, but 2 are visible"):
             gpus(compute)
     else:
         assert gpus(compute) == found
