@@ -47,7 +47,7 @@ REFUSED = [
     ({"score.opponents": 2}, "score.opponents=2: must be 2 or more"),
     ({"prompts.path": []}, "prompts.path=[]"),
     ({"prompts.path": ["a.jsonl", 3]}, "prompts.path="),
-    ({"prompts.path": None}, "prompts.path=None"),
+    ({"prompts.path": 3}, "prompts.path=3"),
     ({"pair.columns": "evidence"}, "pair.columns=evidence: must be a mapping"),
     ({"reward_model.columns": {"note": "a"}}, "reward_model.columns={note: a}: a column holds one of"),
     ({"sft.columns": {"answer": ["a", 3]}}, "name a column, or a list"),

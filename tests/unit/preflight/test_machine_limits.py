@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -141,51 +140,14 @@ def test_what_is_too_large_without_a_gpu(monkeypatch, settings, gpus, named):
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A machine of 100 GB: set the number of GPUs, memory and disk."""
+    """A machine of 100 GB: set the number of GPUs and memory."""
 
-    def of(gpus=0, memory=100e9, free=100e9):
+    def of(gpus=0, memory=100e9):
         monkeypatch.setattr(hardware, "check_capacity", lambda cfg: None)
         monkeypatch.setattr(hardware, "gpus", lambda compute: ["0"] * gpus)
         monkeypatch.setattr(hardware, "memory", lambda devices: memory)
-        monkeypatch.setattr(hardware.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
 
     return of
-
-
-NO_TEXT = {"prompts.num_per_iteration": 0, "num_iterations": 1}
-
-
-@pytest.mark.parametrize(
-    ("settings", "sizes", "gigabytes"),
-    [
-        # One iterate and the export of 4 bytes a parameter, and two checkpoints of 12.
-        (NO_TEXT, {"model.path": 1e9}, "32 GB"),
-        (NO_TEXT | {"num_iterations": 2}, {"model.path": 1e9}, "36 GB"),
-        (NO_TEXT | {"dpo.lora.rank": 1}, {"model.path": 1e9}, "8 GB"),
-        (NO_TEXT | {"dpo.lora.rank": 1, "sft.data": "d"}, {"model.path": 1e9}, "36 GB"),
-        (NO_TEXT | {"sft.data": "d"}, {"model.path": 1e9}, "36 GB"),
-        (NO_TEXT, {"model.path": 1e9, "reward_model.path": 2e9}, "32 GB"),
-        (NO_TEXT | {"reward_model.data": "d"}, {"model.path": 1e9, "reward_model.path": 2e9}, "64 GB"),
-        (NO_TEXT | {"reward_model.data": "d", "dpo.lora.rank": 1}, {"reward_model.path": 1e9}, "28 GB"),
-        (NO_TEXT | {"reward_model.data": "d"}, {"model.path": 1e9, "reward_model.path": 1e6}, "32 GB"),
-        # 1000 prompts with 8 responses of 1024 tokens of 8 bytes.
-        ({"prompts.num_per_iteration": 1000, "num_iterations": 2}, {}, "0.131 GB"),
-        (NO_TEXT, {}, "0 GB"),
-    ],
-)
-def test_bytes_to_write(tmp_path, machine, settings, sizes, gigabytes):
-    machine()
-    (found,) = hardware.disk(changed({"run_dir": str(tmp_path)} | settings), sizes)
-    assert found.text == f"disk, to be written: {gigabytes} of 100 GB"
-
-
-@pytest.mark.parametrize(
-    ("free", "level"), [(32e9 / 0.8, OK), (32e9 / 0.8 - 1, WARNING), (32e9, WARNING), (32e9 - 1, ERROR)]
-)
-def test_a_disk_that_nearly_fits_gets_a_warning(tmp_path, machine, free, level):
-    machine(free=free)
-    (found,) = hardware.disk(changed({"run_dir": str(tmp_path)} | NO_TEXT), {"model.path": 1e9})
-    assert found.level is level
 
 
 def needs(cfg, sizes, folders=None):
@@ -202,9 +164,9 @@ BOTH = {"model.path": 1e9, "reward_model.path": 3e9}
 @pytest.mark.parametrize(
     ("settings", "gpus", "wanted"),
     [
-        ({}, 0, {"generate": "2 GB of 100 GB", "dpo": "16 GB of 100 GB", "score": "6 GB of 100 GB"}),
-        ({}, 2, {"generate": "2 GB of 90 GB", "dpo": "9 GB of 100 GB", "score": "6 GB of 100 GB"}),
-        ({"model.dtype": Dtype.float32}, 0, {"generate": "4 GB of 100 GB", "dpo": "20 GB of 100 GB"}),
+        ({}, 0, {"generate": "2 GB of 100 GB", "score": "6 GB of 100 GB"}),
+        ({}, 2, {"generate": "2 GB of 90 GB", "score": "6 GB of 100 GB"}),
+        ({"model.dtype": Dtype.float32}, 0, {"generate": "4 GB of 100 GB"}),
         ({"reward_model.dtype": Dtype.float32}, 0, {"score": "12 GB of 100 GB"}),
         (
             {"generate.tensor_parallel_size": 2, "score.tensor_parallel_size": 3},
@@ -214,10 +176,6 @@ BOTH = {"model.path": 1e9, "reward_model.path": 3e9}
         ({"score.tensor_parallel_size": 3}, 2, {"score": "2 GB of 100 GB"}),
         ({"compute.num_inference_workers": 2}, 0, {"generate": "4 GB of 100 GB", "score": "12 GB of 100 GB"}),
         ({"compute.num_inference_workers": 2}, 2, {"generate": "2 GB of 90 GB"}),
-        ({"compute.zero_stage": 3}, 2, {"dpo": "8 GB of 100 GB"}),
-        ({"compute.zero_stage": 3, "dpo.lora.rank": 1}, 2, {"dpo": "1 GB of 100 GB"}),
-        ({"compute.offload_optimizer": True}, 2, {"dpo": "3 GB of 100 GB"}),
-        ({"compute.num_training_ranks": 3}, 0, {"dpo": "20 GB of 100 GB"}),
     ],
 )
 def test_bytes_to_load(machine, settings, gpus, wanted):

@@ -7,8 +7,9 @@ import json
 import pytest
 
 from rlhf.config.schema import Config
-from rlhf.config.stage_configs import GenerateStage, PromptsSettings, ReadStage
+from rlhf.config.stage_configs import GenerateStage, ReadStage
 from rlhf.errors import RunChanged, UserError
+from rlhf.loop.step import stage_config
 from rlhf.models.folder import read_object
 from rlhf.run import plan as module
 from rlhf.run.artifact import Artifact, open_artifact
@@ -31,10 +32,15 @@ class Listening(Run):
         self.said = [*getattr(self, "said", []), text]
 
 
+def told(num_held_out):
+    """What the stage `prompts` is told."""
+    return stage_config(Config(), "prompts", num_held_out=num_held_out)
+
+
 def made(folder, prompts, num_held_out=2, run_type=Run, **settings):
     """The prompts of a run, and the run."""
     run = run_type(folder, Config(**settings), InProcess())
-    return run.stage("prompts", "prompts", PromptsSettings(num_held_out), {"prompts": prompts}), run
+    return run.stage("prompts", "prompts", told(num_held_out), {"prompts": prompts}), run
 
 
 def test_a_stage_is_taken_from_the_first_run_that_has_it(tmp_path, prompts):
@@ -55,9 +61,9 @@ def test_a_stage_is_taken_from_the_first_run_that_has_it(tmp_path, prompts):
 def test_a_plan_finds_what_would_be_taken_and_takes_nothing(tmp_path, prompts):
     first, _ = made(tmp_path / "a", prompts)
     run = Run(tmp_path / "new", Config(reuse=[str(tmp_path / "a")]), planning=True)
-    found = run.stage("prompts", "prompts", PromptsSettings(2), {"prompts": prompts})
+    found = run.stage("prompts", "prompts", told(2), {"prompts": prompts})
     assert found.path == first.path and run.pending == [] and not (tmp_path / "new").exists()
-    unknown = run.stage("prompts", "later", PromptsSettings(2), {"prompts": Artifact(prompts.path, None)})
+    unknown = run.stage("prompts", "later", told(2), {"prompts": Artifact(prompts.path, None)})
     assert unknown.digest is None and run.pending == ["later"]
 
 
@@ -118,7 +124,7 @@ class Refusing(InProcess):
 @pytest.mark.parametrize(
     ("stage", "config", "works", "is_kept"),
     [
-        ("prompts", PromptsSettings(1), True, False),
+        ("prompts", told(1), True, False),
         ("generate", GenerateStage(slice=[0, 2], shard_size=1), False, False),
         ("generate", GenerateStage(slice=[0, 2], shard_size=1), True, True),
     ],
