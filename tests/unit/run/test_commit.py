@@ -15,7 +15,6 @@ from rlhf.run.artifact import Artifact, open_artifact, read_manifest
 from rlhf.run.commit import check_files, commit, discard, take, tidy
 from rlhf.run.job import Job
 
-
 IDENTITY = {"schema": 1, "stage": "pair", "seed": 42, "config": {}, "inputs": {}}
 ENTRY = {"bytes": 1, "sha256": "0" * 64}
 
