@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections import deque
 from types import SimpleNamespace
 
 import pytest
@@ -92,3 +93,75 @@ def test_the_users_errors_keep_their_kind_and_others_show_the_end_of_their_trace
         f"line {number}" for number in range(8, 20)
     ]
     assert lines[-1] == "The whole log: a.log"
+
+
+class Pipe:
+    """The driver's end of a pipe: messages that wait in it, and whether its other end is closed."""
+
+    def __init__(self, *messages, is_closed=False):
+        self.messages, self.is_closed = list(messages), is_closed
+
+    def poll(self):
+        return bool(self.messages)
+
+    def recv(self):
+        if not self.messages:
+            raise EOFError
+        return self.messages.pop(0)
+
+    def send(self, message):
+        if self.is_closed:
+            raise BrokenPipeError
+        self.messages.append(message)
+
+
+@pytest.mark.parametrize(
+    ("is_alive", "messages", "received"),
+    [
+        (True, [("next", None)], ("next", None)),
+        (True, [], ("closed", None)),
+        # What a worker said before it died is heard; then nothing is waited for.
+        (False, [("outcome", 1)], ("outcome", 1)),
+        (False, [], ("closed", None)),
+    ],
+)
+def test_a_message_of_a_dead_worker_is_heard(is_alive, messages, received):
+    dead_or_alive = worker()
+    dead_or_alive.process.is_alive = lambda: is_alive
+    dead_or_alive.pipe = Pipe(*messages)
+    assert local._receive(dead_or_alive) == received
+    assert dead_or_alive.is_open == (received[0] != "closed")
+
+
+def test_a_worker_that_cannot_be_told_is_closed():
+    closed, still_open = worker(), worker()
+    closed.pipe, still_open.pipe = Pipe(is_closed=True), Pipe()
+    for each in (closed, still_open):
+        local._send(each, 3)
+    assert (closed.is_open, still_open.is_open, still_open.pipe.messages) == (False, True, [3])
+
+
+def test_messages_are_taken_in_and_answered(tmp_path):
+    shown = []
+    launcher = LocalLauncher(tmp_path, "token", on_progress=lambda *figures: shown.append(figures))
+    talking = worker(silence=50.0)
+    talking.process.is_alive = lambda: True
+    shards = deque([7])
+    for message in [("next", None), ("next", None), ("progress", (1, 2, "steps")), ("outcome", "done")]:
+        talking.pipe = Pipe(message)
+        launcher._attend_to(job(400), talking, shards)
+        if message[0] == "next":
+            assert talking.pipe.messages == [7 if talking.last_report == "shard 7 begun" else None]
+    assert talking.outcome == "done" and shown == [(1, 2, "steps")] and talking.last_report == "1 of 2 steps"
+    assert (talking.heard_at, talking.patience) == (NOW, 100)
+
+
+def test_a_worker_that_closes_without_an_outcome_has_died(tmp_path):
+    launcher = LocalLauncher(tmp_path, "token")
+    gone = worker(exitcode=3)
+    gone.process.is_alive, gone.process.join = lambda: False, lambda seconds: None
+    gone.pipe = Pipe()
+    with pytest.raises(WorkerFailed, match="ended with exit code 3"):
+        launcher._attend_to(job(400), gone, deque())
+    gone.outcome, gone.is_open = "done", True
+    launcher._attend_to(job(400), gone, deque())

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from rlhf.config.schema import Config
-from rlhf.loop import card, gates
+from rlhf.loop import card, figures, gates
 from rlhf.loop.figures import mean_and_interval
 from rlhf.loop.prompt_sets import prompt_paths, too_few
 from rlhf.loop.step import iteration_step, policy_dtype, stage_config
@@ -152,3 +152,24 @@ def test_the_dtype_of_a_policy_that_has_yet_to_be_made(tmp_path):
     cfg.model.dtype = type(cfg.model.dtype)("float32")
     assert policy_dtype(cfg, Artifact(tmp_path, None)) == "float32"
     assert policy_dtype(cfg, Artifact(tmp_path, "d")) == "float32"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "kls", "names"),
+    [
+        # Against π0, not against the policy before.
+        ((10.0, 20.0, 15.1), (0.0, 0.0, 0.0), ["length"]),
+        ((10.0, 10.0, 15.0), (0.0, 60.0, 50.0), []),
+        ((10.0, 5.0, 10.0), (0.0, 0.0, 50.1), ["kl"]),
+        ((0.0, 0.0, 1e-9), (0.0, 0.0, 0.0), []),
+        ((0.0, 0.0, 1.0), (0.0, 0.0, 0.0), ["length"]),
+    ],
+)
+def test_growth_is_measured_against_the_first_policy(tmp_path, tokens, kls, names):
+    place = Artifact(tmp_path, "d")
+    rows, evaluations = [], []
+    for t, (length, kl) in enumerate(zip(tokens, kls, strict=True)):
+        rows.append(figures.Row(t, 0.5, None, None, None, None, length, kl, 0.0, None, {}))
+        evaluations.append(figures.Evaluation(t, place, place, place))
+    found = list(gates.check_iteration(Config(), rows, evaluations))
+    assert [(each.gate, each.iteration) for each in found] == [(name, 2) for name in names]

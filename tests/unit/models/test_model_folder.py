@@ -240,3 +240,65 @@ def test_a_file_of_another_kind_is_named(tmp_path, content):
     (tmp_path / "a.safetensors").write_bytes(content)
     with pytest.raises(ModelError):
         weight_files.file_header(tmp_path / "a.safetensors")
+
+
+class LlamaForCausalLM:
+    """A model that has been loaded."""
+
+
+class AutoModelForCausalLM:
+    """Loads a model of which these weights are not in the files."""
+
+    missing: tuple[str, ...] = ()
+
+    @classmethod
+    def from_pretrained(cls, path, **settings):
+        cls.settings = settings
+        return LlamaForCausalLM(), {"missing_keys": cls.missing}
+
+
+@pytest.fixture
+def auto(monkeypatch):
+    """The auto class, of a folder whose configs ask for nothing."""
+    monkeypatch.setattr(folder, "attention", lambda path, trusted: "eager" if trusted else None)
+    monkeypatch.setattr(folder, "_generation_config", lambda path: None)
+    monkeypatch.setattr(AutoModelForCausalLM, "missing", ())
+    return AutoModelForCausalLM
+
+
+@pytest.mark.parametrize(
+    ("missing", "new_head", "shown"),
+    [
+        ([], False, None),
+        (["score.weight"], True, None),
+        (["score.weight"], False, "1 weights of LlamaForCausalLM are not in its files: score.weight. Down"),
+        (
+            ["score.weight", "a.score.weight"],
+            True,
+            "1 weights of LlamaForCausalLM are not in its files: a.score",
+        ),
+        (list("dcba"), True, "4 weights of LlamaForCausalLM are not in its files: a, b, c, d. Down"),
+        (list("edcba"), False, "5 weights of LlamaForCausalLM are not in its files: a, b, c, d, …. Down"),
+    ],
+)
+def test_weights_that_are_not_in_the_files_are_named(tmp_path, auto, missing, new_head, shown):
+    auto.missing = missing
+    if shown is None:
+        assert isinstance(folder.load_weights(auto, tmp_path, "float32", new_head=new_head), LlamaForCausalLM)
+        return
+    with pytest.raises(ModelError) as error:
+        folder.load_weights(auto, tmp_path, "float32", new_head=new_head)
+    assert shown in str(error.value)
+
+
+def test_a_model_is_loaded_from_safetensors_with_what_was_asked_for(tmp_path, auto):
+    folder.load_weights(auto, tmp_path, "bfloat16", trust_remote_code=True, num_labels=1)
+    assert auto.settings == {
+        "dtype": "bfloat16",
+        "attn_implementation": "eager",
+        "trust_remote_code": True,
+        "generation_config": None,
+        "num_labels": 1,
+        "use_safetensors": True,
+        "output_loading_info": True,
+    }
