@@ -156,9 +156,8 @@ def load_config(path: str | Path, trust_remote_code: bool = False, **extra: Any)
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **extra)
     # Where a value has another type than it must, the libraries raise anything, and name the field.
     except Exception as error:
-        raise ModelError(
-            f"{path}: its config cannot be used ({one_line(error)}). Mend config.json, or download it again. {_CODE}"
-        ) from error
+        problem = f"its config cannot be used ({one_line(error)})"
+        raise ModelError(f"{path}: {problem}. Mend config.json, or download it again. {_CODE}") from error
 
 
 def load_weights(
