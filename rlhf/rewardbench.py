@@ -67,7 +67,7 @@ def _add_up(subsets: str, output: Path) -> None:
     check_output(output, ".json")
     accuracies = read_accuracies(resolved(subsets, "subsets"))
     if are_fractions(accuracies):
-        print(f"subsets={subsets}: no value is above 1, so they are read as fractions", flush=True)
+        show(f"subsets={subsets}: no value is above 1, so they are read as fractions")
         accuracies = {name: 100 * value for name, value in accuracies.items()}
     figures = report(accuracies)
     text = json_text(figures, indent=1) + "\n"

@@ -24,7 +24,7 @@ def _living(groups: Collection[int]) -> list[int]:
     pids = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            stat = (folder / "stat").read_text(errors="replace")
+            stat = (folder / "stat").read_text(encoding="utf-8", errors="replace")
         except OSError:
             continue  # gone meanwhile
         # "123 (its name) S 1 122 …": state, parent and group. The name may hold parentheses itself.

@@ -101,7 +101,7 @@ def write_index(folder: Path) -> None:
             total_size += end - begin
     index = {"metadata": {"total_size": total_size}, "weight_map": file_by_weight}
     text = json_text(index, indent=2, sort_keys=True)
-    (folder / INDEX).write_text(f"{text}\n")
+    (folder / INDEX).write_text(f"{text}\n", encoding="utf-8")
 
 
 def weight_names(path: str | Path) -> set[str]:

@@ -16,7 +16,7 @@ def row(iteration):
 
 def facts(cfg, num_policies=2, iteration=1):
     policies = [Artifact(SimpleNamespace(), str(t) * 64) for t in range(num_policies)]
-    return card.facts(cfg, [row(t) for t in range(num_policies)], policies, iteration)
+    return card.facts(cfg, [row(t) for t in range(num_policies)], policies, iteration, licences={})
 
 
 def test_a_card_names_all_judges_and_files():
