@@ -112,8 +112,9 @@ def cuda_of_torch() -> str | None:
     if not version_file.is_file():
         return None
     # The line reads: cuda: Optional[str] = '13.0'
+    text = version_file.read_text(encoding="utf-8")
     found = re.search(
-        r"^cuda\b.*=\s*['\"]([\d.]+)['\"]", version_file.read_text(encoding="utf-8"), re.MULTILINE
+        r"^cuda\b.*=\s*['\"]([\d.]+)['\"]", text, re.MULTILINE
     )
     return found[1] if found else None
 
