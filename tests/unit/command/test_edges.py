@@ -12,6 +12,7 @@ from rlhf.command import line, sweep
 from rlhf.config.schema import Config
 from rlhf.config.tools import PairTool
 from rlhf.errors import ConfigError
+from tests.unit.refusals import Case, prepare, run_here
 
 
 @pytest.mark.parametrize(
@@ -110,11 +111,32 @@ def test_only_a_runs_config_is_held_against_the_limits():
     assert tool.pair.min_margin == -1
 
 
-def test_settings_of_a_tree_have_dotted_keys():
-    tree = {"dpo": {"beta": 0.1, "lora": {}}, "seed": 1}
-    assert list(line._settings(tree)) == [
-        ("dpo", tree["dpo"]),
-        ("dpo.beta", 0.1),
-        ("dpo.lora", {}),
-        ("seed", 1),
-    ]
+OWN = "own/experiment/mine.yaml"
+
+
+@pytest.mark.parametrize(
+    ("command", "file", "said"),
+    [
+        ("iterate dpo.beta=[0.1]", None, "error: dpo.beta=[0.1]: "),
+        ("iterate dpo.beta=[1", None, "error: dpo.beta=[1: "),
+        ("iterate dpo.betta=0.1", None, "error: dpo.betta: no such setting; did you mean dpo.beta?"),
+        ("iterate +dpo.betta=0.1", None, "error: dpo.betta: no such setting; did you mean dpo.beta?"),
+        ("iterate dpo.beta=0", None, "error: dpo.beta=0.0: must be a positive number."),
+        ("iterate experiment=misspelt", None, "error: In 'iterate': Could not find 'experiment/misspelt'"),
+        (
+            "iterate --config-dir=own experiment=mine",
+            "dpo:\n  betta: 1\n",
+            "error: In 'experiment/mine': dpo.betta: no such setting",
+        ),
+        ("iterate --config-dir=own experiment=mine", "a: [\n", "error: while parsing a flow node"),
+        ("pair input=a.jsonl", None, "error: output=… is missing"),
+        ("pair -m input=a,b output=o.jsonl", None, "error: these jobs of the sweep failed: input=a input=b"),
+    ],
+)
+def test_one_message_says_where_and_what(tmp_path, monkeypatch, capsys, command, file, said):
+    case = Case("", command, [], {OWN: f"# @package _global_\n{file}"} if file else {})
+    prepare(case, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert run_here(monkeypatch, command) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and errors[0].startswith(said), errors
