@@ -25,12 +25,12 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from mutants import Mutant, listed_equivalents, mutants_of, torch_free_modules
 
@@ -46,6 +46,10 @@ def fail(message: str) -> NoReturn:
     """Ends the run before it has begun."""
     print(f"mutate: {message}", file=sys.stderr)
     sys.exit(2)
+
+
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -87,9 +91,7 @@ class Runner:
 
     def first_run(self, rooms: list[str]) -> None:
         """All must pass without a change. Their time tells how long a mutant may take."""
-        with ThreadPoolExecutor(self.processes) as pool:
-            passed = list(pool.map(self._passes, rooms))
-        if not all(passed):
+        if not all(list(self.side_by_side(self._passes, rooms))):
             fail("tests fail without any change: mend them first.")
         for number in range(1, self.processes):
             self.copies.put(Path(shutil.copytree(self.first, self.first.with_name(f"copy_{number}"))))
@@ -160,11 +162,11 @@ class Runner:
             return Verdict(mutant, "time")
         return Verdict(mutant, "noticed" if code else "survived")
 
-    def verdicts(self, mutants: list[Mutant]) -> Iterator[Verdict]:
-        """Verdicts as they come."""
+    def side_by_side(self, function: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
+        """What a function finds of each item, as it comes; Ctrl-C ends all that runs."""
         pool = ThreadPoolExecutor(self.processes)
         try:
-            for future in as_completed([pool.submit(self.verdict, mutant) for mutant in mutants]):
+            for future in as_completed([pool.submit(function, item) for item in items]):
                 yield future.result()
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -231,7 +233,7 @@ def main() -> int:
         to_test = [mutant for mutant in sample if mutant.key not in equivalents]
         verdicts = [Verdict(mutant, "equivalent") for mutant in sample if mutant.key in equivalents]
         runner.first_run(sorted({mutant.module.partition("/")[0] for mutant in to_test}))
-        for verdict in runner.verdicts(to_test):
+        for verdict in runner.side_by_side(runner.verdict, to_test):
             verdicts.append(verdict)
             if verdict.outcome != "noticed":
                 show(verdict, f"{len(verdicts)}/{size}")

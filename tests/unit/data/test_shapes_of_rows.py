@@ -249,6 +249,21 @@ def test_answers_may_repeat_the_question(chosen, rejected, asked, answers):
 
 
 @pytest.mark.parametrize(
+    ("asked", "spoken", "context"),
+    [
+        ([Q, A, user("p")], [user("more of p")], [Q, A, user("more of p")]),
+        ([Q], [user("more of q")], [user("more of q")]),
+        ([Q, A, user("p")], [user("p")], [Q, A, user("p")]),
+        ([Q, A, user("more of p")], [S, user("p")], [S, Q, A, user("more of p")]),
+        ([S], [Q], [S, Q]),
+    ],
+)
+def test_a_prompt_may_be_a_part_of_the_answers_own_question(asked, spoken, context):
+    (found,) = to_comparisons({"prompt": asked, "chosen": [*spoken, A], "rejected": [*spoken, B]})
+    assert [side.context for side in found.sides] == [context, context]
+
+
+@pytest.mark.parametrize(
     ("row", "reason"),
     [
         ({"chosen": [user("other"), A], "rejected": "b"}, "prompt_differs"),

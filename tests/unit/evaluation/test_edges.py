@@ -153,3 +153,10 @@ def test_parts_of_ties(ref, tied, parts):
     figures = rewardbench2.ties([("ref:1", ref, 1), ("tied:1", tied, 2)])
     names = ("ref_accuracy", "tied_accuracy", "preferred", "preferred_hard")
     assert tuple(figures[name] for name in names) == parts
+
+
+def test_published_rows_are_copied_right():
+    """RLHF Workflow (arXiv 2405.07863), table of reward models: Chat, Chat Hard, Safety, Reasoning."""
+    rows = [tuple(row.values()) for row in rewardbench1.PUBLISHED.values()]
+    assert rows[0] == (99.44, 65.13, 88.76, 88.3)
+    assert all(list(row) == list(rewardbench1.SECTIONS) for row in rewardbench1.PUBLISHED.values())

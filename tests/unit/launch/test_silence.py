@@ -74,6 +74,7 @@ def test_a_worker_is_given_up_after_the_limit(tmp_path, silence, hang_seconds, f
         (None, "ended with exit code None", False),
         (0, "ended with exit code 0.", False),
         (1, "ended with exit code 1.", False),
+        (-signal.SIGHUP, "was killed by signal 1.", False),
         (-signal.SIGTERM, "was killed by signal 15.", False),
         (-signal.SIGKILL, "was killed by signal 9 (", True),
     ],

@@ -173,3 +173,11 @@ def test_growth_is_measured_against_the_first_policy(tmp_path, tokens, kls, name
         evaluations.append(figures.Evaluation(t, place, place, place))
     found = list(gates.check_iteration(Config(), rows, evaluations))
     assert [(each.gate, each.iteration) for each in found] == [(name, 2) for name in names]
+
+
+def test_a_line_of_the_table():
+    row = figures.Row(1, 0.25, 0.5, 0.75, 0.5, 1.0, 12.34, 1.005, 0.505, 7, {"b": 1, "a": 2})
+    heads, rule, line = figures.table([row]).splitlines()
+    cells = ["π1", "+0.250", "0.500", "0.750 [0.500, 1.000]", "12.3", "1.00", "50.5 %", "7", "a 2, b 1"]
+    assert [cell.strip() for cell in line.split("  ") if cell.strip()] == cells
+    assert heads.split("  ")[0] == "policy" and set(rule) == {"─", " "}

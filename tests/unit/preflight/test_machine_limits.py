@@ -13,10 +13,11 @@ from rlhf.config.training import OtherJudge
 from rlhf.errors import ConfigError
 from rlhf.preflight import capacity, hardware
 from rlhf.preflight.findings import Level, collect, finding, refusal, table
-from rlhf.preflight.hyperparameters import LARGE, hyperparameters
+from rlhf.preflight.hyperparameters import hyperparameters
 from tests.unit.refusals import model
 
 OK, WARNING, ERROR = Level.ok, Level.warning, Level.error
+LARGE = 1_000_000_000
 
 
 def changed(settings):
