@@ -113,9 +113,7 @@ def cuda_of_torch() -> str | None:
         return None
     # The line reads: cuda: Optional[str] = '13.0'
     text = version_file.read_text(encoding="utf-8")
-    found = re.search(
-        r"^cuda\b.*=\s*['\"]([\d.]+)['\"]", text, re.MULTILINE
-    )
+    found = re.search(r"^cuda\b.*=\s*['\"]([\d.]+)['\"]", text, re.MULTILINE)
     return found[1] if found else None
 
 
