@@ -50,8 +50,11 @@ def test_labels_are_the_rows_of_the_head_where_the_config_names_none(
     path = folder(tmp_path, weights, **config)
     assert heads.unnamed_labels(path) == rows
     loaded = SimpleNamespace(num_labels=2)
-    monkeypatch.setattr(heads, "load_config", lambda path, trust: loaded)
+    trusted = []
+    monkeypatch.setattr(heads, "load_config", lambda path, trust: trusted.append(trust) or loaded)
     assert heads.judge_config(path).num_labels == (2 if rows is None else rows)
+    heads.judge_config(path, True)
+    assert trusted == [False, True]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -302,3 +303,14 @@ def test_a_model_is_loaded_from_safetensors_with_what_was_asked_for(tmp_path, au
         "use_safetensors": True,
         "output_loading_info": True,
     }
+    folder.load_weights(auto, tmp_path, "bfloat16")
+    assert auto.settings["trust_remote_code"] is False and auto.settings["attn_implementation"] is None
+
+
+@pytest.mark.parametrize(("cap", "kernel"), [(50.0, "eager"), (None, None), (0.0, None)])
+def test_a_model_that_caps_its_attention_scores_has_no_fast_kernel(monkeypatch, tmp_path, cap, kernel):
+    trusted = []
+    config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(attn_logit_softcapping=cap))
+    monkeypatch.setattr(folder, "load_config", lambda path, trust: trusted.append(trust) or config)
+    assert folder.attention(tmp_path) == folder.attention(tmp_path, True) == kernel
+    assert trusted == [False, True]
