@@ -64,7 +64,7 @@ def choose_model(tool: AnswerTool) -> str:
     has_model = bool(tool.model.path)
     if has_run == has_model:
         raise ConfigError(
-            f"run_dir={tool.run_dir} and model.path={tool.model.path or None}: give one of the two, a run "
+            f"{'Both' if has_run else 'Neither'} of run_dir and model.path: give one of the two, a run "
             "folder whose best policy answers, or a model."
         )
     if tool.run_dir is None:

@@ -180,7 +180,9 @@ def guarded(command: Callable[[], Any]) -> NoReturn:
 def _message(error: BaseException) -> str:
     """What to say of an error; Hydra's own messages leave out the setting or the reason."""
     if isinstance(error, OverrideParseException):
-        key, _, value = str(error.override).partition("=")
+        key, equals, value = str(error.override).partition("=")
+        if not equals:
+            return f"{error.override}: no setting. Settings are given as key=value."
         return (
             f"{error.override}: {error}\nIn quotes every text is taken as it stands: "
             f"{pasted(override(key, value))}"

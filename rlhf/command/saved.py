@@ -326,7 +326,7 @@ def other_run(folder: Path, cfg: Config) -> str:
         there = OmegaConf.to_container(there) if OmegaConf.is_config(there) else there
         now = value_at(cfg, key)
         if there != now:
-            lines.append(f"  {key}={there} there, {now} in this command")
+            lines.append(f"  {key}={_written(there)} there, {_written(now)} in this command")
     if not lines:
         return ""
     experiment = f" of experiment={saved.experiment}" if saved.experiment else ""
@@ -334,6 +334,12 @@ def other_run(folder: Path, cfg: Config) -> str:
         [
             f"{folder} holds another run{experiment}:",
             *lines,
+            "To change a setting of that one, give its whole command with the change.",
             f"To go on with that one, with its own settings: {iterate_command(folder)}",
         ]
     )
+
+
+def _written(value: Any) -> Any:
+    """A value as a person writes it: what is not set is `null` in YAML and on a command line."""
+    return "null" if value is None else value

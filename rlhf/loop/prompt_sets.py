@@ -119,6 +119,13 @@ def _files(cfg: Config, run: Run, iteration: int) -> dict[str, Artifact]:
     return files
 
 
+def held_out_by(cfg: Config) -> str:
+    """The setting that says which prompts are held out, with its value."""
+    if cfg.prompts.held_out_path is None:
+        return f"prompts.num_held_out={cfg.prompts.num_held_out}"
+    return f"prompts.held_out_path={cfg.prompts.held_out_path}"
+
+
 def too_few(cfg: Config, num_prompts: int, counts: dict[str, int]) -> str | None:
     """What to say when one set for all iterations has only so many prompts to train on; None when they are
     enough.
@@ -134,7 +141,7 @@ def too_few(cfg: Config, num_prompts: int, counts: dict[str, int]) -> str | None
         ways_out.append(f"num_iterations={num_prompts // size}")
     ways_out += [
         "more prompts",
-        "fewer of them held out",
+        f"fewer of them held out ({held_out_by(cfg)})",
         "a set for each iteration (prompts.path with {iteration} in it)",
     ]
     return (

@@ -21,7 +21,13 @@ from rlhf.data.prompts import read_prompts
 from rlhf.data.records import Message, Prompt, what_became
 from rlhf.errors import UserError
 from rlhf.loop.judges import models_of, rules_of
-from rlhf.loop.prompt_sets import has_set_per_iteration, prompt_paths, samples_to_train, too_few
+from rlhf.loop.prompt_sets import (
+    has_set_per_iteration,
+    held_out_by,
+    prompt_paths,
+    samples_to_train,
+    too_few,
+)
 from rlhf.models.weight_files import has_weights, num_parameters, saved_dtype
 from rlhf.preflight.capacity import approximate_size
 from rlhf.preflight.findings import Finding, finding, refusal
@@ -232,8 +238,8 @@ def prompts(cfg: Config, files: dict[str, Path], sample: list[list[Message]]) ->
             sample.extend(_some_messages(reading.prompts))
         if key != _HELD_OUT:
             num_known = len(ids & known_ids)
-            text = f"{key}: {num_known} of {len(ids)} prompts are held out or in an earlier iteration's set"
-            yield finding(not num_known, text, "They are left out of this one.")
+            text = f"{key}: {num_known} of {len(ids)} prompts are in prompts.held_out_path or an earlier "
+            yield finding(not num_known, f"{text}iteration's set", "They are left out of this one.")
             problem = None
             if samples_to_train(cfg):
                 problem = _too_few(cfg, key, reading, len(ids - known_ids) - num_cut)
@@ -266,7 +272,8 @@ def _too_few(cfg: Config, key: str, reading: _Reading, num_left: int) -> str | N
     if reading.is_part:
         return None
     if num_left <= 0:
-        return f"{key}: no prompt is left to train on. Name another file, or hold out fewer."
+        fewer = f"hold out fewer ({held_out_by(cfg)})"
+        return f"{key}: no prompt is left to train on. Name another file, or {fewer}."
     # Of several files none has to be enough alone.
     if key == "prompts.path" and len(prompt_paths(cfg, 1)) == 1:
         return too_few(cfg, num_left, dict(reading.counts))

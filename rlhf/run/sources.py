@@ -245,7 +245,7 @@ def function_source(path: str, key: str) -> str:
     if source is None:
         raise ConfigError(
             f"{key}={path}: expected module:function of a Python module that can be imported, such as "
-            "rlhf.world.tasks:gold. Check the spelling, or put its folder on PYTHONPATH."
+            "rlhf.world.tasks:gold. Check the spelling, call from its folder, or put that on PYTHONPATH."
         )
     files = digest_files(source.parent, [source.name])
     files[source.name] = _ENTRY_OF_THEN.get(files[source.name]["sha256"], files[source.name])

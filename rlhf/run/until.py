@@ -45,8 +45,11 @@ def last_stage(until: str, names: Sequence[str]) -> str | None:
 def _unknown(until: str, names: Sequence[str]) -> str:
     """What there is in place of a stage that this run has not."""
     shown = dict.fromkeys(_ITERATION.sub("", name) for name in names)
-    what = "a stage that this run does not have" if until in STAGES else "no stage"
+    what = "a stage that this run does not have" if until in STAGES else "no stage of this run"
+    iterations = [match.group().rstrip("/") for name in names if (match := _ITERATION.match(name))]
+    last = f", {max(iterations)} at most" if iterations else ""
     return (
         f"until={until}: {what}. It has, in this order: {', '.join([*shown, 'export'])}. iteration_00T/ in "
-        "front names that of iteration T (else it is the first); iteration_00T alone is the last one there."
+        f"front names that of iteration T{last} (else it is the first); iteration_00T alone is the last one "
+        "there."
     )

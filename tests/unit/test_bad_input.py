@@ -124,7 +124,7 @@ def link_loop(folder):
     prompts(
         "all held out",
         [{"prompt": "a"}],
-        ["no prompt is left to train on", "Name another file", "hold out fewer"],
+        ["no prompt is left to train on", "Name another file", "hold out fewer (prompts.num_held_out=1)"],
     ),
     prompts(
         "too few",

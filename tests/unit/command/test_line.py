@@ -104,6 +104,19 @@ def test_hydras_own_options_work(tmp_path, option):
     assert "num_iterations" in done.stdout
 
 
+@pytest.mark.parametrize(("tool", "takes_experiments"), [("rlhf.iterate", True), ("rlhf.pair", False)])
+def test_help_says_where_the_settings_are_described(tmp_path, tool, takes_experiments):
+    done = run(tool, "--help", cwd=tmp_path)
+    assert done.stdout.startswith("Settings are given as key=value; docs/configuration.md")
+    assert ("lora_one_gpu" in done.stdout) is takes_experiments
+
+
+def test_a_word_that_is_no_setting_is_told_the_form(tmp_path):
+    done = run("rlhf.pair", "scored.jsonl", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: scored.jsonl: no setting. Settings are given as key=value."
+
+
 def test_the_driver_and_every_stage_module_load_no_torch(tmp_path):
     stages = sorted(path.stem for path in (ROOT / "rlhf" / "stages").glob("[a-z]*.py"))
     imports = "; ".join(f"import rlhf.stages.{stage}" for stage in stages)

@@ -215,6 +215,7 @@ def test_a_damaged_file_does_not_stand_in_the_way_of_a_whole_command(tmp_path):
 def test_a_command_of_another_run_is_told_which_one_there_is(run):
     said = other_run(run, Config())
     assert "experiment=quickstart" in said and "model.path=/models/mine there, meta-llama/" in said
+    assert "To change a setting of that one, give its whole command with the change." in said
     assert said.endswith(pasted("python", "-m", "rlhf.iterate", f"run_dir={run}"))
     assert other_run(run, settings(dpo__beta=0.3)) == "", "the refusal itself names what else differs"
 

@@ -104,7 +104,9 @@ def test_only_files_of_prompts_are_read_and_the_held_out_ones_are_cut_once(tmp_p
     texts = [text for _, text in found]
     assert "prompts.path.1: no prompt is left to train on." in texts
     assert "prompts.path.2: no prompt is left to train on." not in texts
-    assert "prompts.path.2: 1 of 2 prompts are held out or in an earlier iteration's set" in texts
+    assert (
+        "prompts.path.2: 1 of 2 prompts are in prompts.held_out_path or an earlier iteration's set" in texts
+    )
     assert len(sample) == 4
 
 

@@ -64,7 +64,15 @@ def test_what_a_name_means(until, name):
 def test_an_unknown_name_lists_the_stages(until):
     with pytest.raises(ConfigError) as refusal:
         last_stage(until, NAMES)
-    for part in (f"until={until}:", "reward_model", "held_out/gold", "dpo", "export", "iteration_00T/"):
+    for part in (
+        f"until={until}:",
+        "reward_model",
+        "held_out/gold",
+        "dpo",
+        "export",
+        "iteration_00T/",
+        "iteration_002 at most",
+    ):
         assert part in str(refusal.value)
 
 
