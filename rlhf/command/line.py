@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from rlhf.command.saved import going_on, merged, says, typed_settings
-from rlhf.command.settings import check_written, explained, to_config
+from rlhf.command.settings import check_written, explained, to_config, typed_words
 from rlhf.command.sweep import is_sweep, job_name, join_sweep, no_traces, swept_keys
 from rlhf.command.temporary import prepare_temporary_folder
 from rlhf.config.overrides import override, pasted
@@ -116,19 +116,19 @@ def _run_job(line: _CommandLine, composed: DictConfig) -> None:
 
 def _config_of_job(line: _CommandLine, composed: DictConfig, name: str) -> Any:
     """The checked config of one job, with a run folder where it is that of a run."""
-    check_written(line.config_name, HydraConfig.get().overrides.task, line.schema)
+    words = typed_words()
+    check_written(line.config_name, words, line.schema)
     saved = None
     if issubclass(line.schema, Config) and not line.swept:
         saved = going_on(sys.argv[1:], composed.run_dir, line.schema)
     if saved is not None:
-        words = HydraConfig.get().overrides.task
         config = to_config(merged(saved, typed_settings(words)), line.schema)
         fit_to_machine(config, words)
         # Of rlhf.check, standard output may be one JSON document.
         show(says(saved, words), error=line.schema is not Config)
         return config
     config = to_config(composed, line.schema)
-    fit_to_machine(config, HydraConfig.get().overrides.task)
+    fit_to_machine(config, words)
     if isinstance(config, Config) and config.run_dir is None:
         experiment = HydraConfig.get().runtime.choices.get("experiment")
         config.run_dir = f"runs/{experiment or line.config_name}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 
 from rlhf.command.saved import going_on
+from rlhf.command.settings import typed_words
 from rlhf.config.overrides import override, overrides_of, pasted
 from rlhf.config.schema import Config
 
@@ -60,7 +61,7 @@ def _words(cfg: Config) -> list[str]:
         return _all_settings(cfg)
     flags = [word for word in typed if word.startswith("-") or "=" not in word]
     kept = [word for word in flags if word not in ("-m", "--multirun")]
-    for word in HydraConfig.get().overrides.task:  # of a sweep, those of this job
+    for word in typed_words():
         key = word.split("=", 1)[0].lstrip("+~")
         if key not in _SET_ANEW:
             kept.append(word)

@@ -10,6 +10,7 @@ from typing import Any, Optional, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -66,7 +67,8 @@ def misread(values: Any, section: Any, prefix: str = "") -> Iterator[str]:
     """What OmegaConf would turn into another value without a word, one line each.
 
     It takes every number for a boolean, and writes down numbers and booleans as text of its own: `2` is true,
-    and the revision `1e5` is "100000.0". What is wrong in a way that it notices is left to it.
+    and the revision `1e5` is "100000.0". Among texts it lets lists and mappings pass. What is wrong in a way
+    that it notices is left to it.
 
     Args:
         values: as they were written, nested; unknown keys are passed over.
@@ -85,7 +87,9 @@ def misread(values: Any, section: Any, prefix: str = "") -> Iterator[str]:
             yield f"{key}={value}: must be true or false."
         elif hints[name] in _TEXTS:
             for text in _items(value):
-                if isinstance(text, bool | float):
+                if isinstance(text, dict | list):
+                    yield f"{key}={value}: {text} is no text, and text is wanted here."
+                elif isinstance(text, bool | float):
                     yield (
                         f"{key}={value}: text is wanted here, and this reads as {text!r}, which may not be "
                         f"what you wrote. Put it in quotes: {pasted(key + '=' + _QUOTED)} (in YAML "
@@ -123,6 +127,17 @@ def check_written(config_name: str, words: Sequence[str], schema: type[Any]) -> 
             wrong += [f"{default.config_path}: {line}" for line in misread(values, schema())]
     if wrong:
         raise ConfigError("\n".join(wrong))
+
+
+def typed_words() -> list[str]:
+    r"""The overrides of this command as they were typed; of a sweep, those of this job.
+
+    Hydra keeps them in a config, which resolves what is read of it: `\${` would come out as `${`, the name of
+    another folder.
+    """
+    words = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    assert isinstance(words, list), "Hydra keeps a list"
+    return [str(word) for word in words]
 
 
 def typed_values(words: Sequence[str]) -> dict[str, Any]:

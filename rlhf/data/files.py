@@ -41,8 +41,11 @@ def resolved(path: str, key: str) -> Path:
     """The absolute path a value names, be something there or not.
 
     Raises:
-        ConfigError: a loop of links, or a name that is too long.
+        ConfigError: nothing at all, a loop of links, or a name that is too long.
     """
+    if not path:
+        # As of a shell variable that is not set; to Python it is the folder that one stands in.
+        raise ConfigError(f"{key}=: is empty. Name a path; the folder that you are in is {key}=. with a dot.")
     try:
         absolute = Path(path).expanduser().resolve()
         # `resolve` forgives a name that is too long, and since Python 3.13 a loop of links. Only a look at

@@ -15,7 +15,8 @@ def last_stage(until: str, names: Sequence[str]) -> str | None:
     """The name of the stage after which a run stops; None for its very end.
 
     A name that several iterations have means the first of them: `dpo` is `iteration_001/dpo`, and
-    `held_out/score` is π0's. A folder, such as `iteration_001` or `judge`, means the last stage in it.
+    `held_out/score` is π0's. A folder, such as `iteration_001`, `judge` or `held_out` (π0's), means the last
+    stage in it.
 
     Args:
         until: what a person says.
@@ -30,9 +31,11 @@ def last_stage(until: str, names: Sequence[str]) -> str | None:
     for name in names:
         if wanted in (name, _ITERATION.sub("", name)):
             return name
-    inside = [name for name in names if name.startswith(f"{wanted}/")]
-    if inside:
-        return inside[-1]
+    for name in names:
+        above, found, _ = f"/{name}".partition(f"/{wanted}/")
+        if found:
+            folder = f"{above}{found}".removeprefix("/")
+            return [name for name in names if name.startswith(folder)][-1]
     # `gold` lies in no iteration but in its evaluation, a data set under the key that asks for it.
     for name in names:
         if name.endswith(f"/{wanted}"):

@@ -17,12 +17,13 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from rlhf import iterate
 from rlhf.command.foreign import code_in, require_named
 from rlhf.command.line import CONFIGS
 from rlhf.command.saved import FILE, going_on, merged, other_run, read_saved, typed_settings, write_saved
 from rlhf.command.settings import to_config
 from rlhf.config import schema, training
-from rlhf.config.overrides import pasted
+from rlhf.config.overrides import override, pasted
 from rlhf.config.schema import Config
 from rlhf.config.training import OtherJudge
 from rlhf.errors import ConfigError, UserError
@@ -102,6 +103,18 @@ def test_what_no_artifact_depends_on_goes_over_the_runs_own(run, words):
         assert cfg.num_iterations == 5
     if "gates={kl:stop}" in words:
         assert cfg.gates.kl.value == "stop" and cfg.gates.max_kl == 50
+
+
+def test_a_run_folder_may_be_named_like_an_interpolation(tmp_path, monkeypatch):
+    """What is in its settings is written there, and not in the folder that the interpolation would name."""
+    folder = tmp_path / "${oc.env:ELSEWHERE}"
+    folder.mkdir()
+    write_saved(folder, settings(), None)
+    monkeypatch.setenv("ELSEWHERE", str(tmp_path / "elsewhere"))
+    seen = []
+    monkeypatch.setattr(iterate, "execute", seen.append)
+    assert run_here(monkeypatch, f"iterate {override('run_dir', str(folder))}") == 0
+    assert [cfg.run_dir for cfg in seen] == [str(folder)]
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,13 @@ def config_folder(text):
     Case("number for a list", "iterate generate.temperatures=1", ["temperatures", "1"]),
     Case("list for a number", "iterate dpo.beta=[0.1]", ["dpo.beta", "'list'"]),
     Case("section for a number", "iterate dpo={beta:{a:1}}", ["dpo.beta", "Float"]),
+    Case("mapping among texts", "iterate reuse=[{a:b}]", ["reuse=[", "{'a': 'b'} is no text"]),
+    Case("list among texts", "iterate dpo.lora.target_modules=[[a]]", ["target_modules", "['a'] is no text"]),
+    Case(
+        "a judge of the others' shape for the evaluation",
+        "iterate +evaluate.judges={x:{path:a/b}}",
+        ["evaluate.judges=", "{'path': 'a/b'} is no text"],
+    ),
     Case("unknown key", "iterate dpo.betta=0.1", ["dpo.betta: no such setting", "did you mean dpo.beta?"]),
     Case(
         "unknown key added",
@@ -232,6 +239,7 @@ def config_folder(text):
         ["run_dir=around/run:", "leads nowhere"],
         make=loop,
     ),
+    Case("run_dir is empty", "iterate run_dir= compute.device=cpu", ["run_dir=: is empty", "run_dir=."]),
     Case(
         "run_dir too long",
         "iterate run_dir=" + "x" * 300 + " compute.device=cpu",

@@ -49,6 +49,7 @@ NAMES = [
         ("iteration_000", "iteration_000/held_out/gold"),
         ("iteration_001", "iteration_001/held_out/reference"),
         ("iteration_001/held_out", "iteration_001/held_out/reference"),
+        ("held_out", "iteration_000/held_out/gold"),
         ("iteration_001/", "iteration_001/held_out/reference"),
         ("dataset", "data/prompts.path"),
         ("data", "data/prompts.path"),
