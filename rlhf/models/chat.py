@@ -19,7 +19,7 @@ from rlhf.errors import ModelError, SpellsSpecialToken, TemplateRefuses
 from rlhf.models.context import loaded_context
 from rlhf.models.folder import load_config, saved_stop_ids, text_config
 from rlhf.models.kinds import check_tokenizer_files
-from rlhf.models.special_tokens import broken_up, ids_as_text, special_ids, spelled
+from rlhf.models.special_tokens import broken_up, ids_as_text, opener, special_ids, spelled
 from rlhf.models.template import Messages, apply, probe
 from rlhf.models.written import require_written
 
@@ -101,6 +101,18 @@ def spells_special_token(tokenizer: PreTrainedTokenizerBase, messages: Messages)
     if _reads_tokens(tokenizer):
         return None
     return spelled(tokenizer, messages)
+
+
+def template_token(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str | None:
+    """What contents hold that only a chat template writes, this model's or another's; None where nothing.
+
+    Example:
+        [{"role": "user", "content": "<|im_start|>user"}] gives "<|im_start|>", whatever the tokenizer
+    """
+    # Who asks for tokens means them.
+    if _reads_tokens(tokenizer):
+        return None
+    return spelled(tokenizer, messages) or opener(messages)
 
 
 def _reads_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +26,19 @@ _NAME_BEGINS = "\U0010fff0"
 _NAME_ENDS = "\U0010fff1"
 _MARKS = range(0x100000, 0x10FFF0)
 _MAX_ROUNDS = 8
+# What other families' templates begin a turn with. To a tokenizer it may be plain text.
+_OPENERS = (
+    "<|im_start|>",
+    "<|begin_of_text|>",
+    "<|start_header_id|>",
+    "<start_of_turn>",
+    "[INST]",
+    "<|user|>",
+    "<|start_of_role|>",
+    "<|START_OF_TURN_TOKEN|>",
+    "<｜User｜>",
+    "<|start|>",
+)
 
 
 @dataclass(frozen=True)
@@ -74,16 +88,30 @@ def spelled(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str | Non
     return None
 
 
-def templated_already(num_spelling: int, total: int, token: str) -> str:
-    """What to say of prompts that spell special tokens, of which `token` is one.
+def opener(messages: Messages) -> str | None:
+    """What a template of any family begins a turn with, where a content begins so; None where none does.
+
+    Example:
+        [{"role": "user", "content": "[INST] Hi [/INST]"}] gives "[INST]"
+    """
+    for content in _texts(messages):
+        for beginning in _OPENERS:
+            if content.lstrip().startswith(beginning):
+                return beginning
+    return None
+
+
+def templated_already(tokens: Counter[str], total: int) -> str:
+    """What to say of prompts that hold a template's tokens: how many hold which, of `total` prompts.
 
     Example:
         "24 of 24 prompts hold <|im_start|>: a chat template was applied to them already, …"
     """
+    most_often, _ = tokens.most_common(1)[0]
     return (
-        f"{num_spelling} of {total} prompts hold {token}: a chat template was applied to them already, or "
-        "they quote one. Give the messages, or the text alone, without a template's tokens; what they spell "
-        "is read as text (special_tokens=tokens reads it as those tokens)."
+        f"{tokens.total()} of {total} prompts hold {most_often}: a chat template was applied to them "
+        "already, or they quote one. Give the messages, or the text alone, without a template's tokens; what "
+        "they spell is read as text (special_tokens=tokens reads it as those tokens)."
     )
 
 
