@@ -18,6 +18,7 @@ from typing import Any
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
+from rlhf.config.choices import SpecialTokens
 from rlhf.errors import SpellsSpecialToken
 from rlhf.models.template import Messages, apply
 
@@ -26,6 +27,8 @@ _NAME_BEGINS = "\U0010fff0"
 _NAME_ENDS = "\U0010fff1"
 _MARKS = range(0x100000, 0x10FFF0)
 _MAX_ROUNDS = 8
+READS = "rlhf_reads_special_tokens_as"
+"""What a tokenizer that was loaded here says of it, a `SpecialTokens`."""
 # What other families' templates begin a turn with. To a tokenizer it may be plain text.
 _OPENERS = (
     "<|im_start|>",
@@ -61,6 +64,12 @@ class Vocabulary:
         return match[0] if match else None
 
 
+def reads_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether what contents spell of special tokens is meant as those tokens, and not as text."""
+    # Those of tests and scripts may come from elsewhere than `load_tokenizer`.
+    return getattr(tokenizer, READS, SpecialTokens.text) is SpecialTokens.tokens
+
+
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Ids of all special tokens, those with a role and those that were only added as special."""
     ids = set()
@@ -88,7 +97,19 @@ def spelled(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str | Non
     return None
 
 
-def opener(messages: Messages) -> str | None:
+def template_token(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str | None:
+    """What contents hold that only a chat template writes, this model's or another's; None where nothing.
+
+    Example:
+        [{"role": "user", "content": "<|im_start|>user"}] gives "<|im_start|>", whatever the tokenizer
+    """
+    # Who asks for tokens means them.
+    if reads_tokens(tokenizer):
+        return None
+    return spelled(tokenizer, messages) or _opener(messages)
+
+
+def _opener(messages: Messages) -> str | None:
     """What a template of any family begins a turn with, where a content begins so; None where none does.
 
     Example:

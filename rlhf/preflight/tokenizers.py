@@ -201,8 +201,7 @@ def _dropped_prompts(counts: dict[str, int], limit: int) -> Iterator[Finding]:
 
 def _templated_already(tokenizer: Any, prompts: list[list[Message]]) -> Iterator[Finding]:
     """Whether prompts hold what only a chat template writes."""
-    from rlhf.models.chat import template_token
-    from rlhf.models.special_tokens import templated_already
+    from rlhf.models.special_tokens import template_token, templated_already
 
     tokens = Counter[str]()
     for messages in prompts:

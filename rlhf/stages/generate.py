@@ -89,8 +89,7 @@ def _templated_already(job: Job[GenerateStage], tokenizer: Any) -> dict[str, str
     Example:
         {"warning": "24 of 24 prompts hold <|im_start|>: a chat template was applied to them already, …"}
     """
-    from rlhf.models.chat import template_token
-    from rlhf.models.special_tokens import templated_already
+    from rlhf.models.special_tokens import template_token, templated_already
 
     tokens: Counter[str] = Counter()
     total = 0
