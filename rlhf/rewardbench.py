@@ -85,8 +85,8 @@ def read_accuracies(path: Path) -> dict[str, Any]:
         {"alpacaeval-easy": 98.0, "donotanswer": 79.4}
     """
     try:
-        accuracies = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        accuracies = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"subsets={path}: cannot be read ({error}). It must hold {{subset: accuracy, …}}."
         ) from error

@@ -118,6 +118,8 @@ def facts(
     # Each only where there is something to tell: exports of before are then the same, and are not made anew.
     if licences:
         told["licences"] = dict(licences)
+    if cfg.pair.data is not None:
+        told["given_pairs"] = True
     if rows[0].log_ratio is not None:
         told["distance"] = distance_text(rows)
     return told
@@ -182,12 +184,29 @@ def _yaml(value: dict[str, Any]) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(value)).strip()
 
 
+def _way(facts: dict[str, Any]) -> tuple[str, str, list[str]]:
+    """Title, how it was trained, and tags: of pairs that the policies sampled, or of given ones."""
+    if facts.get("given_pairs"):
+        how = "It was trained with DPO on given pairs: nothing was sampled to train on."
+        return "Offline DPO", how, ["rlhf", "dpo", "preference-optimization"]
+    how = (
+        "Each iteration sampled responses from the current policy, scored them with the judge, paired the best\n"
+        "with the worst and trained with DPO (*RLHF Workflow*, arXiv 2405.07863)."
+    )
+    return (
+        "Online iterative DPO",
+        how,
+        ["rlhf", "dpo", "online-dpo", "iterative-dpo", "preference-optimization"],
+    )
+
+
 def text(facts: dict[str, Any], dtype: str) -> str:
     """The card: front matter for the Hub, then Markdown."""
     front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     if facts["base_model"]:
         front |= {"base_model": facts["base_model"], "base_model_relation": "finetune"}
-    front["tags"] = ["rlhf", "dpo", "online-dpo", "iterative-dpo", "preference-optimization"]
+    title, how, tags = _way(facts)
+    front["tags"] = tags
     lineage = [f"π{t} `{digest[:16]}`" for t, digest in enumerate(facts["lineage"])]
     licences = ""
     if "licences" in facts:
@@ -199,11 +218,10 @@ def text(facts: dict[str, Any], dtype: str) -> str:
 {_yaml(front)}
 ---
 
-# Online iterative DPO of {facts["base"]}
+# {title} of {facts["base"]}
 
 π{facts["iteration"]} of {facts["num_iterations"]} iterations: the policy with the highest mean score of the judge on
-held-out prompts. Each iteration sampled responses from the current policy, scored them with the judge, paired the best
-with the worst and trained with DPO (*RLHF Workflow*, arXiv 2405.07863).
+held-out prompts. {how}
 
 | | |
 |---|---|

@@ -344,7 +344,7 @@ class Gates:
         """Look at a finished stage; UserError where a gate whose action is `stop` does not let it pass."""
         if self._is_silent():
             return
-        if artifact.path.name == "dpo":
+        if artifact.path.name in ("dpo", "reward_model"):
             self.run.verify(artifact.part(METRICS))
         violations = check_stage(self.run.cfg, iteration, artifact)
         self._heed(violations)

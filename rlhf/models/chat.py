@@ -19,12 +19,9 @@ from rlhf.errors import ModelError, SpellsSpecialToken, TemplateRefuses
 from rlhf.models.context import loaded_context
 from rlhf.models.folder import load_config, saved_stop_ids, text_config
 from rlhf.models.kinds import check_tokenizer_files
-from rlhf.models.special_tokens import broken_up, ids_as_text, special_ids, spelled
+from rlhf.models.special_tokens import READS, broken_up, ids_as_text, reads_tokens, special_ids, spelled
 from rlhf.models.template import Messages, apply, probe
 from rlhf.models.written import require_written
-
-# The attribute of a tokenizer that `load_tokenizer` sets: how what contents spell is read.
-_READS = "rlhf_reads_special_tokens_as"
 
 
 def load_tokenizer(
@@ -55,7 +52,7 @@ def load_tokenizer(
             "tokenizer.save_pretrained; one with Python code of its own needs "
             "trust_remote_code=true."
         ) from error
-    setattr(tokenizer, _READS, special_tokens)
+    setattr(tokenizer, READS, special_tokens)
     if chat_template is not None:
         tokenizer.chat_template = chat_template
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end_of_turn_id(tokenizer))
@@ -98,15 +95,9 @@ def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def spells_special_token(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str | None:
     """The first special token that contents spell and that is read as text; None where there is none."""
-    if _reads_tokens(tokenizer):
+    if reads_tokens(tokenizer):
         return None
     return spelled(tokenizer, messages)
-
-
-def _reads_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:
-    # Those of tests and scripts may come from elsewhere than `load_tokenizer`.
-    reads = getattr(tokenizer, _READS, SpecialTokens.text)
-    return reads is SpecialTokens.tokens
 
 
 def _render(

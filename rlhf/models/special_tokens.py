@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +18,7 @@ from typing import Any
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
+from rlhf.config.choices import SpecialTokens
 from rlhf.errors import SpellsSpecialToken
 from rlhf.models.template import Messages, apply
 
@@ -25,6 +27,21 @@ _NAME_BEGINS = "\U0010fff0"
 _NAME_ENDS = "\U0010fff1"
 _MARKS = range(0x100000, 0x10FFF0)
 _MAX_ROUNDS = 8
+READS = "rlhf_reads_special_tokens_as"
+"""What a tokenizer that was loaded here says of it, a `SpecialTokens`."""
+# What other families' templates begin a turn with. To a tokenizer it may be plain text.
+_OPENERS = (
+    "<|im_start|>",
+    "<|begin_of_text|>",
+    "<|start_header_id|>",
+    "<start_of_turn>",
+    "[INST]",
+    "<|user|>",
+    "<|start_of_role|>",
+    "<|START_OF_TURN_TOKEN|>",
+    "<｜User｜>",
+    "<|start|>",
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +62,12 @@ class Vocabulary:
             return None
         match = self.any_case.search(text)
         return match[0] if match else None
+
+
+def reads_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether what contents spell of special tokens is meant as those tokens, and not as text."""
+    # Those of tests and scripts may come from elsewhere than `load_tokenizer`.
+    return getattr(tokenizer, READS, SpecialTokens.text) is SpecialTokens.tokens
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -74,16 +97,42 @@ def spelled(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str | Non
     return None
 
 
-def templated_already(num_spelling: int, total: int, token: str) -> str:
-    """What to say of prompts that spell special tokens, of which `token` is one.
+def template_token(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str | None:
+    """What contents hold that only a chat template writes, this model's or another's; None where nothing.
+
+    Example:
+        [{"role": "user", "content": "<|im_start|>user"}] gives "<|im_start|>", whatever the tokenizer
+    """
+    # Who asks for tokens means them.
+    if reads_tokens(tokenizer):
+        return None
+    return spelled(tokenizer, messages) or _opener(messages)
+
+
+def _opener(messages: Messages) -> str | None:
+    """What a template of any family begins a turn with, where a content begins so; None where none does.
+
+    Example:
+        [{"role": "user", "content": "[INST] Hi [/INST]"}] gives "[INST]"
+    """
+    for content in _texts(messages):
+        for beginning in _OPENERS:
+            if content.lstrip().startswith(beginning):
+                return beginning
+    return None
+
+
+def templated_already(tokens: Counter[str], total: int) -> str:
+    """What to say of prompts that hold a template's tokens: how many hold which, of `total` prompts.
 
     Example:
         "24 of 24 prompts hold <|im_start|>: a chat template was applied to them already, …"
     """
+    most_often, _ = tokens.most_common(1)[0]
     return (
-        f"{num_spelling} of {total} prompts hold {token}: a chat template was applied to them already, or "
-        "they quote one. Give the messages, or the text alone, without a template's tokens; what they spell "
-        "is read as text (special_tokens=tokens reads it as those tokens)."
+        f"{tokens.total()} of {total} prompts hold {most_often}: a chat template was applied to them "
+        "already, or they quote one. Give the messages, or the text alone, without a template's tokens; what "
+        "they spell is read as text (special_tokens=tokens reads it as those tokens)."
     )
 
 

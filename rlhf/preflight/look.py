@@ -104,9 +104,8 @@ def _call_rules(
         except (UserError, WorkerFailed) as error:
             how, _, _ = str(error).partition(". ")
             text = f"{key}={rule}: the process that called it did not end well"
-            findings.append(
-                Finding(Level.error, text, f"{how}. A rule must leave its process alone.", "data")
-            )
+            way_out = f"{how}. A rule must leave its process alone, and come to an end."
+            findings.append(Finding(Level.error, text, way_out, "data"))
             continue
         findings += outcome.metrics["findings"]
     return findings

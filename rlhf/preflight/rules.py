@@ -5,6 +5,7 @@ Not a stage of the loop: it leaves no artifact; the metric `findings` is what `r
 
 from __future__ import annotations
 
+import faulthandler
 import math
 import signal
 import traceback
@@ -14,15 +15,27 @@ from types import FrameType
 
 from rlhf.config.stage_configs import CallRuleStage
 from rlhf.data.records import Message
-from rlhf.errors import RlhfError
+from rlhf.errors import RlhfError, one_line
 from rlhf.preflight.findings import Finding, Level, collect, finding
 from rlhf.run.job import Job, Outcome, Worker
 from rlhf.scoring.judge import RuleJudge
 
 _ANSWER = "It is 4."
-TIME_LIMIT_SECONDS = 10.0
+_STDERR = 2
+IMPORT_SECONDS = 120.0
+"""What a rule imports may be torch or a model, and is imported once."""
+CALL_SECONDS = 10.0
 """A rule is asked for every response: one that takes so long for one has a loop without an end, or will never
 be done."""
+GRACE_SECONDS = 5.0
+"""For a rule that was stopped to end by itself."""
+
+
+class TimeLimit(BaseException):
+    """A rule is at work for too long.
+
+    No Exception: rules catch those of an answer that they cannot read, and would go on.
+    """
 
 
 def run(job: Job[CallRuleStage], worker: Worker) -> Outcome:
@@ -33,20 +46,25 @@ def run(job: Job[CallRuleStage], worker: Worker) -> Outcome:
 
 
 def _call(key: str, rule: str, messages: list[Message] | None) -> Iterator[Finding]:
+    way_out = "The module cannot be imported: mend it, or install what it needs."
+    value = None
     try:
-        with _time_limit():
+        with _time_limit(IMPORT_SECONDS):
             judge = RuleJudge(rule)
-            if messages is None:
-                text = "it is imported; not called, for its prompts are not here yet"
-                yield finding(True, f"{key}={rule}: {text}")
-                return
-            (value,) = judge.score([(messages, _ANSWER)]).scores
+        if messages is not None:
+            way_out = _way_out(messages)
+            with _time_limit(CALL_SECONDS):
+                (value,) = judge.score([(messages, _ANSWER)]).scores
     except RlhfError:
         # It says of itself what is wrong: no such function, or a value that is no number.
         raise
     # A rule is anybody's code: whatever comes out of it (SystemExit too) would end the run's scoring.
     except BaseException as error:
-        yield Finding(Level.error, f"{key}={rule}: {_where(error)}", _way_out(messages))
+        yield Finding(Level.error, f"{key}={rule}: {_where(error)}", way_out)
+        return
+    if messages is None or value is None:
+        text = "it is imported; not called, for its prompts are not here yet"
+        yield finding(True, f"{key}={rule}: {text}")
         return
     asked = messages[-1]["content"][:60]
     text = f"{key}={rule}: gives {value:g} for {_ANSWER!r} to {asked!r}"
@@ -55,7 +73,8 @@ def _call(key: str, rule: str, messages: list[Message] | None) -> Iterator[Findi
 
 def _where(error: BaseException) -> str:
     """What was raised, and in which line of which file."""
-    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    said = one_line(str(error))
+    what = f"{type(error).__name__}: {said}" if said else type(error).__name__
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if frame.filename not in (__file__, "<frozen importlib._bootstrap>")]
     if not own:
@@ -63,9 +82,7 @@ def _where(error: BaseException) -> str:
     return f"{what} ({own[-1].filename}, line {own[-1].lineno})"
 
 
-def _way_out(messages: list[Message] | None) -> str:
-    if messages is None:
-        return "The module cannot be imported: mend it, or install what it needs."
+def _way_out(messages: list[Message]) -> str:
     asked = messages[-1]["content"][:200]
     return (
         f"Every response is scored by it: let it give a number for any text, NaN where it cannot. It was "
@@ -74,16 +91,29 @@ def _way_out(messages: list[Message] | None) -> str:
 
 
 @contextmanager
-def _time_limit() -> Iterator[None]:
-    """Raise TimeoutError out of a rule that runs for longer than `TIME_LIMIT_SECONDS`."""
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeLimit out of what runs for longer, and end the process where that is of no use.
+
+    It is not where a rule catches everything, or is in a library's code that never comes back to Python.
+    """
+    was_stopped = False
+    message = f"still at work after {seconds:g} s"
 
     def stop(signal_number: int, frame: FrameType | None) -> None:
-        raise TimeoutError(f"still at work after {TIME_LIMIT_SECONDS:g} s")
+        nonlocal was_stopped
+        was_stopped = True
+        raise TimeLimit(message)
 
     previous = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT_SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    # By a thread that needs no Python: it says in the log where the process was, and ends it.
+    faulthandler.dump_traceback_later(seconds + GRACE_SECONDS, exit=True, file=_STDERR)
     try:
         yield
     finally:
+        faulthandler.cancel_dump_traceback_later()
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
+    if was_stopped:
+        # The rule caught it, and gave back a number all the same.
+        raise TimeLimit(message)

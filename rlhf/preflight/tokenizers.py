@@ -28,19 +28,6 @@ _CHANGES = {
     "<think>…</think>": f"<think>\nhm\n</think>\n\n{_ANSWER}",
     "inner white space": f"{_ANSWER}  b\n\n\n  c\t{_ANSWER}",
 }
-# What other families' templates begin a prompt with. To this tokenizer it may be plain text.
-_OPENERS = (
-    "<|im_start|>",
-    "<|begin_of_text|>",
-    "<|start_header_id|>",
-    "<start_of_turn>",
-    "[INST]",
-    "<|user|>",
-    "<|start_of_role|>",
-    "<|START_OF_TURN_TOKEN|>",
-    "<｜User｜>",
-    "<|start|>",
-)
 
 
 @dataclass(frozen=True)
@@ -213,29 +200,18 @@ def _dropped_prompts(counts: dict[str, int], limit: int) -> Iterator[Finding]:
 
 
 def _templated_already(tokenizer: Any, prompts: list[list[Message]]) -> Iterator[Finding]:
-    """Whether prompts hold what only a chat template writes: special tokens, of this model or of another."""
-    from rlhf.models.chat import spells_special_token
-    from rlhf.models.special_tokens import templated_already
+    """Whether prompts hold what only a chat template writes."""
+    from rlhf.models.special_tokens import template_token, templated_already
 
     tokens = Counter[str]()
     for messages in prompts:
-        token = spells_special_token(tokenizer, messages) or _opener(messages)
+        token = template_token(tokenizer, messages)
         if token is not None:
             tokens[token] += 1
     if not tokens:
         yield finding(True, f"none of {len(prompts)} prompts holds a chat template's tokens")
         return
-    most_often, _ = tokens.most_common(1)[0]
-    yield refusal(templated_already(tokens.total(), len(prompts), most_often), Level.warning)
-
-
-def _opener(messages: list[Message]) -> str | None:
-    """What another family's template begins a turn with, where a content begins so."""
-    for message in messages:
-        for opener in _OPENERS:
-            if message["content"].lstrip().startswith(opener):
-                return opener
-    return None
+    yield refusal(templated_already(tokens, len(prompts)), Level.warning)
 
 
 def _unchanged_answers(tokenizer: Any, question: list[Message], whose: str) -> Finding:

@@ -10,6 +10,8 @@ from rlhf.data.files import resolved
 from rlhf.run import hub
 
 UNKNOWN = "unknown"
+_MAX_CHARACTERS = 100_000
+"""Of a card: its front matter comes first, and is short."""
 
 
 def licence_in(folder: Path) -> str:
@@ -61,12 +63,16 @@ def _front_matter(card: Path) -> dict[str, Any]:
     import yaml  # type: ignore[import-untyped]
 
     try:
-        lines = card.read_text(encoding="utf-8").splitlines()
-        if not lines or lines[0].strip() != "---":
+        # Some editors put a byte order mark before all else.
+        with card.open(encoding="utf-8-sig") as file:
+            lines = file.read(_MAX_CHARACTERS).splitlines()
+        lines = [line.rstrip() for line in lines]
+        if not lines or lines[0] != "---":
             return {}
         end = lines.index("---", 1)
         metadata = yaml.safe_load("\n".join(lines[1:end]))
-    # A card that nobody can read is no reason to stop a run.
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+    # A card that nobody can read is no reason to stop a run. Of a tag that does not fit, such as `!!int ""`,
+    # PyYAML raises whatever its own code happens to raise.
+    except Exception:
         return {}
     return metadata if isinstance(metadata, dict) else {}

@@ -75,12 +75,13 @@ class RuleJudge:
 
     def _value(self, messages: list[Message], response: str) -> float:
         # Outside of the try: a TypeError of the function's own is a bug in it and not a wrong result.
-        value = self._function(messages, response)
+        # Copies: one that is changed would be another question to all responses behind this one.
+        value = self._function([message.copy() for message in messages], response)
         try:
             return float(value)
         except (TypeError, ValueError, OverflowError) as error:
             raise DataError(
-                f"rule={self._path}: gave back {value!r}, which is no number, for the response "
+                f"rule={self._path}: gave back {value!r:.200}, which is no number, for the response "
                 f"{response[:200]!r} to {messages[-1]['content'][:200]!r}. Let it give back a "
                 "number for every response; NaN leaves one out."
             ) from error

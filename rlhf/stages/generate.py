@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -83,25 +84,22 @@ def _judges(job: Job[GenerateStage]) -> list[Any]:
 
 
 def _templated_already(job: Job[GenerateStage], tokenizer: Any) -> dict[str, str]:
-    """A metric `warning` where prompts spell special tokens.
+    """A metric `warning` where prompts hold what only a chat template writes.
 
     Example:
         {"warning": "24 of 24 prompts hold <|im_start|>: a chat template was applied to them already, …"}
     """
-    from rlhf.models.chat import spells_special_token
-    from rlhf.models.special_tokens import templated_already
+    from rlhf.models.special_tokens import template_token, templated_already
 
-    # Of all workers, as far as they are done; counts of shards are also those of an earlier attempt.
-    counts = sum_counts(job.out_path)
-    num_spelling = counts.get("spelled_special_tokens", 0)
-    if not num_spelling:
-        return {}
+    tokens: Counter[str] = Counter()
+    total = 0
     for index in range(num_shards(job)):
         for row in _prompts(job, index):
-            token = spells_special_token(tokenizer, row["messages"])
+            total += 1
+            token = template_token(tokenizer, row["messages"])
             if token is not None:
-                return {"warning": templated_already(num_spelling, counts["prompts"], token)}
-    return {}
+                tokens[token] += 1
+    return {"warning": templated_already(tokens, total)} if tokens else {}
 
 
 def _write_tokens(path: Path, tokenizer: Any, stops: list[int]) -> None:

@@ -233,6 +233,12 @@ def link_loop(folder):
         ["s.json", "cannot be read"],
         {"s.json": b"\xe9"},
     ),
+    Case(
+        "accuracies in too many lists",
+        "rewardbench output=o.json subsets=s.json",
+        ["s.json", "cannot be read"],
+        {"s.json": "[" * 100_000},
+    ),
 )
 def test_refused(case, tmp_path, monkeypatch, capsys):
     refuse(case, tmp_path, monkeypatch, capsys)

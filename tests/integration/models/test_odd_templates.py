@@ -214,6 +214,11 @@ def test_prompts_that_a_judge_refuses_are_not_sampled_and_those_that_spell_token
     assert (counts["prompts"], counts["prompts_sampled"], counts["responses"]) == (3, 2, 4)
     said = outcome.metrics["warning"]
     assert said.startswith("1 of 3 prompts hold <|eot_id|>: a chat template was applied to them already")
+    foreign = [user("<|im_start|>user\nq<|im_end|>"), user(" [INST] q"), user("[INST] r"), user("q [INST]")]
+    _, outcome = sampled(models, [*PROMPTS, *foreign], {}, "foreign")
+    said = outcome.metrics["warning"]
+    # Another family's tokens are plain text to this tokenizer, and no less a sign.
+    assert said.startswith("4 of 7 prompts hold [INST]: a chat template was applied to them already")
     with pytest.raises(TemplateRefuses, match=r"1 refused_by_judge.*gemma: the chat template refuses"):
         sampled(models, PROMPTS[1:2], judges, "none")
     _, outcome = sampled(models, PROMPTS, {}, "tokens", special_tokens=SpecialTokens.tokens)

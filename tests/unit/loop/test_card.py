@@ -78,6 +78,10 @@ def test_given_pairs_are_what_it_was_trained_on():
     cfg = config()
     cfg.prompts.path, cfg.pair.data = None, "/secret/pairs.jsonl"
     assert facts(cfg)["prompts"] == "pairs.jsonl"
+    text = card.text(facts(cfg), "float32")
+    assert "# Offline DPO of" in text and "trained with DPO on given pairs" in text
+    assert "sampled responses" not in text and "online" not in text.lower()
+    assert "Each iteration sampled responses" in card.text(facts(), "float32")
 
 
 def test_licences_are_named_where_one_is_known(tmp_path, monkeypatch):

@@ -344,20 +344,21 @@ def test_damaged_steps_of_a_training_are_named(tmp_path, content, said):
         list(check_stage(Config(), 1, artifact))
 
 
-def test_steps_are_held_against_the_manifest_before_they_are_read(run):
-    partial = run.folder / ".dpo.partial"
+@pytest.mark.parametrize("stage", ["dpo", "reward_model"])
+def test_steps_are_held_against_the_manifest_before_they_are_read(run, stage):
+    partial = run.folder / f".{stage}.partial"
     (partial / "model").mkdir(parents=True)
     (partial / "metrics.jsonl").write_text(f'{{"loss": {math.log(2)}}}\n')
     (partial / "model" / "weights").write_text("x")
-    identity = {"schema": 1, "stage": "dpo", "seed": 42, "config": {}, "inputs": {}}
-    commit(partial, run.folder / "dpo", identity, Job("dpo", "dpo", {}, {}, "", 0), {}, {}, 0.5)
-    (run.folder / "dpo" / "model" / "weights").write_text("y")  # of no concern here: weights take long
-    Gates(run, []).stage_finished(1, open_artifact(run.folder / "dpo"))
-    text = (run.folder / "dpo" / "metrics.jsonl").read_text()
-    (run.folder / "dpo" / "metrics.jsonl").write_text(text.replace("0.69", "0.79"))
+    identity = {"schema": 1, "stage": stage, "seed": 42, "config": {}, "inputs": {}}
+    commit(partial, run.folder / stage, identity, Job(stage, stage, {}, {}, "", 0), {}, {}, 0.5)
+    (run.folder / stage / "model" / "weights").write_text("y")  # of no concern here: weights take long
+    Gates(run, []).stage_finished(1, open_artifact(run.folder / stage))
+    text = (run.folder / stage / "metrics.jsonl").read_text()
+    (run.folder / stage / "metrics.jsonl").write_text(text.replace("0.69", "0.79"))
     fresh = replace(run, _verified=set())
     with pytest.raises(RunChanged, match=r"metrics\.jsonl is damaged \(its SHA-256"):
-        Gates(fresh, []).stage_finished(1, open_artifact(run.folder / "dpo"))
+        Gates(fresh, []).stage_finished(1, open_artifact(run.folder / stage))
 
 
 def test_a_gate_that_stops_reads_no_damaged_figures(run, monkeypatch):

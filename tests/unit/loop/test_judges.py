@@ -121,3 +121,17 @@ def test_a_rule_that_is_none_is_named():
         DataError, match=r"rules:no_number: gave back 'good', .* response 'yes' to 'really\?'"
     ):
         judge.score([([{"role": "user", "content": "really?"}], "yes")])
+
+
+def test_a_rule_that_changes_its_question_changes_no_other(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "changing.py").write_text(
+        "def rule(messages, response):\n"
+        "    said = len(messages) + len(messages[0]['content'])\n"
+        "    messages[0]['content'] += response\n"
+        "    messages.append({'role': 'assistant', 'content': response})\n"
+        "    return said\n"
+    )
+    messages = [{"role": "user", "content": "q"}]
+    scores = RuleJudge("changing:rule").score([(messages, "a"), (messages, "b")]).scores
+    assert scores == [2, 2] and messages == [{"role": "user", "content": "q"}]

@@ -1,6 +1,8 @@
 """What a look finds in the files that are trained on, and in the rules that judge."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -114,6 +116,8 @@ def called(rule, messages=({"role": "user", "content": "2+2?"},)):
         ("return float('nan')", "gives nan", WARNING),
         ("return 'good'", "gave back 'good', which is no number", ERROR),
         ("return 1 / 0", "ZeroDivisionError: division by zero (", ERROR),
+        ("return 'no' * 999", "gave back '" + "no" * 99 + "n, which is no number", ERROR),
+        ("raise ValueError('a\\n✓ \\x1b[31mfine')", r"ValueError: a\n✓ \x1b[31mfine (", ERROR),
         ("raise SystemExit(3)", "SystemExit: 3 (", ERROR),
         ("raise KeyboardInterrupt", "KeyboardInterrupt (", ERROR),
         ("return messages[5]['content']", "IndexError: list index out of range (", ERROR),
@@ -131,14 +135,61 @@ def test_a_rule_is_called_once(tmp_path, monkeypatch, body, text, level):
 
 def test_a_rule_that_does_not_end_or_cannot_be_imported(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(rules, "TIME_LIMIT_SECONDS", 0.2)
+    monkeypatch.setattr(rules, "CALL_SECONDS", 0.2)
     (tmp_path / "endless.py").write_text("def rule(messages, response):\n    while True:\n        pass\n")
     assert said(called("endless:rule"), "still at work after 0.2 s") is ERROR
     (tmp_path / "unimportable.py").write_text("import no_such_package\n")
-    found = called("unimportable:rule", None)
-    assert said(found, "No module named 'no_such_package'") is ERROR and "mend it" in found[0].way_out
+    for messages in (None, [{"role": "user", "content": "q"}]):
+        found = called("unimportable:rule", messages)
+        assert said(found, "No module named 'no_such_package'") is ERROR and "mend it" in found[0].way_out
     assert said(called("endless:rul"), "endless has no function 'rul'") is ERROR
     assert said(called("endless:rule", None), "imported; not called") is OK
+
+
+CAREFUL = """
+def rule(messages, response):
+    try:
+        while True:
+            pass
+    except {caught}:
+        return 0.0
+"""
+STUBBORN = """
+from rlhf.preflight import rules
+rules.CALL_SECONDS, rules.GRACE_SECONDS = 0.1, 0.2
+
+def rule(messages, response):
+    while True:
+        try:
+            while True:
+                pass
+        except BaseException:
+            pass
+
+list(rules._call("evaluate.gold", "__main__:rule", [{"role": "user", "content": "q"}]))
+"""
+
+
+def test_a_rule_that_catches_what_stops_it(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(rules, "CALL_SECONDS", 0.2)
+    for name, caught in (("most", "Exception"), ("all", "BaseException")):
+        (tmp_path / f"catches_{name}.py").write_text(CAREFUL.format(caught=caught))
+        assert said(called(f"catches_{name}:rule"), "still at work after 0.2 s") is ERROR
+    done = subprocess.run([sys.executable, "-c", STUBBORN], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "in rule" in done.stderr, done.stderr
+
+
+def test_an_import_may_take_longer_than_an_answer(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(rules, "CALL_SECONDS", 0.1)
+    (tmp_path / "heavy.py").write_text(
+        "import time\ntime.sleep(0.3)\n\ndef rule(messages, response):\n    return 1.0\n"
+    )
+    assert said(called("heavy:rule"), "gives 1 for") is OK
+    monkeypatch.setattr(rules, "IMPORT_SECONDS", 0.1)
+    (tmp_path / "stuck.py").write_text("while True:\n    pass\n")
+    assert said(called("stuck:rule"), "still at work after 0.1 s") is ERROR
 
 
 class Calling:
