@@ -126,7 +126,7 @@ class ScoreSettings:
     """Padded tokens of one forward pass."""
     tensor_parallel_size: int = setting(1, compared=False)
     """GPUs that share one vLLM engine."""
-    gpu_memory_utilization: float = setting(0.9, within=POSITIVE_SHARE, compared=False)
+    gpu_memory_utilization: float = setting(0.9, within=POSITIVE_SHARE, compared=False, later=True)
     """Share of GPU memory vLLM may take, in (0, 1]."""
     concurrency: int = setting(8, compared=False)
     """Requests that one worker has on their way to `reward_model.url`, of up to `batch_tokens` each."""
@@ -208,7 +208,7 @@ class GatesConfig:
     # The one gate that stops by itself: the whole training would be anchored to something else.
     first_loss: Action = Action.stop
     """The first DPO loss where the policy is the reference: ln 2, or what `dpo.loss` is at equal policies."""
-    judge: Action = Action.warn
+    judge: Action = setting(Action.warn, later=True)
     """A judge that the run has trained is at chance: by its last losses or its held-out accuracy, or because
     most of what it read was cut."""
     grad_norm: Action = Action.warn

@@ -83,6 +83,8 @@ def test_the_check_has_no_false_alarm(folder, real_model):
         "prompts.num_held_out=4",
         "num_iterations=1",
         "dpo.learning_rate=1.0e-5",
+        # 12 pairs in 24 steps: with fewer than 10 steps a warning is right.
+        "dpo.batch_size=1",
         "compute.device=cpu",
         "json=true",
         cwd=folder,

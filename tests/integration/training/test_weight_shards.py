@@ -89,7 +89,7 @@ def test_a_model_below_the_limit_stays_one_file_with_the_bytes_it_always_had(wor
 
 
 def test_dpo_reads_and_writes_several_files_the_same_ones_under_zero_3(world, tmp_path):
-    section = DpoConfig(learning_rate=1e-30, batch_size=8, max_length=99, gradient_checkpointing=False)
+    section = DpoConfig(learning_rate=1e-50, batch_size=8, max_length=99, gradient_checkpointing=False)
     inputs = {name: world / name for name in ("policy", "pairs", "reference")}
     for zero_stage in (2, 3):
         job = make_job(
