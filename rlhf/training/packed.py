@@ -61,17 +61,18 @@ def pack(prompts: Sequence[Any], responses: Sequence[Sequence[Any]]) -> Packed:
     groups = []
     for prompt, its_responses in zip(prompts, responses, strict=True):
         assert len(prompt) > 0, "a prompt has a token"
-        ids += prompt
-        positions += range(len(prompt))
+        # `extend`, for arrays: `+=` would leave the work to numpy, which adds numbers.
+        ids.extend(prompt)
+        positions.extend(range(len(prompt)))
         last_of_prompt = len(ids) - 1
         for response in its_responses:
             start = len(ids)
-            ids += response
-            positions += range(len(prompt), len(prompt) + len(response))
+            ids.extend(response)
+            positions.extend(range(len(prompt), len(prompt) + len(response)))
             # A token predicts the next one, so a response is predicted from its prompt's last on.
             if len(response):
-                kept += [last_of_prompt, *range(start, len(ids) - 1)]
-            targets += response
+                kept.extend([last_of_prompt, *range(start, len(ids) - 1)])
+            targets.extend(response)
         groups.append(PromptGroup(len(prompt), tuple(len(response) for response in its_responses)))
     return Packed(
         input_ids_1_T=torch.tensor([ids], dtype=torch.long),

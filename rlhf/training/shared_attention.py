@@ -29,6 +29,7 @@ _NO_INFLUENCE = {
     "num_items_in_batch",
     "output_attentions",
     "output_hidden_states",
+    "output_router_logits",
     "position_ids",
     "return_dict",
     "use_cache",
@@ -181,7 +182,7 @@ class _How:
     softcap: float | None
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attention of the last tokens of a sequence (`query`) to all of it (`key`), each to what is before it.
+        """Attention of a sequence's last tokens (`query`) to all of it (`key`): each sees those before it.
 
         Returns:
             (B, queries, heads, head size)
@@ -227,7 +228,9 @@ class _How:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         # In fp32 at least, as the models' own.
         weights = scores.softmax(dim=-1, dtype=torch.promote_types(torch.float32, scores.dtype))
-        weights = nn.functional.dropout(weights.to(query.dtype), p=self.dropout, training=self.module.training)
+        weights = nn.functional.dropout(
+            weights.to(query.dtype), p=self.dropout, training=self.module.training
+        )
         return (weights @ value).transpose(1, 2)
 
 
