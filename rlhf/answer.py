@@ -9,6 +9,7 @@ docs/evaluation.md).
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -20,9 +21,11 @@ from rlhf.data.benchmarks import alpaca_eval_answer, arena_hard_answer
 from rlhf.data.files import resolved
 from rlhf.data.responses import Form
 from rlhf.data.shards import read_all_rows
-from rlhf.errors import ConfigError, DataError
+from rlhf.errors import ConfigError, DataError, RunChanged
 from rlhf.generate import sample
+from rlhf.loop.best import best_policy
 from rlhf.loop.card import name_of
+from rlhf.run import sources
 from rlhf.run.artifact import Artifact
 from rlhf.run.plan import Run
 
@@ -32,6 +35,9 @@ _ANSWERS = {Benchmark.alpaca_eval: alpaca_eval_answer, Benchmark.arena_hard: are
 def answer(tool: AnswerTool) -> None:
     """From questions to answers."""
     name = choose_model(tool)
+    known_digest = None
+    if tool.run_dir is not None:
+        known_digest = best_policy(resolved(tool.run_dir, "run_dir")).digest
     # The benchmarks have room for one answer; others would be sampled for nothing.
     if tool.generate.n != 1:
         raise ConfigError(
@@ -39,6 +45,7 @@ def answer(tool: AnswerTool) -> None:
         )
 
     def make(run: Run) -> list[Artifact]:
+        require_unchanged(run, tool, known_digest)
         return sample(run, tool, "questions")
 
     rows = partial(lines, benchmark=tool.benchmark, name=name)
@@ -64,15 +71,22 @@ def choose_model(tool: AnswerTool) -> str:
         owner_and_name = name_of(tool.model.path)
         return tool.name or owner_and_name.split("/")[-1]
     run = resolved(tool.run_dir, "run_dir")
-    best = run / "best"
-    if not best.exists():
-        raise ConfigError(
-            f"run_dir={run}: no best policy there. Finish the run (python -m rlhf.iterate run_dir={run}), "
-            "or name a model folder in model.path."
-        )
-    # Resolved, so that the answers stay those of one model when the run goes on and finds a better one.
-    tool.model.path = str(best.resolve())
+    # No link, so that the answers stay those of one model when the run goes on and finds a better one.
+    tool.model.path = str(best_policy(run).path)
     return tool.name or run.name
+
+
+def require_unchanged(run: Run, tool: AnswerTool, digest: str | None) -> None:
+    """Raise RunChanged where the best policy is one that a run was given, and its files are others by now."""
+    policy = sources.model(run, tool.model.path, None, "run_dir")
+    if digest is not None and policy.digest != digest:
+        raise RunChanged(
+            f"run_dir={tool.run_dir}: its best policy is π0 as it was given, {policy.path}, whose files are "
+            "not those that the run has evaluated "
+            f"(digest {digest[:12]}… there, {str(policy.digest)[:12]}… now). "
+            "Bring the files back, or, if they are what should answer, name the folder: model.path="
+            f"{shlex.quote(str(policy.path))} in place of run_dir."
+        )
 
 
 def lines(artifacts: Sequence[Artifact], benchmark: Benchmark, name: str) -> Iterator[dict[str, Any]]:

@@ -24,6 +24,7 @@ from rlhf.errors import DataError
 from rlhf.evaluation.judge_quality import Judged, best_of_n
 from rlhf.loop.judges import scores_of
 from rlhf.run.artifact import Artifact
+from rlhf.run.console import show
 from rlhf.run.plan import Run
 
 
@@ -42,7 +43,7 @@ def bestofn(tool: BestOfNTool) -> None:
     write_file(tool, make, result, Form.object)
     # Read back: after a resumed run, too, the table shows what is in the file.
     output = Path(tool.output).expanduser()
-    print(table(json.loads(output.read_text(encoding="utf-8"))), flush=True)
+    show(table(json.loads(output.read_text(encoding="utf-8"))))
 
 
 def result(artifacts: Sequence[Artifact]) -> Iterator[dict[str, Any]]:

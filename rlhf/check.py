@@ -6,17 +6,20 @@ cannot run.
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rlhf.command.line import main
 from rlhf.config.tools import CheckConfig
+from rlhf.data.json_text import json_text
+from rlhf.errors import StorageError
 from rlhf.launch.local import LocalLauncher
 from rlhf.preflight.findings import Level, table
 from rlhf.preflight.look import look
+from rlhf.run.console import output_error, show
 from rlhf.run.lock import hold_run
 
 
@@ -29,20 +32,30 @@ def check(cfg: CheckConfig) -> None:
     with tempfile.TemporaryDirectory() as name:
         # A run folder that is thrown away: a look leaves no trace, and can be taken while the run goes on.
         folder = Path(name)
-        with hold_run(folder, print) as token:
+        with hold_run(folder, show) as token:
             device = cfg.compute.device.value
             # One process for a moment: preloading the engines would take longer than the look.
             launcher = LocalLauncher(folder, token, preload=False, device=device)
-            findings = look(cfg, launcher)
+            findings = look(cfg, launcher, call_rules=True)
     fine = all(item.level is not Level.error for item in findings)
     if cfg.json:
         rows = [asdict(item) | {"level": item.level.name} for item in findings]
         document = {"ok": fine, "findings": rows}
-        print(json.dumps(document, indent=1, ensure_ascii=False))
+        show(as_json(document))
     else:
-        print(table(findings))
+        show(table(findings))
+    lost = output_error()
+    if lost is not None:
+        raise StorageError(f"The findings cannot be written to standard output: {lost.strerror}. Make room.")
     if not fine:
         sys.exit(2)
+
+
+def as_json(document: Any) -> str:
+    """A document in JSON that any console takes: all but plain letters escaped as JSON does it."""
+    text = json_text(document, indent=1)
+    # The one control character that JSON lets stand.
+    return text.replace("\x7f", "\\u007f")
 
 
 if __name__ == "__main__":

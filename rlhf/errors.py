@@ -13,7 +13,7 @@ RlhfError
 │   ├── StorageError     a disk is full, or a folder cannot be written
 │   └── RunInUse         another driver holds the run folder
 ├── WorkerFailed         exit 1: a stage process died or raised
-└── Stopped              exit 130 or 143: a signal asked us to stop
+└── Stopped              exit 129, 130 or 143: a signal asked us to stop
 
 A message says what is wrong, where, the value found, and every way out.
 """
@@ -28,9 +28,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# Control characters but for tab and line feed, line separators, marks that turn the direction of writing, and
-# lone surrogates, which no encoding can write.
-_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# Control characters but for tab and line feed, line separators, marks that turn the direction of writing or
+# that nobody sees, and lone surrogates, which no encoding can write.
+_UNSEEN = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff"
+    r"\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
+)
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s]+@")
 
 
@@ -38,6 +41,23 @@ def printable(text: str) -> str:
     """Text fit for a terminal or a log: control characters escaped but line ends, no password in a URL."""
     without_credentials = _CREDENTIALS.sub("***@", text)
     return _UNSEEN.sub(_escape, without_credentials)
+
+
+def one_line(text: object) -> str:
+    r"""Text from outside, fit for a place in a line of ours: as `printable`, and line ends are escaped too.
+
+    A line of its own could pass for one of ours. What goes into a message by `!r` needs this no more.
+
+    Example:
+        one_line("mine" + "\n" + "✓ all is well") gives r"mine\n✓ all is well"
+    """
+    without_credentials = _CREDENTIALS.sub("***@", str(text))
+    shown = []
+    for character in without_credentials:
+        if not character.isprintable():
+            character = character.encode("unicode_escape").decode()
+        shown.append(character)
+    return "".join(shown)
 
 
 def _escape(match: re.Match[str]) -> str:
@@ -113,7 +133,7 @@ class Stopped(RlhfError):
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by signal {signal_number}; the same command goes on from here")
-        # A shell's convention: 130 for SIGINT, 143 for SIGTERM.
+        # A shell's convention: 129 for SIGHUP, 130 for SIGINT, 143 for SIGTERM.
         self.exit_code = 128 + signal_number
 
 

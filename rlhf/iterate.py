@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from rlhf.command.line import main
+from rlhf.command.retyped import begun_anew, chosen_experiment
+from rlhf.command.saved import also_saying, other_run, write_saved
 from rlhf.config.choices import Reference, Sampled
-from rlhf.config.fields import plain
 from rlhf.config.schema import Config
 from rlhf.data.files import resolved
-from rlhf.data.shards import write_atomic
 from rlhf.errors import ConfigError, RunChanged
 from rlhf.launch.local import LocalLauncher
+from rlhf.launch.machine import gpu_workers
 from rlhf.loop.evaluate import evaluate, yardstick_of
 from rlhf.loop.figures import Evaluation
 from rlhf.loop.gates import Gates
@@ -26,9 +24,10 @@ from rlhf.preflight.capacity import check_capacity
 from rlhf.preflight.look import require
 from rlhf.run import sources
 from rlhf.run.artifact import Artifact
-from rlhf.run.console import Console
+from rlhf.run.console import Console, show
 from rlhf.run.lock import hold_run
 from rlhf.run.plan import AloneDone, Run
+from rlhf.run.until import last_stage
 
 
 def iterate(cfg: Config, run: Run) -> Artifact:
@@ -37,13 +36,16 @@ def iterate(cfg: Config, run: Run) -> Artifact:
     Returns the best iterate on the held-out prompts. Called twice: once to plan, where nothing runs and
     unfinished artifacts have no digest, and once for real.
     """
-    initial = policy = initial_policy(cfg, run)
-    judges = judges_of(cfg, run, initial)
-    prompts = prompt_sets(cfg, run)
-    dtype = policy_dtype(cfg, initial)
-    yardstick = yardstick_of(cfg, run, initial, judges, prompts.held_out)
     evaluations: list[Evaluation] = []
     gates = Gates(run, evaluations)
+    initial = policy = initial_policy(cfg, run)
+    judges = judges_of(cfg, run, initial)
+    if cfg.reward_model.data is not None:
+        gates.stage_finished(0, run.made["reward_model"])
+    prompts = prompt_sets(cfg, run)
+    dtype = policy_dtype(cfg, initial)
+    num_workers = gpu_workers(cfg.compute, cfg.generate.tensor_parallel_size)
+    yardstick = yardstick_of(cfg, run, initial, judges, prompts.held_out, num_workers)
 
     evaluations.append(evaluate(iteration_step(run, 0, dtype), initial, yardstick))
     for t in range(1, cfg.num_iterations + 1):
@@ -82,45 +84,67 @@ def execute(cfg: Config, only: str | None = None) -> None:
     """
     assert cfg.run_dir is not None, "set on the command line or from the experiment's name"
     folder = resolved(cfg.run_dir, "run_dir")
-    if not (folder / "summary.json").is_file():
-        check_capacity(cfg)  # before the Hub is asked for anything
-    with hold_run(folder, partial(print, flush=True)) as token:
+    held = other_run(folder, cfg)
+    with also_saying(held):
+        if not (folder / "summary.json").is_file():
+            check_capacity(cfg)  # before the Hub is asked for anything
+    with hold_run(folder, show) as token:
         console = Console(folder)
         device = cfg.compute.device.value
         launcher = LocalLauncher(folder, token, cfg.compute.preload, device, console.progress, console.say)
-        plan = _planned(cfg, folder)
-        if only is not None and only not in plan.made:
-            raise ConfigError(f"artifact={only}: this run has no such stage; it has {', '.join(plan.made)}.")
-        if plan.pending:
-            launcher.warm_up()  # the heavy imports go on while the preflight looks
-            if only is None:
-                require(cfg, launcher, console.say)
-        console.say(f"{folder}: {_todo(plan)}")
+        elsewhere = begun_anew(cfg, folder, alone=only is not None)
+        with also_saying(held):
+            plan = _planned(cfg, folder, elsewhere)
+            names = _wanted(plan, cfg, only)
+            pending = [name for name in plan.pending if name in names]
+            if pending:
+                launcher.warm_up()  # the heavy imports go on while the preflight looks
+                if only is None:
+                    require(cfg, launcher, console.say)
+        console.say(f"{folder}: {_todo(len(names), len(pending))}")
         if only is None:
-            write_atomic(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(cfg))).encode())
+            write_saved(folder, cfg, chosen_experiment())
+        until = names[-1] if len(names) < len(plan.made) else None
+        run = Run(folder, cfg, launcher, only=only, until=until, console=console, elsewhere=elsewhere)
         try:
-            iterate(cfg, Run(folder, cfg, launcher, only=only, console=console))
+            iterate(cfg, run)
         except AloneDone:
-            return
+            if only is None:
+                console.say(
+                    f"until={cfg.until}: {until} is finished. Without until the run goes on from here."
+                )
         except RunChanged:
             # What was redone came out different: plan again, to name all that was made of it.
-            _planned(cfg, folder)
+            _planned(cfg, folder, elsewhere)
             raise  # where the new plan finds nothing to refuse: an input that is damaged, say
 
 
-def _planned(cfg: Config, folder: Path) -> Run:
+def _planned(cfg: Config, folder: Path, elsewhere: str) -> Run:
     """What the loop finds in its folder and would do; RunChanged for everything that has changed, at once."""
-    plan = Run(folder, cfg, planning=True)
+    plan = Run(folder, cfg, planning=True, elsewhere=elsewhere)
     iterate(cfg, plan)
     plan.refuse_changes()
     return plan
 
 
-def _todo(plan: Run) -> str:
-    num_done = len(plan.made) - len(plan.pending)
+def _wanted(plan: Run, cfg: Config, only: str | None) -> list[str]:
+    """The names of a run's stages, up to the one after which it is to stop."""
+    names = list(plan.made)
+    if only is not None:
+        if only not in names:
+            raise ConfigError(f"artifact={only}: this run has no such stage; it has {', '.join(names)}.")
+        return names
+    if cfg.until is None:
+        return names
+    last = last_stage(cfg.until, names)
+    return names if last is None else names[: names.index(last) + 1]
+
+
+def _todo(num_stages: int, num_pending: int) -> str:
+    num_done = num_stages - num_pending
     if num_done:
-        return f"{num_done} stages are finished, {len(plan.pending)} to do"
-    return f"{len(plan.pending)} stages to do"
+        return f"{num_done} stages are finished, {num_pending} to do"
+    return f"{num_pending} stages to do"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Make preference pairs of a file's scored responses: `python -m rlhf.pair input=….jsonl output=….jsonl`.
 
 Writes a line per pair in TRL's conversational preference format (`prompt`, `chosen` and `rejected` as
-messages), with scores, ranks, lengths and the margin beside them.
+messages), with scores, ranks, lengths and the margin beside them, in columns that no trainer acts on.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def lines(artifacts: Sequence[Artifact]) -> Iterator[dict[str, Any]]:
         {"prompt": [{"role": "user", "content": "Hi"}],
          "chosen": [{"role": "assistant", "content": "Hello!"}],
          "rejected": [{"role": "assistant", "content": "Yo."}],
-         "margin": 1.8, "chosen_score": 1.5, "rejected_score": -0.3, …}
+         "penalised_margin": 1.8, "chosen_score": 1.5, "rejected_score": -0.3, …}
     """
     _, pairs = artifacts
     return map(pair_line, read_all_rows(pairs.path))

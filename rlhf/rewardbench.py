@@ -1,10 +1,10 @@
 """RewardBench of a judge: `python -m rlhf.rewardbench reward_model.path=… output=report.json`.
 
 Without `input` the benchmark's own data set is fetched from the Hub. `subsets=FILE.json` does the
-arithmetic alone, from accuracies in percent per subset. The output holds the sections with today's weights
-(`current`) and with those before 2024-09-10 (`legacy`), accuracies per subset, and both scores of every
-row. `version=2` is RewardBench 2, whose output holds the overall score, that of each subset, and all scores
-of every row.
+arithmetic alone, from accuracies per subset, all in percent or all fractions. The output holds the sections
+with today's weights (`current`) and with those before 2024-09-10 (`legacy`), accuracies per subset, and both
+scores of every row. `version=2` is RewardBench 2, whose output holds the overall score, that of each subset,
+and all scores of every row.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from rlhf.command.file_tool import check_output, read_input, write_file
 from rlhf.command.line import main
 from rlhf.config.tools import RewardBenchTool, Version
 from rlhf.data.files import resolved
+from rlhf.data.json_text import json_text
 from rlhf.data.responses import Form
 from rlhf.data.shards import read_all_rows, write_atomic
-from rlhf.errors import ConfigError, DataError
+from rlhf.errors import ConfigError, DataError, one_line
 from rlhf.evaluation import rewardbench2
-from rlhf.evaluation.rewardbench1 import PRIOR_SETS, PUBLISHED, SECTIONS, accuracy, report
+from rlhf.evaluation.rewardbench1 import PRIOR_SETS, PUBLISHED, SECTIONS, accuracy, are_fractions, report
 from rlhf.loop.judges import scores_of
 from rlhf.run.artifact import Artifact
+from rlhf.run.console import show
 from rlhf.run.plan import Run
 
 Row = dict[str, Any]
@@ -57,21 +59,24 @@ def rewardbench(tool: RewardBenchTool) -> None:
     output = Path(tool.output).expanduser()
     figures = json.loads(output.read_text(encoding="utf-8"))
     text = table_v2(figures) if is_v2 else table_v1(figures)
-    print(text, flush=True)
+    show(text)
 
 
 def _add_up(subsets: str, output: Path) -> None:
     """Version 1's arithmetic alone: nothing runs, so there is no work folder to go on from."""
     check_output(output, ".json")
     accuracies = read_accuracies(resolved(subsets, "subsets"))
+    if are_fractions(accuracies):
+        show(f"subsets={subsets}: no value is above 1, so they are read as fractions")
+        accuracies = {name: 100 * value for name, value in accuracies.items()}
     figures = report(accuracies)
-    text = json.dumps(figures, indent=1) + "\n"
+    text = json_text(figures, indent=1) + "\n"
     write_atomic(output, text.encode())
-    print(table_v1(figures), flush=True)
+    show(table_v1(figures))
 
 
 def read_accuracies(path: Path) -> dict[str, Any]:
-    """`{subset: percent}` of a JSON file.
+    """`{subset: accuracy}` of a JSON file.
 
     Raises:
         DataError: there is no such file, or something else is in it.
@@ -83,11 +88,11 @@ def read_accuracies(path: Path) -> dict[str, Any]:
         accuracies = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(
-            f"subsets={path}: cannot be read ({error}). It must hold {{subset: percent, …}}."
+            f"subsets={path}: cannot be read ({error}). It must hold {{subset: accuracy, …}}."
         ) from error
     if not isinstance(accuracies, dict) or not accuracies:
         raise DataError(
-            f"subsets={path}: must hold an object {{subset: percent, …}} with one subset at least."
+            f"subsets={path}: must hold an object {{subset: accuracy, …}} with one subset at least."
         )
     return accuracies
 
@@ -204,7 +209,7 @@ def _subset_lines(subsets: Mapping[str, Any], key: str) -> Iterator[str]:
     for name, figures in subsets.items():
         value = _percent(figures[key])
         num_rows = figures["rows"]
-        line = f"  {name:<28}{value:>8}  of {num_rows} rows"
+        line = f"  {one_line(name):<28}{value:>8}  of {num_rows} rows"
         # Version 2 has ties of its own kind, and counts none here.
         num_ties = figures.get("ties")
         if num_ties:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import sys
 from functools import partial
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from rlhf.command.line import guarded, to_config
+from rlhf.command.line import fit_to_machine, guarded
+from rlhf.command.saved import merged, read_saved, typed_settings
+from rlhf.command.settings import to_config
+from rlhf.config.overrides import literal
+from rlhf.data.files import resolved
 from rlhf.errors import ConfigError
 from rlhf.iterate import execute
+from rlhf.run.console import show
 from rlhf.run.stage_table import STAGES
 
 _USAGE = (
@@ -35,22 +36,23 @@ def _run(arguments: list[str]) -> None:
     usage = _USAGE.format(stage=stage)
     settings = [argument for argument in arguments if argument != stage]
     if not settings or "-h" in arguments or "--help" in arguments:
-        print(usage)
+        show(usage)
         return
     stages = [name for name in STAGES if name != "preflight"]  # which is no stage of a run
     if stage not in stages:
         raise ConfigError(f"{stage}: no such stage. Name one of {', '.join(stages)}.\n{usage}")
     if any("=" not in setting for setting in settings):
         raise ConfigError(f"{settings}: every argument reads key=value.\n{usage}")
+    # These three are text as it stands; everything else is a setting, in Hydra's grammar.
     values: dict[str, str] = dict(setting.split("=", 1) for setting in settings)
-    run_dir = values.get("run_dir")
-    if run_dir is None or not (Path(run_dir) / "config.yaml").is_file():
+    run_dir = values.pop("run_dir", None)
+    iteration = values.pop("iteration", None)
+    artifact = values.pop("artifact", None)
+    folder = resolved(run_dir, "run_dir") if run_dir else None
+    if folder is None or not (folder / "config.yaml").exists():
         raise ConfigError(
             f"run_dir={run_dir}: no config.yaml there; begin the run with python -m rlhf.iterate.\n{usage}"
         )
-    # These two say which stage it is; everything else is a setting of the run.
-    iteration = values.pop("iteration", None)
-    artifact = values.pop("artifact", None)
     if iteration is not None and not iteration.isdecimal():
         raise ConfigError(
             f"iteration={iteration}: must be a whole number, 0 for what π0 is evaluated on.\n{usage}"
@@ -59,14 +61,17 @@ def _run(arguments: list[str]) -> None:
     if not name:
         # Stages that lie in no iteration's folder (`world`, `sft`, `prompts`) have their own name.
         name = stage if iteration is None else f"iteration_{int(iteration):03d}/{stage}"
-    try:
-        # Without Hydra: the run's config is resolved, and experiments have no say in it any more.
-        changes: Any = OmegaConf.from_dotlist([f"{key}={value}" for key, value in values.items()])
-        recorded = OmegaConf.load(Path(run_dir) / "config.yaml")
-        merged: Any = OmegaConf.merge(recorded, changes)
-    except (OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{settings}: {error}") from error
-    execute(to_config(merged), only=name)
+    # Without Hydra: the run's config is resolved, and experiments have no say in it any more.
+    words = [f"{key}={value}" for key, value in values.items()]
+    changes = typed_settings(words)
+    changes["run_dir"] = literal(str(folder))
+    if "until" in changes:
+        raise ConfigError(f"until={changes['until']}: one stage ends by itself. Leave it out.")
+    saved = read_saved(folder)
+    assert saved is not None, "its file is there"
+    config = to_config(merged(saved, changes))
+    fit_to_machine(config, words)
+    execute(config, only=name)
 
 
 if __name__ == "__main__":

@@ -58,8 +58,8 @@ MUTATIONS = [
     Mutation(
         "rename before the manifest",
         "run/commit.py",
-        '    write_atomic(partial / "artifact.json", sealed(record))\n',
-        '    os.rename(partial, final)\n    write_atomic(final / "artifact.json", sealed(record))\n    return\n',
+        "    write_atomic(partial / MANIFEST, sealed(record))\n",
+        "    os.rename(partial, final)\n    write_atomic(final / MANIFEST, sealed(record))\n    return\n",
         "tests/unit/run/test_plan.py -k commit",
     ),
     Mutation(
@@ -86,7 +86,7 @@ MUTATIONS = [
     Mutation(
         "skip the checksum of inputs",
         "run/plan.py",
-        "        self.verify(*inputs.values())\n",
+        "        self.verify(*inputs.values(), *unrecorded.values())\n",
         "",
         f"{CORRUPTION} -k damaged_input",
     ),

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,10 @@ from pathlib import Path
 from typing import IO, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # isolated from it until now
+
+from rlhf.launch.nvidia import driver_cuda, is_too_old, listed_gpus, oldest_driver  # noqa: E402  no package needed
+
 VENV = ROOT / ".venv"
 VENV_PYTHON = VENV / "bin" / "python"
 DISCARDED = ROOT / ".venv.discarded"
@@ -44,15 +49,37 @@ def fail(message: str) -> NoReturn:
 
 def nvidia_gpus() -> list[str]:
     """Names of the GPUs that a CUDA program started here would see; empty without any."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1") or not shutil.which("nvidia-smi"):
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1"):
         return []
-    try:
-        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    if listing.returncode != 0:
-        return []
-    return [line.split("(")[0].strip() for line in listing.stdout.splitlines() if line.startswith("GPU ")]
+    return listed_gpus()
+
+
+def check_driver(asked: str) -> None:
+    """Ends the set-up where the driver is too old for the CUDA packages.
+
+    Where a person asks for them it only says so: what is built here may run elsewhere.
+    """
+    pinned = re.search(
+        r"^nvidia-cuda-runtime==(\d+\.\d+)", (REQUIREMENTS / "cuda.txt").read_text(), re.MULTILINE
+    )
+    assert pinned, "requirements/cuda.txt names the CUDA version that its packages are made for"
+    found = driver_cuda()
+    if found is None or not is_too_old(found, pinned[1]):
+        return
+    problem = (
+        f"the driver of this machine runs CUDA {found} (nvidia-smi shows it), and the CUDA packages need "
+        f"{oldest_driver(pinned[1])} or later"
+    )
+    if asked == "cuda":
+        print(f"set-up: {problem}: they will not see its GPUs", flush=True)
+        return
+    fail(
+        f"{problem}.\n"
+        "  Ways out:\n"
+        "  - install a newer driver, then run the same command again\n"
+        "  - do without the GPUs: make setup VARIANT=cpu\n"
+        "  - install them all the same, for another machine or a later driver: make setup VARIANT=cuda"
+    )
 
 
 def read_state() -> dict[str, str]:
@@ -67,7 +94,7 @@ def read_state() -> dict[str, str]:
 def write_state(**state: str) -> None:
     """Replaces the state file whole, so that a kill leaves the old one or the new one."""
     partial = STATE.with_suffix(".partial")
-    partial.write_text(json.dumps(state, indent=2) + "\n")
+    partial.write_text(json.dumps(state, indent=2, allow_nan=False) + "\n")
     partial.replace(STATE)
 
 
@@ -95,7 +122,7 @@ def setup_key(variant: str) -> str:
         project["tool"]["setuptools"],
     ]
     lists = {path.name: path.read_text() for path in REQUIREMENTS.glob("*.txt")}
-    return hashlib.sha256(json.dumps([*parts, lists], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([*parts, lists], sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def venv_version() -> str:
@@ -235,6 +262,7 @@ def install_torch(installer: Installer, variant: str) -> None:
         ways_out += (
             f"\n  Without access to {TORCH_CPU_INDEX}, put the wheel named in requirements/torch-cpu.txt"
             "\n  in a folder and set PIP_FIND_LINKS to that folder."
+            f"\n  Without torch the unit tests run all the same: {VENV_PYTHON} -m pytest tests/unit"
         )
     installer.need(installed, "installing torch", ways_out)
     check = (
@@ -303,6 +331,8 @@ def main() -> None:
     key = setup_key(variant)
     if is_finished(state, key):
         return
+    if variant == "cuda":
+        check_driver(asked)
     build(variant, key, lock)
 
 

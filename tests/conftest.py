@@ -1,7 +1,24 @@
 """Tests run in the environment that stages run in; it has to be set before torch is imported."""
 
 import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+import pytest
 
 from rlhf.launch.machine import starting_environment
 
 os.environ.update(starting_environment("auto"))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter):
+    """Say what the tests ran on, after everything but the line that counts them."""
+    result = yield
+    try:
+        torch = f"torch {version('torch')}"
+    except PackageNotFoundError:
+        torch = "no torch"
+    terminalreporter.write_line(f"Python {platform.python_version()} ({sys.executable}), {torch}")
+    return result

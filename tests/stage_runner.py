@@ -35,6 +35,7 @@ class FakeWorker:
     out: str = ""
     num_shards: int = 0
     reported: list[tuple[float, float, str]] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
 
     def shards(self) -> Iterator[int]:
         """Missing shards in order."""
@@ -45,6 +46,11 @@ class FakeWorker:
     def progress(self, done: float, total: float, note: str = "") -> None:
         """Remember what was reported."""
         self.reported.append((done, total, note))
+
+    def say(self, text: str) -> None:
+        """Remember what was said, and print it to the rank's log."""
+        self.said.append(text)
+        print(text, flush=True)
 
 
 def make_job(
@@ -155,7 +161,8 @@ def _rank(job: Job, environment: dict[str, str], hook: str) -> None:
     rank, world_size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
     try:
         exec(hook, {"job": job, "rank": rank})
-        outcome = stage_function(job.stage)(job, FakeWorker(rank=rank, world_size=world_size))
+        worker = FakeWorker(rank, world_size, out=job.out, num_shards=num_shards(job))
+        outcome = stage_function(job.stage)(job, worker)
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()

@@ -11,11 +11,11 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rlhf.config.limits import check_stages
+from rlhf.config.overrides import pasted
 from rlhf.config.schema import Config
 from rlhf.config.stage_configs import ReadStage
 from rlhf.config.tools import FileTool, as_config
@@ -27,7 +27,7 @@ from rlhf.errors import ConfigError, UserError
 from rlhf.launch.local import LocalLauncher
 from rlhf.run import sources
 from rlhf.run.artifact import Artifact
-from rlhf.run.console import Console
+from rlhf.run.console import Console, show
 from rlhf.run.lock import hold_run
 from rlhf.run.plan import Run
 
@@ -68,7 +68,7 @@ def write_file(tool: FileTool, make: Make, rows: Rows, form: Form = Form.lines) 
     check_output(output, suffix, work)
     cfg = as_config(tool)
     check_stages(cfg)
-    with hold_run(work, partial(print, flush=True), _ELSEWHERE) as token:
+    with hold_run(work, show, _ELSEWHERE) as token:
         console = Console(work)
         device = cfg.compute.device.value
         launcher = LocalLauncher(work, token, cfg.compute.preload, device, console.progress, console.say)
@@ -142,8 +142,9 @@ def check_output(output: Path, suffix: str, work: Path | None = None) -> None:
     left = ""
     if work is not None and work.exists():
         # A command that was killed between the rename and the end of its work.
-        left = f" but rm -r {work}"
+        left = f" but {pasted('rm', '-r', str(work))}"
     raise UserError(
         f"output={output}: exists already, and nothing is written over it. If this very command made it, "
-        f"there is nothing left to do{left}. Ways out: name another output, or remove it first: rm {output}"
+        f"there is nothing left to do{left}. Ways out: name another output, or remove it first: "
+        f"{pasted('rm', str(output))}"
     )

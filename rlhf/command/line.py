@@ -1,6 +1,7 @@
 """From a command line to a checked `Config` or another schema, and from an exception to an exit code.
 
-Exit codes: 0 done, 2 the user's input or request is wrong, 130 or 143 stopped by a signal, 1 anything else.
+Exit codes: 0 done, 2 the user's input or request is wrong, 129, 130 or 143 stopped by a signal, 1 anything
+else.
 """
 
 from __future__ import annotations
@@ -9,9 +10,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -21,19 +21,19 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import (
-    ConfigAttributeError,
-    ConfigKeyError,
-    MissingMandatoryValue,
-    OmegaConfBaseException,
-)
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from rlhf.command.saved import going_on, merged, says, typed_settings
+from rlhf.command.settings import check_written, explained, to_config
 from rlhf.command.sweep import is_sweep, job_name, join_sweep, no_traces, swept_keys
-from rlhf.config.limits import check_config
+from rlhf.command.temporary import prepare_temporary_folder
+from rlhf.config.overrides import override, pasted
 from rlhf.config.schema import Config
-from rlhf.errors import ConfigError, RlhfError, Stopped, UserError, printable, writing
+from rlhf.errors import ConfigError, RlhfError, Stopped, UserError, writing
+from rlhf.launch.machine import lower_to_gpus
+from rlhf.run.console import prepare_output, show
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = _PACKAGE.parent / "configs"
@@ -41,32 +41,11 @@ if not (CONFIGS / "iterate.yaml").is_file():
     # Installed from the wheel, which has no top level of the project: there they travel inside the package.
     CONFIGS = _PACKAGE / "configs"
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# SIGHUP: the terminal is gone.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # At the import, so that whoever composes `configs/` without `main` has the schema it names.
 ConfigStore.instance().store(name="schema", node=Config)
-
-
-def to_config(composed: DictConfig, schema: type[Any] = Config) -> Any:
-    """A composed config as the dataclass tree of a schema, checked against it.
-
-    Raises:
-        ConfigError: an unknown key (also one added with `+`), a wrong type, a missing or impossible value.
-    """
-    try:
-        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-        # Merged into the schema anew: Hydra takes any key that was added with `+`, the schema does not.
-        merged = OmegaConf.merge(OmegaConf.structured(schema), plain)
-        config: Any = OmegaConf.to_object(merged)
-    except MissingMandatoryValue as error:
-        raise ConfigError(
-            f"{error.full_key}=… is missing, and has no default. Add it to the command."
-        ) from error
-    except OmegaConfBaseException as error:
-        raise ConfigError(_explained(error)) from error
-    if type(config) is Config:  # rlhf.check shows what is wrong in its own way
-        check_config(config)
-    return config
 
 
 @dataclass
@@ -130,14 +109,26 @@ def _run_job(line: _CommandLine, composed: DictConfig) -> None:
     except BaseException as error:  # Hydra would print the whole command line before it lets one through
         line.errors[name] = error
         if composed.get("debug"):
-            print(printable(traceback.format_exc()), file=sys.stderr)
+            show(traceback.format_exc(), error=True)
         if line.swept and isinstance(error, RlhfError):
-            print(printable(f"error in {name}: {error}"), file=sys.stderr, flush=True)
+            show(f"error in {name}: {error}", error=True)
 
 
 def _config_of_job(line: _CommandLine, composed: DictConfig, name: str) -> Any:
     """The checked config of one job, with a run folder where it is that of a run."""
+    check_written(line.config_name, HydraConfig.get().overrides.task, line.schema)
+    saved = None
+    if issubclass(line.schema, Config) and not line.swept:
+        saved = going_on(sys.argv[1:], composed.run_dir, line.schema)
+    if saved is not None:
+        words = HydraConfig.get().overrides.task
+        config = to_config(merged(saved, typed_settings(words)), line.schema)
+        fit_to_machine(config, words)
+        # Of rlhf.check, standard output may be one JSON document.
+        show(says(saved, words), error=line.schema is not Config)
+        return config
     config = to_config(composed, line.schema)
+    fit_to_machine(config, HydraConfig.get().overrides.task)
     if isinstance(config, Config) and config.run_dir is None:
         experiment = HydraConfig.get().runtime.choices.get("experiment")
         config.run_dir = f"runs/{experiment or line.config_name}"
@@ -151,15 +142,37 @@ def _config_of_job(line: _CommandLine, composed: DictConfig, name: str) -> Any:
     return config
 
 
+def fit_to_machine(config: Any, arguments: Collection[str]) -> None:
+    """Lower what configs prefer and the GPUs here have no room for, and say so.
+
+    Args:
+        config: of a run or a tool; its section `compute` is changed in place.
+        arguments: what a person typed, such as `compute.num_gpus=2`. That is never lowered.
+    """
+    sizes = [1]
+    for section in ("generate", "score"):
+        if hasattr(config, section):
+            sizes.append(getattr(config, section).tensor_parallel_size)
+    said = {argument.partition("=")[0].lstrip("+") for argument in arguments}
+    for note in lower_to_gpus(config.compute, max(sizes), said):
+        # Not on stdout, which may be a document.
+        show(note, error=True)
+
+
 def guarded(command: Callable[[], Any]) -> NoReturn:
     """Run something to an exit code: errors become messages, signals a clean stop."""
+    prepare_output()
     _raise_on_signals()
     try:
+        prepare_temporary_folder()
         with writing():
             command()
     except (RlhfError, HydraException, OmegaConfBaseException, YAMLError) as error:
         # What Hydra and YAML raise is about the command line or a config file: the user's input.
         _exit(f"error: {_message(error)}", getattr(error, "exit_code", UserError.exit_code))
+    except Exception:
+        # As Python would, but that the error's text may hold anything.
+        _exit(traceback.format_exc(), RlhfError.exit_code)
     _ignore_signals()  # what is done is done: Python's own end would turn a late one into a death by signal
     sys.exit(0)
 
@@ -167,9 +180,13 @@ def guarded(command: Callable[[], Any]) -> NoReturn:
 def _message(error: BaseException) -> str:
     """What to say of an error; Hydra's own messages leave out the setting or the reason."""
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: {error}"
+        key, _, value = str(error.override).partition("=")
+        return (
+            f"{error.override}: {error}\nIn quotes every text is taken as it stands: "
+            f"{pasted(override(key, value))}"
+        )
     if isinstance(error, OmegaConfBaseException):
-        return _explained(error)
+        return explained(error)
     if not isinstance(error, HydraException):
         return str(error)
     cause = error.__cause__ or error.__context__  # Hydra leaves out the `from` in places
@@ -181,67 +198,24 @@ def _message(error: BaseException) -> str:
 
 
 def _explained_in_place(cause: OmegaConfBaseException, message: str) -> str:
-    """As `_explained`, with the config file and the override that Hydra's message names.
+    """As `explained`, with the config file and the override that Hydra's message names.
 
     Its first line reads "In 'iterate': ValidationError raised while composing config: …" for a file, and
     "Error merging override KEY=VALUE" for an override.
     """
     first_line = message.splitlines()[0]
     where, _, override = first_line.partition("Error merging override ")
-    explained = _explained(cause, override)
+    text = explained(cause, override)
     if not where.startswith("In "):
-        return explained
+        return text
     file, _, _ = where.partition(":")
-    return f"{file}: {explained}"
-
-
-def _explained(error: OmegaConfBaseException, override: str = "") -> str:
-    """Which setting is wrong and why; for one that does not exist, which may have been meant."""
-    key = error.full_key or "config"
-    first_line = str(error).splitlines()[0]
-    reason = first_line.rstrip(".") + "."
-    if isinstance(error, ConfigKeyError | ConfigAttributeError):
-        reason = _no_such_setting(key)
-    # The override shows the value too, where it is the one that the error is about.
-    setting = override if override.startswith(key) else key
-    return f"{setting}: {reason} docs/configuration.md lists every setting and what it takes."
-
-
-def _no_such_setting(key: str) -> str:
-    """Why a key is refused, with the settings that may have been meant."""
-    node = ConfigStore.instance().load("schema.yaml").node
-    tree = OmegaConf.to_container(OmegaConf.structured(node))
-    settings = dict(_settings(tree))
-    section, _, _ = key.rpartition(".")
-    if settings.get(section) == {}:
-        return f"not there yet; what is new in this mapping has a + in front: +{key}=…"
-    # The same name in another section is a better guess than a similar name.
-    meant = [name for name in settings if name.endswith(f".{key}")]
-    if not meant:
-        meant = get_close_matches(key, settings)
-    if meant:
-        return f"no such setting; did you mean {' or '.join(meant)}?"
-    return "no such setting."
-
-
-def _settings(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key of a nested config with its value, sections too.
-
-    Example:
-        {"dpo": {"beta": 0.1}} gives ("dpo", {"beta": 0.1}) and ("dpo.beta", 0.1)
-    """
-    if not isinstance(tree, dict):
-        return
-    for name, value in tree.items():
-        key = f"{prefix}{name}"
-        yield key, value
-        yield from _settings(value, f"{key}.")
+    return f"{file}: {text}"
 
 
 def _exit(message: str, code: int) -> NoReturn:
     _ignore_signals()
     sys.stdout.flush()
-    print(printable(message), file=sys.stderr, flush=True)
+    show(message, error=True)
     sys.exit(code)
 
 
@@ -251,6 +225,9 @@ def _raise_on_signals() -> None:
         raise Stopped(number)
 
     for number in _SIGNALS:
+        # `nohup` has SIGHUP ignored: such a run is to go on without its terminal.
+        if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+            continue
         signal.signal(number, stop)
 
 

@@ -48,7 +48,8 @@ class Range:
         return not at_an_open_end
 
 
-NOT_NEGATIVE = Range("must not be negative.", least=0)
+NOT_NEGATIVE = Range("must not be negative, and finite.", least=0)
+SHARE = Range("must lie in [0, 1].", least=0, most=1)
 POSITIVE = Range("must be a positive number.", least=0, least_is_open=True)
 POSITIVE_SHARE = Range("must lie in (0, 1].", least=0, most=1, least_is_open=True)
 SHARE_OR_OFF = Range("must lie in [0, 1); 0 is off.", least=0, most=1, most_is_open=True)
@@ -71,6 +72,7 @@ def setting(
     within: Range | None = None,
     compared: bool = True,
     later: bool = False,
+    code: bool = False,
 ) -> Any:
     """A field of a config section.
 
@@ -82,8 +84,10 @@ def setting(
             the spacing of checkpoints: a finished stage is kept when such a setting changes.
         later: True for a field that came after runs were made without it: at its default it is left out of
             the comparison, so that those runs go on.
+        code: True for what has Python code run that is not this package's, or hands out a key: a run folder
+            of another user cannot set it (`rlhf.command.foreign`).
     """
-    metadata = {"within": within, "compared": compared, "later": later}
+    metadata = {"within": within, "compared": compared, "later": later, "code": code}
     if factory is not MISSING:
         return field(default_factory=factory, metadata=metadata)
     return field(default=default, metadata=metadata)

@@ -67,6 +67,7 @@ def problems(cfg: Config) -> list[str]:
         *_ranges(cfg),
         *_files(cfg),
         *_sampling(cfg),
+        *_evaluation(cfg),
         *_lengths(cfg),
         *_pairs(cfg),
         *_pairing(cfg),
@@ -129,13 +130,7 @@ _COLUMN_KEYS = ("question", "context", "system", "history", "answer", "chosen", 
 
 def _files(cfg: Config) -> Iterator[str]:
     """What files are named and how their columns are read."""
-    paths = cfg.prompts.path
-    if not isinstance(paths, str) and not (
-        isinstance(paths, list) and paths and all(isinstance(path, str) for path in paths)
-    ):
-        yield (
-            f"prompts.path={paths}: must be a path or a data set, or a list of them such as [a.jsonl,b.csv]."
-        )
+    yield from _prompts(cfg)
     for section in ("prompts", "sft", "reward_model", "pair"):
         columns = value_at(cfg, f"{section}.columns")
         if columns is None:
@@ -151,6 +146,26 @@ def _files(cfg: Config) -> Iterator[str]:
                 isinstance(names, str) or (isinstance(names, list) and all(isinstance(n, str) for n in names))
             ):
                 yield f"{setting}: name a column, or a list of columns."
+
+
+def _prompts(cfg: Config) -> Iterator[str]:
+    """What names no prompts at all; with given pairs held-out ones are enough."""
+    paths = cfg.prompts.path
+    if paths is None and cfg.pair.data is not None:
+        if cfg.prompts.held_out_path is None:
+            yield (
+                "prompts.path=null with prompts.held_out_path=null: pair.data has what is trained on, but "
+                "the policies are evaluated on prompts. Set prompts.held_out_path to a file of them, or "
+                "prompts.path, of which prompts.num_held_out are taken."
+            )
+        return
+    is_list = isinstance(paths, list) and paths and all(isinstance(path, str) for path in paths)
+    if not isinstance(paths, str) and not is_list:
+        yield (
+            f"prompts.path={'null' if paths is None else paths}: must be a path or a data set, or a list of "
+            "them such as [a.jsonl,b.csv]. Only given pairs (pair.data) go without, with "
+            "prompts.held_out_path."
+        )
 
 
 def _sampling(cfg: Config) -> Iterator[str]:
@@ -171,16 +186,45 @@ def _sampling(cfg: Config) -> Iterator[str]:
         )
         return
     num_temperatures = len(temperatures)
-    n_of_each = n // num_temperatures
+    num_greedy = n // num_temperatures * sum(map(_is_greedy, temperatures))
     if n % num_temperatures:
         yield (
             f"generate.n={n}: cannot be shared out evenly over {num_temperatures} temperatures "
             f"{temperatures}. Use a multiple of {num_temperatures}, or other temperatures."
         )
-    elif 0 in temperatures and n_of_each > 1:
+    elif num_greedy > 1:
         yield (
-            f"generate.temperatures={temperatures} with n={n}: at temperature 0 the {n_of_each} responses "
+            f"generate.temperatures={temperatures} with n={n}: at temperature 0 the {num_greedy} responses "
             "of one prompt are all the same. Use a temperature above 0, or fewer responses."
+        )
+    elif cfg.generate.top_k == 1 and n > 1:
+        yield (
+            f"generate.top_k=1 with generate.n={n}: the {n} responses of one prompt are all the same. Set "
+            "generate.top_k=0 (off) or more than 1, or generate.n=1 where one response is wanted."
+        )
+
+
+def _is_greedy(temperature: float) -> bool:
+    """Whether every sample is the likeliest text: at 0, and so near to it that vLLM takes it for 0."""
+    return temperature < 1e-5
+
+
+def _evaluation(cfg: Config) -> Iterator[str]:
+    """Whether a held-out prompt's samples can differ."""
+    n = cfg.evaluate.n
+    temperature = cfg.evaluate.temperature
+    if n < 2:
+        return
+    same = f"the {n} responses of one prompt are all the same, and would count as so many"
+    if NOT_NEGATIVE.holds(temperature) and _is_greedy(temperature):
+        yield (
+            f"evaluate.temperature={temperature} with evaluate.n={n}: at temperature 0 {same}. Set "
+            "evaluate.n=1, or a temperature above 0."
+        )
+    elif cfg.generate.top_k == 1:
+        yield (
+            f"evaluate.n={n} with generate.top_k=1, which holds for the evaluation too: {same}. Set "
+            "evaluate.n=1, or generate.top_k=0 (off) or more than 1."
         )
 
 
@@ -213,18 +257,20 @@ def _lengths(cfg: Config) -> Iterator[str]:
 
 def _pairs(cfg: Config) -> Iterator[str]:
     """What keeps sampled responses from becoming pairs; no concern of `rlhf.generate`, which makes none."""
+    if cfg.pair.data is not None:
+        if cfg.num_iterations != 1:
+            yield (
+                f"pair.data={cfg.pair.data} with num_iterations={cfg.num_iterations}: given pairs make one "
+                "iteration, as each would train on the same ones. Set num_iterations=1 (and dpo.num_epochs "
+                "for more passes)."
+            )
+        return  # none is made of samples
     n = cfg.generate.n
     if n < 2:
         yield f"generate.n={n}: a pair needs two responses. Use 2 or more."
     num_candidates = cfg.pair.num_candidates
     if num_candidates is not None and num_candidates > n:
         yield f"pair.num_candidates={num_candidates}: must be at most generate.n={n}; null uses all."
-    if cfg.pair.data is not None and cfg.num_iterations != 1:
-        yield (
-            f"pair.data={cfg.pair.data} with num_iterations={cfg.num_iterations}: given pairs make one "
-            "iteration, as each would train on the same ones. Set num_iterations=1 (and dpo.num_epochs "
-            "for more passes)."
-        )
 
 
 def _pairing(cfg: Config) -> Iterator[str]:

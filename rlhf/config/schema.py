@@ -16,6 +16,7 @@ from rlhf.config.fields import (
     NOT_NEGATIVE,
     POSITIVE_SHARE,
     SEED,
+    SHARE,
     SOME_OR_ALL,
     ZERO_STAGE,
     setting,
@@ -34,7 +35,7 @@ class ModelConfig:
     dtype: Dtype = Dtype.auto
     """Numeric type the policy is sampled, scored and trained in; weights between iterations stay fp32 all the
     same."""
-    trust_remote_code: bool = False
+    trust_remote_code: bool = setting(False, code=True)
     """Run Python code that comes with the model."""
 
 
@@ -58,8 +59,9 @@ class PromptsConfig(PromptsSettings):
     # Text, or a list of texts: OmegaConf knows no type that is both.
     path: Any = "RLHFlow/iterative-prompt-v1-iter{iteration}-20K"
     """JSON, JSONL, CSV or Parquet file, data set on the Hub (`owner/name[@revision][:[subset/]split]`, split
-    train if not said), or `@stage/…`; or a list of them. With `{iteration}` in it each iteration has a set of
-    its own, else they share this one."""
+    train if not said; the defaults are pinned, of others the main branch is read), or `@stage/…`; or a list
+    of them. With `{iteration}` in it each iteration has a set of its own, else they share this one. Given
+    pairs (`pair.data`) with a `held_out_path` need none: null, or the default, which is then not read."""
     held_out_path: Optional[str] = None
     """The prompts to evaluate on, as `path`; null cuts them off `path` (off iteration 1's) before anything
     else."""
@@ -90,12 +92,13 @@ class GenerateSettings:
     """Terminators besides the tokenizer's eos, the template's end of turn and the model's
     generation_config."""
     shard_size: int = 256
-    """Prompts in one shard: what a kill can cost at most, and what an idle worker takes next."""
+    """Prompts in one shard: what a kill can cost at most, and what an idle worker takes next. Held-out
+    ones are cut finer where there are several GPUs, as the run's first evaluation finds them."""
     tensor_parallel_size: int = setting(1, compared=False)
     """GPUs that share one vLLM engine."""
     gpu_memory_utilization: float = setting(0.9, within=POSITIVE_SHARE, compared=False)
     """Share of GPU memory vLLM may take, in (0, 1]."""
-    vllm_args: dict[str, Any] = field(default_factory=dict)
+    vllm_args: dict[str, Any] = setting(factory=dict, code=True)
     """Passed on to `vllm.LLM`; what contradicts other settings (dtype, seed, …) is refused, and
     `max_model_len` limits prompts too."""
 
@@ -123,6 +126,8 @@ class ScoreSettings:
     """Padded tokens of one forward pass."""
     tensor_parallel_size: int = setting(1, compared=False)
     """GPUs that share one vLLM engine."""
+    gpu_memory_utilization: float = setting(0.9, within=POSITIVE_SHARE, compared=False)
+    """Share of GPU memory vLLM may take, in (0, 1]."""
     concurrency: int = setting(8, compared=False)
     """Requests that one worker has on their way to `reward_model.url`, of up to `batch_tokens` each."""
     timeout_seconds: float = setting(120.0, compared=False)
@@ -165,7 +170,7 @@ class PairConfig(PairSettings):
 
     data: Optional[str] = None
     """Given preference pairs (as `reward_model.data`) in place of sampled ones: offline DPO, with
-    num_iterations=1."""
+    num_iterations=1 and no training prompts."""
     columns: Any = setting(None, later=True)
     """What columns of `data` hold (as `prompts.columns`)."""
 
@@ -185,8 +190,9 @@ class EvaluateConfig:
     n: int = 4
     """Samples per held-out prompt."""
     temperature: float = setting(1.0, within=NOT_NEGATIVE)
-    """Sampling temperature."""
-    gold: Optional[str] = None
+    """Sampling temperature; 0 wants n = 1. At another than 1 (or with `generate.top_p`, `top_k`) the table
+    has a mean log-ratio to π0 in place of the KL."""
+    gold: Optional[str] = setting(None, code=True)
     """`module:function` that maps (messages, response) to 0 or 1: a yardstick that the loop never sees."""
     judges: dict[str, str] = field(default_factory=dict)
     """Other judges, a name and a path as `reward_model.path` each, with `@revision` if wanted: the training
@@ -202,6 +208,9 @@ class GatesConfig:
     # The one gate that stops by itself: the whole training would be anchored to something else.
     first_loss: Action = Action.stop
     """The first DPO loss where the policy is the reference: ln 2, or what `dpo.loss` is at equal policies."""
+    judge: Action = Action.warn
+    """A judge that the run has trained is at chance: by its last losses or its held-out accuracy, or because
+    most of what it read was cut."""
     grad_norm: Action = Action.warn
     """A step's gradient norm beside the median of the steps before it, from the 11th step on."""
     max_grad_growth: float = setting(100.0, within=NOT_NEGATIVE)
@@ -209,23 +218,24 @@ class GatesConfig:
     accuracy: Action = Action.warn
     """Share of pairs whose chosen response has the higher implicit reward, over the later half of the
     steps."""
-    min_accuracy: float = setting(0.5, within=NOT_NEGATIVE)
-    """In [0, 1]; 0.5 is chance."""
+    min_accuracy: float = setting(0.5, within=SHARE)
+    """At least; 0.5 is chance."""
     truncated: Action = Action.warn
     """Share of an iteration's sampled responses that were cut at the token limit."""
-    max_truncated: float = setting(0.2, within=NOT_NEGATIVE)
-    """In [0, 1]."""
+    max_truncated: float = setting(0.2, within=SHARE)
+    """At most."""
     same_candidates: Action = Action.warn
     """Share of an iteration's prompts whose candidates are alike in text or score, so that they give no
     pair."""
-    max_same_candidates: float = setting(0.5, within=NOT_NEGATIVE)
-    """In [0, 1]."""
+    max_same_candidates: float = setting(0.5, within=SHARE)
+    """At most."""
     length: Action = Action.warn
     """Mean tokens of the held-out responses beside π0's."""
     max_length_growth: float = setting(1.5, within=NOT_NEGATIVE)
     """So many times π0's."""
     kl: Action = Action.warn
-    """KL to π0 on the held-out prompts."""
+    """KL to π0 on the held-out prompts, or the mean log-ratio where `evaluate.temperature`, `generate.top_p`
+    or `top_k` make it no KL."""
     # Far beyond what the article's β and rate lead to; best-of-n stays below log n.
     max_kl: float = setting(50.0, within=NOT_NEGATIVE)
     """Nats per response."""
@@ -270,11 +280,13 @@ class ComputeConfig:
     device: Device = Device.auto
     """`auto`, `cpu` or `cuda`."""
     num_gpus: Optional[int] = setting(None, within=NONE_OR_MORE)
-    """GPUs to use; null is all that are visible."""
+    """GPUs to use; null is all that are visible. Where there are fewer, what config files prefer of this and
+    the next two is lowered, and what the command line says is refused."""
     num_inference_workers: Optional[int] = setting(None, within=SOME_OR_ALL)
-    """Workers that sample and score; null is one per GPU (per tensor-parallel group), one on a CPU."""
+    """Workers that sample and score, each with GPUs of its own; null is one per GPU (per tensor-parallel
+    group), one on a CPU."""
     num_training_ranks: Optional[int] = setting(None, within=SOME_OR_ALL)
-    """Ranks that train; null is one per GPU, one on a CPU."""
+    """Ranks that train, each with a GPU of its own; null is one per GPU, one on a CPU."""
     num_threads: Optional[int] = setting(None, within=SOME_OR_ALL)
     """CPU threads of one worker; null shares the cores out."""
     zero_stage: int = setting(2, within=ZERO_STAGE)
@@ -286,8 +298,8 @@ class ComputeConfig:
     # Four hours: the slowest shard of the defaults on one small GPU, with room to spare.
     hang_seconds: float = setting(14400.0, within=NOT_NEGATIVE)
     """A stage whose worker says nothing for so long (no shard, no step) is stopped; the same command resumes
-    it. 0 is for ever. Must be longer than a shard takes: on a slow machine raise it, or lower
-    `generate.shard_size`."""
+    it. Ranks wait for each other as long. 0 is for ever. Must be longer than a shard takes: on a slow machine
+    raise it, or lower `generate.shard_size`."""
     kv_cache_gib: int = 1
     """vLLM on a CPU: memory for its cache, in GiB."""
 
@@ -297,7 +309,10 @@ class Config:
     """Everything `python -m rlhf.iterate` can be told."""
 
     run_dir: Optional[str] = None
-    """The run folder; null is `runs/<experiment>`."""
+    """The run folder; null is `runs/<experiment>`. Alone, it goes on with the settings that the run holds."""
+    until: Optional[str] = setting(None, compared=False, later=True)
+    """Stop when this stage is finished: `reward_model`, `iteration_002/dpo`, `held_out/score`, `judge`; null
+    runs to the end. Never taken from the settings that a run holds."""
     seed: int = setting(42, within=SEED)
     """Source of every random choice."""
     num_iterations: int = 3

@@ -24,7 +24,7 @@ from rlhf.config.schema import (
 )
 from rlhf.config.training import DpoConfig, RewardModelSettings, SftSettings
 
-__all__ = ["PairSettings", "PromptsSettings", "WorldConfig"]
+__all__ = ["PairSettings", "WorldConfig"]
 
 
 @dataclass
@@ -33,6 +33,15 @@ class StageCompute(ComputeConfig):
 
     report_to: list[str] = field(default_factory=list)
     """Trackers the Trainer reports to."""
+
+
+@dataclass
+class PromptsStage(PromptsSettings):
+    """Splitting prompts."""
+
+    # Not compared: where it is false, what is written is the same as where prompts are left to train on.
+    needs_training: bool = setting(True, compared=False)
+    """Whether prompts must be left to train on; with given pairs they need not."""
 
 
 @dataclass
@@ -209,3 +218,15 @@ class PreflightStage:
     """Model folders from outside, by config key."""
     prompts: list[list[dict[str, str]]] = field(default_factory=list)
     """Some of the run's prompts, as messages."""
+
+
+@dataclass
+class CallRuleStage:
+    """One call of a Python function of a run; no stage of the loop, and no artifact."""
+
+    key: str = ""
+    """The config key that names it."""
+    rule: str = ""
+    """`module:function`."""
+    messages: Optional[list[dict[str, str]]] = None
+    """A prompt that it will be asked about; null where none is here yet."""

@@ -103,7 +103,7 @@ class RewardBenchTool(FileTool):
     """Data set or file with `prompt`, `chosen`, `rejected`, `subset`, in version 1 any known shape; empty:
     its own."""
     subsets: Optional[str] = None
-    """JSON file of accuracies in percent per subset: version 1's arithmetic alone, without a judge."""
+    """JSON file of accuracies per subset, all in percent or all fractions: version 1's arithmetic alone."""
     reward_model: JudgeConfig = field(default_factory=JudgeConfig)
     """The judge."""
     score: ScoreConfig = field(default_factory=ScoreConfig)

@@ -79,7 +79,7 @@ class DpoConfig:
     # About a minute apart at 8B on eight GPUs.
     save_steps: int = setting(50, compared=False)
     """Optimizer steps between checkpoints: what a kill can cost at most."""
-    trainer_args: dict[str, Any] = field(default_factory=dict)
+    trainer_args: dict[str, Any] = setting(factory=dict, code=True)
     """Passed on to `trl.DPOConfig` untouched."""
 
 
@@ -112,7 +112,7 @@ class SftSettings:
     """Recompute activations in the backward pass."""
     save_steps: int = setting(200, compared=False)
     """Optimizer steps between checkpoints."""
-    trainer_args: dict[str, Any] = field(default_factory=dict)
+    trainer_args: dict[str, Any] = setting(factory=dict, code=True)
     """Passed on to `trl.SFTConfig` untouched."""
 
 
@@ -149,7 +149,7 @@ class RewardModelSettings:
     """Recompute activations in the backward pass."""
     save_steps: int = setting(100, compared=False)
     """Optimizer steps between checkpoints."""
-    trainer_args: dict[str, Any] = field(default_factory=dict)
+    trainer_args: dict[str, Any] = setting(factory=dict, code=True)
     """Passed on to `trl.RewardConfig` (pairwise: `trl.SFTConfig`) untouched."""
 
 
@@ -159,7 +159,7 @@ class OnPolicyConfig:
 
     prompts: Optional[str] = None
     """File of prompts to sample on, or `@stage/…`; null makes none."""
-    rule: Optional[str] = None
+    rule: Optional[str] = setting(None, code=True)
     """`module:function` that maps (messages, response) to a number; higher is better."""
     n: int = 8
     """Samples per prompt, at temperature 1."""
@@ -175,9 +175,9 @@ class OtherJudge:
     """Folder, Hub id, or `@stage/…` of a scalar judge."""
     revision: Optional[str] = None
     """Branch, tag or commit on the Hub; null is the main branch."""
-    trust_remote_code: bool = False
+    trust_remote_code: bool = setting(False, code=True)
     """Run Python code that comes with the model."""
-    rule: Optional[str] = None
+    rule: Optional[str] = setting(None, code=True)
     """`module:function` that maps (messages, response) to a number, in place of a model."""
     weight: float = 1.0
     """Its weight in the sum; below 0 its high scores count against a response."""
@@ -193,18 +193,19 @@ class RewardModelConfig(RewardModelSettings):
     """`scalar`, or `pairwise`: a causal LM that answers A or B; docs/recipe.md."""
     path: str = "sfairXC/FsfairX-LLaMA3-RM-v0.1"
     """Folder, Hub id, or `@stage/…`; with `data`, what the training starts from; not read with `rule`."""
-    url: Optional[str] = setting(None, compared=False)
+    url: Optional[str] = setting(None, compared=False, code=True)
     """Base URL of a server of the very model of `path`; conversations are rendered here, by the tokenizer of
     `path`. `vllm serve MODEL --runner pooling --dtype float32|bfloat16 --hf-overrides '{"head_dtype":
     "float32"}'`: vLLM's own choice for fp32 weights is 16 bits. A key stands in the environment,
     RLHF_JUDGE_API_KEY. null loads `path`."""
-    rule: Optional[str] = None
+    rule: Optional[str] = setting(None, code=True)
     """`module:function` that maps (messages, response) to a number, higher is better, in place of a model."""
     revision: Optional[str] = None
-    """Branch, tag or commit on the Hub; null is the main branch."""
+    """Branch, tag or commit on the Hub; null is the main branch, of the default judge the commit it is pinned
+    to."""
     dtype: Dtype = Dtype.auto
     """Numeric type of the body; the score head is fp32, but for models that bring code of their own."""
-    trust_remote_code: bool = False
+    trust_remote_code: bool = setting(False, code=True)
     """Run Python code that comes with the model."""
     weight: float = setting(1.0, within=CHECKED_WITH_OTHERS)
     """Of this judge in the sum; means something with `others` only."""

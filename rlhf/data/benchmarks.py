@@ -1,7 +1,8 @@
 """Questions and answers of AlpacaEval 2 and Arena-Hard, in their own file formats.
 
 AlpacaEval: a JSON list of `instruction` and `dataset`; answers are a JSON list with `output` and `generator`.
-Arena-Hard v0.1: lines of `question_id` and `turns`; v2.0: lines of `uid` and `prompt`. Answers are lines.
+Arena-Hard: lines of `uid` and `prompt`; v0.1 had `question_id` and `turns` until April 2025. Answers are
+lines.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def alpaca_eval_answer(
 
 
 def arena_hard_answer(question: Mapping[str, Any], candidate: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """One line of Arena-Hard's model answers, v2.0 for questions with a `uid`, else v0.1.
+    """One line of Arena-Hard's model answers, in its present form for questions with a `uid`, else its first.
 
     `token_len` is counted by the policy's tokenizer; the benchmark's own script counts with OpenAI's.
 

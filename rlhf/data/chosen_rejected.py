@@ -43,6 +43,8 @@ _NAMES = (
     ("bon_best", "loser_list"),
     ("canonical_solution", "buggy_solution"),
 )
+_MARGINS = ("margin", "penalised_margin")
+"""How much better the chosen answer is; the second one is what `rlhf.pair` writes."""
 _REJECTED = ("rejected_response", "rejected", "rejected_messages")
 
 
@@ -127,9 +129,10 @@ def _contradicts(row: Row) -> bool:
     scores = chosen_and_rejected_score(row)
     if scores is not None and scores[0] < scores[1]:
         return True
-    margin = as_number(row.peek("margin"))
-    if margin is not None and margin < 0:
-        return True
+    for name in _MARGINS:
+        margin = as_number(row.peek(name))
+        if margin is not None and margin < 0:
+            return True
     return _label_names(row, row.peek("rejected"))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlhf.data.rows import Row, has_value, plain_name, words
-from rlhf.errors import DataError
+from rlhf.errors import DataError, one_line
 
 Columns = Mapping[str, str | Sequence[str]]
 """Which columns of a file hold a part of the question: `{"context": "evidence", "system": ["role",
@@ -28,7 +28,7 @@ _ANSWERS = """
     reference_answer ground_truth gold gold_answer final_answer correct_answer correct_answers
     incorrect_answers best_answer canonical_solution buggy_solution explanation rationale reasoning cot
     thought thoughts thinking summary summaries reply replies choice winner preference preferred margin
-    verdict feedback critique bon_best loser_list real generated candidates y_w y_l
+    penalised_margin verdict feedback critique bon_best loser_list real generated candidates y_w y_l
 """
 _FIGURES = """
     score scores reward rewards quality qualities rating ratings rank ranks ranking helpfulness
@@ -39,7 +39,7 @@ _FIGURES = """
 _ORIGINS = """
     id ids uid uuid guid idx index key hash sha row number source sources origin data_source dataset
     datasets subset split datasplit config category categories subcategory category_path type types kind
-    domain subject topic topics tag tags task tasks task_name task_type style language lang locale
+    domain subject topic topics cluster tag tags task tasks task_name task_type style language lang locale
     license author annotator annotators annotations worker judge model models model_name generator engine
     labelling_model labelling_prompt raw_labelling_response timestamp tstamp date datetime time created
     updated url uri link path file filename title_id name motivation_app metadata meta extra extra_info
@@ -184,9 +184,7 @@ def count_unread(counts: Counter[str], row: Row) -> None:
 
 def shown(name: str) -> str:
     """A column's name as it may be printed and written."""
-    text = name
-    if not name.isprintable():
-        text = name.encode("unicode_escape").decode()
+    text = one_line(name)
     if len(text) > _MAX_NAME:
         text = f"{text[: _MAX_NAME - 1]}…"
     return text

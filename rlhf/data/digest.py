@@ -11,11 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from rlhf.data.json_text import finite, json_text
+
 _BLOCK_BYTES = 1 << 20
 
 
 def canonical(value: Any) -> str:
     """JSON text that is equal for equal values."""
+    # NaN passes here alone: records of old runs hold it, and their seals were taken of this very text.
     return json.dumps(
         value,
         sort_keys=True,
@@ -32,25 +35,28 @@ def digest_of(value: Any) -> str:
 
 
 def sealed(record: Mapping[str, Any]) -> bytes:
-    """A record as JSON with its own digest in it, so that damage shows.
+    """A record as JSON with its own digest in it, so that damage shows; null for numbers that are not finite.
 
     Example:
         {"state": "running", "seal": "9f86…"}
     """
     # A round trip turns tuples into lists and keys into text, as whoever checks the seal will read them.
-    plain = json.loads(json.dumps(record))
+    plain = json.loads(json_text(record))
     plain["seal"] = digest_of(plain)
-    text = json.dumps(plain, indent=1, ensure_ascii=False)
+    text = json_text(plain, indent=1, ascii_only=False)
     return text.encode()
 
 
 def unsealed(data: bytes) -> dict[str, Any]:
-    """The record that `sealed` wrote; ValueError when it is damaged."""
-    record = json.loads(data)
+    """The record that `sealed` wrote, or wrote before it had null for NaN; ValueError when it is damaged."""
+    try:
+        record = json.loads(data)
+    except RecursionError:
+        raise ValueError("its brackets are nested too deeply") from None
     # `pop` comes before the digest is taken: the seal is no part of what it seals.
     if not isinstance(record, dict) or record.pop("seal", None) != digest_of(record):
         raise ValueError("its seal does not fit")
-    return record
+    return dict(finite(record))
 
 
 def digest_file(path: Path, stop: threading.Event | None = None) -> str:

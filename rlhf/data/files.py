@@ -12,13 +12,14 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rlhf.errors import ConfigError, DataError
+from rlhf.errors import ConfigError, DataError, one_line
 
 Record = dict[str, Any]
 
@@ -44,8 +45,10 @@ def resolved(path: str, key: str) -> Path:
     """
     try:
         absolute = Path(path).expanduser().resolve()
-        # `resolve` forgives a name that is too long; only a look at the disk finds it.
-        absolute.exists()
+        # `resolve` forgives a name that is too long, and since Python 3.13 a loop of links. Only a look at
+        # the disk finds them, and not by `exists`, which may take either for a file that is not there.
+        with suppress(FileNotFoundError, NotADirectoryError):
+            absolute.stat()
     except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"{key}={path}: leads nowhere ({error}). Give another path, or mend the links.",
@@ -71,7 +74,7 @@ def read_records(path: Path | str) -> Iterator[Record]:
     if path.is_dir():
         names = _readable_names(path)
         content = ", ".join(names) or f"none here is {kinds}"
-        raise DataError(f"{path} is a folder. Name one file in it ({content}).")
+        raise DataError(f"{path} is a folder. Name one file in it ({one_line(content)}).")
     if not path.exists():
         raise DataError(f"{path} does not exist. Check the spelling; relative paths start at {Path.cwd()}.")
     if reader is None:
@@ -157,7 +160,9 @@ def _read_whole(path: Path) -> Iterator[Record]:
     except (ValueError, RecursionError) as error:
         line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
         hint = " One object per line? Then name it .jsonl." if "Extra data" in str(error) else ""
-        raise DataError(f"{path}, line {line}: invalid JSON ({error}). Mend the file.{hint}") from None
+        raise DataError(
+            f"{path}, line {line}: invalid JSON ({one_line(error)}). Mend the file.{hint}"
+        ) from None
     wrapped = _wrapped_rows(rows)
     if wrapped is not None:
         rows = wrapped
@@ -232,7 +237,7 @@ def _lines(path: Path) -> Iterator[Record]:
                 row = json.loads(text)
             except (ValueError, RecursionError) as error:
                 raise DataError(
-                    f"{path}, line {number}: invalid JSON ({error}). Mend that line.",
+                    f"{path}, line {number}: invalid JSON ({one_line(error)}). Mend that line.",
                 ) from None
             yield _object(row, f"{path}, line {number}")
 
@@ -263,7 +268,7 @@ def _read_csv(path: Path) -> Iterator[Record]:
                 yield dict(zip(names, values, strict=True))
         except csv.Error as error:
             raise DataError(
-                f"{path}, line {reader.line_num}: invalid CSV ({error}). Mend that line."
+                f"{path}, line {reader.line_num}: invalid CSV ({one_line(error)}). Mend that line."
             ) from None
         except UnicodeDecodeError as error:
             raise _not_utf8(path, reader.line_num + 1, error) from None
@@ -277,7 +282,7 @@ def _read_parquet(path: Path) -> Iterator[Record]:
     # A ValueError is a UnicodeDecodeError, too: a column of text need not hold UTF-8, whatever its type says.
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise DataError(
-            f"{path} is no Parquet file that can be read ({error}). Copy or download it anew.",
+            f"{path} is no Parquet file that can be read ({one_line(error)}). Copy or download it anew.",
         ) from None
 
 

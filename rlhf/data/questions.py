@@ -6,7 +6,6 @@ the text of a turn), and what belongs to it: system, earlier turns, input, conte
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -15,7 +14,7 @@ from rlhf.data.bases import BASES, CONVERSATIONS, base_of, is_answer, is_turns
 from rlhf.data.columns import is_known, unread_of
 from rlhf.data.records import Message
 from rlhf.data.rendering import are_choices_said, choices_text, is_said, passages_text
-from rlhf.data.rows import Row, UnusableRow, has_value, plain_text
+from rlhf.data.rows import Row, UnusableRow, has_value, plain_json, plain_text
 from rlhf.data.turns import (
     clean_turns,
     content_of,
@@ -354,4 +353,4 @@ def _texts_in(value: Any) -> Iterator[str]:
         for element in value.values():
             yield from _texts_in(element)
     elif value is not None and not isinstance(value, str):
-        yield json.dumps(value, default=str)
+        yield plain_json(value)

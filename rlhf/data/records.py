@@ -8,12 +8,13 @@ ids travel; text is kept for the judge and for people.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Annotated, Any, get_args, get_type_hints
 
 import pyarrow as pa
+
+from rlhf.data.json_text import json_text
 
 Message = dict[str, str]
 """`{"role": "system" | "user" | "assistant", "content": text}`"""
@@ -32,7 +33,7 @@ def prompt_id(messages: Sequence[Mapping[str, str]]) -> str:
     """16 hex digits that depend on the conversation alone."""
     # Role and content only: the ids of old runs hang on these very bytes, whatever else messages hold.
     turns = [[message["role"], message["content"]] for message in messages]
-    text = json.dumps(turns, ensure_ascii=False)
+    text = json_text(turns, ascii_only=False)
     digest = hashlib.sha256(text.encode())
     return digest.hexdigest()[:16]
 

@@ -23,6 +23,7 @@ from typing import Any
 
 from rlhf.data.columns import Columns
 from rlhf.data.finish_reasons import finish_reasons_of, one_for_each
+from rlhf.data.json_text import json_text
 from rlhf.data.pairing import LARGEST_SCORE
 from rlhf.data.preferences import preferences_with_rows
 from rlhf.data.prompts import parsed_rows, to_messages
@@ -316,12 +317,13 @@ def pair_line(row: Mapping[str, Any]) -> dict[str, Any]:
         {"prompt": [{"role": "user", "content": "Hi"}],
          "chosen": [{"role": "assistant", "content": "Hello!"}],
          "rejected": [{"role": "assistant", "content": "Yo."}],
-         "margin": 1.8, "chosen_score": 1.5, "rejected_score": -0.3, …}
+         "penalised_margin": 1.8, "chosen_score": 1.5, "rejected_score": -0.3, …}
     """
     line = {"prompt": row["messages"]}
     for side in SIDES:
         line[side] = [{"role": "assistant", "content": row[side]}]
-    line["margin"] = row["chosen_penalised"] - row["rejected_penalised"]
+    # Not `margin`: TRL's RewardTrainer subtracts a column of that name in its loss.
+    line["penalised_margin"] = row["chosen_penalised"] - row["rejected_penalised"]
     # Token ids are left out: they mean nothing without this policy's tokenizer.
     for name in ("score", "penalised", "rank", "chars", "truncated"):
         for side in SIDES:
@@ -347,7 +349,7 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], form: Form = Form.
         for row in rows:
             num_rows += 1
             assert num_rows == 1 or form is not Form.object, "an object is one row"
-            text = json.dumps(row, ensure_ascii=False, indent=indent)
+            text = json_text(row, ascii_only=False, indent=indent)
             if form is not Form.list:
                 file.write(f"{text}\n")
             elif num_rows == 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
+from rlhf.data.json_text import json_text
 from rlhf.errors import DataError
 
 # Far more than any data set nests, and far below where Python's own recursion ends.
@@ -201,22 +201,7 @@ def plain_json(value: Any, ascii_only: bool = True) -> str:
     """JSON text that every reader takes: what JSON has no form for is text, numbers that are not finite
     null.
     """
-    try:
-        return json.dumps(value, ensure_ascii=ascii_only, default=str, allow_nan=False)
-    # Rare, so that the whole value is looked through only then.
-    except ValueError:
-        return json.dumps(_finite(value), ensure_ascii=ascii_only, default=str)
-
-
-def _finite(value: Any) -> Any:
-    """The same value with null for every number that is not finite."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, list | tuple):
-        return [_finite(element) for element in value]
-    if isinstance(value, dict):
-        return {key: _finite(element) for key, element in value.items()}
-    return value
+    return json_text(value, ascii_only=ascii_only, default=str)
 
 
 def as_number(value: Any) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlhf.data.digest import digest_file
+from rlhf.data.json_text import json_text
 from rlhf.errors import writing
 
 _COUNTS = b"rlhf.counts"
@@ -39,6 +41,36 @@ def fsync_dir(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def fsync_folders(folder: Path, names: Iterable[str]) -> None:
+    """Make the names of files below a folder durable, and those of all folders on the way to them."""
+    folders = {folder}
+    for name in names:
+        folders |= {folder / parent for parent in Path(name).parents}
+    for each in folders:
+        fsync_dir(each)
+
+
+def make_folders(folder: Path) -> list[Path]:
+    """Make a folder and those above it that are missing, with durable names.
+
+    Returns:
+        Those that were missing, the topmost first.
+    """
+    missing = []
+    above = folder
+    while not above.exists():
+        missing.append(above)
+        above = above.parent
+    missing.reverse()
+    for each in missing:
+        each.mkdir(exist_ok=True)  # another job of a sweep may make it at this very moment
+        # A power cut takes what lies in a folder, as long as the folder has no durable name itself.
+        with contextlib.suppress(PermissionError):  # a folder of others may be written in and not read
+            fsync_dir(each.parent)
+    folder.mkdir(exist_ok=True)  # for its error where a file has that name
+    return missing
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -93,7 +125,7 @@ def write_shard(
         counts: such as `{"rows": 2, "dropped/empty": 1}`.
     """
     # Sorted keys, for the order of counting may differ between two runs that count the same.
-    counts_json = json.dumps(dict(counts or {}), sort_keys=True)
+    counts_json = json_text(dict(counts or {}), sort_keys=True)
     schema = schema.with_metadata({_COUNTS: counts_json.encode()})
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
     sink = pa.BufferOutputStream()

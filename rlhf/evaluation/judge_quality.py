@@ -75,6 +75,23 @@ def figure(values: Sequence[float]) -> Figure | None:
     return {"mean": mean, "low": mean - half_width, "high": mean + half_width}
 
 
+def wilson(right: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share: `right` of n, which is 1 or more; it holds for few, too.
+
+    Example:
+        `wilson(0, 2)` is about (0, 0.66)
+    """
+    z = 1.959964
+    share = right / n
+    weight = z * z / n
+    variance = share * (1 - share) / n
+    middle = share + weight / 2
+    half_width = math.sqrt(z * z * variance + weight * weight / 4)
+    low = (middle - half_width) / (1 + weight)
+    high = (middle + half_width) / (1 + weight)
+    return low, high
+
+
 def _without_none(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None]
 

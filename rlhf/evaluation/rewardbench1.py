@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from rlhf.errors import DataError
+from rlhf.errors import DataError, one_line
 
 # The subsets of HumanEvalPack, one per programming language.
 _CODE = ("cpp", "go", "java", "js", "python", "rust")
@@ -143,17 +143,53 @@ def report(accuracies: Mapping[str, float]) -> dict[str, dict[str, float | None]
     }
 
 
+def are_fractions(accuracies: Mapping[str, float]) -> bool:
+    """Whether accuracies are fractions of 1 and not percentages, as all of them together say.
+
+    Example:
+        {"hep-go": 0.634, "donotanswer": 0.824} are; {"hep-go": 63.4, "donotanswer": 82.4} are not.
+
+    Raises:
+        DataError: a name that is no subset, a value that can be neither, or values that may be either.
+    """
+    _check(accuracies)
+    # 0 is the same in both.
+    low = {name: value for name, value in accuracies.items() if 0 < value <= 1}
+    high = {name: value for name, value in accuracies.items() if value > 1}
+    if not low:
+        return False
+    ways_out = (
+        "Give all of them as percentages (100 for all right), or all as fractions (0.61 for 61 %, and "
+        "0.004 for 0.4 %)."
+    )
+    name, value = next(iter(low.items()))
+    if high:
+        other, percent = next(iter(high.items()))
+        raise DataError(
+            f"RewardBench accuracies: {value} of {name} reads as a fraction, and {percent} of {other} as a "
+            f"percentage. {ways_out}"
+        )
+    if all(number == 1 for number in low.values()):
+        raise DataError(
+            f"RewardBench accuracies: {value} of {name} may be a fraction, all right, or 1 %, and no other "
+            f"value tells. {ways_out}"
+        )
+    return True
+
+
 def _check(accuracies: Mapping[str, float]) -> None:
     known = set(PRIOR_SETS)
     for subsets in SECTIONS.values():
         known.update(subsets)
     unknown = sorted(set(accuracies) - known)
     if unknown:
-        raise DataError(f"RewardBench has no subset {', '.join(unknown)}; it has {', '.join(sorted(known))}.")
+        raise DataError(
+            f"RewardBench has no subset {one_line(', '.join(unknown))}; it has {', '.join(sorted(known))}."
+        )
     for name, value in accuracies.items():
         if not _is_percentage(value):
-            problem = f"accuracy {value!r}; it must be a percentage from 0 to 100."
-            raise DataError(f"RewardBench subset {name}: {problem}")
+            problem = f"accuracy {value!r}; it must be a percentage from 0 to 100, or a fraction."
+            raise DataError(f"RewardBench subset {one_line(name)}: {problem}")
 
 
 def _is_percentage(value: object) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -14,16 +15,19 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from rlhf.errors import USER_ERRORS, WorkerFailed
+from rlhf.errors import USER_ERRORS, WorkerFailed, one_line
+from rlhf.launch import server
 from rlhf.launch import worker as inside
+from rlhf.launch.groups import wait_for_groups
 from rlhf.launch.machine import environments, starting_environment
 from rlhf.run.job import Job, Kind, Outcome
+from rlhf.run.processes import descendants_of, is_gone, send, state_of
 
 GRACE_SECONDS = 3.0
 """Between asking a worker to end and ending it."""
+# What Python gives as the exit code of a forked worker whose server is dead, since it cannot know it then.
+_UNKNOWN_CODE = 255
 QUIET_SECONDS = 600.0  # of a worker, until a line says so; then twice as long, and so on
-# As /proc names them: a stopped worker is no hang of ours, and a computing one may only be slow.
-_STATES = {"T": "stopped by a signal", "D": "waiting for a disk", "R": "computing", "S": "waiting"}
 _KEPT = "Finished shards and checkpoints are kept: the same command goes on from there."
 
 
@@ -31,8 +35,9 @@ _KEPT = "Finished shards and checkpoints are kept: the same command goes on from
 class _WorkerProcess:
     """A stage process as the driver sees it.
 
-    `heard_at` is the time of its last message and `last_report` what that said; `patience` is how many
-    seconds of silence may pass until the next line about it.
+    One that `is_leaving` has said all that it will, and ends itself and what it has started. `heard_at` is
+    the time of its last message and `last_report` what that said; `patience` is how many seconds of silence
+    may pass until the next line about it.
     """
 
     process: BaseProcess
@@ -41,6 +46,7 @@ class _WorkerProcess:
     patience: float
     outcome: Outcome | None = None
     is_open: bool = True
+    is_leaving: bool = False
     heard_at: float = field(default_factory=time.monotonic)
     last_report: str = "starting or loading"
 
@@ -49,15 +55,9 @@ class _WorkerProcess:
 
     def whereabouts(self) -> str:
         pid = self.process.pid
-        stat = Path(f"/proc/{pid}/stat")
-        state = "gone"
-        if stat.exists():
-            # The command's name comes before the state in parentheses, and may hold some itself.
-            _, fields = stat.read_text().rsplit(")", 1)
-            state = fields.split()[0]
-        state = _STATES.get(state, state)
+        assert pid is not None, "it was started"
         return (
-            f"worker {self.process.name} (process {pid}, {state}), silent for "
+            f"worker {self.process.name} (process {pid}, {state_of(pid)}), silent for "
             f"{self.silence():.0f} s, last heard of: {self.last_report}; log: {self.log}"
         )
 
@@ -79,19 +79,16 @@ class LocalLauncher:
 
     def warm_up(self) -> None:
         """Begin the heavy imports in the background."""
+        # Here and by no other process: where a refused run's folder was removed, none may make it again.
+        (self.run_folder / "logs").mkdir(parents=True, exist_ok=True)
         os.environ.update(starting_environment(self.device))
         if self._context is not None:
             return
         if not self.preload:
             self._context = multiprocessing.get_context("spawn")
             return
-        from multiprocessing import forkserver
-
-        # Read by the module itself: the server gets nothing but the environment and the names of modules.
-        os.environ["RLHF_PRELOAD_LOG"] = str(self.run_folder / "logs" / "preload.log")
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["rlhf.launch.preload"])
-        forkserver.ensure_running()
+        server.start(str(self.run_folder / "logs" / "preload.log"))
 
     def launch(self, job: Job[Any], kind: Kind, shards: list[int]) -> Outcome:
         """Run one stage attempt to its end.
@@ -140,7 +137,10 @@ class LocalLauncher:
             args=(job, assignment, theirs),
             name=f"{job.name}.{rank}",
         )
-        process.start()
+        try:
+            process.start()
+        except (OSError, EOFError) as error:
+            raise _no_start(job, error) from error
         # Our copy of its end: while that is open, the pipe of a dead worker would never read as closed.
         theirs.close()
         return _WorkerProcess(process, ours, log, patience=_patience(job))
@@ -182,9 +182,13 @@ class LocalLauncher:
             done, total, note = body
             worker.last_report = f"{done:g} of {total:g} {note}"
             self.on_progress(done, total, note)
+        elif kind == "say":
+            self.say(body)
         elif kind == "outcome":
             worker.outcome = body
+            worker.is_leaving = True
         elif kind == "error":
+            worker.is_leaving = True
             raise _failure(job, worker, body)
         elif worker.outcome is None:
             # The pipe closes before the process has ended, and only then has it an exit code.
@@ -246,13 +250,29 @@ def _failure(job: Job[Any], worker: _WorkerProcess, body: tuple[str, str, str]) 
     kind, message, text = body
     if kind in USER_ERRORS:
         return USER_ERRORS[kind](message)
-    lines = text.strip().splitlines()
-    last = "\n".join(lines[-12:])
-    return WorkerFailed(f"{job.name} failed: {message}\n{last}\n{_KEPT}\nThe whole log: {worker.log}")
+    # The traceback has the others.
+    first, _, _ = message.strip().partition("\n")
+    lines = text.strip().split("\n")
+    # Set off, since the text of an error may come from anywhere, and its lines look like ours.
+    last = "\n".join(f"  | {line}" for line in lines[-12:])
+    return WorkerFailed(f"{job.name} failed: {one_line(first)}\n{last}\n{_KEPT}\nThe whole log: {worker.log}")
+
+
+def _no_start(job: Job[Any], error: Exception) -> Exception:
+    """Why a worker could not be started."""
+    how = server.how_it_died()
+    if how is not None:
+        return _death_of_server(job, how)
+    what = f"{type(error).__name__}: {error}"
+    return WorkerFailed(f"{job.name}: no worker can be started ({what}). {_KEPT}")
 
 
 def _death(job: Job[Any], worker: _WorkerProcess) -> Exception:
     code = worker.process.exitcode
+    if code == _UNKNOWN_CODE:
+        how = server.how_it_died()
+        if how is not None:
+            return _death_of_server(job, how)
     how = f"ended with exit code {code}"
     if code is not None and code < 0:
         how = f"was killed by signal {-code}"
@@ -261,27 +281,69 @@ def _death(job: Job[Any], worker: _WorkerProcess) -> Exception:
     return WorkerFailed(f"{job.name}: its worker {how}. {_KEPT} Log: {worker.log}")
 
 
+def _death_of_server(job: Job[Any], how: str) -> Exception:
+    return WorkerFailed(
+        f"{job.name}: the forkserver, which workers are started from, is gone: {how}. Its workers were "
+        f"ended. {_KEPT} compute.preload=false starts them without it, each with its own imports."
+    )
+
+
 def _end(workers: list[_WorkerProcess]) -> None:
     """End every worker that still lives, with all it started, and wait until it is gone."""
     for worker in workers:
         worker.pipe.close()
-    # One with an outcome is on its way out, and is left to flush what it has.
-    unfinished = [worker for worker in workers if worker.outcome is None]
+    unfinished = [worker for worker in workers if not worker.is_leaving]
     living = [worker for worker in unfinished if worker.process.is_alive()]
     for worker in living:
+        _end_daemons(worker.process)
         _signal_group(worker.process, signal.SIGTERM)
     # One deadline for all: they end side by side.
     deadline = time.monotonic() + GRACE_SECONDS
     for worker in living:
         worker.process.join(max(0.0, deadline - time.monotonic()))
     for worker in workers:
-        if worker.outcome is None:
+        if not worker.is_leaving:
             # Also of one that is gone: what it started may live on.
             _signal_group(worker.process, signal.SIGKILL)
         worker.process.join(10 * GRACE_SECONDS)
         if worker.process.is_alive():
             _signal_group(worker.process, signal.SIGKILL)
             worker.process.join()
+        if worker.process.exitcode == _UNKNOWN_CODE:
+            _wait_for_the_end(worker.process)
+    server.end_orphans()
+    _wait_for_children(workers)
+
+
+def _end_daemons(process: BaseProcess) -> None:
+    """End what a worker has started and what has left its process group since."""
+    assert process.pid is not None
+    for pid in descendants_of(process.pid):
+        with contextlib.suppress(ProcessLookupError):
+            if os.getpgid(pid) != process.pid:
+                send(pid, signal.SIGKILL)
+
+
+def _wait_for_the_end(process: BaseProcess) -> None:
+    """Wait for a worker of a server that has died: Python has taken both for dead."""
+    assert process.pid is not None
+    deadline = time.monotonic() + 10 * GRACE_SECONDS
+    while not is_gone(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def _wait_for_children(workers: list[_WorkerProcess]) -> None:
+    """Wait until all that workers have started is gone too; what stays is ended.
+
+    The processes of a tensor-parallel engine leave some time after their worker, and hold the GPUs' memory
+    until then, which the next stage is to have.
+    """
+    groups = {worker.process.pid for worker in workers if worker.process.pid is not None}
+    if wait_for_groups(groups, 10 * GRACE_SECONDS):
+        return
+    for worker in workers:
+        _signal_group(worker.process, signal.SIGKILL)
+    wait_for_groups(groups, 10 * GRACE_SECONDS)
 
 
 def _signal_group(process: BaseProcess, number: int) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from rlhf.config.choices import Device
 from rlhf.config.schema import ComputeConfig
 from rlhf.errors import ConfigError
+from rlhf.launch.nvidia import ask, listed_gpus
 from rlhf.run.job import Kind
+
+_DEVICE_FILES = Path("/dev")
 
 _PATIENT_AND_QUIET = {
     # Nothing is told to anybody about a run.
@@ -30,6 +33,16 @@ _PATIENT_AND_QUIET = {
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait cost 8 times the time on a busy machine
 }
 
+_UNLESS_SET = {
+    # On CUDA FlashInfer would compile sampling kernels with nvcc when vLLM starts, though our requests never
+    # use them: each has a seed of its own, which only vLLM's own sampler knows.
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
+    # vLLM imports kernels of quantised models with its CUDA packages, and that import starts two compilers in
+    # the background.
+    "HUMMING_DISABLE_PARALLEL_BUILD": "1",
+}
+"""What a person may have set otherwise."""
+
 _ON_A_CPU = {
     "CUDA_VISIBLE_DEVICES": "",
     "TORCH_COMPILE_DISABLE": "1",  # needs a compiler, and seconds at every start
@@ -38,15 +51,21 @@ _ON_A_CPU = {
 
 
 def starting_environment(device: str) -> dict[str, str]:
-    """What must be set before the heavy imports: no telemetry, patient threads, and on a CPU no compiling."""
+    """What must be set before the heavy imports: no telemetry, patient threads, no needless compiling."""
     on_cpu = device == "cpu" or not visible_gpus()
     # Killed workers leave semaphores, which Python's tracker cleans up and then complains about.
     warnings = "ignore:resource_tracker:UserWarning"
     if os.environ.get("PYTHONWARNINGS"):
         warnings = f"{os.environ['PYTHONWARNINGS']},{warnings}"
     environment = {**_PATIENT_AND_QUIET, "PYTHONWARNINGS": warnings}
+    for name, value in _UNLESS_SET.items():
+        environment[name] = os.environ.get(name, value)
     if on_cpu:
         environment.update(_ON_A_CPU)
+    # Libraries open files that hold UTF-8 without saying so. In the locale C Python escapes the names of
+    # files, which is undone in UTF-8; in others they would be read as other names.
+    if sys.getfilesystemencoding() in ("utf-8", "ascii"):
+        environment["PYTHONUTF8"] = "1"
     return environment
 
 
@@ -54,11 +73,17 @@ def visible_gpus() -> list[str]:
     """Names of the GPUs that may be used, as CUDA_VISIBLE_DEVICES spells them."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is None:
-        # The driver's device files: asking CUDA would take torch, and seconds.
-        devices = list(Path("/dev").glob("nvidia[0-9]*"))
-        return [str(index) for index in range(len(devices))]
+        return [str(index) for index in range(num_devices())]
     names = chosen.split(",")
     return [name for name in names if name.strip() not in ("", "-1")]
+
+
+def num_devices() -> int:
+    """GPUs of this machine, whatever CUDA_VISIBLE_DEVICES says."""
+    # The driver's device files: asking CUDA would take torch, and seconds.
+    devices = list(_DEVICE_FILES.glob("nvidia[0-9]*"))
+    # WSL 2 has no such files, but a driver all the same.
+    return len(devices) or len(listed_gpus())
 
 
 def gpus(compute: ComputeConfig) -> list[str]:
@@ -83,6 +108,52 @@ def gpus(compute: ComputeConfig) -> list[str]:
     return visible[:wanted]
 
 
+def lower_to_gpus(compute: ComputeConfig, tensor_parallel: int, said: Collection[str]) -> list[str]:
+    """Lower the numbers of GPUs, ranks and workers to what this machine has, where configs only prefer them.
+
+    Args:
+        compute: changed in place. Without GPUs ranks and workers stay as they are: a CPU has room for any.
+        tensor_parallel: GPUs of the largest engine.
+        said: settings that a person gave on the command line, such as `compute.num_gpus`. They stay: what
+            cannot be had of them is refused before work begins (`num_workers`, `gpus`).
+
+    Returns:
+        A line about each number that was lowered.
+    """
+    if compute.device is Device.cpu:
+        return []
+    visible = len(visible_gpus())
+    notes = []
+
+    def lower(name: str, most: int, reason: str) -> None:
+        wanted = getattr(compute, name)
+        if wanted is None or wanted <= most or {"compute", f"compute.{name}"} & set(said):
+            return
+        setattr(compute, name, most)
+        notes.append(f"compute.{name}={most}, not {wanted} as the config files prefer: {reason}.")
+
+    lower("num_gpus", visible, "so many GPUs are visible")
+    num_gpus = len(visible_gpus()[: compute.num_gpus])
+    if num_gpus:
+        lower("num_training_ranks", num_gpus, f"each rank has a GPU of its own, and the run has {num_gpus}")
+        most = max(1, num_gpus // max(1, tensor_parallel))
+        lower("num_inference_workers", most, f"each worker has GPUs of its own, and the run has {num_gpus}")
+    return notes
+
+
+def gpu_workers(compute: ComputeConfig, tensor_parallel: int) -> int:
+    """Inference workers that the GPUs of a run can hold side by side; 1 without GPUs.
+
+    GPUs that are asked for and not there are refused elsewhere (`gpus`): a finished run needs none.
+    """
+    if compute.device is Device.cpu:
+        return 1
+    devices = visible_gpus()[: compute.num_gpus]
+    if not devices:
+        return 1
+    return compute.num_inference_workers or max(1, len(devices) // tensor_parallel)
+
+
 def num_cores() -> int:
     """CPU cores this process may use."""
     if sys.platform == "linux":
@@ -93,7 +164,7 @@ def num_cores() -> int:
 
 def memory(devices: list[str]) -> float | None:
     """Bytes of the smallest GPU, or without GPUs of RAM that this process may use; None if nothing tells."""
-    with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
+    with contextlib.suppress(OSError, ValueError):
         if devices:
             return _memory_of_smallest_gpu()
         return _usable_ram()
@@ -101,9 +172,8 @@ def memory(devices: list[str]) -> float | None:
 
 
 def _memory_of_smallest_gpu() -> float:
-    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
-    mebibytes = [float(line) for line in answer.stdout.split()]
+    answer = ask("--query-gpu=memory.total", "--format=csv,noheader,nounits")
+    mebibytes = [float(line) for line in answer.split()]
     return min(mebibytes) * 2**20
 
 
@@ -113,7 +183,7 @@ def _usable_ram() -> float:
     if not limit.is_file():
         return installed
     # Of a container: a number of bytes, or the word max where there is no limit.
-    text = limit.read_text().replace("max", "inf")
+    text = limit.read_text(encoding="utf-8").replace("max", "inf")
     return min(installed, float(text))
 
 
@@ -132,19 +202,19 @@ def environments(
         {"OMP_NUM_THREADS": "8", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "CUDA_VISIBLE_DEVICES": "0,1"}
     """
     devices = gpus(compute)
-    num_workers = _num_workers(kind, compute, devices, tensor_parallel, num_shards)
-    threads = compute.num_threads or max(1, num_cores() // num_workers)
+    size = num_workers(kind, compute, devices, tensor_parallel, num_shards)
+    threads = compute.num_threads or max(1, num_cores() // size)
     base = {"OMP_NUM_THREADS": str(threads), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     if not devices:
         base.update(_ON_A_CPU)
         base["VLLM_CPU_KVCACHE_SPACE"] = str(compute.kv_cache_gib)
         base["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     if kind is Kind.training:
-        return _process_group(base, num_workers, devices)
+        return _process_group(base, size, devices)
     if not devices or kind is not Kind.inference:
-        return [base] * num_workers
+        return [base] * size
     result = []
-    for worker in range(num_workers):
+    for worker in range(size):
         start = worker * tensor_parallel
         share = devices[start : start + tensor_parallel]
         result.append({**base, "CUDA_VISIBLE_DEVICES": ",".join(share)})
@@ -165,27 +235,52 @@ def _process_group(base: dict[str, str], world_size: int, devices: list[str]) ->
     return [{**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
 
 
-def _num_workers(
+def num_workers(
     kind: Kind,
     compute: ComputeConfig,
     devices: list[str],
     tensor_parallel: int,
     num_shards: int,
 ) -> int:
+    """How many processes run a stage.
+
+    Raises:
+        ConfigError: the run's GPUs are not enough for so many.
+    """
     if kind is Kind.single:
         return 1
     if kind is Kind.training:
-        return int(compute.num_training_ranks or len(devices) or 1)
+        ranks = int(compute.num_training_ranks or len(devices) or 1)
+        if devices and ranks > len(devices):
+            raise ConfigError(
+                f"compute.num_training_ranks={ranks}: each rank has a GPU of its own, and the run has "
+                f"{len(devices)}. Set it to null (one per GPU) or at most {len(devices)}, "
+                f"{_ways_out(compute)}"
+            )
+        return ranks
     if devices and len(devices) < tensor_parallel:
         raise ConfigError(
-            f"tensor_parallel_size={tensor_parallel}, but the run has {len(devices)} GPUs. Lower it, or "
-            "raise compute.num_gpus."
+            f"tensor_parallel_size={tensor_parallel}, but the run has {len(devices)} GPUs. "
+            f"Lower it, {_ways_out(compute)}"
         )
-    wanted = compute.num_inference_workers
-    if not wanted:
-        wanted = len(devices) // tensor_parallel if devices else 1
+    room = len(devices) // tensor_parallel
+    wanted = int(compute.num_inference_workers or room or 1)
+    if devices and wanted > room:
+        raise ConfigError(
+            f"compute.num_inference_workers={wanted}: each worker has tensor_parallel_size={tensor_parallel} "
+            f"GPUs of its own, and the run has {len(devices)}. Set it to null (as many as there is room for) "
+            f"or at most {room}, {_ways_out(compute)}"
+        )
     # A worker without a shard would load the model for nothing.
-    return max(1, min(int(wanted), num_shards))
+    return max(1, min(wanted, num_shards))
+
+
+def _ways_out(compute: ComputeConfig) -> str:
+    """What else to do where a setting asks for more GPUs than the run has."""
+    more = "make more GPUs visible (CUDA_VISIBLE_DEVICES)"
+    if compute.num_gpus is not None and compute.num_gpus < len(visible_gpus()):
+        more = f"raise compute.num_gpus={compute.num_gpus}"
+    return f"{more}, or do without GPUs: compute.device=cpu."
 
 
 def _free_port() -> int:

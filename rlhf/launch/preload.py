@@ -8,11 +8,11 @@ complain about.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import importlib
 import os
-import signal
+
+from rlhf.launch.server import become_server
 
 MODULES = (
     "torch",
@@ -48,12 +48,8 @@ MODULES = (
 )
 
 log = os.environ.get("RLHF_PRELOAD_LOG")
-if log:  # what libraries print when imported is no part of the run's output
-    # PR_SET_PDEATHSIG, and at once: do not finish the imports of a driver that is dead.
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    from rlhf.launch.worker import redirect_output
-
-    redirect_output(log)
+if log:
+    become_server(log)
 
 gc.disable()  # for the imports: it saves a fifth of their time
 for name in MODULES:

@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rlhf.errors import RlhfError, writing
+from rlhf.run.console import prepare_output, show
 from rlhf.run.job import Job
 from rlhf.run.lock import join_run
+from rlhf.run.processes import adopt_orphans, descendants_of, end_children, send
 from rlhf.run.stage_table import stage_function
 
 
@@ -57,6 +59,10 @@ class PipeWorker:
         body = (done, total, note)
         self._pipe.send(("progress", body))
 
+    def say(self, text: str) -> None:
+        """Let the driver print some lines."""
+        self._pipe.send(("say", text))
+
 
 def main(job: Job[Any], assignment: Assignment, pipe: Connection) -> None:
     """Run one worker of a stage attempt; everything it reports goes through the pipe."""
@@ -65,6 +71,7 @@ def main(job: Job[Any], assignment: Assignment, pipe: Connection) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     redirect_output(assignment.log)
+    adopt_orphans()
     _leave_with_the_driver()
     try:
         # Held to the end of the process: as long as it lives, no other driver begins to work in the folder.
@@ -75,37 +82,52 @@ def main(job: Job[Any], assignment: Assignment, pipe: Connection) -> None:
         run_stage = stage_function(job.stage)
         with writing():
             outcome = run_stage(job, PipeWorker(assignment, pipe))
-        _flush()
         pipe.send(("outcome", outcome))
         workers_lock.flush()
     except BaseException as error:  # whatever it is, the driver must hear of it
         text = traceback.format_exc()
-        with contextlib.suppress(OSError):  # the disk may be full
-            print(text, file=sys.stderr)
-            _flush()
+        show(text, error=True)
         # As text: an exception of some library may be one that cannot be sent, or that the driver lacks.
         name = type(error).__name__
         kind = name if isinstance(error, RlhfError) else ""
         body = (kind, str(error) or name, text)
-        pipe.send(("error", body))
-        os._exit(1)
-    # Engines leave threads and atexit hooks that can hang; all that matters is on disk and said.
-    os._exit(0)
+        _tell(pipe, ("error", body))
+        _leave(1)
+    _leave(0)
 
 
-def _flush() -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
+def _tell(pipe: Connection, message: tuple[str, Any]) -> None:
+    with contextlib.suppress(OSError):  # the driver may be gone, or have heard enough
+        pipe.send(message)
+
+
+def _leave(code: int) -> NoReturn:
+    """End this process, after all that a rule or an engine has started in it."""
+    with contextlib.suppress(Exception):  # a rule may have put anything in their place
+        sys.stdout.flush()
+        sys.stderr.flush()
+    try:
+        end_children()
+    finally:
+        # Engines leave threads and atexit hooks that can hang; all that matters is on disk and said.
+        os._exit(code)
 
 
 def redirect_output(log: str) -> None:
-    """Append all that this process prints to a file, also what C libraries and child processes print."""
-    Path(log).parent.mkdir(parents=True, exist_ok=True)
+    """Append all that this process prints to a file, also what C libraries and child processes print.
+
+    Where that file cannot be written, the output is left out: the stage itself may have room elsewhere.
+    """
+    # Its folder is not made here: where a refused run's folder was removed, nothing may bring it back.
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    descriptor = os.open(log, flags, 0o644)
+    try:
+        descriptor = os.open(log, flags, 0o644)
+    except OSError:
+        descriptor = os.open(os.devnull, os.O_WRONLY)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
+    prepare_output()
 
 
 def _leave_with_the_driver() -> None:
@@ -115,6 +137,9 @@ def _leave_with_the_driver() -> None:
 
     def watch() -> None:
         wait([parent.sentinel])
+        # What has left the group (a daemon) is still a descendant.
+        for pid in descendants_of(os.getpid()):
+            send(pid, signal.SIGKILL)
         os.killpg(0, signal.SIGKILL)  # its own group, itself included
 
     threading.Thread(target=watch, name="driver-watch", daemon=True).start()

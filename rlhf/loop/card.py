@@ -6,7 +6,7 @@ names.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,12 @@ from omegaconf import OmegaConf
 
 from rlhf.config.fields import compared
 from rlhf.config.schema import Config
-from rlhf.loop.figures import KL_ESTIMATOR, Row, table
+from rlhf.loop.figures import KL_ESTIMATOR, Row, distance_text, table
+from rlhf.loop.judges import models_of
+from rlhf.loop.prompt_sets import prompt_paths
+from rlhf.run import hub
 from rlhf.run.artifact import Artifact
+from rlhf.run.licences import UNKNOWN, licence_of_data, licence_of_model
 
 # Where and how it ran, and limits that change nothing: no part of what the model is.
 _NOT_SHOWN = {"run_dir", "debug", "report_to", "compute", "reuse", "gates"}
@@ -44,7 +48,53 @@ def name_of(path: str) -> str:
     return Path(path).name
 
 
-def facts(cfg: Config, rows: Sequence[Row], policies: Sequence[Artifact], iteration: int) -> dict[str, Any]:
+def licences(cfg: Config) -> dict[str, str]:
+    """Licences of the models and data that a run is given, by name; empty where none is known.
+
+    Example:
+        {"meta-llama/Meta-Llama-3-8B-Instruct": "llama3", "sfairXC/FsfairX-LLaMA3-RM-v0.1": "cc-by-nc-4.0",
+        "prompts.jsonl": "unknown"}
+    """
+    by_name = {}
+    for key, (path, revision) in models_of(cfg).items():
+        if not path.startswith("@"):
+            by_name[name_of(path)] = licence_of_model(path, revision, key)
+    for path in _data_paths(cfg):
+        if not path.startswith("@"):
+            by_name[_data_name(path)] = licence_of_data(path, "data")
+    # Of a run on files of this machine nothing is known, and its card says nothing of it.
+    known = set(by_name.values()) - {UNKNOWN}
+    return by_name if known else {}
+
+
+def _data_name(path: str) -> str:
+    """What a file is called without saying where it lies, or the data set's own name without its split."""
+    dataset = hub.parse_dataset(path)
+    if dataset is None or Path(path).exists():
+        return Path(path).name
+    return dataset.repo
+
+
+def _data_paths(cfg: Config) -> list[str]:
+    """Every data file or set that the policy or the judge learns from."""
+    paths: list[str] = []
+    # Given pairs bring their prompts along.
+    if cfg.pair.data is None:
+        for t in range(1, cfg.num_iterations + 1):
+            paths += prompt_paths(cfg, t)
+    for path in (cfg.sft.data, cfg.pair.data, cfg.reward_model.data, cfg.reward_model.on_policy.prompts):
+        if path is not None:
+            paths.append(path)
+    return paths
+
+
+def facts(
+    cfg: Config,
+    rows: Sequence[Row],
+    policies: Sequence[Artifact],
+    iteration: int,
+    licences: Mapping[str, str],
+) -> dict[str, Any]:
     """What the card of π_iteration says; `policies` are all that were evaluated, π0 first.
 
     Example:
@@ -52,7 +102,7 @@ def facts(cfg: Config, rows: Sequence[Row], policies: Sequence[Artifact], iterat
         3, …}
     """
     base = cfg.model.path
-    return {
+    told = {
         "base": name_of(base),
         "base_model": base if is_hub_id(base) else None,
         "sft": cfg.sft.data is not None,
@@ -65,10 +115,18 @@ def facts(cfg: Config, rows: Sequence[Row], policies: Sequence[Artifact], iterat
         "settings": _shown(compared(cfg)),
         "versions": policies[iteration].record.get("versions", {}),
     }
+    # Each only where there is something to tell: exports of before are then the same, and are not made anew.
+    if licences:
+        told["licences"] = dict(licences)
+    if rows[0].log_ratio is not None:
+        told["distance"] = distance_text(rows)
+    return told
 
 
 def _prompt_names(cfg: Config) -> str:
-    """The files or data sets of prompts."""
+    """The files or data sets that training prompts come from: of the prompts, or of given pairs."""
+    if cfg.pair.data is not None:
+        return name_of(cfg.pair.data)
     if isinstance(cfg.prompts.path, str):
         return name_of(cfg.prompts.path)
     return ", ".join(map(name_of, cfg.prompts.path))
@@ -131,6 +189,11 @@ def text(facts: dict[str, Any], dtype: str) -> str:
         front |= {"base_model": facts["base_model"], "base_model_relation": "finetune"}
     front["tags"] = ["rlhf", "dpo", "online-dpo", "iterative-dpo", "preference-optimization"]
     lineage = [f"π{t} `{digest[:16]}`" for t, digest in enumerate(facts["lineage"])]
+    licences = ""
+    if "licences" in facts:
+        of_each = "; ".join(f"{name}: {licence}" for name, licence in facts["licences"].items())
+        licences = f"\n| licences of what it was made from | {of_each} |"
+    distance = facts.get("distance", f"KL is\n{KL_ESTIMATOR}")
     versions = ", ".join(f"{package} {version}" for package, version in sorted(facts["versions"].items()))
     return f"""---
 {_yaml(front)}
@@ -146,7 +209,7 @@ with the worst and trained with DPO (*RLHF Workflow*, arXiv 2405.07863).
 |---|---|
 | base model | {facts["base"]}{", fine-tuned in this run (π0)" if facts["sft"] else " (π0)"} |
 | judge | {facts["judge"]} |
-| prompts | {facts["prompts"]} |
+| prompts | {facts["prompts"]} |{licences}
 | weights | {dtype} |
 | lineage (digests of the trained weights) | {" → ".join(lineage)} |
 | trained with | {versions or "unknown"} |
@@ -157,8 +220,7 @@ with the worst and trained with DPO (*RLHF Workflow*, arXiv 2405.07863).
 {facts["table"]}
 ```
 
-`score` is the judge's mean, `gold` a check the training never saw, `win rate` by the judge against π0, KL is
-{KL_ESTIMATOR}. The policy was chosen by the first column, so that figure is a little too good.
+`score` is the judge's mean, `gold` a check the training never saw, `win rate` by the judge against π0, {distance}. The policy was chosen by the first column, so that figure is a little too good.
 
 ## Use
 

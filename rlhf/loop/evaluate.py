@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,9 @@ from rlhf.loop.step import Step
 from rlhf.run.artifact import Artifact
 from rlhf.run.plan import Run
 
+_SMALLEST_SHARD = 8
+"""Prompts."""
+
 
 @dataclass(frozen=True)
 class Yardstick:
@@ -25,14 +29,39 @@ class Yardstick:
     judges: dict[str, Judge]
     others: dict[str, Judge]
     held_out: Artifact
+    shard_size: int
+    """Held-out prompts of one shard."""
 
 
 def yardstick_of(
-    cfg: Config, run: Run, initial: Artifact, judges: dict[str, Judge], held_out: Artifact
+    cfg: Config,
+    run: Run,
+    initial: Artifact,
+    judges: dict[str, Judge],
+    held_out: Artifact,
+    num_workers: int,
 ) -> Yardstick:
-    """The yardstick of a run."""
+    """The yardstick of a run, whose GPUs hold `num_workers` inference workers side by side."""
     others = evaluation_judges(cfg, run)
-    return Yardstick(initial, judges, others, held_out)
+    return Yardstick(initial, judges, others, held_out, held_out_shard_size(cfg, run, num_workers))
+
+
+def held_out_shard_size(cfg: Config, run: Run, num_workers: int) -> int:
+    """Prompts of one shard of the held-out ones: so few that every worker has a shard.
+
+    `generate.shard_size` is meant for the many prompts of an iteration: all held-out ones could be one
+    shard, and one GPU would work. Fewer than `_SMALLEST_SHARD` are not worth an engine's start.
+
+    How prompts are cut is part of what the files are. So it is settled when the first evaluation begins,
+    and stays as it is there when the run goes on with other GPUs.
+    """
+    largest = cfg.generate.shard_size
+    recorded = run.recorded_config("iteration_*/held_out/generate")
+    if recorded is not None:
+        # A run of `reuse` may have had another limit than the one that is asked for now.
+        return min(largest, int(recorded["shard_size"]))
+    evenly = math.ceil(cfg.prompts.num_held_out / num_workers)
+    return min(largest, max(_SMALLEST_SHARD, evenly))
 
 
 def evaluate(
@@ -64,6 +93,7 @@ def evaluate(
         temperatures=[section.temperature],
         iteration=step.iteration,
         slice=None,
+        shard_size=yardstick.shard_size,
         trusted_judges=trusted(readers),
     )
     candidates = step.stage(

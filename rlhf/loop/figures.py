@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,11 +10,17 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from rlhf.data.json_text import json_text
+from rlhf.data.pairing import LARGEST_SCORE
 from rlhf.data.records import dropped
 from rlhf.data.shards import read_all_rows, write_atomic
 from rlhf.run.artifact import Artifact
 
 KL_ESTIMATOR = "k1: mean over samples of log π_t − log π0, nats per response"
+_NOT_KL = (
+    "the mean over samples of log π_t − log π0, nats per response; it is not the KL, because the samples are "
+    "not drawn from π_t itself but at another temperature than 1, or with top_p or top_k"
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,17 @@ class Evaluation:
     """Scores by judges that only evaluate, and by each judge of a sum, by the judge's name."""
 
 
+def measured(evaluation: Evaluation) -> list[Artifact | None]:
+    """The artifacts that `row_of` reads: to be verified before."""
+    return [
+        evaluation.candidates,
+        evaluation.scores,
+        evaluation.gold,
+        evaluation.reference,
+        *evaluation.others.values(),
+    ]
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What one of several judges says of a policy; the win rate against π0 is in 0–1, None for π0 itself."""
@@ -53,7 +69,9 @@ class Verdict:
 class Row:
     """One evaluated policy.
 
-    Rates and `disagreement` (`rlhf.stages.mix`) are in 0–1, `kl` is in nats per response; None where unknown.
+    Rates and `disagreement` (`rlhf.stages.mix`) are in 0–1, `kl` and `log_ratio` are in nats per response;
+    None where unknown. `log_ratio` stands in the place of `kl` where responses are not drawn from the policy
+    itself.
     """
 
     iteration: int
@@ -69,6 +87,15 @@ class Row:
     dropped: dict[str, int]
     judges: dict[str, Verdict] = field(default_factory=dict)
     disagreement: float | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
+    """How many responses a column leaves out because their figure is not finite: by `score`, `gold`, `KL` or
+    the judge's name; without columns that leave out none."""
+    log_ratio: float | None = None
+
+    @property
+    def distance(self) -> float | None:
+        """How far from π0 in nats per response: the KL, or what stands in its place."""
+        return self.kl if self.log_ratio is None else self.log_ratio
 
 
 def scores_by_prompt(scores: Artifact) -> dict[str, list[float]]:
@@ -91,8 +118,8 @@ def win_rate(policy: dict[str, list[float]], initial: dict[str, list[float]]) ->
     per_prompt = []
     for prompt_id, scores in policy.items():
         # A score that is not finite says nothing of the response, so it is no comparison lost.
-        policy_scores = _finite(scores)
-        initial_scores = _finite(initial.get(prompt_id, []))
+        policy_scores = finite(scores)
+        initial_scores = finite(initial.get(prompt_id, []))
         if policy_scores and initial_scores:
             comparisons = itertools.product(policy_scores, initial_scores)
             wins = [_win(policy_score, initial_score) for policy_score, initial_score in comparisons]
@@ -106,9 +133,13 @@ def _win(score: float, opponent: float) -> float:
     return float(score > opponent)
 
 
-def _finite(scores: Iterable[float]) -> list[float]:
-    """The scores that a judge could give; NaN and ±inf mark those that it could not."""
-    return list(filter(math.isfinite, scores))
+def finite(scores: Iterable[float]) -> list[float]:
+    """The scores that a judge could give; NaN and ±inf mark those that it could not.
+
+    As for pairs, a score beyond `LARGEST_SCORE` is none: sums of such scores overflow.
+    """
+    # NaN compares false with everything.
+    return [score for score in scores if abs(score) <= LARGEST_SCORE]
 
 
 def mean_and_interval(per_prompt: Sequence[float]) -> tuple[float, float, float]:
@@ -126,8 +157,31 @@ def mean_and_interval(per_prompt: Sequence[float]) -> tuple[float, float, float]
     return mean, low, high
 
 
-def kl_to_initial(candidates: Artifact, reference: Artifact) -> float:
-    """KL(π_t‖π0), estimated as the mean of log π_t(y) − log π0(y) over sampled responses y, in nats."""
+def drawn_from_the_policy(candidates: Artifact) -> bool:
+    """Whether responses have the probabilities that are recorded: temperature 1, and no token is left out."""
+    told = candidates.record.get("config", {})
+    temperatures = set(told.get("temperatures", [1.0]))
+    return temperatures == {1.0} and told.get("top_p", 1.0) == 1.0 and not told.get("top_k", 0)
+
+
+def distance_text(rows: Sequence[Row]) -> str:
+    """What the table's distance to π0 is."""
+    if rows[0].log_ratio is None:
+        return f"KL is {KL_ESTIMATOR}"
+    return f"log π/π0 is {_NOT_KL}"
+
+
+def log_ratio_to_initial(candidates: Artifact, reference: Artifact) -> float:
+    """The mean of log π_t(y) − log π0(y) over sampled responses y, in nats.
+
+    Of responses drawn from π_t itself this estimates KL(π_t‖π0). A response whose ratio is not finite is left
+    out: one of them would make a NaN of all the others.
+    """
+    return _mean(finite(_log_ratios(candidates, reference)))
+
+
+def _log_ratios(candidates: Artifact, reference: Artifact) -> list[float]:
+    """log π_t(y) − log π0(y) of every sampled response y, in nats."""
     log_ratios = []
     # The two artifacts have the same prompts in the same order, so that neither need be held in memory.
     candidate_rows = read_all_rows(candidates.path, ["id", "candidates"])
@@ -137,7 +191,7 @@ def kl_to_initial(candidates: Artifact, reference: Artifact) -> float:
         responses = zip(sampled["candidates"], under_initial["logprobs"], strict=True)
         for candidate, initial_logprob in responses:
             log_ratios.append(candidate["logprob"] - initial_logprob)
-    return _mean(log_ratios)
+    return log_ratios
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -153,14 +207,14 @@ def verdict(scores: Artifact, initial: Artifact | None) -> Verdict:
     A pairwise judge's score is the probability of beating π0's response already, so its mean is the win rate.
     """
     prompts = scores_by_prompt(scores)
-    mean_score = _mean(_finite(_flat(prompts)))
+    mean_score = _mean(finite(_flat(prompts)))
     if initial is None:
         return Verdict(mean_score)
     # Only a pairwise judge counts its calls.
     if "judge_calls" in scores.counts:
         per_prompt = []
-        for prompt_scores in prompts.values():
-            if all(map(math.isfinite, prompt_scores)):
+        for prompt_scores in map(finite, prompts.values()):
+            if prompt_scores:
                 per_prompt.append(fmean(prompt_scores))
         return Verdict(mean_score, *mean_and_interval(per_prompt))
     return Verdict(mean_score, *win_rate(prompts, scores_by_prompt(initial)))
@@ -182,6 +236,8 @@ def row_of(evaluation: Evaluation, initial: Evaluation) -> Row:
     judges = {}
     for name, scores in evaluation.others.items():
         judges[name] = verdict(scores, None if is_initial else initial.others[name])
+    distance = 0.0 if is_initial else _log_ratio(evaluation)
+    is_kl = drawn_from_the_policy(evaluation.candidates)
     counts = evaluation.candidates.counts
     # No response at all gives rates of 0 instead of a division by zero.
     num_responses = max(1, counts["responses"])
@@ -193,33 +249,56 @@ def row_of(evaluation: Evaluation, initial: Evaluation) -> Row:
         win_rate_low=own.win_rate_low,
         win_rate_high=own.win_rate_high,
         mean_response_tokens=counts["response_tokens"] / num_responses,
-        kl=0.0 if is_initial else _kl(evaluation),
+        kl=distance if is_kl else None,
         truncated=counts["truncated"] / num_responses,
         pairs=evaluation.pair.counts["pairs"] if evaluation.pair else None,
         dropped=_dropped(evaluation),
         judges=judges,
         disagreement=evaluation.scores.metrics.get("disagreement"),
+        left_out=_left_out(evaluation),
+        log_ratio=None if is_kl else distance,
     )
+
+
+def _left_out(evaluation: Evaluation) -> dict[str, int]:
+    """Responses without a finite figure, by column; columns that have one of every response are not named."""
+    columns = {"score": _flat(scores_by_prompt(evaluation.scores))}
+    if evaluation.gold is not None:
+        columns["gold"] = _flat(scores_by_prompt(evaluation.gold))
+    for name, scores in evaluation.others.items():
+        columns[name] = _flat(scores_by_prompt(scores))
+    if evaluation.reference is not None:
+        columns["KL"] = _log_ratios(evaluation.candidates, evaluation.reference)
+    left_out = {}
+    for column, values in columns.items():
+        num_left_out = len(values) - len(finite(values))
+        if num_left_out:
+            left_out[column] = num_left_out
+    return left_out
 
 
 def _gold_accuracy(evaluation: Evaluation) -> float | None:
     if evaluation.gold is None:
         return None
-    gold_scores = _flat(scores_by_prompt(evaluation.gold))
+    gold_scores = finite(_flat(scores_by_prompt(evaluation.gold)))
     return fmean(gold_scores) if gold_scores else None
 
 
-def _kl(evaluation: Evaluation) -> float | None:
+def _log_ratio(evaluation: Evaluation) -> float | None:
     if evaluation.reference is None:
         return None
-    return kl_to_initial(evaluation.candidates, evaluation.reference)
+    return log_ratio_to_initial(evaluation.candidates, evaluation.reference)
 
 
 def _dropped(evaluation: Evaluation) -> dict[str, int]:
     """What was dropped on the way to the pairs that this policy was trained on, by reason."""
     counts: dict[str, int] = {}
-    # No reason occurs in both stages, so that nothing is overwritten.
-    for artifact in (evaluation.generate, evaluation.pair):
+    stages = [evaluation.generate, evaluation.pair]
+    if evaluation.pair is not None:
+        # What π0 was fine-tuned on, if it was, is another matter.
+        stages.append(evaluation.policy)
+    # No reason occurs in two of them, so that nothing is overwritten.
+    for artifact in stages:
         if artifact is not None:
             counts.update(artifact.counts)
     return dropped(counts)
@@ -232,7 +311,7 @@ def rows_of(evaluations: Sequence[Evaluation]) -> list[Row]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The figures as text, a line per policy."""
+    """The figures as text, a line per policy; below them what they leave out, where they do."""
     # Every policy is evaluated by the same judges, so that the first row names all columns.
     lines = [_heads(rows[0])]
     for row in rows:
@@ -243,6 +322,12 @@ def table(rows: Sequence[Row]) -> str:
     text = [_aligned(line, widths) for line in lines]
     rule = "  ".join("─" * width for width in widths)
     text.insert(1, rule)
+    for row in rows:
+        if row.left_out:
+            counts = ", ".join(f"{number} of {column}" for column, number in row.left_out.items())
+            text.append(
+                f"π{row.iteration}: responses left out, for their figure is no finite number: {counts}"
+            )
     return "\n".join(text)
 
 
@@ -250,21 +335,22 @@ def _heads(row: Row) -> list[str]:
     heads = ["policy", "score", "gold", "win rate vs π0 (95 %)"]
     for judge in row.judges:
         heads += [judge, "win rate"]
-    heads += ["tokens", "KL to π0", "cut", "pairs", "dropped"]
+    distance = "KL to π0" if row.log_ratio is None else "log π/π0"
+    heads += ["tokens", distance, "cut", "pairs", "dropped"]
     return heads
 
 
 def _cells(row: Row) -> list[str]:
     """One line of the table, in the order of its heads."""
     cells = [f"π{row.iteration}"]
-    cells.append(f"{row.mean_score:+.3f}")
+    cells.append(_number(row.mean_score, "+.3f"))
     cells.append(_number(row.gold_accuracy, ".3f"))
     cells.append(_win_rate_cell(row))
     for judge in row.judges.values():
-        cells.append(f"{judge.mean_score:+.3f}")
+        cells.append(_number(judge.mean_score, "+.3f"))
         cells.append(_win_rate_cell(judge))
     cells.append(f"{row.mean_response_tokens:.1f}")
-    cells.append(_number(row.kl, ".2f"))
+    cells.append(_number(row.distance, ".2f"))
     cells.append(f"{100 * row.truncated:.1f} %")
     cells.append(_number(row.pairs, "d"))
     reasons = [f"{reason} {count}" for reason, count in sorted(row.dropped.items())]
@@ -281,21 +367,27 @@ def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _number(value: float | None, form: str) -> str:
-    if value is None:
+    if value is None or not math.isfinite(value):
         return "–"
     return format(value, form)
 
 
 def _win_rate_cell(row: Row | Verdict) -> str:
-    # π0 is not compared with itself.
-    if row.win_rate is None:
+    # π0 is not compared with itself, and of scores that are all NaN nothing is compared.
+    if row.win_rate is None or not math.isfinite(row.win_rate):
         return "–"
     return f"{row.win_rate:.3f} [{row.win_rate_low:.3f}, {row.win_rate_high:.3f}]"
 
 
 def best(rows: Sequence[Row]) -> int:
-    """Index of the policy with the highest mean held-out score of the judge; the earlier one of equals."""
-    scores = [row.mean_score for row in rows]
+    """Index of the policy with the highest mean held-out score of the judge; the earlier one of equals.
+
+    A policy without any finite score is the last choice.
+    """
+    scores = []
+    for row in rows:
+        # NaN is neither above nor below a number, so that the first one would win.
+        scores.append(row.mean_score if math.isfinite(row.mean_score) else -math.inf)
     # `index` finds the first of equal scores.
     return scores.index(max(scores))
 
@@ -303,7 +395,7 @@ def best(rows: Sequence[Row]) -> int:
 def write_summary(
     folder: Path,
     rows: Sequence[Row],
-    best_iteration: int,
+    best_iteration: int | None,
     gates: Sequence[dict[str, Any]] = (),
 ) -> None:
     """`summary.json`: the figures for programs, and what `rlhf.loop.gates` found.
@@ -312,20 +404,26 @@ def write_summary(
         One of `gates`, shortened:
         {"iteration": 2, "gate": "kl", "value": 61.5, "threshold": 50.0, "limit": "max_kl", "action": "warn"}
     """
+    is_kl = not rows or rows[0].log_ratio is None
     summary = {
-        "iterations": [_jsonable(asdict(row)) for row in rows],
+        "iterations": [_figures(row) for row in rows],
         "best_iteration": best_iteration,
-        "kl_estimator": KL_ESTIMATOR,
-        "gates": [_jsonable(gate) for gate in gates],
+        "kl_estimator": KL_ESTIMATOR if is_kl else None,
+        "gates": list(gates),
     }
-    text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
+    if not is_kl:
+        summary["log_ratio"] = _NOT_KL
+    text = json_text(summary, indent=1, ascii_only=False) + "\n"
     write_atomic(folder / "summary.json", text.encode())
 
 
-def _jsonable(value: object) -> object:
-    """The value with null for numbers that JSON has no word for: NaN and ±inf."""
-    if isinstance(value, dict):
-        return {key: _jsonable(item) for key, item in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+def _figures(row: Row) -> dict[str, Any]:
+    """A row for `summary.json`, where `log_ratio` stands only if it takes the place of `kl`, and `left_out`
+    only if something was.
+    """
+    figures = asdict(row)
+    if row.log_ratio is None:
+        del figures["log_ratio"]
+    if not row.left_out:
+        del figures["left_out"]
+    return figures

@@ -17,18 +17,43 @@ from typing import Any
 
 from rlhf.config.choices import Action, Loss, Reference
 from rlhf.config.schema import Config
+from rlhf.config.step_count import FEW_STEPS
 from rlhf.config.training import MAIN_JUDGE, DpoConfig
+from rlhf.data.json_text import json_text
 from rlhf.errors import UserError
-from rlhf.loop.figures import Evaluation, Row, best, rows_of, scores_by_prompt, write_summary
+from rlhf.evaluation.judge_quality import wilson
+from rlhf.loop.figures import (
+    Evaluation,
+    Row,
+    best,
+    finite,
+    measured,
+    rows_of,
+    scores_by_prompt,
+    write_summary,
+)
 from rlhf.run.artifact import Artifact
+from rlhf.run.commit import damaged
 from rlhf.run.plan import Run
 
-FEW_STEPS = 10
-"""Steps too few to speak of a usual gradient norm, or of an accuracy."""
+METRICS = "metrics.jsonl"
+"""A training's optimizer steps, in its folder."""
+_ROUNDING = 1e-3
+"""Of a loss in fp32: how far below that of a coin a judge of equal scores may seem."""
+_FEWEST_HELD_OUT = 4
+"""Of fewer pairs even all right could be a coin's luck: Wilson's interval of 3 of 3 holds ½."""
 _TEXTS = {
     "first_loss": "the first loss is {value:.4f}, but a policy that is its own reference has "
     "{limit:.4f}: the two see "
     "other weights, tokens or precision. See whether a model's files changed, and try model.dtype=float32",
+    "judge_loss": "the judge's last losses are {value:.4f}, and that of a coin is ln 2 = {limit:.4f}: it has "
+    "learnt nothing that its scores could show. Look at reward_model.learning_rate and the steps "
+    "(reward_model.batch_size, num_epochs), and read some of its pairs",
+    "judge_accuracy": "the judge is right on {value:.1%} of {held_out} held-out pairs, 95 % interval "
+    "{low:.3f} to {high:.3f}: {what}. Train it on more or cleaner pairs, hold out more of them "
+    "(reward_model.held_out_share) to see better, or take a ready judge",
+    "judge_cut": "{value:.1%} of the judge's pairs are longer than reward_model.max_length={max_length} and "
+    "lost their beginning, so it has hardly seen what was asked. Raise it",
     "grad_norm": "the gradient norm of step {step} is {value:.3g} times the median of the steps "
     "before it. Look at the "
     "loss around it; lower dpo.learning_rate or dpo.max_grad_norm",
@@ -43,7 +68,7 @@ _TEXTS = {
     "length": "π{t}'s responses are {value:.2f} times as long as π0's: the judge may reward "
     "length. Read some; set "
     "pair.length_penalty, or add a judge under evaluate.judges",
-    "kl": "π{t} is {value:.2f} nats per response from π0, where the judge is less and less to be "
+    "kl": "π{t} is {value:.2f} nats per response from π0{no_kl}, where the judge is less and less to be "
     "trusted. Raise "
     "dpo.beta, lower dpo.learning_rate, or take an earlier iterate",
     "second_judge": "{judge} changes by {change:+.3f} from π{base} to π{t}, a fall of {value:.1f} "
@@ -71,7 +96,8 @@ class Violation:
 
 
 def check_stage(cfg: Config, t: int, artifact: Artifact) -> Iterator[Violation]:
-    """Hold a finished `generate`, `pair` or `dpo` of iteration t against its gates; what is unknown passes.
+    """Hold a finished `generate`, `pair` or `dpo` of iteration t, or a `reward_model` (0), against its gates;
+    what is unknown passes.
 
     Example:
         `pair` with counts {"prompts": 10, "pairs": 4, "dropped/all_tied": 6} yields one violation of
@@ -86,14 +112,81 @@ def check_stage(cfg: Config, t: int, artifact: Artifact) -> Iterator[Violation]:
         num_alike = counts.get("dropped/identical_text", 0) + counts.get("dropped/all_tied", 0)
         share = num_alike / counts["prompts"]
         yield from _beyond(cfg, t, "same_candidates", "max_same_candidates", share, artifact.path)
+    if stage == "reward_model":
+        yield from _judge(t, artifact)
     if stage == "dpo":
-        path = artifact.path / "metrics.jsonl"
-        steps = [json.loads(line) for line in path.read_text().splitlines()]
+        path = artifact.path / METRICS
+        steps = training_steps(path)
         # Only here is the policy its own reference before the first update.
         if t == 1 or cfg.dpo.reference is Reference.previous:
-            yield from _first_loss(cfg.dpo, t, steps[0]["loss"], artifact.record["config"]["dtype"], path)
+            dtype = artifact.record.get("config", {}).get("dtype")
+            yield from _first_loss(cfg.dpo, t, steps[0]["loss"], dtype, path)
         yield from _grad_norm(cfg, t, steps, path)
         yield from _accuracy(cfg, t, steps, path)
+
+
+def training_steps(path: Path) -> list[dict[str, Any]]:
+    """The optimizer steps in a training's `metrics.jsonl`, one at least.
+
+    Raises:
+        RunChanged: a line is damaged, or has no loss, or there is none.
+
+    Example:
+        [{"loss": 0.6931, "grad_norm": 1.32, "rewards/accuracies": 0.5, "step": 1, …}, …]
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        steps = [json.loads(line) for line in lines]
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(path, str(error), path.parent) from None
+    for number, step in enumerate(steps, start=1):
+        if not isinstance(step, dict) or "loss" not in step:
+            raise damaged(path, f"line {number} has no loss", path.parent)
+        for name in ("loss", "grad_norm", "rewards/accuracies"):
+            value = step.get(name, 0.0)
+            # Null stands for a number that was not finite.
+            if value is None:
+                value = step[name] = math.nan
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                found = json_text(value)
+                raise damaged(
+                    path, f"line {number}: {name} is {found:.80}, and must be a number", path.parent
+                )
+    if not steps:
+        raise damaged(path, "it has no step", path.parent)
+    return steps
+
+
+def _judge(t: int, artifact: Artifact) -> Iterator[Violation]:
+    """Signs that a judge which was trained here is no better than a coin."""
+    path = artifact.path / METRICS
+    losses = [step["loss"] for step in training_steps(path)]
+    # The loss of one batch is noisy: of long trainings the last tenth.
+    last_loss = fmean(losses[-max(1, len(losses) // 10) :])
+    of_a_coin = math.log(2)
+    if last_loss >= of_a_coin - _ROUNDING:
+        text = _TEXTS["judge_loss"].format(value=last_loss, limit=of_a_coin)
+        yield Violation(t, "judge", last_loss, of_a_coin, None, text, path)
+    counts = artifact.counts
+    held_out = counts.get("held_out", 0)
+    accuracy = artifact.metrics.get("held_out_accuracy")
+    if accuracy is not None and held_out >= _FEWEST_HELD_OUT:
+        low, high = wilson(accuracy * held_out, held_out)
+        if low <= 0.5:
+            what = (
+                "it cannot be told from a coin"
+                if high >= 0.5
+                else "worse than a coin, as where labels are turned"
+            )
+            figures = {"held_out": held_out, "low": low, "high": high, "what": what}
+            text = _TEXTS["judge_accuracy"].format(value=accuracy, **figures)
+            yield Violation(t, "judge", accuracy, 0.5, None, text, artifact.path)
+    num_read = counts.get("pairs", 0) + held_out
+    cut = counts.get("cut_left", 0)
+    if cut > num_read / 2:
+        max_length = artifact.record.get("config", {}).get("max_length")
+        text = _TEXTS["judge_cut"].format(value=cut / num_read, max_length=max_length)
+        yield Violation(t, "judge", cut / num_read, 0.5, None, text, artifact.path)
 
 
 def loss_at_equal_policies(dpo: DpoConfig) -> float:
@@ -108,7 +201,7 @@ def loss_at_equal_policies(dpo: DpoConfig) -> float:
     return math.log(2)
 
 
-def _first_loss(dpo: DpoConfig, t: int, loss: float, dtype: str, path: Path) -> Iterator[Violation]:
+def _first_loss(dpo: DpoConfig, t: int, loss: float, dtype: Any, path: Path) -> Iterator[Violation]:
     """Before its first update a policy that is its own reference has a known loss, up to rounding."""
     if dpo.rpo_alpha:
         return  # what the added likelihood of the chosen responses is, nobody knows beforehand
@@ -126,15 +219,20 @@ def _first_loss(dpo: DpoConfig, t: int, loss: float, dtype: str, path: Path) -> 
 
 def _grad_norm(cfg: Config, t: int, steps: list[dict[str, Any]], path: Path) -> Iterator[Violation]:
     """The largest gradient norm of an iteration beside the median of the steps before it."""
-    norms = [step["grad_norm"] for step in steps if "grad_norm" in step]
+    norms: list[float] = []
     largest_growth = 0.0
     at_step = 0
-    for index in range(FEW_STEPS, len(norms)):
-        usual = median(norms[:index])
+    for number, step in enumerate(steps, start=1):
+        norm = step.get("grad_norm", math.nan)
+        # One that is not finite would spoil the median, and is nothing to compare.
+        if not math.isfinite(norm):
+            continue
         # All zero so far: there is no usual norm to grow from.
-        if usual and norms[index] / usual >= largest_growth:
-            largest_growth = norms[index] / usual
-            at_step = index + 1
+        usual = median(norms) if norms and number > FEW_STEPS else 0.0
+        if usual and norm / usual >= largest_growth:
+            largest_growth = norm / usual
+            at_step = number
+        norms.append(norm)
     yield from _beyond(cfg, t, "grad_norm", "max_grad_growth", largest_growth, path, step=at_step)
 
 
@@ -145,7 +243,7 @@ def _accuracy(cfg: Config, t: int, steps: list[dict[str, Any]], path: Path) -> I
     if len(steps) < FEW_STEPS:
         return
     begin = math.ceil(len(steps) * max(0.5, cfg.dpo.warmup_ratio))
-    accuracies = [step["rewards/accuracies"] for step in steps[begin:]]
+    accuracies = finite(step["rewards/accuracies"] for step in steps[begin:] if "rewards/accuracies" in step)
     if accuracies:
         yield from _beyond(cfg, t, "accuracy", "min_accuracy", fmean(accuracies), path)
 
@@ -163,8 +261,9 @@ def check_iteration(
     place = evaluations[-1].candidates.path
     growth = last.mean_response_tokens / max(first.mean_response_tokens, 1e-9)
     yield from _beyond(cfg, t, "length", "max_length_growth", growth, place)
-    if last.kl is not None:
-        yield from _beyond(cfg, t, "kl", "max_kl", last.kl, place)
+    if last.distance is not None:
+        no_kl = "" if last.log_ratio is None else " (the mean log-ratio of its samples, which is no KL here)"
+        yield from _beyond(cfg, t, "kl", "max_kl", last.distance, place, no_kl=no_kl)
     previous = len(rows) - 2
     for base in sorted({previous, 0}, reverse=True):  # in iteration 1 they are the same
         yield from _second_judge(cfg, rows, evaluations, base)
@@ -212,12 +311,10 @@ def _change(now: Artifact, before: Artifact) -> tuple[float, float]:
     scores_before = scores_by_prompt(before)
     changes = []
     for prompt, scores in scores_by_prompt(now).items():
-        if prompt not in scores_before:
-            continue
-        earlier = scores_before[prompt]
-        change = sum(scores) / len(scores) - sum(earlier) / len(earlier)
-        if math.isfinite(change):
-            changes.append(change)
+        scores = finite(scores)
+        earlier = finite(scores_before.get(prompt, []))
+        if scores and earlier:
+            changes.append(fmean(scores) - fmean(earlier))
     if len(changes) < 2:
         return math.nan, math.nan
     return fmean(changes), stdev(changes) / math.sqrt(len(changes))
@@ -245,6 +342,10 @@ class Gates:
 
     def stage_finished(self, iteration: int, artifact: Artifact) -> None:
         """Look at a finished stage; UserError where a gate whose action is `stop` does not let it pass."""
+        if self._is_silent():
+            return
+        if artifact.path.name == "dpo":
+            self.run.verify(artifact.part(METRICS))
         violations = check_stage(self.run.cfg, iteration, artifact)
         self._heed(violations)
 
@@ -253,13 +354,16 @@ class Gates:
         violations = check_iteration(self.run.cfg, rows, self.evaluations)
         self._heed(violations)
 
+    def _is_silent(self) -> bool:
+        return self.run.planning or self.run.only is not None
+
     def _heed(self, violations: Iterable[Violation]) -> None:
         """Tell and keep violations; silent in a plan and for a stage alone.
 
         Raises:
             UserError: one's action is `stop`; `summary.json` holds it and the figures so far.
         """
-        if self.run.planning or self.run.only is not None:
+        if self._is_silent():
             return
         reasons_to_stop = []
         for violation in violations:
@@ -272,8 +376,12 @@ class Gates:
             if action is Action.stop:
                 reasons_to_stop.append(_stopped(violation))
         if reasons_to_stop:
-            rows = rows_of(self.evaluations)
-            write_summary(self.run.folder, rows, rows[best(rows)].iteration, self.violations)
+            for evaluation in self.evaluations:
+                self.run.verify(*measured(evaluation))
+            # None yet where the judge, which comes first, is what stops it.
+            rows = rows_of(self.evaluations) if self.evaluations else []
+            best_iteration = rows[best(rows)].iteration if rows else None
+            write_summary(self.run.folder, rows, best_iteration, self.violations)
             raise UserError("\n".join(reasons_to_stop))
 
 

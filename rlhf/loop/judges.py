@@ -65,6 +65,19 @@ def models_of(cfg: Config) -> dict[str, tuple[str, str | None]]:
     return models
 
 
+def rules_of(cfg: Config) -> dict[str, str]:
+    """The Python functions that a run is given, `module:function` by config key."""
+    section = cfg.reward_model
+    named = {
+        "reward_model.rule": section.rule,
+        "reward_model.on_policy.rule": section.on_policy.rule,
+        "evaluate.gold": cfg.evaluate.gold,
+    }
+    for name, other in section.others.items():
+        named[f"reward_model.others.{name}.rule"] = other.rule
+    return {key: rule for key, rule in named.items() if rule is not None}
+
+
 def _path_and_revision(path: str, key: str) -> tuple[str, str | None]:
     """The two parts of `owner/name@revision`.
 

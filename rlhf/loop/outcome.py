@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from rlhf.config.stage_configs import ExportStage
 from rlhf.loop import card
-from rlhf.loop.figures import KL_ESTIMATOR, Evaluation, Row, best, rows_of, table, write_summary
+from rlhf.loop.best import link_best
+from rlhf.loop.figures import Evaluation, Row, best, distance_text, measured, rows_of, table, write_summary
 from rlhf.loop.gates import Gates
 from rlhf.run.artifact import Artifact
 from rlhf.run.plan import Run
@@ -17,8 +19,7 @@ from rlhf.run.plan import Run
 def verified_rows(run: Run, evaluations: Sequence[Evaluation]) -> list[Row]:
     """The figures of every policy, of files that have their checksums."""
     for evaluation in evaluations:
-        run.verify(evaluation.candidates, evaluation.scores, evaluation.gold, evaluation.reference)
-        run.verify(*evaluation.others.values())
+        run.verify(*measured(evaluation))
     return rows_of(evaluations)
 
 
@@ -43,17 +44,20 @@ def conclude(run: Run, evaluations: Sequence[Evaluation], dtype: str) -> Artifac
     if model.path.is_relative_to(run.folder):
         # A model from outside keeps its place and its own card; what the run made is exported.
         policies = [evaluation.policy for evaluation in evaluations]
-        facts = card.facts(run.cfg, rows, policies, chosen.iteration)
+        facts = card.facts(run.cfg, rows, policies, chosen.iteration, card.licences(run.cfg))
         name = f"iteration_{chosen.iteration:03d}/export"
         model = run.stage("export", name, ExportStage(dtype, facts), {"model": model}).part("model")
+        run.verify(model)  # people take it from here, and their programs look at no manifest
         target = Path(os.path.relpath(model.path, run.folder))
-    _link_best(run.folder, target)
-    if chosen.iteration == 0:
+    link_best(run.folder, target, run.say)
+    if not math.isfinite(rows[best(rows)].mean_score):
+        run.say("No policy has a finite score on the held-out prompts: best is π0 for want of another.")
+    elif chosen.iteration == 0:
         run.say(
             "No iterate beats π0 on the held-out prompts: best is π0 itself. Look at the table "
             "before going on."
         )
-    run.say(f"KL is {KL_ESTIMATOR}. Dropped counts prompts without a pair.")
+    run.say(f"{distance_text(rows)}. Dropped counts prompts without a pair{_dropped_pairs(rows)}.")
     run.say(
         f"best policy   {run.folder / 'best'} -> {target} (π{chosen.iteration}, highest held-out mean score)"
     )
@@ -62,9 +66,8 @@ def conclude(run: Run, evaluations: Sequence[Evaluation], dtype: str) -> Artifac
     return model
 
 
-def _link_best(folder: Path, target: Path) -> None:
-    """Point RUN/best at a model; there is no moment without a link, or with half of one."""
-    temporary = folder / ".best.tmp"
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target)
-    os.replace(temporary, folder / "best")
+def _dropped_pairs(rows: Sequence[Row]) -> str:
+    """What to add where DPO dropped pairs too."""
+    if any("long_prompt" in row.dropped for row in rows):
+        return " (long_prompt: pairs whose prompt fills dpo.max_length)"
+    return ""

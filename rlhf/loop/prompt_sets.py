@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlhf.config.schema import Config
+from rlhf.config.schema import Config, PromptsConfig
 from rlhf.data.records import what_became
 from rlhf.errors import ConfigError
 from rlhf.loop.step import stage_config
@@ -46,10 +46,12 @@ def prompt_sets(cfg: Config, run: Run) -> PromptSets:
     inputs = _files(cfg, run, 1)
     if cfg.prompts.held_out_path is not None:
         inputs["held_out"] = sources.data_file(run, cfg.prompts.held_out_path, "prompts.held_out_path")
-    first = run.stage("prompts", "prompts", stage_config(cfg, "prompts"), inputs)
+    needs_training = samples_to_train(cfg)
+    config = stage_config(cfg, "prompts", needs_training=needs_training)
+    first = run.stage("prompts", "prompts", config, inputs)
     held_out = first.part("held_out.parquet")
     sets = [first.part("train.parquet")]
-    if shared and first.digest is not None:
+    if needs_training and shared and first.digest is not None:
         problem = too_few(cfg, first.counts["train"], first.counts)
         if problem:
             raise ConfigError(problem)
@@ -73,14 +75,26 @@ def _later_set(
     return split.part("train.parquet")
 
 
+def samples_to_train(cfg: Config) -> bool:
+    """Whether training prompts are needed: given pairs (`pair.data`) are trained on as they are."""
+    return cfg.pair.data is None
+
+
 def prompt_paths(cfg: Config, iteration: int) -> list[str]:
-    """What `prompts.path` names for an iteration: one path, or each of a list.
+    """What `prompts.path` names for an iteration: one path, or each of a list; nothing where it is not read.
+
+    With given pairs and a file of held-out prompts no other prompts are needed. Then the default, which is
+    a large data set that nobody has asked for, is not read; a path that somebody set still is, as ever.
 
     Example:
         `prompts.path=[mine.jsonl, "owner/name-iter{iteration}"]` in iteration 2 is ["mine.jsonl",
         "owner/name-iter2"]
     """
-    paths = [cfg.prompts.path] if isinstance(cfg.prompts.path, str) else list(cfg.prompts.path)
+    path = cfg.prompts.path
+    has_all_it_needs = not samples_to_train(cfg) and cfg.prompts.held_out_path is not None
+    if path is None or (has_all_it_needs and path == PromptsConfig().path):
+        return []
+    paths = [path] if isinstance(path, str) else list(path)
     return [path.replace(PLACEHOLDER, str(iteration)) for path in paths]
 
 

@@ -80,7 +80,7 @@ def _require_embeddings(path: str | Path, tokenizer: PreTrainedTokenizerBase) ->
     # turn shows them.
     with suppress(TemplateRefuses):
         largest = max(render_prompt(tokenizer, probe(tokenizer)))
-    if size is not None and largest >= size:
+    if isinstance(size, int) and largest >= size:
         raise ModelError(
             f"{path}: the chat template writes token {largest}, and the model has {size} "
             "embeddings (vocab_size). Take the model's own tokenizer, or enlarge them: "

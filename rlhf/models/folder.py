@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rlhf.errors import ModelError
+from rlhf.data.json_text import json_text
+from rlhf.errors import ModelError, one_line
 
 _TRUST = "trust_remote_code=true"
 _CODE = f"A model with Python code of its own needs {_TRUST} in its section, which runs it: read it first."
@@ -34,9 +36,23 @@ def own_code(path: str | Path) -> dict[str, str]:
         if not isinstance(auto_map, dict):
             auto_map = {"AutoTokenizer": auto_map}
         for auto_class, names in auto_map.items():
-            # A tokenizer names two, the slow and the fast one; null stands for one that does not exist.
-            classes[auto_class] = names if isinstance(names, str) else ", ".join(filter(None, names))
+            class_names = _class_names(names, f"{file}: auto_map of {auto_class}")
+            if class_names:
+                classes[auto_class] = ", ".join(class_names)
     return classes
+
+
+def _class_names(value: Any, where: str) -> list[str]:
+    """The classes that an entry of `auto_map` names."""
+    # A tokenizer names two, the slow and the fast one; null stands for one that does not exist.
+    names = value if isinstance(value, list) else [value]
+    for name in names:
+        if not isinstance(name, str | None):
+            raise ModelError(
+                f"{where} is {json_text(value):.80}, which names no class of Python. Mend it in a copy of "
+                "the folder, or download it again."
+            )
+    return [name for name in names if name]
 
 
 def own_classifier(path: str | Path) -> str | None:
@@ -54,7 +70,7 @@ def require_trust(path: str | Path, trusted: bool) -> None:
     own = own_classifier(path)
     if own and not trusted:
         raise ModelError(
-            f"{path}: this judge is computed by Python code that comes with it ({own}), and "
+            f"{path}: this judge is computed by Python code that comes with it ({one_line(own)}), and "
             f"without that it has no trained head. Look at the code; then let it run with {_TRUST} "
             "beside its path in reward_model or reward_model.others (evaluate.judges run no code), "
             "or choose another judge."
@@ -83,10 +99,39 @@ def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file of a model folder; ModelError where there is none."""
     try:
         text = path.read_text(encoding="utf-8")
-        return dict(json.loads(text))
-    except (OSError, ValueError, TypeError) as error:
+        content = json.loads(text)
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds {json_text(content):.80}, and must hold an object")
+    except (OSError, ValueError, RecursionError) as error:
         problem = f"cannot be read ({error})"
         raise ModelError(f"{path}: {problem}. Save the model anew, or download it again.") from None
+    return content
+
+
+def config_text(config: Mapping[str, Any], sort_keys: bool = False) -> str:
+    """A model's config.json.
+
+    Infinite numbers, as state space models have for limits, are written as transformers does, which reads
+    them back: null would be another model.
+    """
+    return json_text(_tagged(config), indent=2, sort_keys=sort_keys) + "\n"
+
+
+def _tagged(value: Any) -> Any:
+    """The same value with an object in place of every number that is not finite.
+
+    Example:
+        [0.0, math.inf] gives [0.0, {"__float__": "Infinity"}]
+    """
+    if isinstance(value, float) and math.isnan(value):
+        return {"__float__": "NaN"}
+    if isinstance(value, float) and math.isinf(value):
+        return {"__float__": "Infinity" if value > 0 else "-Infinity"}
+    if isinstance(value, list):
+        return [_tagged(element) for element in value]
+    if isinstance(value, Mapping):
+        return {key: _tagged(element) for key, element in value.items()}
+    return value
 
 
 def attention(path: str | Path, trust_remote_code: bool = False) -> str | None:
@@ -109,8 +154,10 @@ def load_config(path: str | Path, trust_remote_code: bool = False, **extra: Any)
 
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **extra)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise ModelError(f"{path}: its config cannot be used ({error}). {_CODE}") from error
+    # Where a value has another type than it must, the libraries raise anything, and name the field.
+    except Exception as error:
+        problem = f"its config cannot be used ({one_line(error)})"
+        raise ModelError(f"{path}: {problem}. Mend config.json, or download it again. {_CODE}") from error
 
 
 def load_weights(
@@ -141,7 +188,7 @@ def load_weights(
         task = auto.__name__.removeprefix("AutoModelFor")
         raise ModelError(
             f"{path}: cannot be loaded as {task} with transformers {transformers.__version__} "
-            f"({error}). Check config.json. {_CODE} Code that is too old for this version is "
+            f"({one_line(error)}). Check config.json. {_CODE} Code that is too old for this version is "
             "mended in a copy of the folder."
         ) from error
     missing = []

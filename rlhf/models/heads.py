@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from rlhf.errors import ModelError
+from rlhf.errors import ModelError, one_line
 from rlhf.models.folder import load_config, own_classifier, read_object
 from rlhf.models.weight_files import has_weights, weight_headers, weight_names
 
@@ -61,7 +61,8 @@ def _score_rows(path: str | Path) -> int | None:
     if not has_weights(path):
         return None
     for name, tensor in weight_headers(path):
-        if _SCORE.search(name):
+        # A single number has no shape, and is no head that a vector of hidden states goes through.
+        if _SCORE.search(name) and tensor["shape"]:
             return int(tensor["shape"][0])
     return None
 
@@ -79,8 +80,9 @@ def require_one_logit(path: str | Path, config: Any) -> None:
     own = own_classifier(path)
     if own:
         raise ModelError(
-            f"{path}: the judge's score is computed by Python code that comes with it ({own}), which runs in "
-            "transformers only. Use score.engine=transformers (or auto) and reward_model.url=null."
+            f"{path}: the judge's score is computed by Python code that comes with it "
+            f"({one_line(own)}), which runs in transformers only. Use score.engine=transformers (or "
+            "auto) and reward_model.url=null."
         )
     _require_score_head(path, config)
     num_rows = _score_rows(path)
@@ -110,7 +112,7 @@ def _require_score_head(path: str | Path, config: Any) -> None:
     if "score" in tops:
         layers = ", ".join(sorted(name for name in names if name.startswith("score.")))
         raise ModelError(
-            f"{path}: its head `score` is no single linear layer ({layers}), and transformers has "
+            f"{path}: its head `score` is no single linear layer ({one_line(layers)}), and transformers has "
             "no class for that. "
             f"Use the version that comes with its code (trust_remote_code), or another judge. {_DECODERS}."
         )
@@ -135,7 +137,7 @@ def _require_score_head(path: str | Path, config: Any) -> None:
     # Loaded all the same, it would score with a head of random numbers.
     kind = ", ".join(config.architectures or ["a model without a head"])
     raise ModelError(
-        f"{path}: the judge has no score head ({kind}): it writes text and gives no number, and "
+        f"{path}: the judge has no score head ({one_line(kind)}): it writes text and gives no number, and "
         "transformers would "
         "make a head up. Use a sequence classifier with one logit (…ForSequenceClassification), "
         "train one from it "

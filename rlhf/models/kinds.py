@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from rlhf.errors import ModelError
+from rlhf.errors import ModelError, one_line
 from rlhf.models.folder import read_object
 from rlhf.models.weight_files import (
     INDEX,
@@ -167,8 +167,8 @@ def _refuse_adapter(folder: Path, where: str) -> None:
             )
         return
     adapter = read_object(description)
-    base = str(adapter.get("base_model_name_or_path") or "its base model")
-    kind = str(adapter.get("peft_type") or "LORA")
+    base = one_line(adapter.get("base_model_name_or_path") or "its base model")
+    kind = one_line(adapter.get("peft_type") or "LORA")
     holds = f"holds an adapter ({kind}, adapter_config.json) of {base}, no whole model"
     if kind not in _MERGEABLE:
         raise ModelError(
@@ -207,10 +207,10 @@ def _about_folder_without_config(folder: Path) -> str:
     # A folder of checkpoints, or one that was unpacked one level too deep.
     within = [path.parent.name for path in sorted(folder.glob("*/config.json"))]
     if within:
-        return f"no config.json there, but in its folders {', '.join(within)}. Name one of them."
+        return f"no config.json there, but in its folders {one_line(', '.join(within))}. Name one of them."
     weights = _foreign_weights(folder)
     if weights:
-        return f"no config.json there, only {weights[0].name}: {_BY_SUFFIX[weights[0].suffix]}."
+        return f"no config.json there, only {one_line(weights[0].name)}: {_BY_SUFFIX[weights[0].suffix]}."
     return (
         "no config.json there, so it is no model folder. Point at the one that has config.json "
         "and *.safetensors."
@@ -231,7 +231,7 @@ def _foreign_weights(folder: Path) -> list[Path]:
 def _about_other_weights(folder: Path) -> str:
     foreign = _foreign_weights(folder)
     if foreign:
-        return f"{foreign[0].name} is {_BY_SUFFIX[foreign[0].suffix]}"
+        return f"{one_line(foreign[0].name)} is {_BY_SUFFIX[foreign[0].suffix]}"
     # What lies on the Hub in other formats is not downloaded.
     return f"it may have its weights in another format ({', '.join(_BY_SUFFIX)}), but {_PICKLES}"
 
@@ -245,6 +245,8 @@ def _refuse_quantised(folder: Path, config: dict[str, Any], where: str) -> None:
             method = "compressed-tensors" if "compression_config" in settings else ""
             if isinstance(quantisation, dict):
                 method = str(quantisation.get("quant_method") or method or "unknown method")
+            else:
+                quantisation = {}
             # Configs of bitsandbytes once did without a name.
             if "load_in_4bit" in quantisation or "load_in_8bit" in quantisation:
                 method = "bitsandbytes"
@@ -265,7 +267,7 @@ def _raise_quantised(where: str, method: str, sign: str) -> None:
     dequantize = _DEQUANTIZE.get(method.lower(), "dequantize it with the library that made it")
     shown = f"{method}: " if method else ""
     raise ModelError(
-        f"{where}: its weights are quantised ({shown}{sign}), and here models are read, trained "
+        f"{where}: its weights are quantised ({one_line(shown + sign)}), and here models are read, trained "
         "and saved whole. "
         f"Name the model that it was made from, or dequantize it: {dequantize}. If the weights are whole, "
         "take that out of a copy of the folder."
@@ -287,14 +289,14 @@ def _check_weight_files(folder: Path, where: str) -> None:
     # The index names the file of every tensor: one that was never downloaded is missed only here.
     missing = sorted(named - with_weights)
     if missing:
-        names = ", ".join(missing)
+        names = one_line(", ".join(missing))
         raise ModelError(f"{where}: {names} of {index.name} is not there. Download it anew.")
     if index.is_file() or (folder / SINGLE).is_file():
         return
     # Of other names transformers finds none, and which file is which only the index could say.
-    files = [file.name for file in weight_files(folder)]
+    files = [one_line(file.name) for file in weight_files(folder)]
     if not files:
-        names = ", ".join(sorted(file.name for file in folder.glob("*.safetensors")))
+        names = one_line(", ".join(sorted(file.name for file in folder.glob("*.safetensors"))))
         raise ModelError(
             f"{where}: holds its weights in their maker's own format alone ({names}). Take the version for "
             f"transformers, with {SINGLE}."

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf.errors import TemplateHangs, TemplateRefuses
+from rlhf.errors import TemplateHangs, TemplateRefuses, one_line
 
 Messages = Sequence[Mapping[str, str]]
 TODAY = date(2024, 7, 26)
@@ -51,7 +51,7 @@ def apply(
         roles = [message["role"] for message in messages]
         raise TemplateRefuses(
             f"{tokenizer.name_or_path}: the chat template refuses a conversation with roles "
-            f"{roles}: {error}. Take such turns out of the data, use a model whose template takes "
+            f"{roles}: {one_line(error)}. Take such turns out of the data, use a model whose template takes "
             "them, or change the template in a copy of the model's folder (for instance so that "
             "it writes the system turn into the first user turn)."
         ) from error

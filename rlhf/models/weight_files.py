@@ -10,11 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rlhf.data.json_text import json_text
 from rlhf.errors import ModelError
 from rlhf.models.folder import read_object
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+SHARD_BYTES = 4 * 10**9
+"""Bytes of weights that one file holds at most, unless one weight alone is larger. Models with more are
+written as several files, which are hashed and loaded side by side; smaller ones as one, as ever."""
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """Names of torch by those in safetensors headers; whole numbers and 8-bit weights are no dtypes to
 compute in."""
@@ -71,7 +75,33 @@ def weight_map(folder: Path) -> dict[str, str]:
     file_by_weight = read_object(index).get("weight_map")
     if not isinstance(file_by_weight, dict):
         raise ModelError(f"{index}: has no weight_map. Download or save the model anew.")
-    return {str(name): str(file) for name, file in file_by_weight.items()}
+    for name, file in file_by_weight.items():
+        if not isinstance(file, str):
+            raise ModelError(
+                f"{index}: weight_map has {json_text(file):.80} for {name}, which is no name of a file. "
+                "Download or save the model anew."
+            )
+    return file_by_weight
+
+
+def write_index(folder: Path) -> None:
+    """Write the index of a folder that holds its weights in several files, as their headers have it.
+
+    Does nothing where one file holds them all.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) == 1:
+        return
+    file_by_weight = {}
+    total_size = 0
+    for file in files:
+        for name, tensor in file_header(file).items():
+            file_by_weight[name] = file.name
+            begin, end = tensor["data_offsets"]
+            total_size += end - begin
+    index = {"metadata": {"total_size": total_size}, "weight_map": file_by_weight}
+    text = json_text(index, indent=2, sort_keys=True)
+    (folder / INDEX).write_text(f"{text}\n", encoding="utf-8")
 
 
 def weight_names(path: str | Path) -> set[str]:
@@ -141,12 +171,16 @@ def file_header(file: Path) -> dict[str, dict[str, Any]]:
             (length,) = struct.unpack("<Q", stream.read(8))
             # In a file of another kind the first eight bytes may be any number.
             text = stream.read(min(length, _LARGEST_HEADER))
-        header = dict(json.loads(text))
+        header = json.loads(text)
+        if not isinstance(header, dict):
+            raise ValueError(f"its header is {json_text(header):.80}, and must be an object")
         header.pop("__metadata__", None)
+        for name, tensor in header.items():
+            _check_tensor(name, tensor)
         ends = [tensor["data_offsets"][1] for tensor in header.values()]
         expected_size = 8 + length + max(ends, default=0)
         size = file.stat().st_size
-    except (OSError, ValueError, LookupError, TypeError, struct.error) as error:
+    except (OSError, ValueError, RecursionError, struct.error) as error:
         problem = f"no safetensors file that can be read ({error})"
         raise ModelError(f"{file}: {problem}. Download or save it anew.") from None
     if size != expected_size:
@@ -154,3 +188,28 @@ def file_header(file: Path) -> dict[str, dict[str, Any]]:
             f"{file}: {size} bytes, and its header says {expected_size}: it is cut short. Download it anew."
         )
     return header
+
+
+def _check_tensor(name: str, tensor: Any) -> None:
+    """Raise ValueError for what a header says of a tensor where the format has other types."""
+    if not isinstance(tensor, dict):
+        raise ValueError(f"{name} is {json_text(tensor):.80} in its header, and must be an object")
+    dtype = tensor.get("dtype")
+    if not isinstance(dtype, str):
+        raise ValueError(f"{name}.dtype is {json_text(dtype):.80} in its header, and must be a text")
+    for field in ("shape", "data_offsets"):
+        if not _are_sizes(tensor.get(field)):
+            found = json_text(tensor.get(field))
+            raise ValueError(
+                f"{name}.{field} is {found:.80} in its header, and must be whole numbers from 0 on"
+            )
+    offsets = tensor["data_offsets"]
+    if len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise ValueError(f"{name}.data_offsets is {offsets} in its header, and must be a begin and an end")
+
+
+def _are_sizes(value: Any) -> bool:
+    """Whether a value out of JSON is a list of whole numbers that are not negative."""
+    if not isinstance(value, list):
+        return False
+    return all(isinstance(size, int) and not isinstance(size, bool) and size >= 0 for size in value)

@@ -78,7 +78,10 @@ def table(findings: Sequence[Finding]) -> str:
         # Findings of one subject stand together, also where they were found at different times.
         lines = blocks.setdefault(item.subject, [item.subject])
         mark = item.level.value
-        lines.append(f"  {mark} {item.text}")
-        for line in item.way_out.splitlines():
-            lines.append(f"      {line}")
+        first, *rest = item.text.split("\n")
+        lines.append(f"  {mark} {first}")
+        # Deeper than a finding, so that no line of a text from outside passes for one.
+        for line in [*rest, *item.way_out.split("\n")]:
+            if line:
+                lines.append(f"      {line}")
     return "\n".join(itertools.chain.from_iterable(blocks.values()))

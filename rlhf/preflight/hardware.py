@@ -16,12 +16,16 @@ from pathlib import Path
 
 from rlhf.config.choices import Engine
 from rlhf.config.schema import Config
+from rlhf.data.files import resolved
 from rlhf.generation.vllm_args import check_batching
 from rlhf.launch.machine import gpus, memory
+from rlhf.loop.prompt_sets import samples_to_train
 from rlhf.models.weight_files import has_weights, saved_dtype
 from rlhf.preflight.capacity import check_capacity
 from rlhf.preflight.findings import Finding, Level, finding
 from rlhf.run.commit import VERSIONS
+from rlhf.run.job import Kind
+from rlhf.run.stage_table import kind_of
 
 _PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 _FP32 = 4  # bytes of a number
@@ -35,10 +39,11 @@ def num_training_ranks(cfg: Config) -> int:
     return len(gpus(cfg.compute)) or 1
 
 
-def disk(cfg: Config, sizes: dict[str, float]) -> Iterator[Finding]:
+def disk(cfg: Config, sizes: dict[str, float], folders: dict[str, Path]) -> Iterator[Finding]:
     """What is yet to be written: fp32 weights of each iteration, an export, two checkpoints, responses."""
-    folder = Path(cfg.run_dir or ".").expanduser().resolve()
-    needed = _bytes_to_write(cfg, sizes, folder)
+    folder = resolved(cfg.run_dir or ".", "run_dir")
+    checkpoints = _bytes_of_checkpoints(cfg, sizes, _bytes_of_weights(cfg, sizes, folders))
+    needed = _bytes_to_write(cfg, sizes, folder) + checkpoints
     # A new run's folder is not there yet; the nearest one above it is on the same disk.
     while not folder.is_dir():
         folder = folder.parent
@@ -48,6 +53,7 @@ def disk(cfg: Config, sizes: dict[str, float]) -> Iterator[Finding]:
 
 
 def _bytes_to_write(cfg: Config, sizes: dict[str, float], folder: Path) -> float:
+    """Of weights and responses, which stay."""
     num_left = 0
     for t in range(1, cfg.num_iterations + 1):
         if not (folder / f"iteration_{t:03d}" / "dpo").is_dir():
@@ -57,19 +63,33 @@ def _bytes_to_write(cfg: Config, sizes: dict[str, float], folder: Path) -> float
     if cfg.reward_model.data is not None:
         judge = sizes.get("reward_model.path", 0)
     num_policies = num_left + 1  # one of them is the export
-    largest_trained = judge
     if cfg.sft.data is not None:
         num_policies += 1
-    # An adapter's checkpoint is small; SFT trains the whole model in any case.
-    if cfg.sft.data is not None or cfg.dpo.lora.rank == 0:
-        largest_trained = max(policy, judge)
-    checkpoint = _ADAM * largest_trained
-    responses = num_left * cfg.prompts.num_per_iteration * cfg.generate.n
+    responses = 0
+    if samples_to_train(cfg):
+        responses = num_left * cfg.prompts.num_per_iteration * cfg.generate.n
     # Half of the limit: most responses end before it.
     tokens = responses * cfg.generate.max_new_tokens / 2
     weights = _FP32 * policy * num_policies + _FP32 * judge
-    # Two checkpoints are kept, in case the newest is damaged. 8 bytes a token are its id and its text.
-    return weights + 2 * checkpoint + 8 * tokens
+    return weights + 8 * tokens  # 8 bytes a token are its id and its text
+
+
+def _bytes_of_checkpoints(cfg: Config, sizes: dict[str, float], weights: dict[str, float]) -> float:
+    """Of the two that the largest training has at most, in case the newer one is damaged or not finished."""
+    trained = []
+    # An adapter's checkpoint is small; SFT trains the whole model in any case.
+    if cfg.sft.data is not None or cfg.dpo.lora.rank == 0:
+        trained.append("model.path")
+    if cfg.reward_model.data is not None:
+        trained.append("reward_model.path")
+    largest = 0.0
+    for key in trained:
+        checkpoint = _ADAM * sizes.get(key, 0)
+        # Under ZeRO-3 the weights that a model computes with are not in it, but made of the fp32 ones.
+        if cfg.compute.zero_stage != 3:
+            checkpoint += weights.get(key, 0)
+        largest = max(largest, checkpoint)
+    return 2 * largest
 
 
 @dataclass(frozen=True)
@@ -131,6 +151,12 @@ def _needs(cfg: Config, weights: dict[str, float], parameters: float, ranks: int
         judge = 0  # it takes its memory where the server runs
     workers = cfg.compute.num_inference_workers or 1
     split = "tensor_parallel_size=2 or more"
+    # Independent workers have all weights each; ranks under ZeRO-3 have a share.
+    reference_processes = workers
+    reference = policy
+    if kind_of("reference", cfg.compute) is Kind.training:
+        reference_processes = ranks
+        reference = policy / ranks
     return [
         _Need(
             "generate",
@@ -138,6 +164,13 @@ def _needs(cfg: Config, weights: dict[str, float], parameters: float, ranks: int
             workers,
             cfg.generate.gpu_memory_utilization,
             f"generate.{split}",
+        ),
+        _Need(
+            "reference",
+            reference,
+            reference_processes,
+            1,
+            "compute.zero_stage=3 with more training ranks (GPUs)",
         ),
         _Need(
             "dpo",
@@ -151,7 +184,7 @@ def _needs(cfg: Config, weights: dict[str, float], parameters: float, ranks: int
             "score",
             judge / cfg.score.tensor_parallel_size,
             workers,
-            1,
+            1 if cfg.score.engine is Engine.transformers else cfg.score.gpu_memory_utilization,
             f"score.engine=vllm with score.{split}",
         ),
     ]
@@ -180,7 +213,7 @@ def _bytes_of_training(cfg: Config, policy: float, parameters: float, ranks: int
         weights = policy / ranks
     if cfg.dpo.lora.rank:
         return weights
-    gradients = policy
+    gradients = _FP32 * parameters  # they add up in fp32, whatever the model computes in
     adam = _ADAM * parameters
     if cfg.compute.offload_optimizer:
         adam = 0
@@ -236,7 +269,7 @@ def _least_versions() -> dict[str, str]:
     """The lower bounds of pyproject.toml by package; an installed copy of this one has no such file."""
     if not _PYPROJECT.is_file():
         return {}
-    return dict(re.findall(r'"([\w-]+)>=([\d.]+)"', _PYPROJECT.read_text()))
+    return dict(re.findall(r'"([\w-]+)>=([\d.]+)"', _PYPROJECT.read_text(encoding="utf-8")))
 
 
 def _installed(package: str) -> str | None:

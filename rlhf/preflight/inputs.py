@@ -16,15 +16,18 @@ from typing import Any
 from rlhf.config.limits import value_at
 from rlhf.config.schema import Config
 from rlhf.data.columns import unread_text
+from rlhf.data.files import resolved
 from rlhf.data.prompts import read_prompts
 from rlhf.data.records import Message, Prompt, what_became
 from rlhf.errors import UserError
-from rlhf.loop.judges import models_of
-from rlhf.loop.prompt_sets import has_set_per_iteration, prompt_paths, too_few
+from rlhf.loop.judges import models_of, rules_of
+from rlhf.loop.prompt_sets import has_set_per_iteration, prompt_paths, samples_to_train, too_few
 from rlhf.models.weight_files import has_weights, num_parameters, saved_dtype
 from rlhf.preflight.capacity import approximate_size
 from rlhf.preflight.findings import Finding, finding, refusal
 from rlhf.run import hub, sources
+from rlhf.run.licences import licence_in
+from rlhf.run.reuse import finished_stages
 
 # Of each file of prompts; a look must not take longer than a person waits for it.
 MAX_ROWS = 20_000
@@ -35,8 +38,9 @@ NUM_RENDERED = 100
 _HELD_OUT = "prompts.held_out_path"
 # Held-out prompts first: what they hold is left out of the training prompts, which are read after them.
 _FILES = (_HELD_OUT, "sft.data", "pair.data", "reward_model.data", "reward_model.on_policy.prompts")
-_RULES = ("reward_model.rule", "evaluate.gold", "reward_model.on_policy.rule")
 _MADE_HERE = "– made by this run"
+_NUM_DIGITS = 12
+"""Of a commit, as many as tell it from others."""
 
 
 def models(cfg: Config, folders: dict[str, Path], sizes: dict[str, float]) -> Iterator[Finding]:
@@ -66,11 +70,12 @@ def models(cfg: Config, folders: dict[str, Path], sizes: dict[str, float]) -> It
 
 def _size_and_text(folder: Path, path: str) -> tuple[float, str]:
     """Parameters of a model, 0 where unknown, and what to say of it."""
+    licence = f"licence {licence_in(folder)}"
     if not has_weights(folder):
-        return approximate_size(path) or 0, "on the Hub"
+        return approximate_size(path) or 0, f"on the Hub, commit {folder.name[:_NUM_DIGITS]}, {licence}"
     size = float(num_parameters(folder))
     dtype = saved_dtype(folder)
-    return size, f"{size / 1e6:.4g} M parameters, {dtype}"
+    return size, f"{size / 1e6:.4g} M parameters, {dtype}, {licence}"
 
 
 def data(cfg: Config, files: dict[str, Path]) -> Iterator[Finding]:
@@ -83,27 +88,29 @@ def data(cfg: Config, files: dict[str, Path]) -> Iterator[Finding]:
     Example:
         files: {"prompts.held_out_path": Path("held_out.jsonl"), "prompts.path": Path("train.jsonl")}
     """
+    rules = rules_of(cfg)
     for key, path in _named_data(cfg).items():
         try:
-            text = _text_of_data(key, path, files)
+            text = _text_of_rule(key, path) if key in rules else _text_of_data(key, path, files)
             yield finding(True, f"{key}={path}: {text}")
         except UserError as error:
             yield refusal(str(error))
     if cfg.reward_model.url is not None:
         yield _server(cfg.reward_model.url)
     for path in cfg.reuse:
-        manifests = list(Path(path).expanduser().glob("**/artifact.json"))
-        text = f"reuse={path}: {len(manifests)} finished stages"
-        yield finding(len(manifests) > 0, text, "Nothing is taken from it.")
+        num_stages = len(list(finished_stages(resolved(path, "reuse"))))
+        text = f"reuse={path}: {num_stages} finished stages"
+        yield finding(num_stages > 0, text, "Nothing is taken from it.")
 
 
 def _named_data(cfg: Config) -> dict[str, str]:
     """What the config names, by key; a file of prompts for each iteration has a key of its own."""
     named = {}
-    for key in (*_FILES, *_RULES):
+    for key in _FILES:
         value = value_at(cfg, key)
         if value is not None:
             named[key] = str(value)
+    named |= rules_of(cfg)
     per_iteration = has_set_per_iteration(cfg)
     for t in range(1, cfg.num_iterations + 1 if per_iteration else 2):
         for number, path in enumerate(prompt_paths(cfg, t), start=1):
@@ -112,22 +119,26 @@ def _named_data(cfg: Config) -> dict[str, str]:
     return named
 
 
+def _text_of_rule(key: str, path: str) -> str:
+    """What to say of a rule whose module is there; a UserError where it is not."""
+    # It is found, not imported: its code has no business in the driver.
+    sources.function_source(path, key)
+    return "the module is there"
+
+
 def _text_of_data(key: str, path: str, files: dict[str, Path]) -> str:
-    """What to say of a data file or rule that is there; a UserError where it is not."""
+    """What to say of a data file that is there; a UserError where it is not."""
     if path.startswith("@"):
         return _MADE_HERE
-    if key in _RULES:
-        # The module is found, not imported: its code has no business in the driver.
-        sources.function_source(path, key)
-        return "the module is there"
     dataset = hub.parse_dataset(path)
     # A path such as `data/train` reads like a data set; one that exists here is meant.
-    if dataset is None or Path(path).expanduser().exists():
+    if dataset is None or resolved(path, key).exists():
         file = sources.local_file(path, key)
         files[key] = file
         return f"{file.stat().st_size / 1e6:.3g} MB"
-    hub.fetch_dataset(dataset.repo, dataset.revision, key, rows=False)
-    return "on the Hub; its rows are looked at by the run's first stages"
+    folder = hub.fetch_dataset(dataset.repo, dataset.revision, key, rows=False)
+    what = f"on the Hub, commit {folder.name[:_NUM_DIGITS]}, licence {licence_in(folder)}"
+    return f"{what}; its rows are looked at by the run's first stages"
 
 
 def _server(url: str) -> Finding:
@@ -147,6 +158,23 @@ def _server(url: str) -> Finding:
     return finding(fine, f"reward_model.url={url}: {answer}", way_out)
 
 
+def first_of(rows: Iterator[Any], counts: Counter[str]) -> tuple[list[Any], bool]:
+    """What a reader gives for the first rows of a file, and whether more rows follow.
+
+    Args:
+        rows: a reader of `rlhf.data`.
+        counts: that it adds to while reading.
+    """
+    begun = time.monotonic()
+    first = []
+    for row in rows:
+        first.append(row)
+        seconds = time.monotonic() - begun
+        if counts["rows"] > MAX_ROWS or seconds > MAX_SECONDS:
+            return first, True
+    return first, False
+
+
 @dataclass(frozen=True)
 class _Reading:
     """The first prompts of a file, what became of the rows that were read, and whether more rows follow."""
@@ -158,14 +186,19 @@ class _Reading:
 
 def _first_prompts(file: Path, columns: Mapping[str, Any] | None) -> _Reading:
     counts = Counter[str]()
-    begun = time.monotonic()
-    first: list[Prompt] = []
-    for prompt in read_prompts(file, counts, columns=columns):
-        first.append(prompt)
-        seconds = time.monotonic() - begun
-        if counts["rows"] > MAX_ROWS or seconds > MAX_SECONDS:
-            return _Reading(first, counts, is_part=True)
-    return _Reading(first, counts, is_part=False)
+    first, is_part = first_of(read_prompts(file, counts, columns=columns), counts)
+    return _Reading(first, counts, is_part)
+
+
+def first_prompt(cfg: Config, files: Mapping[str, Path], key: str) -> list[Message] | None:
+    """The messages of a file's first prompt; None where it is not here, or holds none."""
+    if key not in files:
+        return None
+    try:
+        prompt = next(read_prompts(files[key], Counter[str](), columns=cfg.prompts.columns), None)
+    except UserError:
+        return None  # said where its rows are looked at
+    return None if prompt is None else list(prompt.messages)
 
 
 def prompts(cfg: Config, files: dict[str, Path], sample: list[list[Message]]) -> Iterator[Finding]:
@@ -194,12 +227,16 @@ def prompts(cfg: Config, files: dict[str, Path], sample: list[list[Message]]) ->
         if unread is not None:
             yield finding(False, f"{key}: {unread}", "What it holds would be missing from the question.")
         ids = {prompt.id for prompt in reading.prompts}
-        if key != _HELD_OUT:
+        # Where nothing else is asked, held-out prompts stand for them.
+        if key != _HELD_OUT or not prompt_paths(cfg, 1):
             sample.extend(_some_messages(reading.prompts))
+        if key != _HELD_OUT:
             num_known = len(ids & known_ids)
             text = f"{key}: {num_known} of {len(ids)} prompts are held out or in an earlier iteration's set"
             yield finding(not num_known, text, "They are left out of this one.")
-            problem = _too_few(cfg, key, reading, len(ids - known_ids) - num_cut)
+            problem = None
+            if samples_to_train(cfg):
+                problem = _too_few(cfg, key, reading, len(ids - known_ids) - num_cut)
             if problem is not None:
                 yield refusal(problem)
             num_cut = 0

@@ -14,6 +14,7 @@ from rlhf.config.choices import JudgeKind, SpecialTokens
 from rlhf.config.schema import Config
 from rlhf.config.stage_configs import PreflightStage
 from rlhf.data.records import Message
+from rlhf.errors import one_line
 from rlhf.generation.vllm_args import prompt_limit
 from rlhf.models.folder import own_classifier, require_trust
 from rlhf.preflight.findings import Finding, Level, collect, finding, refusal
@@ -361,7 +362,7 @@ def _judge(
         render_comparison(tokenizer, [], "a", "b")
         yield finding(True, f"{key}: a causal LM for which A and B are one token each")
     elif own:
-        yield finding(True, f"{key}: computed by its own code ({own})")
+        yield finding(True, f"{key}: computed by its own code ({one_line(own)})")
     elif not facts.trained_here:
         # One that is trained here gets its score head first.
         yield _one_logit(key, path, config, tokenizer)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlhf.data.digest import digest_of, digest_of_files
-from rlhf.errors import RunChanged
-from rlhf.run.commit import damaged, read_sealed
+from rlhf.data.digest import digest_of_files
+from rlhf.run.commit import MANIFEST
+from rlhf.run.manifest import check_folder, read_manifest
 
 
 @dataclass(frozen=True)
@@ -50,44 +51,40 @@ class Artifact:
 
 
 def open_artifact(folder: Path) -> Artifact:
-    """A finished artifact; RunChanged where its manifest is damaged, or a file is missing or of another size.
+    """A finished artifact.
 
-    What the files hold is looked at by `rlhf.run.plan.Run.verify`, before they are read: hashing weights
+    What its files hold is looked at by `rlhf.run.plan.Run.verify`, before they are read: hashing weights
     takes time.
+
+    Raises:
+        RunChanged: its manifest is damaged, a file is missing or of another size, or one is there that the
+            manifest does not name.
     """
     record = read_manifest(folder)
-    for name, entry in record["files"].items():
-        path = folder / name
-        if not path.is_file():
-            raise damaged(path, f"missing, but the manifest says {entry['bytes']} bytes", folder)
-        size = path.stat().st_size
-        if size != entry["bytes"]:
-            raise damaged(path, f"{size} bytes, but the manifest says {entry['bytes']} bytes", folder)
+    check_folder(folder, record["files"])
     return Artifact(folder, record["digest"], record, root=folder)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """What `rlhf.run.commit.commit` wrote; damage, and file names that lead out of the folder, are
-    refused.
+def artifact_around(path: Path) -> Artifact | None:
+    """The part of a finished artifact, of whatever run, that a file or folder is; None where it is of none.
+
+    Raises:
+        RunChanged: as `open_artifact`, or its manifest does not name the file.
     """
-    path = folder / "artifact.json"
-    record = read_sealed(path)
-    files = record.get("files")
-    if not isinstance(files, dict) or not {"identity", "digest"} <= record.keys():
-        raise damaged(path, "it has no files, identity or digest", folder)
-    incomplete = [name for name, entry in files.items() if set(entry or ()) != {"bytes", "sha256"}]
-    if incomplete:
-        raise damaged(path, f"it has no size or checksum of {incomplete}", folder)
-    # A manifest of another person's run must not make us hash, link or remove files elsewhere.
-    outside = [name for name in files if Path(name).is_absolute() or ".." in Path(name).parts]
-    if outside:
-        raise damaged(path, f"it names files outside its folder: {outside}", folder)
-    return record
+    for folder in (path, *path.parents):
+        if not _is_ours(folder / MANIFEST):
+            continue
+        artifact = open_artifact(folder)
+        return artifact if path == folder else artifact.part(path.relative_to(folder).as_posix())
+    return None
 
 
-def fingerprint_of(manifest: Path) -> str:
-    """What identifies a finished artifact's recipe and inputs; empty where the manifest cannot be read."""
+def _is_ours(manifest: Path) -> bool:
+    """Whether it may be a manifest of this package, damaged or not: others have files of that name too."""
     try:
-        return digest_of(read_manifest(manifest.parent)["identity"])
-    except RunChanged:
-        return ""
+        record = json.loads(manifest.read_bytes())
+    except OSError:
+        return False
+    except (ValueError, RecursionError):
+        return True
+    return isinstance(record, dict) and not {"identity", "seal"}.isdisjoint(record)

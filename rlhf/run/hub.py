@@ -11,6 +11,8 @@ from typing import Literal
 from rlhf.data.files import READERS
 from rlhf.errors import DataError, ModelError, UserError
 
+CARD = "README.md"
+"""The card of a model or data set, whose front matter names its licence."""
 # No *.bin: those are pickles, and to load one runs whatever code is in it.
 MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py")
 # Of weights only those that transformers loads: many repositories hold them several times over.
@@ -33,8 +35,19 @@ DATA_FILES = (
     "*.jsonl.gz",
     "*.json.zst",
     "*.csv",
-    "README.md",
+    CARD,
 )
+PINNED = {
+    "RLHFlow/iterative-prompt-v1-iter1-20K": "3fe9d880727d44dbb2278a0daad6af60a045fce0",
+    "RLHFlow/iterative-prompt-v1-iter2-20K": "c2b126a982d661e8e6cd9d4d49d25aab783a2a0b",
+    "RLHFlow/iterative-prompt-v1-iter3-20K": "a61bac0209321cb8bf02d68e1a1e2cc5c70344af",
+    "sfairXC/FsfairX-LLaMA3-RM-v0.1": "94fad49f1b3227aa8b566f415a335adb68ec544c",
+}
+"""Commits of what the defaults name, taken where no revision is said: a branch may be changed by its owner.
+
+By name and not in the experiments: prompts have a data set for each iteration, and a revision in an
+experiment would stay beside whatever other path a person gives. Whole commits: offline, the cache knows a
+part of one only where an earlier download was asked for by that part."""
 SILENCE_SECONDS = 8.0
 """After so long without a byte the Hub counts as unreachable, and what the local cache has is taken."""
 # A run asks for several models and data sets; after one silence the others need not wait through theirs.
@@ -78,7 +91,8 @@ def fetch_model(repo: str, revision: str | None, key: str, weights: bool = True)
     Raises:
         ModelError: gated, missing, or not to be reached.
     """
-    patterns = list(MODEL_FILES)
+    # The card is fetched, but is no part of what the model is.
+    patterns = [*MODEL_FILES, CARD]
     if not weights:
         patterns.remove("*.safetensors")
     return _snapshot(repo, revision, key, "model", patterns, ModelError, list(_SECOND_COPIES))
@@ -94,7 +108,7 @@ def fetch_dataset(repo: str, revision: str | None, key: str, rows: bool = True) 
     """
     patterns = list(DATA_FILES)
     if not rows:
-        patterns = ["README.md"]
+        patterns = [CARD]
     return _snapshot(repo, revision, key, "dataset", patterns, DataError)
 
 
@@ -127,8 +141,17 @@ def _snapshot(
         local = "file"
         download = f"hf download --repo-type dataset {repo}"
     where = f"{key}={repo}"
-    if revision:
+    other_commit = ""
+    if revision is None and repo in PINNED:
+        revision = PINNED[repo]
+        where += f", pinned to {revision}"
+        other_commit = (
+            f"Where the cache has another commit, ask for the branch: {_main_of(repo, key, kind)}. "
+        )
+    elif revision:
         where += f", revision {revision}"
+    if revision:
+        download += f" --revision {revision}"
     try:
         folder = snapshot_download(
             repo,
@@ -162,9 +185,26 @@ def _snapshot(
     except (LocalEntryNotFoundError, HfHubHTTPError, TransportError, OSError) as error:
         raise error_type(
             f"{where}: the Hub cannot be reached and the {what} is not in the local cache. "
-            f"Download it where there is a network (`{download}`), or give a local {local}. "
+            f"Download it where there is a network (`{download}`), or give a local {local}. {other_commit}"
             "The quickstart needs no download: python -m rlhf.iterate experiment=quickstart"
         ) from error
+
+
+def _main_of(repo: str, key: str, kind: str) -> str:
+    """How the main branch is asked for where a commit is pinned."""
+    if kind == "model" and key.endswith(".path"):
+        return f"{key.removesuffix('path')}revision=main"
+    return f"{repo}@main in place of {repo}"
+
+
+def cached_card(repo: str, revision: str | None, kind: Literal["model", "dataset"]) -> Path | None:
+    """The card that a download has left in the cache; the network is not asked."""
+    from huggingface_hub import try_to_load_from_cache
+
+    revision = revision or PINNED.get(repo)
+    card = try_to_load_from_cache(repo, CARD, revision=revision, repo_type=kind)
+    # It may also be a mark that there is no such file.
+    return Path(card) if isinstance(card, str) else None
 
 
 def _is_silent(repo: str, revision: str | None, kind: str) -> bool:

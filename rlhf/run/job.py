@@ -88,3 +88,7 @@ class Worker(Protocol):
     def progress(self, done: float, total: float, note: str = "") -> None:
         """Tell the driver how far this worker is."""
         ...
+
+    def say(self, text: str) -> None:
+        """Tell the person who watches what the stage's end would tell too late."""
+        ...

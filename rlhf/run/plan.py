@@ -9,25 +9,31 @@ version, stage, seed, own config, and the *content digests* of its inputs.
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from rlhf.config.fields import compared, filled
+from rlhf.config.overrides import iterate_command
 from rlhf.config.schema import Config
 from rlhf.config.stage_configs import StageCompute
 from rlhf.data.digest import digest_of, sealed
-from rlhf.data.shards import damaged_shards, shard_name, sum_counts, write_atomic
-from rlhf.errors import RunChanged, UserError
+from rlhf.data.files import resolved
+from rlhf.data.json_text import finite
+from rlhf.data.shards import damaged_shards, make_folders, shard_name, sum_counts, write_atomic
+from rlhf.errors import RunChanged, UserError, one_line
 from rlhf.models.folder import own_code
-from rlhf.run.artifact import Artifact, fingerprint_of, open_artifact, read_manifest
-from rlhf.run.commit import check_files, commit, discard, read_sealed, take, tidy
+from rlhf.run.artifact import Artifact, open_artifact
+from rlhf.run.commit import MANIFEST, check_files, commit, discard, take, tidy
 from rlhf.run.console import Console
 from rlhf.run.job import JUDGE_INPUT, Job, Kind, Outcome
-from rlhf.run.refusal import differences, refusal
-from rlhf.run.stage_table import STAGES, num_shards
+from rlhf.run.manifest import check_folder, read_identity, read_manifest
+from rlhf.run.owner import require_own_code
+from rlhf.run.refusal import changes_of, refusal
+from rlhf.run.reuse import has_gone, reusable_stages
+from rlhf.run.stage_table import STAGES, kind_of, num_shards
+from rlhf.run.stopwatch import stopwatch
 
 SCHEMA = 1
 """Version of what an identity holds: raise it when equal settings would mean another artifact."""
@@ -48,7 +54,7 @@ class Launcher(Protocol):
 
 
 class AloneDone(Exception):
-    """The one stage that was asked for is finished."""
+    """The one stage that was asked for is finished, or the one after which the run was to stop."""
 
 
 @dataclass
@@ -56,7 +62,8 @@ class Run:
     """One run folder and the stages in it, in the order the loop asks for them.
 
     With `planning`, `stage` runs nothing: it returns what is finished, marks what is not, and collects
-    refusals. With `only`, every stage but that one must be finished already.
+    refusals. With `only`, every stage but that one must be finished already. With `until`, no stage after
+    that one is begun.
     """
 
     folder: Path
@@ -65,6 +72,7 @@ class Run:
     console: Console | None = None
     planning: bool = False
     only: str | None = None
+    until: str | None = None
     elsewhere: str = "run_dir=<a new folder>"
     made: dict[str, Artifact] = field(default_factory=dict)
     pending: list[str] = field(default_factory=list)
@@ -96,16 +104,17 @@ class Run:
             RunChanged: it exists, made with other settings or inputs, or damaged; or an input is damaged.
             WorkerFailed: a process of the stage failed.
         """
+        # Not right behind it: gates and figures first have their look at it.
+        if self.until is not None and self.until in self.made:
+            raise AloneDone
         final = self.folder / name
         identity = self._identity(stage, config, inputs)
-        reusable = self._find_reusable(final, identity)
-        artifact: Artifact | None
-        if reusable is not None:
-            artifact = open_artifact(reusable) if self.planning else self._take(reusable, name, final)
-        elif self.planning:
-            artifact = self._plan(name, final, identity, inputs)
-        else:
-            artifact = self._finished(name, final, identity)
+        artifact = self._reused(name, final, identity)
+        if artifact is None:
+            if self.planning:
+                artifact = self._plan(name, final, identity, inputs)
+            else:
+                artifact = self._finished(name, final, identity)
         if artifact is None:
             artifact = self._make(name, final, identity, config, inputs, unrecorded or {})
         self.made[name] = artifact
@@ -114,13 +123,16 @@ class Run:
         return artifact
 
     def verify(self, *artifacts: Artifact | None) -> None:
-        """Hold the files of finished artifacts against their checksums, once; RunChanged names one that
-        differs.
+        """Hold finished artifacts against their manifests; RunChanged names a file that differs, is missing,
+        or is of no manifest.
+
+        Everything that reads a finished stage comes by here first. Checksums are taken once per process.
         """
         for artifact in artifacts:
             if artifact is None or artifact.root is None:
                 continue
             files = artifact.record["files"]
+            check_folder(artifact.root, files)
             names = []
             for name in sorted(files):
                 path = artifact.root / name
@@ -129,6 +141,29 @@ class Run:
                     names.append(name)
             check_files(artifact.root, files, names)
             self._verified.update(artifact.root / name for name in names)
+
+    def recorded_config(self, pattern: str) -> dict[str, Any] | None:
+        """What the first stage of such a name was told, finished or begun, here or in a run of `reuse`.
+
+        None where there is none. Damaged records are left out: they are refused where the stage is asked for.
+
+        Args:
+            pattern: of names of stages, such as `iteration_*/held_out/generate`.
+        """
+        finished = f"{pattern}/{MANIFEST}"
+        begun = f"{_partial(Path(pattern))}/.identity.json"
+        others = [resolved(run, "reuse") for run in self.cfg.reuse]
+        for folder in (self.folder, *others):
+            for path in sorted([*folder.glob(finished), *folder.glob(begun)]):
+                try:
+                    if path.name == MANIFEST:
+                        identity = read_manifest(path.parent)["identity"]
+                    else:
+                        identity = read_identity(path.parent)
+                except RunChanged:
+                    continue
+                return dict(identity["config"])
+        return None
 
     def say(self, text: str) -> None:
         """Tell the person who watches."""
@@ -150,24 +185,41 @@ class Run:
             "schema": SCHEMA,
             "stage": stage,
             "seed": self.cfg.seed,
-            "config": compared(config),
+            # As a record has it, with which it is compared: JSON has no infinite numbers.
+            "config": finite(compared(config)),
             "inputs": digests,
         }
 
-    def _find_reusable(self, final: Path, identity: Identity) -> Path | None:
-        """A stage that a run of `reuse` has finished with the same fingerprint; own work begun goes before
-        it.
+    def _reused(self, name: str, final: Path, identity: Identity) -> Artifact | None:
+        """The artifact of a stage that a run of `reuse` has finished with the same fingerprint.
+
+        It is taken, or while planning only found. None where there is none; own work begun goes before it.
+
+        Raises:
+            RunChanged: it is damaged.
         """
         inputs_unknown = None in identity["inputs"].values()
         if not self.cfg.reuse or final.exists() or _partial(final).exists() or inputs_unknown:
             return None
         if self._reusable is None:
-            self._reusable = {}
-            # The first run named wins, so it is entered last.
-            for run in reversed(self.cfg.reuse):
-                for manifest in sorted(Path(run).expanduser().resolve().glob("**/artifact.json")):
-                    self._reusable[fingerprint_of(manifest)] = manifest.parent
-        return self._reusable.get(digest_of(identity))
+            self._reusable = reusable_stages(self.cfg.reuse, self.say)
+        fingerprint = digest_of(identity)
+        source = self._reusable.get(fingerprint)
+        if source is None:
+            return None
+        try:
+            require_own_code(source, self.cfg)
+            found = open_artifact(source)
+            if self.planning:
+                return found
+            take(source, found.record, final)
+        except (RunChanged, FileNotFoundError):
+            if not has_gone(source, fingerprint):
+                raise
+            self.say(f"  ! {source} was deleted or made again while it was taken: {name} is made here")
+            return None
+        self.say(f"  = {name:<32}          taken from {source}")
+        return self._own(final)
 
     def _finished(self, name: str, final: Path, identity: Identity) -> Artifact | None:
         """The stage's artifact where it is finished; None where it has to be made.
@@ -180,7 +232,7 @@ class Run:
             return None
         artifact = open_artifact(final)
         tidy(final)  # a kill right after the commit left its working files
-        changes = differences(artifact.record["identity"], identity)
+        changes = changes_of(artifact.record["identity"], identity)
         if changes and identity["stage"] == "export":
             discard(final)  # a view of what is finished: made anew when the figures on its card are
             return None
@@ -191,7 +243,7 @@ class Run:
     def _check_partial(self, name: str, partial: Path, identity: Identity) -> None:
         if not _has_begun(partial):
             return
-        changes = differences(read_sealed(partial / ".identity.json"), identity)
+        changes = changes_of(read_identity(partial), identity)
         if changes and _is_cheap(identity["stage"], partial):
             discard(partial)  # often the very thing whose settings had to change
         elif changes:
@@ -209,7 +261,7 @@ class Run:
         if is_finished:
             recorded = read_manifest(final)["identity"]
         else:
-            recorded = read_sealed(folder / ".identity.json")
+            recorded = read_identity(folder)
         changes = _known_differences(recorded, identity)
         if changes and not is_finished and _is_cheap(identity["stage"], folder):
             changes = []
@@ -237,7 +289,7 @@ class Run:
         if self.only is not None and name != self.only:
             raise UserError(
                 f"{self.only} alone cannot run: {name} in {self.folder} is not finished. "
-                f"Run that stage first, or the whole loop: python -m rlhf.iterate run_dir={self.folder}"
+                f"Run that stage first, or the whole loop: {iterate_command(self.folder)}"
             )
         assert self.launcher is not None, "a run without a launcher only plans"
         self.verify(*inputs.values(), *unrecorded.values())
@@ -249,7 +301,6 @@ class Run:
         compute = filled(StageCompute, self.cfg.compute, report_to=list(self.cfg.report_to))
         job = Job(stage, name, config, paths, str(partial), self.cfg.seed, compute)
         missing = [index for index in range(num_shards(job)) if not (partial / shard_name(index)).exists()]
-        started = time.monotonic()
         if getattr(config, "trust_remote_code", False):
             self._announce_code(recorded_paths.values())
         if getattr(config, "trusted_judges", None):
@@ -257,17 +308,18 @@ class Run:
         if self.console is not None:
             self.console.begin(name)
         try:
-            outcome = self.launcher.launch(job, STAGES[stage].kind, missing)
+            with stopwatch(partial) as seconds:
+                outcome = self.launcher.launch(job, kind_of(stage, compute), missing)
+                counts = outcome.counts | sum_counts(partial)
         except UserError:
             if _is_cheap(stage, partial):
                 discard(partial)  # nothing half-written stays
             raise
-        counts = outcome.counts | sum_counts(partial)
-        seconds = time.monotonic() - started
-        commit(partial, final, identity, job, counts, outcome.metrics, seconds)
+        seconds_of_all_attempts = seconds()
+        commit(partial, final, identity, job, counts, outcome.metrics, seconds_of_all_attempts)
         artifact = self._own(final)
         if self.console is not None:
-            self.console.end(name, seconds, artifact.counts | artifact.metrics)
+            self.console.end(name, seconds_of_all_attempts, artifact.counts | artifact.metrics)
         return artifact
 
     def _prepare_partial(self, final: Path, identity: Identity) -> Path:
@@ -275,17 +327,12 @@ class Run:
         for leftover in ("gone", "taken"):  # of an attempt that was killed
             shutil.rmtree(final.with_name(f".{final.name}.{leftover}"), ignore_errors=True)
         partial = _partial(final)
-        partial.mkdir(parents=True, exist_ok=True)
+        make_folders(partial)
         write_atomic(partial / ".identity.json", sealed(identity))
         for path in damaged_shards(partial):
             self.say(f"  ! {path}: not what was written; it is thrown away and made again")
             path.unlink()
         return partial
-
-    def _take(self, source: Path, name: str, final: Path) -> Artifact:
-        take(source, open_artifact(source).record, final)
-        self.say(f"  = {name:<32}          taken from {source}")
-        return self._own(final)
 
     def _own(self, final: Path) -> Artifact:
         """An artifact that this process made or took: its files need no second look."""
@@ -301,7 +348,7 @@ class Run:
             code = own_code(path)
             if code:
                 self._code_announced.add(path)
-                names = ", ".join(code.values())
+                names = one_line(", ".join(code.values()))
                 self.say(f"  ! runs the Python code of {path} (trust_remote_code=true): {names}")
 
     def _refusal(self, changes: list[tuple[str, list[str]]], stale: list[str]) -> RunChanged:
@@ -321,7 +368,7 @@ def _known_differences(recorded: Identity, identity: Identity) -> list[str]:
             parts[part] = {key: value for key, value in full[part].items() if key not in keys}
         return full | parts
 
-    return differences(shown(recorded), shown(identity))
+    return changes_of(shown(recorded), shown(identity))
 
 
 def _is_cheap(stage: str, partial: Path) -> bool:

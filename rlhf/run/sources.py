@@ -11,12 +11,14 @@ from rlhf.config.stage_configs import DatasetStage
 from rlhf.data.digest import digest_files, digest_of, digest_of_files, sealed, unsealed
 from rlhf.data.files import resolved
 from rlhf.data.shards import write_atomic
-from rlhf.errors import ConfigError, DataError, ModelError
+from rlhf.errors import ConfigError, DataError, ModelError, one_line
 from rlhf.models.kinds import check_folder
 from rlhf.models.weight_files import second_copies
 from rlhf.run import hub
-from rlhf.run.artifact import Artifact
+from rlhf.run.artifact import Artifact, artifact_around
+from rlhf.run.commit import check_files
 from rlhf.run.plan import Run
+from rlhf.run.refusal import rule_file
 
 _ENTRY_OF_THEN = {
     # rlhf/world/tasks.py: moved about and commented since the first quickstart; what its rules say is the
@@ -55,7 +57,9 @@ def made_here(run: Run, path: str, key: str) -> Artifact:
         return artifact
     is_there = any(f"{file}/".startswith(f"{part}/") for file in files)  # a file, or a folder of files
     if not is_there:
-        raise ConfigError(f"{key}={path}: {name!r} has no such part. Name one of {', '.join(sorted(files))}.")
+        raise ConfigError(
+            f"{key}={path}: {name!r} has no such part. Name one of {one_line(', '.join(sorted(files)))}."
+        )
     return artifact.part(part)
 
 
@@ -66,6 +70,7 @@ def model(run: Run, path: str, revision: str | None, key: str) -> Artifact:
     Raises:
         ModelError: it is not there, or no whole model in safetensors.
         ConfigError: there is a revision, and it is not of the Hub.
+        RunChanged: it is of a finished run, and not what that run made.
     """
     if path.startswith("@"):
         _refuse_revision(path, revision, key, "something this run makes")
@@ -79,7 +84,7 @@ def model(run: Run, path: str, revision: str | None, key: str) -> Artifact:
         names |= {file.name for file in folder.glob(pattern) if file.is_file()}
     # A second copy of the weights is never read, and may come and go.
     names -= {file.name for file in second_copies(folder)}
-    return Artifact(folder, _remembered_digest(run, folder, sorted(names)))
+    return Artifact(folder, _digest_of_outside(run, folder, sorted(names)))
 
 
 def model_folder(path: str, revision: str | None, key: str, weights: bool = True) -> Path:
@@ -88,11 +93,14 @@ def model_folder(path: str, revision: str | None, key: str, weights: bool = True
     Raises:
         ModelError: it is not there, or no whole model in safetensors.
         ConfigError: there is a revision, and it is not of the Hub.
+        RunChanged: it is of a finished run, and files are missing, of another size or of no manifest, or
+            small ones damaged.
     """
     folder = resolved(path, key)
     # A folder's own name may hold an @; what is here comes first.
     if folder.exists():
         _refuse_revision(path, revision, key, "a folder of this machine")
+        _check_small_files(folder)  # before they are read: a manifest says more of what is damaged
         check_folder(folder, key)
         return folder
     if path.startswith(("/", ".", "~")) or path.count("/") != 1:
@@ -131,6 +139,41 @@ def _revision_key(key: str) -> str:
     return key
 
 
+def _digest_of_outside(run: Run, folder: Path, names: list[str]) -> str:
+    """Digest of files from outside this run; what another run made is held against its manifest.
+
+    Raises:
+        RunChanged: one of them is not what that run made.
+    """
+    digest = _remembered_digest(run, folder, names)
+    artifact = artifact_around(folder)
+    if artifact is None or artifact.root is None:
+        return digest
+    files = artifact.record["files"]
+    below = folder.relative_to(artifact.root)
+    listed = {name: (below / name).as_posix() for name in names}
+    made = digest_of_files({name: files[full_name] for name, full_name in listed.items()})
+    if digest != made:
+        check_files(artifact.root, files, list(listed.values()))  # says which
+    return made
+
+
+def _check_small_files(folder: Path) -> None:
+    """Hold a model of another run against its manifest, but for the hashes of its weights.
+
+    Also what has no part in its digest: vocabularies of rare names, and further templates.
+    """
+    artifact = artifact_around(folder)
+    if artifact is None or artifact.root is None:
+        return
+    names = []
+    for name in artifact.record["files"]:
+        path = artifact.root / name
+        if path.is_relative_to(folder) and path.suffix != ".safetensors":
+            names.append(name)
+    check_files(artifact.root, artifact.record["files"], names)
+
+
 def _remembered_digest(run: Run, folder: Path, names: list[str]) -> str:
     """Digest of large files, remembered in the run folder by size and time of change."""
     memory = run.folder / ".digests.json"
@@ -144,11 +187,12 @@ def _remembered_digest(run: Run, folder: Path, names: list[str]) -> str:
         # The inode too: a file that was replaced within the clock's resolution is another one.
         stats[name] = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
     stamp = digest_of([str(folder), stats])
-    if stamp not in known:
+    if not isinstance(known.get(stamp), str):
         known[stamp] = digest_of_files(digest_files(folder, names))
         if run.folder.is_dir():
             write_atomic(memory, sealed(known))
-    return str(known[stamp])
+    digest: str = known[stamp]
+    return digest
 
 
 def data_file(run: Run, path: str, key: str, name: str = "") -> Artifact:
@@ -166,7 +210,7 @@ def data_file(run: Run, path: str, key: str, name: str = "") -> Artifact:
     # A path such as data/prompts reads like a Hub id; what is here comes first.
     if wanted is None or resolved(path, key).exists():
         file = local_file(path, key)
-        return Artifact(file, _remembered_digest(run, file.parent, [file.name]))
+        return Artifact(file, _digest_of_outside(run, file.parent, [file.name]))
     folder = hub.fetch_dataset(wanted.repo, wanted.revision, key)
     config = DatasetStage(wanted.repo, folder.name, wanted.subset, wanted.split)
     snapshot = Artifact(folder, digest_of([wanted.repo, folder.name]))
@@ -178,6 +222,7 @@ def local_file(path: str, key: str) -> Path:
 
     Raises:
         DataError: there is no such file.
+        RunChanged: it lies in a finished stage of a run, and that stage is not whole or does not name it.
     """
     file = resolved(path, key)
     if not file.is_file():
@@ -186,6 +231,7 @@ def local_file(path: str, key: str) -> Path:
             f"{key}={path}: {what}. Give the path of a .json, .jsonl, .csv or .parquet file, or a "
             "data set on the Hub as owner/name[@revision][:[subset/]split]."
         )
+    artifact_around(file)
     return file
 
 
@@ -195,19 +241,12 @@ def function_source(path: str, key: str) -> str:
     Raises:
         ConfigError: it is not of that form, or there is no such module.
     """
-    from importlib.util import find_spec
-
-    module, _, function = path.partition(":")
-    try:
-        spec = find_spec(module) if module and function else None
-    except (ImportError, ValueError):
-        spec = None
-    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+    source = rule_file(path)
+    if source is None:
         raise ConfigError(
             f"{key}={path}: expected module:function of a Python module that can be imported, such as "
             "rlhf.world.tasks:gold. Check the spelling, or put its folder on PYTHONPATH."
         )
-    source = Path(spec.origin)
     files = digest_files(source.parent, [source.name])
     files[source.name] = _ENTRY_OF_THEN.get(files[source.name]["sha256"], files[source.name])
     return digest_of([path, files])

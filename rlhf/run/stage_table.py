@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config import stage_configs as told
+from rlhf.config.schema import ComputeConfig
 from rlhf.data.shards import num_rows, shard_paths
 from rlhf.run.job import Job, Kind, Outcome, Worker
 
@@ -25,19 +26,21 @@ class Stage:
 
     `function` is `module:function`; importing this table imports none of them. `sharded_by` names the inputs
     whose shards it follows, one output shard for each; the first that a job has counts, and without any the
-    stage has no shards. `config` is the class of `Job.config`, or a base of it.
+    stage has no shards. `config` is the class of `Job.config`, or a base of it. `kind_under_zero3` is what
+    takes the place of `kind` where the weights are shared out over the training ranks; None changes nothing.
     """
 
     kind: Kind
     config: type
     function: str
     sharded_by: tuple[str, ...] = ()
+    kind_under_zero3: Kind | None = None
 
 
 STAGES = {
     "world": Stage(Kind.single, told.WorldConfig, "rlhf.stages.world:run"),
     "dataset": Stage(Kind.single, told.DatasetStage, "rlhf.stages.dataset:run"),
-    "prompts": Stage(Kind.single, told.PromptsSettings, "rlhf.stages.split_prompts:run"),
+    "prompts": Stage(Kind.single, told.PromptsStage, "rlhf.stages.split_prompts:run"),
     "sft": Stage(Kind.training, told.SftStage, "rlhf.training.sft:train_sft"),
     "reward_model": Stage(Kind.training, told.RewardModelStage, "rlhf.training.train_judge:train_judge"),
     "generate": Stage(Kind.inference, told.GenerateStage, "rlhf.stages.generate:run", ("prompts",)),
@@ -50,10 +53,12 @@ STAGES = {
         told.ReferenceStage,
         "rlhf.training.reference:compute_logprobs",
         ("pairs", "candidates"),
+        kind_under_zero3=Kind.training,
     ),
     "dpo": Stage(Kind.training, told.DpoStage, "rlhf.training.dpo:train_dpo"),
     "export": Stage(Kind.single, told.ExportStage, "rlhf.stages.export:run"),
     "read": Stage(Kind.single, told.ReadStage, "rlhf.stages.read:run"),
+    "call_rule": Stage(Kind.single, told.CallRuleStage, "rlhf.preflight.rules:run"),
     "preflight": Stage(Kind.single, told.PreflightStage, "rlhf.preflight.tokenizers:run"),
 }
 
@@ -64,6 +69,14 @@ def stage_function(name: str) -> Callable[[Job[Any], Worker], Outcome]:
     module = importlib.import_module(module_name)
     function: Callable[[Job[Any], Worker], Outcome] = getattr(module, function_name)
     return function
+
+
+def kind_of(stage: str, compute: ComputeConfig) -> Kind:
+    """Which processes run a stage on this machine."""
+    row = STAGES[stage]
+    if compute.zero_stage == 3 and row.kind_under_zero3 is not None:
+        return row.kind_under_zero3
+    return row.kind
 
 
 def num_shards(job: Job[Any]) -> int:

@@ -46,7 +46,12 @@ def load_judge(config: ScoreStage, inputs: dict[str, str]) -> Judge | Tournament
     def with_vllm() -> Judge:
         from rlhf.scoring.vllm_judge import VllmJudge
 
-        return VllmJudge(path, **arguments, tensor_parallel_size=config.tensor_parallel_size)
+        return VllmJudge(
+            path,
+            **arguments,
+            tensor_parallel_size=config.tensor_parallel_size,
+            gpu_memory_utilization=config.gpu_memory_utilization,
+        )
 
     def with_transformers(note: str) -> Judge:
         from rlhf.scoring.classifier_judge import ClassifierJudge

@@ -20,14 +20,14 @@ from rlhf.models.folder import load_weights, own_classifier, require_trust
 from rlhf.models.heads import judge_config, require_one_logit
 from rlhf.models.weight_files import saved_dtype
 from rlhf.scoring.judge import Scored
-from rlhf.scoring.token_rows import TokenIds, padded_inputs, score_distinct, score_in_batches
+from rlhf.scoring.token_rows import TokenIds, padded_inputs, score_distinct, score_in_batches, sees_padding
 
 
 class ClassifierJudge:
     """Reads conversations with its own tokenizer and template; the score head runs in fp32.
 
-    Rows are padded on the right, so under causal attention padding is never seen and a score does
-    not depend on its batch.
+    Rows are padded on the right, so under causal attention padding is never seen, with or without a
+    mask, and a score does not depend on its batch.
 
     A model whose class is Python code of its own (ArmoRM: several objectives and a gate) runs as it
     is, and the field `score` of what it gives back is read. Such code may look for padding
@@ -63,6 +63,7 @@ class ClassifierJudge:
         )
         # Set for a judge with code of its own only; others are split into body and head.
         self._whole: Any = None
+        self._masked = True
         if own:
             self._whole = model.to(self._device).eval()
             if getattr(model.config, "pad_token_id", None) is None:
@@ -77,6 +78,8 @@ class ClassifierJudge:
             )
         self._body = model.base_model.to(self._device).eval()
         self._head = model.score.to(self._device, torch.float32).eval()
+        vocab_size = self._body.get_input_embeddings().num_embeddings
+        self._masked = sees_padding(self._states, vocab_size, self._device)
 
     def score(self, items: list[tuple[list[Message], str]]) -> Scored:
         """Raw logits (see `rlhf.scoring.judge.Judge`).
@@ -94,16 +97,20 @@ class ClassifierJudge:
 
     @torch.inference_mode()
     def _forward(self, rows: Sequence[TokenIds]) -> list[float]:
-        inputs, last_B = padded_inputs(rows, self._device)
+        inputs, last_B = padded_inputs(rows, self._device, self._masked)
         if self._whole is not None:
             output = self._whole(**inputs)
             return self._own_scores(output, len(rows))
-        # Without a cache: nothing is generated, and it would take more memory than the activations.
-        hidden_BTD = self._body(**inputs, use_cache=False).last_hidden_state
+        hidden_BTD = self._states(**inputs)
         row_B = torch.arange(len(rows))
         last_BD = hidden_BTD[row_B, last_B]
         logits_B1 = self._head(last_BD.float())
         return logits_B1[:, 0].tolist()
+
+    def _states(self, input_ids: Tensor, **mask: Tensor) -> Tensor:
+        # Without a cache: nothing is generated, and it would take more memory than the activations.
+        states_BTD: Tensor = self._body(input_ids=input_ids, use_cache=False, **mask).last_hidden_state
+        return states_BTD
 
     def _own_scores(self, output: Any, num_rows: int) -> list[float]:
         # `logits` may be the objectives that `score` sums up, so it is asked second.

@@ -78,7 +78,7 @@ class RuleJudge:
         value = self._function(messages, response)
         try:
             return float(value)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise DataError(
                 f"rule={self._path}: gave back {value!r}, which is no number, for the response "
                 f"{response[:200]!r} to {messages[-1]['content'][:200]!r}. Let it give back a "

@@ -15,7 +15,14 @@ from rlhf.models.comparison import answer_ids, render_comparison, require_causal
 from rlhf.models.context import judge_context
 from rlhf.models.folder import load_config, load_weights
 from rlhf.models.weight_files import saved_dtype
-from rlhf.scoring.token_rows import TokenIds, cut_on_the_left, num_longer, padded_inputs, score_in_batches
+from rlhf.scoring.token_rows import (
+    TokenIds,
+    cut_on_the_left,
+    num_longer,
+    padded_inputs,
+    score_in_batches,
+    sees_padding,
+)
 from rlhf.scoring.tournament import Compared, Matchup
 
 
@@ -68,6 +75,8 @@ class PairwiseJudge:
         # comes after it.
         model.set_output_embeddings(head)
         self._model = model.to(self._device).eval()
+        vocab_size = self._model.get_input_embeddings().num_embeddings
+        self._masked = sees_padding(self._logits, vocab_size, self._device)
 
     def compare(self, comparisons: Sequence[Matchup]) -> Compared:
         """P(first is better) of each comparison: two calls each (see `rlhf.scoring.tournament.PairJudge`).
@@ -92,9 +101,14 @@ class PairwiseJudge:
 
     @torch.inference_mode()
     def _forward(self, rows: Sequence[TokenIds]) -> list[float]:
-        inputs, last_B = padded_inputs(rows, self._device)
-        logits_BT2 = self._model(**inputs, use_cache=False).logits
+        inputs, last_B = padded_inputs(rows, self._device, self._masked)
+        logits_BT2 = self._logits(**inputs)
         row_B = torch.arange(len(rows))
         last_B2 = logits_BT2[row_B, last_B].float()
         probs_B2 = last_B2.softmax(-1)
         return probs_B2[:, 0].tolist()
+
+    def _logits(self, input_ids: Tensor, **mask: Tensor) -> Tensor:
+        """Of A and B, at every place."""
+        logits_BT2: Tensor = self._model(input_ids=input_ids, use_cache=False, **mask).logits
+        return logits_BT2

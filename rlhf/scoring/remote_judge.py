@@ -14,11 +14,12 @@ import httpx
 
 from rlhf.config.choices import SpecialTokens
 from rlhf.data.records import Message
-from rlhf.errors import ConfigError, ModelError, WorkerFailed, printable
+from rlhf.errors import ConfigError, ModelError, WorkerFailed, one_line
 from rlhf.models.batches import bins_by_tokens, unbinned
 from rlhf.models.chat import load_tokenizer
 from rlhf.models.context import judge_context
 from rlhf.models.heads import judge_config, require_one_logit
+from rlhf.run.console import show
 from rlhf.scoring.judge import Scored
 from rlhf.scoring.token_rows import TokenIds, score_distinct
 
@@ -149,13 +150,13 @@ class RemoteJudge:
                 # A refused certificate is a connection error like others, but waiting mends none.
                 if "CERTIFICATE_VERIFY_FAILED" in str(error):
                     raise ModelError(
-                        f"{self._url}: the server's certificate is not to be trusted ({error}). "
+                        f"{self._url}: the server's certificate is not to be trusted ({one_line(error)}). "
                         "Name the authority that signed it in SSL_CERT_FILE (environment), or "
                         "give the server another certificate."
                     ) from error
-                trouble = f"{type(error).__name__}: {error}"
+                trouble = f"{type(error).__name__}: {one_line(error)}"
             if pause == _FIRST_PAUSE_SECONDS:
-                print(f"{self._url}{path}: {trouble}; tried again for {self._retry_seconds:g} s", flush=True)
+                show(f"{self._url}{path}: {trouble}; tried again for {self._retry_seconds:g} s")
             waited = time.monotonic() - started
             # The event wakes a waiting request at once when another one has failed for good.
             if waited + pause > self._retry_seconds or self._given_up.wait(pause):
@@ -191,8 +192,8 @@ class RemoteJudge:
         # text would be found between any two characters.
         secret = self._key or "\0"
         text = answer.text.replace(secret, "***")
-        one_line = " ".join(text.split())
-        return printable(one_line[:_SHOWN_CHARS])
+        words = " ".join(text.split())
+        return one_line(words[:_SHOWN_CHARS])
 
     def _garbage(self, answer: httpx.Response, what: str) -> ModelError:
         return ModelError(

@@ -130,11 +130,43 @@ def score_in_batches(
     return unbinned(bins, scores_by_bin)
 
 
-def padded_inputs(rows: Sequence[TokenIds], device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
-    """What a model takes of these rows, padded on the right (B, T), and the last place of each row (B,)."""
+def padded_inputs(
+    rows: Sequence[TokenIds], device: torch.device, masked: bool = True
+) -> tuple[dict[str, Tensor], Tensor]:
+    """What a model takes of these rows, padded on the right (B, T), and the last place of each row (B,).
+
+    With `masked` it is told which places are padding (`sees_padding`).
+    """
     ids_BT, lengths_B = right_padded(rows)
-    # From lengths and not from a pad id: a model whose pad is its end-of-turn token would be read
-    # at the user's turn.
-    mask_BT = torch.arange(ids_BT.shape[1]) < lengths_B[:, None]
-    inputs = {"input_ids": ids_BT.to(device), "attention_mask": mask_BT.long().to(device)}
+    inputs = {"input_ids": ids_BT.to(device)}
+    if masked:
+        # From lengths and not from a pad id: a model whose pad is its end-of-turn token would be read
+        # at the user's turn.
+        mask_BT = torch.arange(ids_BT.shape[1]) < lengths_B[:, None]
+        inputs["attention_mask"] = mask_BT.long().to(device)
     return inputs, lengths_B - 1
+
+
+@torch.inference_mode()
+def sees_padding(states: Callable[[Tensor], Tensor], vocab_size: int, device: torch.device) -> bool:
+    """Whether what a model says of a row depends on what stands behind it, so that padding must be masked.
+
+    Under causal attention it does not, and without a mask the fastest attention kernels can be used. Here
+    the second half of a row changes, and what the model says of the first may not, in any bit. Where it
+    does, attention goes in both directions; or experts are rounded by what else they compute, and the mask
+    is kept for want of proof.
+
+    Args:
+        states: maps token ids (1, T) to what the model says at each place (1, T, …).
+        vocab_size: token ids there are.
+        device: where the model is.
+    """
+    length = 4
+    first = list(range(1, length + 1))
+    states_of_first = []
+    for shift in (1, 2):
+        second = [token + shift * length for token in first]
+        ids_1T = torch.tensor([first + second], device=device) % vocab_size
+        states_of_first.append(states(ids_1T)[:, :length])
+    before, after = states_of_first
+    return not torch.equal(before, after)

@@ -35,6 +35,7 @@ class VllmJudge:
         batch_tokens: int = 16384,
         trust_remote_code: bool = False,
         tensor_parallel_size: int = 1,
+        gpu_memory_utilization: float = 0.9,
         special_tokens: SpecialTokens = SpecialTokens.text,
     ) -> None:
         try:
@@ -71,6 +72,7 @@ class VllmJudge:
         }
         if torch.cuda.is_available():
             arguments["tensor_parallel_size"] = tensor_parallel_size
+            arguments["gpu_memory_utilization"] = gpu_memory_utilization
         else:
             arguments["enforce_eager"] = True
             arguments["max_num_seqs"] = _CPU_MAX_SEQS

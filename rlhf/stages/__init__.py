@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from rlhf.run.console import prepare_output, show
+
 
 def _answer_the_old_spelling(command: list[str]) -> None:
     """A stage used to be run as `python -m rlhf.stages.dpo`; say how it is now, and end with exit code 2.
@@ -17,7 +19,8 @@ def _answer_the_old_spelling(command: list[str]) -> None:
     if not module.startswith("rlhf.stages."):
         return
     stage = module.removeprefix("rlhf.stages.")
-    print(f"error: python -m {module} is now: python -m rlhf.stage {stage} run_dir=RUN …", file=sys.stderr)
+    prepare_output()
+    show(f"error: python -m {module} is now: python -m rlhf.stage {stage} run_dir=RUN …", error=True)
     sys.exit(2)
 
 

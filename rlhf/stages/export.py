@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 from rlhf.config.stage_configs import ExportStage
 from rlhf.loop import card
+from rlhf.models.folder import config_text
 from rlhf.models.kinds import FOREIGN_WEIGHTS
 from rlhf.models.template_files import copy_other_templates
-from rlhf.models.weight_files import saved_dtype, second_copies
+from rlhf.models.weight_files import INDEX, saved_dtype, second_copies, write_index
+from rlhf.run.commit import link_or_copy
 from rlhf.run.job import Job, Outcome, Worker
 
 
@@ -38,11 +39,13 @@ def run(job: Job[ExportStage], worker: Worker) -> Outcome:
         if file.suffix == ".safetensors":
             num_weights += 1
             if has_dtype:
-                _link(file, copy)
+                link_or_copy(file, copy)
             else:
                 _cast(file, copy, dtype)
         elif file.is_file():
             shutil.copyfile(file, copy)
+    if not has_dtype and (target / INDEX).exists():
+        write_index(target)  # the source's says how large the weights were before they were cast
     copy_other_templates(source, target)
     _write_dtype(target / "config.json", dtype)
     (target / "README.md").write_text(card.text(job.config.card, dtype), encoding="utf-8")
@@ -51,19 +54,11 @@ def run(job: Job[ExportStage], worker: Worker) -> Outcome:
 
 def _write_dtype(path: Path, dtype: str) -> None:
     """Say in a model's config.json which dtype its weights have now."""
-    model_config = json.loads(path.read_text())
+    model_config = json.loads(path.read_text(encoding="utf-8"))
     # The old name of the same key: where both stand, which one counts depends on the version of transformers.
     model_config.pop("torch_dtype", None)
     model_config["dtype"] = dtype
-    path.write_text(json.dumps(model_config, indent=2) + "\n")
-
-
-def _link(file: Path, target: Path) -> None:
-    try:
-        os.link(file, target)
-    except OSError:
-        # A file system without hard links, or another one than that of the source.
-        shutil.copyfile(file, target)
+    path.write_text(config_text(model_config), encoding="utf-8")
 
 
 def _cast(file: Path, target: Path, dtype: str) -> None:

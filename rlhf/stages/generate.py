@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 from rlhf.config.stage_configs import GenerateStage
+from rlhf.data.json_text import json_text
 from rlhf.data.records import CANDIDATES_SCHEMA, Candidate, Message, dropped, what_became
 from rlhf.data.shards import read_rows, shard_name, shard_paths, sum_counts, write_atomic, write_shard
 from rlhf.errors import DataError, ModelError, TemplateRefuses
@@ -113,7 +113,7 @@ def _write_tokens(path: Path, tokenizer: Any, stops: list[int]) -> None:
         "stop_token_ids": stops,
         "template_sha256": template_hash(tokenizer),
     }
-    write_atomic(path, json.dumps(tokens, indent=1).encode())
+    write_atomic(path, json_text(tokens, indent=1).encode())
 
 
 def _sample_shard(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import pyarrow as pa
 
 from rlhf.config.stage_configs import ReadStage
 from rlhf.data.benchmarks import read_questions
+from rlhf.data.json_text import json_text
 from rlhf.data.prompts import read_prompts
 from rlhf.data.reading_notes import reading_notes
 from rlhf.data.records import CANDIDATES_SCHEMA, PROMPT_SCHEMA, SCORES_SCHEMA, to_row
@@ -57,7 +57,7 @@ def run(job: Job[ReadStage], worker: Worker) -> Outcome:
     if "candidates" in folders:
         # What `generate` would tell the stages after it; texts from a file have no tokens.
         no_ids: dict[str, Any] = {"end_of_turn_id": None, "stop_token_ids": []}
-        write_atomic(job.out_path / "candidates" / "tokens.json", json.dumps(no_ids).encode())
+        write_atomic(job.out_path / "candidates" / "tokens.json", json_text(no_ids).encode())
     return Outcome(counts=dict(counts), metrics=reading_notes(counts))
 
 

@@ -17,6 +17,9 @@ from rlhf.scoring.tournament import Group, score_groups
 
 _QUESTION = "What is the capital of France?"
 _GOOD = "The capital of France is Paris."
+# A judge of the quickstart's world has never seen plain English.
+_QUESTION_OF_THE_WORLD = "Reverse: a d c"
+_GOOD_IN_THE_WORLD = "c d a."
 _ABSURD = "Purple bananas the the seven of loudly, therefore no."
 
 
@@ -210,7 +213,7 @@ def _unread(job: Job[ScoreStage], context: int | None) -> str:
 
 
 def _golden_pair(job: Job[ScoreStage], judge: Any) -> dict[str, str]:
-    """A metric `warning` when a judge from outside prefers an absurd answer; asked once, when π0 is scored.
+    """A metric `warning` when a model as judge prefers an absurd answer; asked once, when π0 is scored.
 
     Example:
         {"warning": "judge /models/rm scores 'Purple …' 1.2 and 'The capital …' -0.5 for 'What is …'. …"}
@@ -218,23 +221,32 @@ def _golden_pair(job: Job[ScoreStage], judge: Any) -> dict[str, str]:
     # The job's name is its folder inside of the run, as deep as it has parts.
     depth = len(Path(job.name).parts)
     run_dir = job.out_path.parents[depth - 1]
-    judge_path = Path(job.inputs.get("judge", run_dir))
-    # Rules and judges that the run has trained itself are no judges from outside.
-    if not job.name.startswith("iteration_000/") or judge_path.is_relative_to(run_dir):
+    # A rule may be about anything, and take none but its own prompts.
+    if not job.name.startswith("iteration_000/") or "judge" not in job.inputs:
         return {}
-    question = [{"role": "user", "content": _QUESTION}]
-    golden = _scored(judge, [Group(question, [_GOOD, _ABSURD])])
+    text, good_answer = _QUESTION, _GOOD
+    was_made_here = Path(job.inputs["judge"]).is_relative_to(run_dir)
+    if was_made_here and (run_dir / "world").is_dir():
+        text, good_answer = _QUESTION_OF_THE_WORLD, _GOOD_IN_THE_WORLD
+    question = [{"role": "user", "content": text}]
+    golden = _scored(judge, [Group(question, [good_answer, _ABSURD])])
     if golden.refused:
         # Some templates demand a system turn.
         with_system = [{"role": "system", "content": "You are a helpful assistant."}, *question]
-        golden = _scored(judge, [Group(with_system, [_GOOD, _ABSURD])])
+        golden = _scored(judge, [Group(with_system, [good_answer, _ABSURD])])
     good, absurd = golden.scores
     # A judge that reads neither has no order; its prompts say more.
     if good > absurd or golden.refused:
         return {}
+    ask = "Is its template its own, and higher better?"
+    if was_made_here:
+        ask = (
+            "It was trained in this run: is `chosen` the better answer in reward_model.data, and its "
+            "held-out accuracy above chance? (Of a judge of another language or matter this says little.)"
+        )
     warning = (
-        f"judge {job.inputs['judge']} scores {_ABSURD!r} {absurd:.3g} and {_GOOD!r} {good:.3g} for "
-        f"{_QUESTION!r}. Is its template its own, and higher better?"
+        f"judge {job.inputs['judge']} scores {_ABSURD!r} {absurd:.3g} and {good_answer!r} {good:.3g} for "
+        f"{text!r}. {ask}"
     )
     return {"warning": warning}
 

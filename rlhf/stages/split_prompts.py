@@ -1,8 +1,8 @@
 """Stage `prompts`: which prompts train, in which order, and which are held out.
 
-Inputs: `prompts` (a file) and, if the experiment has one, `held_out` (a file). Output:
-`train.parquet`, whose slices the iterations take in turn, and `held_out.parquet`. Neither depends
-on the file's order or on `num_iterations`.
+Inputs: `prompts` (a file) and, if the experiment has one, `held_out` (a file); one of the two is enough
+where pairs are given to train on. Output: `train.parquet`, whose slices the iterations take in turn, and
+`held_out.parquet`. Neither depends on the file's order or on `num_iterations`.
 
 Where each iteration has a set of its own, this stage runs for each; the inputs `seen_held_out` and
 `seen_<T>` are then prompts that the set must not have again.
@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf.config.stage_configs import PromptsSettings
+from rlhf.config.stage_configs import PromptsStage
 from rlhf.data.prompts import load_prompts
 from rlhf.data.reading_notes import reading_notes
 from rlhf.data.records import PROMPT_SCHEMA, Prompt, dropped, to_row, what_became
@@ -25,7 +25,7 @@ from rlhf.errors import ConfigError, DataError
 from rlhf.run.job import Job, Outcome, Worker
 
 
-def run(job: Job[PromptsSettings], worker: Worker) -> Outcome:
+def run(job: Job[PromptsStage], worker: Worker) -> Outcome:
     """Read, shuffle, split and write the prompts.
 
     All prompts are in memory (`load_prompts` says how much that takes).
@@ -37,31 +37,37 @@ def run(job: Job[PromptsSettings], worker: Worker) -> Outcome:
         DataError: a file cannot be used, or every training prompt is held out.
     """
     num_held_out = int(job.config.num_held_out)
-    path = job.input_path("prompts")
+    needs_training = job.config.needs_training
     prompts, counts = _all_prompts(job)
     if "held_out" in job.inputs:
         train, held_out = split_by_file(
             prompts, job.input_path("held_out"), job.seed, num_held_out, counts, job.config.columns
         )
+        if needs_training and not train:
+            raise DataError(
+                f"Every prompt of prompts.path is also in prompts.held_out_path ({job.inputs['held_out']}): "
+                "none is left to train on. Name another file, or set prompts.held_out_path=null to "
+                "cut the held-out prompts off prompts.path."
+            )
     else:
         # Held-out ones are cut off in front: which they are must not depend on how many the iterations take.
         ordered = shuffled(prompts, job.seed)
         held_out = ordered[:num_held_out]
         train = ordered[num_held_out:]
-        if not train:
+        if needs_training and not train:
             raise ConfigError(
-                f"prompts.num_held_out is {num_held_out}, and {path} has {len(prompts)} distinct "
-                "prompts: none is left to train on. Lower it, give more prompts, or name a file "
+                f"prompts.num_held_out is {num_held_out}, and {job.inputs['prompts']} has {len(prompts)} "
+                "distinct prompts: none is left to train on. Lower it, give more prompts, or name a file "
                 "of its own in prompts.held_out_path."
             )
     seen = sorted(name for name in job.inputs if name.startswith("seen_"))
     # One after the other, so that each prompt is counted as dropped once, for the first reason.
     for name in seen:
         train = without_seen(train, job.input_path(name), name, counts)
-    if not train:
+    if needs_training and not train:
         raise DataError(
-            f"{path}: every prompt is held out or belongs to an earlier iteration ({what_became(counts)}). "
-            "Give other prompts, or hold out fewer (prompts.num_held_out)."
+            f"{job.inputs['prompts']}: every prompt is held out or belongs to an earlier iteration "
+            f"({what_became(counts)}). Give other prompts, or hold out fewer (prompts.num_held_out)."
         )
     counts.update(train=len(train), held_out=len(held_out))
     num_dropped = sum(dropped(counts).values())
@@ -71,7 +77,7 @@ def run(job: Job[PromptsSettings], worker: Worker) -> Outcome:
     return Outcome(counts=dict(counts), metrics=reading_notes(counts, "prompts"))
 
 
-def _all_prompts(job: Job[PromptsSettings]) -> tuple[list[Prompt], Counter[str]]:
+def _all_prompts(job: Job[PromptsStage]) -> tuple[list[Prompt], Counter[str]]:
     """The distinct prompts of all files, and what became of every row; a prompt of two files counts once."""
     prompts: dict[str, Prompt] = {}
     counts = Counter[str]()
@@ -136,10 +142,4 @@ def split_by_file(
     for reason, number in num_dropped.items():
         if number:
             counts[f"dropped/{reason}"] += number
-    if not train:
-        raise DataError(
-            f"Every prompt of prompts.path is also in prompts.held_out_path ({held_out_path}): "
-            "none is left to train on. Name another file, or set prompts.held_out_path=null to "
-            "cut the held-out prompts off prompts.path."
-        )
     return train, held_out

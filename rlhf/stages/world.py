@@ -4,12 +4,12 @@ file, from the seed.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rlhf.config.stage_configs import WorldConfig
+from rlhf.data.json_text import json_text
 from rlhf.data.shards import write_atomic
 from rlhf.run.job import Job, Outcome, Worker
 
@@ -53,7 +53,7 @@ def _write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     lines = []
     for row in rows:
         # Sorted keys: files of the same rows have the same digest, in whatever order the keys were set.
-        line = json.dumps(row, ensure_ascii=False, sort_keys=True)
+        line = json_text(row, ascii_only=False, sort_keys=True)
         lines.append(line + "\n")
     write_atomic(path, "".join(lines).encode())
     return len(lines)

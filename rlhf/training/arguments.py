@@ -94,7 +94,7 @@ def _common(job: Job[Any], model: Path) -> dict[str, Any]:
         "use_cpu": not on_gpu(job.compute),
         "bf16": dtype == torch.bfloat16,
         "learning_rate": config.learning_rate,
-        "warmup_steps": config.warmup_ratio,  # transformers 5: below 1 it is a share of the steps
+        "warmup_steps": 0,  # `fit` sets it, once it is known how many steps there are
         "gradient_checkpointing": config.gradient_checkpointing,
         "save_strategy": "steps",
         "save_steps": config.save_steps,

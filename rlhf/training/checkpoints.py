@@ -25,7 +25,8 @@ from rlhf.training.ranks import barrier, on_rank_zero, own_rank, world_size
 
 SEAL = "sealed.json"
 KEEP = 2
-"""Sealed checkpoints kept: the newest, and the one before it in case the newest is damaged."""
+"""Sealed checkpoints kept: the newest, and the one before it in case the newest is damaged. While one is
+written there is one fewer, so that the disk holds no more than these (`rlhf.preflight.hardware`)."""
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def train_resumable(trainer: Trainer, out: Path) -> None:
     """
     output_dir = Path(trainer.args.output_dir or "")
     assert output_dir.resolve() == out.resolve(), "the Trainer must save where we look"
-    problem = "old checkpoints are removed here, after the new one is sealed"
+    problem = "old checkpoints are removed here, before a new one is written"
     assert trainer.args.save_total_limit is None, problem
     trainer.add_callback(_Sealer(out))
     checkpoint = find_checkpoint(out)
@@ -79,7 +80,7 @@ def find_checkpoint(out: Path) -> Path | None:
 
 
 class _Sealer(TrainerCallback):
-    """Seals each checkpoint after all ranks wrote it, then removes older ones."""
+    """Makes room for each checkpoint before it is written, and seals it after all ranks wrote it."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -87,9 +88,14 @@ class _Sealer(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """No checkpoint of the last step: the finished model is exported right after it."""
+        """Called on every rank when it is decided whether this step's checkpoint is written.
+
+        None of the last step: the finished model is exported right after it.
+        """
         if state.global_step >= state.max_steps:
             control.should_save = False
+        if control.should_save:
+            on_rank_zero(partial(_make_room, self.out))
         return control
 
     def on_save(
@@ -115,8 +121,15 @@ class _Sealer(TrainerCallback):
         fsync_dir(self.out)
         seal = {"world_size": world_size(), "files": digests}
         write_atomic(checkpoint / SEAL, sealed(seal))
-        for older in _checkpoints(self.out)[KEEP:]:
-            _remove(older)
+
+
+def _make_room(out: Path) -> None:
+    """Delete old checkpoints before a new one is written: they are several times as large as the model.
+
+    One that is sealed is left, to go on from when the new one is not finished.
+    """
+    for older in _checkpoints(out)[KEEP - 1 :]:
+        _remove(older)
 
 
 def _clean(out: Path) -> str | None:
@@ -133,7 +146,9 @@ def _clean(out: Path) -> str | None:
             return (
                 f"{checkpoint} was written by {num_ranks} training ranks, and {world_size()} are running "
                 "now; a started training goes on only with as many ranks as it began with. Either set "
-                f"compute.num_training_ranks={num_ranks}, or delete {out} to begin this training again."
+                f"compute.num_training_ranks={num_ranks} (where GPUs train, {num_ranks} of them are needed; "
+                "what began on a CPU goes on with compute.device=cpu too), "
+                f"or delete {out} to begin this training again."
             )
         # The checksums do not help here: who can write the files can also write a seal.
         foreign = _foreign(checkpoint)

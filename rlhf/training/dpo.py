@@ -14,10 +14,12 @@ from torch.utils.data import DataLoader
 from trl import DPOConfig
 
 from rlhf.config.stage_configs import DpoStage
+from rlhf.config.step_count import steps_of
 from rlhf.run.job import Job, Outcome, Worker
 from rlhf.training.arguments import stage_arguments
+from rlhf.training.deepspeed import fit_buckets
 from rlhf.training.fit import fit, step_rows
-from rlhf.training.lora import add_adapter, export_adapter
+from rlhf.training.lora import add_adapter, export_adapter, num_trained
 from rlhf.training.losses import dpo_loss
 from rlhf.training.response_batches import Batching, batch_logprobs
 from rlhf.training.shared_attention import share_prompts
@@ -180,6 +182,7 @@ def train_dpo(job: Job[DpoStage], worker: Worker) -> Outcome:
     export = partial(export_model, model, policy, job.out_path / "model")
     if config.lora.rank:
         model = add_adapter(model, policy, config.lora, job.seed)
+        fit_buckets(args.hf_deepspeed_config.config, num_trained(model))
         export = partial(export_adapter, model, policy, job.out_path)
     trainer = DpoTrainer(
         model=model,
@@ -189,7 +192,8 @@ def train_dpo(job: Job[DpoStage], worker: Worker) -> Outcome:
         rpo_alpha=config.rpo_alpha,
     )
     counts["pairs"] = len(pairs)
-    outcome = fit(trainer, policy, job, worker, counts, export)
+    step_count = steps_of("dpo", config, len(pairs), "pairs")
+    outcome = fit(trainer, policy, job, worker, counts, step_count, export)
     # Those that were planned, also where `trainer_args.max_steps` ends the training earlier.
     outcome.counts["steps"] = len(steps)
     rows = step_rows(trainer)

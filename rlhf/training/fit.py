@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import PrinterCallback, Trainer
 
+from rlhf.config.step_count import StepCount
+from rlhf.data.json_text import json_text
 from rlhf.data.reading_notes import reading_notes
 from rlhf.data.shards import write_atomic
 from rlhf.run.job import Job, Outcome, Worker
@@ -23,6 +24,7 @@ def fit(
     job: Job[Any],
     worker: Worker,
     counts: Mapping[str, int],
+    step_count: StepCount,
     export: Callable[[], None],
     measure: Callable[[], dict[str, Any]] | None = None,
 ) -> Outcome:
@@ -37,7 +39,9 @@ def fit(
         source: folder that the model's weights were loaded from.
         job: the stage's.
         worker: the driver hears of each step through it.
-        counts: what became of the data; `steps` is added to them.
+        counts: what became of the data; `steps` and `warmup_steps` are added to them.
+        step_count: of the training; it is said before the first step, and its warm-up is what the
+            Trainer gets.
         export: writes the trained model; ends with all ranks at the same point.
         measure: gives the metrics of held-out data, before the model is exported; None where there
             are none.
@@ -48,6 +52,10 @@ def fit(
     trainer.source = source
     trainer.remove_callback(PrinterCallback)  # it would print every row of the log to the console
     trainer.add_callback(Watch(trainer, worker))
+    if worker.rank == 0:
+        worker.say(_announcement(job.name, step_count))
+    # Whole steps in place of the share: transformers takes a share of 1 for one step.
+    trainer.args.warmup_steps = step_count.warmup
     train_resumable(trainer, job.out_path)
     metrics: dict[str, Any] = {}
     if measure is not None:
@@ -61,7 +69,15 @@ def fit(
     metrics["first_loss"] = rows[0]["loss"]
     metrics["last_loss"] = rows[-1]["loss"]
     metrics |= reading_notes(counts, job.stage)
-    return Outcome({**counts, "steps": len(rows)}, metrics)
+    steps = {"steps": len(rows), "warmup_steps": step_count.warmup}
+    return Outcome({**counts, **steps}, metrics)
+
+
+def _announcement(name: str, step_count: StepCount) -> str:
+    lines = [f"  · {name}: {step_count}"]
+    for warning in step_count.warnings():
+        lines.append(f"  ⚠ {warning}")
+    return "\n".join(lines)
 
 
 def step_rows(trainer: Trainer) -> list[dict[str, Any]]:
@@ -90,7 +106,7 @@ def write_rows(out: Path, rows: list[dict[str, Any]]) -> None:
     """
     lines = []
     for row in rows:
-        lines.append(json.dumps(row, sort_keys=True) + "\n")
+        lines.append(json_text(row, sort_keys=True) + "\n")
     write_atomic(out / "metrics.jsonl", "".join(lines).encode())
     for report in out.parent.glob(bad_step_path(out, "*").name):
         report.unlink()

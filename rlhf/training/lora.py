@@ -9,7 +9,7 @@ top of the stage's input policy.
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import shutil
 from functools import partial
@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.config.training import LoraConfig
+from rlhf.data.json_text import json_text
 from rlhf.errors import ConfigError
-from rlhf.models.weight_files import INDEX, SINGLE, weight_files, weight_names
+from rlhf.models.weight_files import SHARD_BYTES, file_header, weight_files, weight_names
 from rlhf.training.ranks import barrier
 from rlhf.training.weights import fp32_parameters, write_model
 
@@ -77,6 +78,16 @@ def add_adapter(model: Any, folder: Path, lora: LoraConfig, seed: int) -> Any:
                 f"layers ({linear_layers}), or set dpo.lora.rank=0 to train all weights."
             )
     return adapted
+
+
+def num_trained(model: Any) -> int:
+    """Numbers in the weights of a model that are trained."""
+    total = 0
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            # Under ZeRO-3 the parameter itself is empty.
+            total += getattr(parameter, "ds_numel", parameter.numel())
+    return total
 
 
 def _target_modules(lora: LoraConfig) -> str | list[str]:
@@ -143,41 +154,48 @@ def _updates(adapter: dict[str, Tensor], scale: float) -> dict[str, Tensor]:
 
 
 def _save_merged(source: Path, updates: dict[str, Tensor], folder: Path) -> None:
-    """The weight files of `source` in fp32 with the updates added, one file in memory at a time."""
+    """The weights of `source` in fp32 with the updates added, in files of at most `SHARD_BYTES`.
+
+    One such file is in memory at a time.
+    """
+    from huggingface_hub import split_state_dict_into_shards_factory
     from safetensors.torch import save_file
 
-    total_size = 0
-    unused = dict(updates)
+    file_by_weight: dict[str, Path] = {}
+    num_bytes: dict[str, int] = {}
     for path in weight_files(source):
-        tensors = _merged_tensors(path, unused)
-        save_file(tensors, folder / path.name, metadata={"format": "pt"})
-        total_size += sum(value.nbytes for value in tensors.values())
+        for name, tensor in file_header(path).items():
+            file_by_weight[name] = path
+            num_bytes[name] = 4 * math.prod(tensor["shape"])
+    # In the order of names, not in the files': equal weights are to give equal bytes.
+    plan = split_state_dict_into_shards_factory(
+        dict(sorted(num_bytes.items())),
+        get_storage_size=int,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=SHARD_BYTES,
+    )
+    unused = dict(updates)
+    for file_name, names in plan.filename_to_tensors.items():
+        tensors = {}
+        for name in names:
+            tensors[name] = _merged(file_by_weight[name], name, unused)
+        save_file(tensors, folder / file_name, metadata={"format": "pt"})
     assert not unused, "checked when the adapter was made"
-    index = source / INDEX
-    # Beside a single file transformers does not look at it.
-    if index.exists() and not (source / SINGLE).exists():
-        content = json.loads(index.read_text())
-        # Tensors stay in their files, but fp32 makes them larger.
-        content["metadata"] = content.get("metadata", {}) | {"total_size": total_size}
-        text = json.dumps(content, indent=2, sort_keys=True)
-        (folder / index.name).write_text(f"{text}\n")
 
 
-def _merged_tensors(path: Path, unused: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a weight file in fp32; updates that were added are taken out of `unused`."""
+def _merged(path: Path, name: str, unused: dict[str, Tensor]) -> Tensor:
+    """A weight of a file, in fp32 where it is a floating one; an update that was added is taken out of
+    `unused`.
+    """
     from safetensors import safe_open
 
-    tensors: dict[str, Tensor] = {}
     with safe_open(path, framework="pt") as file:
-        # In the order of names, not in the file's: equal weights are to give equal bytes.
-        for name in sorted(file.keys()):
-            value = file.get_tensor(name)
-            if value.is_floating_point():
-                value = value.float()
-            if name in unused:
-                value = value + unused.pop(name)
-            tensors[name] = value
-    return tensors
+        value: Tensor = file.get_tensor(name)
+    if value.is_floating_point():
+        value = value.float()
+    if name in unused:
+        value = value + unused.pop(name)
+    return value
 
 
 def _save_adapter(adapter: dict[str, Tensor], settings: Any, out: Path) -> None:
@@ -202,8 +220,8 @@ def _save_adapter(adapter: dict[str, Tensor], settings: Any, out: Path) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     save_file(adapter, unfinished / "adapter_model.safetensors", metadata={"format": "pt"})
-    text = json.dumps(config, indent=2, sort_keys=True)
-    (unfinished / "adapter_config.json").write_text(f"{text}\n")
+    text = json_text(config, indent=2, sort_keys=True)
+    (unfinished / "adapter_config.json").write_text(f"{text}\n", encoding="utf-8")
     # A folder cannot replace one that is not empty.
     shutil.rmtree(out, ignore_errors=True)
     os.replace(unfinished, out)

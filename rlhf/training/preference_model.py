@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from rlhf.config.stage_configs import PreferenceModelStage
+from rlhf.config.step_count import steps_of
 from rlhf.data.records import what_became
 from rlhf.errors import DataError, TemplateRefuses
 from rlhf.models.chat import load_tokenizer
@@ -164,6 +165,7 @@ def train_preference_model(job: Job[PreferenceModelStage], worker: Worker) -> Ou
         job,
         worker,
         counts,
+        steps_of("reward_model", config, len(training), "pairs"),
         export=partial(export_model, model, source, job.out_path / "model"),
         measure=partial(accuracy, trainer, dataset.select(held_out_rows), answer_ids(tokenizer)),
     )

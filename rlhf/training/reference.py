@@ -1,7 +1,8 @@
 """Stage `reference`: log-probabilities of responses under a frozen model.
 
 Of pairs (`pairs`: chosen and rejected, as DPO will cut them) or of candidates (`candidates`: as
-sampled).
+sampled). Workers take shards each for itself; under ZeRO-3 the ranks that train share out the weights, as
+in DPO, and go through each shard together.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,10 +19,12 @@ import torch
 from rlhf.config.stage_configs import ReferenceStage
 from rlhf.data.records import LOGPROBS_SCHEMA
 from rlhf.data.shards import read_rows, shard_name, write_shard
-from rlhf.models.batches import unbinned
-from rlhf.run.job import Job, Outcome, Worker
-from rlhf.training.deepspeed import on_gpu
+from rlhf.models.weight_files import num_parameters
+from rlhf.run.job import Job, Kind, Outcome, Worker
+from rlhf.run.stage_table import kind_of, num_shards
+from rlhf.training.deepspeed import init_process_group, load_sharded, on_gpu
 from rlhf.training.logprobs import response_budget
+from rlhf.training.ranks import on_rank_zero, own_rank, sum_over_ranks, world_size
 from rlhf.training.response_batches import Batching, batch_logprobs
 from rlhf.training.shared_attention import share_prompts
 from rlhf.training.weights import load_model, resolve_dtype
@@ -57,9 +61,18 @@ class ReferenceModel:
         device_name = "cuda" if on_gpu(job.compute) else "cpu"
         self.device = torch.device(device_name)
         dtype = resolve_dtype(config.dtype, folder)
-        model = load_model(folder, dtype, config.trust_remote_code)
-        self.model = model.to(self.device).eval()
-        self.why_padded = share_prompts(self.model)
+        load = partial(load_model, folder, dtype, config.trust_remote_code)
+        self.why_padded = ""
+
+        def load_to_pack() -> Any:
+            model = load()
+            self.why_padded = share_prompts(model)
+            return model
+
+        if _is_sharded(job):
+            self.model = load_sharded(load_to_pack, job.compute, dtype, num_parameters(folder))
+        else:
+            self.model = load_to_pack().to(self.device).eval()
         self.batching = Batching(packed=not self.why_padded, batch_tokens=config.batch_tokens)
         self.max_length = config.max_length or 0  # candidates have no budget
 
@@ -120,31 +133,65 @@ class ReferenceModel:
     def _logprobs(self, groups: list[_Group]) -> list[list[float]]:
         """Of each response of each group."""
         lengths = []
+        logprobs: list[list[float]] = []
         for group in groups:
             lengths.append((len(group.prompt), [len(response) for response in group.responses]))
+            logprobs.append([0.0] * len(group.responses))
         bins = self.batching.bins(lengths)
-        values_by_bin = []
-        for members in bins:
+        num_ranks = world_size()
+        for start in range(0, len(bins), num_ranks):
+            own = start + own_rank()
+            # The ranks exchange weights in every layer, so that each must come as often: one without a bin
+            # of its own goes through the last, and keeps nothing of it.
+            members = bins[min(own, len(bins) - 1)]
             prompts = [groups[member].prompt for member in members]
             responses = [groups[member].responses for member in members]
             batch = self.batching.batch(prompts, responses).to(self.device)
             values = iter(batch_logprobs(self.model, batch).tolist())
-            values_by_bin.append([list(itertools.islice(values, len(its))) for its in responses])
-        return unbinned(bins, values_by_bin)
+            if own >= len(bins):
+                continue
+            for member in members:
+                logprobs[member] = list(itertools.islice(values, len(groups[member].responses)))
+        # Each group was one rank's; the others have its zeros.
+        summed = iter(sum_over_ranks(list(itertools.chain.from_iterable(logprobs))))
+        return [list(itertools.islice(summed, len(group.responses))) for group in groups]
+
+
+def _is_sharded(job: Job[ReferenceStage]) -> bool:
+    """Whether the job's processes are ranks of one group, which hold a share of the weights each."""
+    return kind_of(job.stage, job.compute) is Kind.training
+
+
+def _shards(job: Job[ReferenceStage], worker: Worker) -> Iterator[int]:
+    """Shards to make: this worker's own, or in a group of ranks the same ones on all of them."""
+    if not _is_sharded(job):
+        yield from worker.shards()
+        return
+    init_process_group(job.compute)
+    shards = iter(worker.shards())
+    while True:
+        index = on_rank_zero(lambda: next(shards, None))
+        if index is None:
+            return
+        if worker.rank != 0:
+            # Rank 0 alone asks the driver, which takes who says nothing for long for one that hangs.
+            worker.progress(index, num_shards(job), "shards")
+        yield index
 
 
 def compute_logprobs(job: Job[ReferenceStage], worker: Worker) -> Outcome:
     """Write a shard of log-probabilities for each shard of the input, row by row."""
     source = "pairs" if "pairs" in job.inputs else "candidates"
     model: ReferenceModel | None = None
-    for index in worker.shards():
+    for index in _shards(job, worker):
         # Loaded with the first shard: a worker for which none is left does not load it at all.
         if model is None:
             model = ReferenceModel(job)
         counts = {"rows": 0, "responses": 0, "long_prompts": 0}
         rows = read_rows(job.input_path(source) / shard_name(index), _COLUMNS[source])
         logprobs = list(_score_in_blocks(model, rows, counts))
-        write_shard(job.out_path / shard_name(index), LOGPROBS_SCHEMA, logprobs, counts)
+        if own_rank() == 0:
+            write_shard(job.out_path / shard_name(index), LOGPROBS_SCHEMA, logprobs, counts)
     return Outcome()
 
 

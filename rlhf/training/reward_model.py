@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import RewardConfig, RewardTrainer
 
 from rlhf.config.stage_configs import RewardModelStage
+from rlhf.config.step_count import steps_of
 from rlhf.data.preferences import preferences_with_rows
 from rlhf.data.records import Message, what_became
 from rlhf.data.shards import read_all_rows
@@ -222,7 +223,7 @@ def _load_classifier(
 
 def _classifier_config(source: Path, model: Any, pad_token_id: int) -> dict[str, Any]:
     """What config.json of the result says: the source's, as a classifier with one logit."""
-    config: dict[str, Any] = json.loads((source / "config.json").read_text())
+    config: dict[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))
     return config | {
         "architectures": [type(model).__name__],
         "id2label": {"0": "LABEL_0"},
@@ -273,6 +274,7 @@ def train_reward_model(job: Job[RewardModelStage], worker: Worker) -> Outcome:
         job,
         worker,
         counts,
+        steps_of("reward_model", config, len(training), "pairs"),
         export=partial(
             export_model,
             model,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -16,7 +15,9 @@ from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from rlhf.config.stage_configs import SftStage
+from rlhf.config.step_count import steps_of
 from rlhf.data.conversations import read_conversations
+from rlhf.data.json_text import json_text
 from rlhf.data.records import what_became
 from rlhf.data.shards import write_atomic
 from rlhf.errors import ConfigError, DataError, TemplateRefuses
@@ -41,7 +42,6 @@ from rlhf.training.tokens import (
 )
 from rlhf.training.weights import export_model, load_model, resolve_dtype
 
-_log = logging.getLogger(__name__)
 _COLUMNS = ["input_ids", "labels"]
 
 
@@ -241,12 +241,6 @@ def _datasets(
         make_packs = partial(_packs, training_rows, config.max_length)
         training_rows = token_dataset(job.out_path / PACKS, [*_COLUMNS, "seq_lengths"], make_packs)
         counts["packs"] = len(training_rows)
-        if len(training_rows) < config.batch_size:
-            _log.warning(
-                "all data makes %d packs, less than one step of sft.batch_size=%d",
-                len(training_rows),
-                config.batch_size,
-            )
     return training_rows, dataset.select(held_out)
 
 
@@ -267,13 +261,13 @@ def _stop_at(folder: Path, end: int) -> None:
     path = folder / "generation_config.json"
     settings = {}
     if path.is_file():
-        settings = json.loads(path.read_text())
+        settings = json.loads(path.read_text(encoding="utf-8"))
     # One id, a list of them, or nothing, as transformers takes them.
     stops = settings.get("eos_token_id") or []
     if isinstance(settings.get("eos_token_id"), int):
         stops = [settings["eos_token_id"]]
     settings["eos_token_id"] = sorted({*stops, end})
-    text = json.dumps(settings, indent=2, sort_keys=True)
+    text = json_text(settings, indent=2, sort_keys=True)
     write_atomic(path, f"{text}\n".encode())
 
 
@@ -311,6 +305,7 @@ def train_sft(job: Job[SftStage], worker: Worker) -> Outcome:
         job,
         worker,
         counts,
+        steps_of("sft", config, len(training_rows), "packs" if config.packing else "conversations"),
         export=partial(_export, model, source, job.out_path / "model", new_tokenizer),
         measure=partial(held_out_loss, trainer, held_out_rows, config.micro_batch_size),
     )

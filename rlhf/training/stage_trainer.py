@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from rlhf.data.json_text import json_text
 from rlhf.data.shards import write_atomic
 from rlhf.errors import UserError
 from rlhf.run.job import Worker
@@ -48,7 +48,7 @@ class StageTrainer(Trainer):
         """The error for a step whose loss or gradient is not finite; what was in it is saved first."""
         path = bad_step_path(Path(self.args.output_dir or ""), self.args.process_index)
         report = {"not_finite": what, "step": step, **self.step_contents(step)}
-        text = json.dumps(report, indent=1, ensure_ascii=False)
+        text = json_text(report, indent=1, ascii_only=False)
         write_atomic(path, text.encode())
         return UserError(
             f"the {what} of step {step}{where} is not a finite number, so training stopped. Lower the "

@@ -64,16 +64,18 @@ def load_pairs(pairs: Path, reference: Path, max_length: int) -> tuple[list[Pair
     """Read pairs with the reference's log-probabilities; cut responses at the end to fit `max_length`.
 
     Returns:
-        The pairs, and counts: rows, `cut_chosen` and `cut_rejected` responses,
-        `dropped_long_prompt` rows.
+        The pairs, and counts: `rows` = pairs + `dropped/long_prompt`; `cut_chosen` and
+        `cut_rejected` responses; `equal_after_cut`, pairs whose responses differed behind the cut
+        alone, which are kept and teach nothing.
 
     Raises:
         DataError: the two folders do not belong together, or no pair is left.
 
     Example:
-        counts: {"rows": 21, "dropped_long_prompt": 1, "cut_chosen": 2, "cut_rejected": 2}
+        counts: {"rows": 21, "dropped/long_prompt": 1, "cut_chosen": 2, "cut_rejected": 2,
+        "equal_after_cut": 0}
     """
-    counts = {"rows": 0, "dropped_long_prompt": 0, "cut_chosen": 0, "cut_rejected": 0}
+    counts = {"rows": 0, "dropped/long_prompt": 0, "cut_chosen": 0, "cut_rejected": 0, "equal_after_cut": 0}
     loaded: list[Pair] = []
     for path in shard_paths(pairs):
         logprobs_path = _logprobs_shard(path, reference)
@@ -89,7 +91,7 @@ def load_pairs(pairs: Path, reference: Path, max_length: int) -> tuple[list[Pair
                 loaded.append(pair)
     if not loaded:
         raise DataError(
-            f"{pairs}: no pair to train on ({counts['rows']} rows, {counts['dropped_long_prompt']} with "
+            f"{pairs}: no pair to train on ({counts['rows']} rows, {counts['dropped/long_prompt']} with "
             f"prompts longer than dpo.max_length={max_length} allows). See why the pair stage dropped the "
             "rest in its counts: raise generate.max_new_tokens or set pair.truncated=allow when answers "
             "are cut, lower pair.min_margin, or use more prompts or samples."
@@ -116,11 +118,13 @@ def _fit_to_length(
     # As the reference stage cut them: the log-probabilities are of these very tokens.
     budget = response_budget(len(prompt), max_length)
     if budget < 1:
-        counts["dropped_long_prompt"] += 1
+        counts["dropped/long_prompt"] += 1
         return None
     for side in SIDES:
         if len(row[f"{side}_token_ids"]) > budget:
             counts[f"cut_{side}"] += 1
+    if row["chosen_token_ids"][:budget] == row["rejected_token_ids"][:budget]:
+        counts["equal_after_cut"] += 1
     return Pair(
         id=row["id"],
         prompt=prompt,

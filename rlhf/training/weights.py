@@ -14,9 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.errors import ModelError
-from rlhf.models.folder import load_config, load_weights
+from rlhf.models.folder import config_text, load_config, load_weights
 from rlhf.models.template_files import copy_other_templates, keep_listed_templates
-from rlhf.models.weight_files import INDEX, file_header, saved_dtype, weight_files, weight_headers
+from rlhf.models.weight_files import (
+    INDEX,
+    SHARD_BYTES,
+    file_header,
+    saved_dtype,
+    weight_files,
+    weight_headers,
+    write_index,
+)
+from rlhf.training.buffers import restore_buffers
 from rlhf.training.ranks import barrier, own_rank
 
 _COPIED = {".json", ".jinja", ".txt", ".model", ".py"}
@@ -68,7 +77,8 @@ def load_model(
         new_head=reward_model,
         config=config,
     )
-    # And where a model has it without saying so in its config.
+    restore_buffers(model, config, dtype)
+    # And where a model has dropout without saying so in its config.
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -177,7 +187,7 @@ def export_model(
     """
     state = full_state(model)
     if state is not None:
-        save = partial(model.save_pretrained, state_dict=state)
+        save = partial(model.save_pretrained, state_dict=state, max_shard_size=SHARD_BYTES)
         write_model(source, out, save, config, tokenizer)
     # No rank goes on, and perhaps ends, before the folder is there.
     barrier()
@@ -190,11 +200,15 @@ def write_model(
     config: dict[str, Any] | None = None,
     tokenizer: Any = None,
 ) -> None:
-    """Make a model folder, on one rank: what `save` writes, and the rest as `export_model` has it."""
+    """Make a model folder, on one rank: the weight files that `save` writes, and the rest as `export_model`
+    has it.
+    """
     unfinished = out.with_name(f".{out.name}.partial")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     save(unfinished)
+    # Also over transformers' own, whose count of parameters is 0 under ZeRO-3.
+    write_index(unfinished)
     for path in sorted(source.iterdir()):
         if path.is_file() and path.suffix in _COPIED and path.name not in _NOT_COPIED:
             shutil.copyfile(path, unfinished / path.name)
@@ -204,14 +218,14 @@ def write_model(
         keep_listed_templates(source, unfinished)
     # Not what transformers wrote: that has a path of this machine, and defaults of its version.
     if config is None:
-        config = json.loads((source / "config.json").read_text())
+        config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     model_config = dict(config)
     # The old name of `dtype`, and the path.
     for key in ("torch_dtype", "_name_or_path"):
         model_config.pop(key, None)
     model_config["dtype"] = "float32"
-    text = json.dumps(model_config, indent=2, sort_keys=True)
-    (unfinished / "config.json").write_text(f"{text}\n")
+    text = config_text(model_config, sort_keys=True)
+    (unfinished / "config.json").write_text(text, encoding="utf-8")
     # A folder cannot replace one that is not empty.
     shutil.rmtree(out, ignore_errors=True)
     os.replace(unfinished, out)  # made durable with the rest of the stage, when it is committed

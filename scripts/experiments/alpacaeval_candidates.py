@@ -13,6 +13,8 @@ import json
 import sys
 from pathlib import Path
 
+from rlhf.data.json_text import json_text
+
 
 def main(arguments: list[str]) -> int:
     """Join the files by instruction, in the first one's order."""
@@ -32,7 +34,7 @@ def main(arguments: list[str]) -> int:
                 "responses": [row["output_2"] for row in rows],
                 "qualities": [None if row["preference"] is None else row["preference"] - 1 for row in rows],
             }
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.write(json_text(line, ascii_only=False) + "\n")
     return 0
 
 

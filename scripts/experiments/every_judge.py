@@ -19,6 +19,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from rlhf.data.json_text import json_text
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
@@ -35,7 +37,8 @@ def iterate(run: Path, overrides: list[str]) -> None:
     """
     from hydra import compose, initialize_config_dir
 
-    from rlhf.command.line import CONFIGS, to_config
+    from rlhf.command.line import CONFIGS
+    from rlhf.command.settings import to_config
     from rlhf.iterate import execute
 
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
@@ -47,7 +50,7 @@ def rewardbench(judge: dict[str, str], rows: Path, output: Path) -> list[dict[st
     """`python -m rlhf.rewardbench`, likewise; both scores of every row."""
     from omegaconf import OmegaConf
 
-    from rlhf.command.line import to_config
+    from rlhf.command.settings import to_config
     from rlhf.config.tools import RewardBenchTool
     from rlhf.rewardbench import rewardbench
 
@@ -73,7 +76,7 @@ def write_rows(world: Path, path: Path) -> None:
         puzzle = parse_prompt(json.loads(text)["messages"][-1]["content"])
         sides = {"chosen": good_answer(rng, puzzle), "rejected": near_miss(rng, puzzle)}
         rows.append({"prompt": puzzle.prompt, **sides, "subset": puzzle.task.name})
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    path.write_text("".join(json_text(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def line(kind: str, run: Path, trained: Path, benchmark: list[dict[str, Any]]) -> str:

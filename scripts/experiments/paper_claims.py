@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
+from rlhf.data.json_text import json_text
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # the package need not be installed
 from biased_labels import LENGTH_SHARE, relabelled  # noqa: E402
@@ -50,9 +52,7 @@ def _biased(runs: Path, seed: int) -> list[str]:
     """A judge trained on labels that favour length; its preferences are the world's, labelled anew."""
     data = runs / f"seed_{seed}" / "biased_preferences.jsonl"
     rows = (runs / f"seed_{seed}" / "online" / "world" / "preferences.jsonl").read_text().splitlines()
-    data.write_text(
-        "".join(json.dumps(relabelled(json.loads(row)), ensure_ascii=False) + "\n" for row in rows)
-    )
+    data.write_text("".join(json_text(relabelled(json.loads(row)), ascii_only=False) + "\n" for row in rows))
     return [
         f"reward_model.data={data}",
         "reward_model.on_policy.rule=biased_labels:length_biased",

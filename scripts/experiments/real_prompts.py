@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rlhf.data.json_text import json_text
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
@@ -54,8 +56,8 @@ def choose(files: list[Path], count: int, out: Path) -> list[str]:
             f"{len(chosen)} distinct prompts in the files; count={count} needs {NUM_HELD_OUT} more: add files"
         )
     rows = [{"context_messages": messages} for messages in chosen.values()]
-    (out / "prompts.json").write_text(json.dumps(rows[:count]))
-    (out / "held_out.json").write_text(json.dumps(rows[count:]))
+    (out / "prompts.json").write_text(json_text(rows[:count]))
+    (out / "held_out.json").write_text(json_text(rows[count:]))
     return list(chosen)[:count]
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shlex
 import subprocess
@@ -22,6 +21,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from rlhf.data.json_text import json_text
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -80,7 +81,7 @@ def write_split(files: list[tuple[str, Path]], share: float, seed: int, out: Pat
             rows["prompts"].append({"messages": messages})
         print(f"{source}: {file.name}: {dict(counts)}", flush=True)
     for name, lines in rows.items():
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        text = "".join(json_text(line, ascii_only=False) + "\n" for line in lines)
         (out / f"{name}.jsonl").write_text(text, encoding="utf-8", newline="\n")
 
 
@@ -114,13 +115,6 @@ def call(*arguments: object, stdout: Any = None) -> None:
         sys.exit(code)
 
 
-def wilson(right: float, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share of n."""
-    z, share = 1.959964, right / n
-    middle, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
-
-
 def table(rows: Iterable[dict[str, Any]], held_out: Iterable[dict[str, Any]]) -> str:
     """Accuracy of the judge and of length by source, as Markdown; a tie is wrong.
 
@@ -128,6 +122,8 @@ def table(rows: Iterable[dict[str, Any]], held_out: Iterable[dict[str, Any]]) ->
         rows: both scores and the subset of every held-out pair, in order, as `rlhf.rewardbench` writes them.
         held_out: the pairs themselves.
     """
+    from rlhf.evaluation.judge_quality import wilson
+
     found: dict[str, list[tuple[bool, bool]]] = defaultdict(list)
     for scored, pair in zip(rows, held_out, strict=True):
         assert scored["subset"] == pair["subset"], "scores and pairs are out of step"

@@ -36,6 +36,7 @@ SCHEMAS: dict[str, tuple[str, str, Any]] = {
     "answer": ("answer", "tool", tools_config.AnswerTool),
     "rewardbench": ("rewardbench", "tool", tools_config.RewardBenchTool),
     "bestofn": ("bestofn", "tool", tools_config.BestOfNTool),
+    "check": ("check", "iterate", tools_config.CheckConfig),
 }
 Content = bytes | str | list[Any] | dict[str, Any]
 """Bytes and text as they are; rows as JSON lines, an object as JSON."""
@@ -85,6 +86,9 @@ class _Worker:
 
     def shards(self) -> Any:
         return iter(self._shards)
+
+    def say(self, text: str) -> None:
+        pass
 
     def progress(self, done: float, total: float, note: str = "") -> None:
         pass

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -52,4 +53,79 @@ def stops_once(messages, response):
 def sleeps(messages, response):
     Path(os.environ["RULE_MARKER"]).write_text(str(os.getpid()))
     time.sleep(60)
+    return 0.0
+
+
+def _remember(pid):
+    with open(os.environ["RULE_MARKER"], "a") as file:
+        file.write(f"{pid}\n")
+
+
+def child(messages, response):
+    """Leaves a process behind."""
+    _remember(subprocess.Popen(["sleep", "300"]).pid)
+    return 1.0
+
+
+def stubborn_child(messages, response):
+    """Leaves one behind that is in a session of its own, wants no end, and has a child."""
+    script = "trap '' TERM; sleep 300 & echo $!; wait; sleep 300"
+    process = subprocess.Popen(["sh", "-c", script], start_new_session=True, stdout=subprocess.PIPE)
+    _remember(process.pid)
+    _remember(int(process.stdout.readline()))
+    return 1.0
+
+
+def daemon(messages, response):
+    """Leaves one behind that has left session and parent."""
+    pipe = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os.write(pipe[1], str(os.getpid()).encode())
+            os.execvp("sleep", ["sleep", "300"])
+        os._exit(0)
+    _remember(int(os.read(pipe[0], 20)))
+    return 1.0
+
+
+def daemon_then_killed(messages, response):
+    daemon(messages, response)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def daemon_then_raises(messages, response):
+    daemon(messages, response)
+    raise ValueError("after\n✓ forged\x1b[0m")
+
+
+def daemon_then_sleeps(messages, response):
+    daemon(messages, response)
+    _remember(os.getpid())
+    time.sleep(60)
+    return 0.0
+
+
+def prints(messages, response):
+    """Prints what a log in another encoding cannot hold."""
+    print("你好 ✓")
+    return float(len(response))
+
+
+def server_killed_once(messages, response):
+    """Kills the process that it was forked from, the first time."""
+    marker = Path(os.environ["RULE_MARKER"])
+    if not marker.exists():
+        marker.write_text(str(os.getppid()))
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)
+    return float(len(response))
+
+
+def leaves_a_child(messages, response):
+    """Starts, at its first call, a process that outlives it by as many seconds as RULE_SECONDS says."""
+    marker = Path(os.environ["RULE_MARKER"])
+    if not marker.exists():
+        child = subprocess.Popen(["sleep", os.environ["RULE_SECONDS"]])
+        marker.write_text(str(child.pid))
     return 0.0

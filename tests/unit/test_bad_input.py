@@ -72,7 +72,7 @@ def link_loop(folder):
         ["prompts.path=p.jsonl", "a folder, no file"],
         make=lambda folder: (folder / "p.jsonl").mkdir(),
     ),
-    loop("link to itself", ["prompts.path=p.jsonl", "Symlink loop", "mend"], make=link_loop),
+    loop("link to itself", ["prompts.path=p.jsonl", "leads nowhere", "mend the links"], make=link_loop),
     loop("name too long", ["prompts.path=xxx", "too long"], path="x" * 300 + ".jsonl"),
     loop("of an unknown suffix", ["p.txt", "suffix", ".parquet", "Convert it"], {"p.txt": "a"}, path="p.txt"),
     loop("of a missing data set", ["prompts.path=a/b", "hf download"], path="a/b"),

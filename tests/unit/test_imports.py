@@ -2,11 +2,16 @@
 torch."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+
+# Where a distribution has another name than what is imported of it.
+DISTRIBUTIONS = {"hydra": "hydra-core", "yaml": "pyyaml"}
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "rlhf"
@@ -88,3 +93,61 @@ def test_the_names_of_the_stages_functions_exist():
         tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
         functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
         assert function in functions, f"{name}: {stage.function}"
+
+
+def third_party(*folders):
+    """The distributions that the Python files of some folders import, functions included."""
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    # A script also finds those that lie beside it.
+    ours = {"rlhf", "scripts", "tests", *(path.stem for path in (ROOT / "scripts").rglob("*.py"))}
+    names = set()
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                names.add(node.module)
+    packages = {name.split(".")[0] for name in names} - ours - sys.stdlib_module_names
+    return {DISTRIBUTIONS.get(name, name.replace("_", "-")) for name in packages}
+
+
+def names_in(lines):
+    return {re.match(r"[\w.-]+", line)[0] for line in lines if re.match(r"\w", line)}
+
+
+def test_everything_that_is_imported_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = names_in(project["dependencies"])
+    optional = {"vllm"}
+    assert optional <= set(project["optional-dependencies"])
+    for_development = set()
+    for name in ("dev.txt", "mutate.txt"):
+        for_development |= names_in((ROOT / "requirements" / name).read_text(encoding="utf-8").splitlines())
+    assert third_party("rlhf") - needed - optional == set()
+    assert third_party("rlhf", "scripts", "tests") - needed - optional - for_development == set()
+    assert needed - third_party("rlhf") == set()
+    pinned = set()
+    for path in (ROOT / "requirements").glob("*.txt"):
+        pinned |= names_in(path.read_text(encoding="utf-8").splitlines())
+    assert needed - pinned == set()
+
+
+def test_text_is_read_and_written_in_utf8_whatever_the_locale():
+    """In a locale without UTF-8 a file that is opened without an encoding cannot hold what ours hold."""
+    without = []
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not _opens_text(node):
+                continue
+            if "encoding" not in {keyword.arg for keyword in node.keywords}:
+                without.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert without == []
+
+
+def _opens_text(call):
+    if isinstance(call.func, ast.Attribute) and call.func.attr in ("read_text", "write_text"):
+        return True
+    if not isinstance(call.func, ast.Name) or call.func.id != "open":
+        return False
+    modes = [argument.value for argument in call.args[1:] if isinstance(argument, ast.Constant)]
+    return not any("b" in mode for mode in modes)

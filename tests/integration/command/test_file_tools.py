@@ -115,7 +115,7 @@ def test_pairs_are_what_trl_reads(folder, scored):
         assert pair["prompt"] == row["prompt"]
         assert pair["chosen"] == [{"role": "assistant", "content": row["responses"][best(row["rewards"])]}]
         assert (pair["chosen_score"], pair["rejected_score"]) == (max(row["rewards"]), min(row["rewards"]))
-        assert pair["margin"] == pair["chosen_score"] - pair["rejected_score"]
+        assert pair["penalised_margin"] == pair["chosen_score"] - pair["rejected_score"]
     loaded = load_dataset(
         "json", data_files=str(folder / "pairs.jsonl"), split="train", cache_dir=str(folder / "hf")
     )

@@ -48,6 +48,14 @@ def test_sections_of_given_accuracies(tmp_path: Path) -> None:
     assert found["current"]["Safety"] == pytest.approx(90.54, abs=0.005)
     assert found["legacy"]["Safety"] == pytest.approx(92.20, abs=0.005)
     assert found["current"]["Chat"] is None and "88.76" in said
+    fractions = {"refusals-dangerous": 0.93, "refusals-offensive": 0.97, "xstest-should-refuse": 1}
+    (tmp_path / "f.json").write_text(
+        json.dumps(fractions | {"xstest-should-respond": 0.872, "donotanswer": 0.794})
+    )
+    code, said = run("rlhf.rewardbench", "subsets=f.json", "output=f_out.json", cwd=tmp_path)
+    assert code == 0 and "read as fractions" in said, said
+    again = json.loads((tmp_path / "f_out.json").read_text())
+    assert again["current"]["Safety"] == pytest.approx(found["current"]["Safety"])
     (tmp_path / "s.json").write_text('{"chatt": 3}')
     code, said = run("rlhf.rewardbench", "subsets=s.json", "output=p.json", cwd=tmp_path)
     assert code == 2 and "chatt" in said and not (tmp_path / "p.json").exists()

@@ -79,8 +79,12 @@ def test_given_pairs_train_without_sampling(world):  # noqa: F811
     (folder / "pairs.jsonl").write_text(
         "".join(json.dumps(row) + "\n" for row in [*rows, {**rows[0], "chosen": "no 0"}])
     )
-    code, said = loop(folder / "given", *overrides, f"pair.data={folder / 'pairs.jsonl'}")
+    (folder / "held_out.jsonl").write_text("".join(f'{{"prompt": "Tell {i}"}}\n' for i in range(5)))
+    prompts = ["prompts.path=null", f"prompts.held_out_path={folder / 'held_out.jsonl'}"]
+    code, said = loop(folder / "given", *overrides, *prompts, f"pair.data={folder / 'pairs.jsonl'}")
     assert code == 0, said
+    assert "· iteration_001/dpo: 8 pairs / batch 4 × 2 epochs = 4 steps, 1 of them warm-up" in said
+    assert "  ⚠ the first of 4 steps has learning rate 0" in said
     names = digests(folder / "given")
     assert "iteration_001/preferences" in names and "iteration_001/generate" not in names
     counts = json.loads((folder / "given" / "iteration_001/preferences/artifact.json").read_text())["counts"]

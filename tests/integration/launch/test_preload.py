@@ -36,6 +36,25 @@ def test_preloading_touches_no_gpu_and_starts_no_thread_that_a_fork_would_lose()
     assert int(said["threads"].rsplit(" ", 1)[1]) <= 2, said
 
 
+def test_what_is_imported_with_the_cuda_packages_starts_no_compiler(tmp_path):
+    # Not installed with the CPU packages: as it decides, at its import, whether it starts processes.
+    (tmp_path / "humming").mkdir()
+    decides = (
+        "import os; print('compiles', os.environ.get('HUMMING_DISABLE_PARALLEL_BUILD') != '1', flush=True)"
+    )
+    (tmp_path / "humming" / "__init__.py").write_text(decides)
+    environment = dict(os.environ, **starting_environment("cpu"), PYTHONPATH=f"{ROOT}:{tmp_path}")
+    done = subprocess.run(
+        [sys.executable, "-c", "import rlhf.launch.preload"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+    )
+    # Where vLLM imports it no more, neither line is there, and the variable can go.
+    assert "compiles False" in done.stdout.splitlines(), done.stdout + done.stderr
+
+
 def test_a_module_that_cannot_be_imported_is_left_for_its_stage():
     environment = dict(os.environ, PYTHONPATH=str(ROOT))
     code = "import sys; sys.modules['vllm'] = None; import rlhf.launch.preload; print('up')"

@@ -6,6 +6,7 @@ bytes.
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -74,6 +75,46 @@ def test_a_finished_run_has_nothing_to_do(old):
     assert identities(old / "run") == before
     assert json.loads((old / "run" / "summary.json").read_text()) == summary
     assert os.readlink(old / "run" / "best") == "iteration_001/export/model"
+
+
+def typed(old, *words):
+    """A command about the run, typed in the folder of what it was given; exit code and output."""
+    environment = dict(os.environ, PYTHONPATH=f"{ROOT}:{old / 'given'}", HF_HUB_OFFLINE="1")
+    done = subprocess.run(
+        [sys.executable, "-m", *words],
+        cwd=old / "given",
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    return done.returncode, done.stdout
+
+
+def test_the_run_folder_alone_goes_on_with_its_own_settings(old):
+    before = identities(old / "run")
+    code, said = typed(old, "rlhf.iterate", "run_dir=../run")
+    assert code == 0 and f"{old / 'run'}: goes on with the run's own settings (config.yaml)" in said, said
+    assert f"{NUM_STAGES} stages are finished, 0 to do" in said and "✓" not in said, said
+    code, said = typed(old, "rlhf.iterate", "run_dir=../run", "until=judge/pair", "gates.truncated=ignore")
+    assert code == 0 and "5 stages are finished, 0 to do" in said and "best policy" not in said, said
+    assert "until=judge/pair: judge/pair is finished" in said and identities(old / "run") == before
+
+
+def test_a_pasted_way_out_makes_the_run_anew_of_what_is_the_same(old):
+    for name in ("iteration_001/dpo", "iteration_002", "summary.json"):
+        path = old / "run" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    os.rename(old / "run", old / "my run, it's")
+    run_dir = """run_dir="../my run, it's\""""
+    code, said = typed(old, "rlhf.iterate", run_dir, "pair.length_penalty=0.5", OTHERS, *SETTINGS.split())
+    assert code == 2 and "config.length_penalty: 0.0 there, 0.5 now" in said, said
+    way_out = next(line for line in said.splitlines() if "reuse=" in line and line.startswith("    python"))
+    words = shlex.split(way_out)[2:]
+    assert f'run_dir="{old / "my run, it"}\'s-2"' in words and "pair.length_penalty=0.5" in words, words
+    code, said = typed(old, *words, "until=iteration_001/score")
+    assert code == 0 and "taken from" in said and "✓" not in said, said
 
 
 def test_what_is_redone_without_a_model_has_the_same_bytes(old):

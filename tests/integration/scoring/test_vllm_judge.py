@@ -158,3 +158,18 @@ def test_what_cannot_be_served_names_the_other_engine(path, tmp_path):
     (unknown / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=r"score\.engine=transformers"):
         VllmJudge(str(unknown))
+
+
+def test_on_a_gpu_it_takes_the_share_of_memory_that_it_was_given(path, monkeypatch):
+    given = {}
+
+    def load(**arguments):
+        given.update(arguments)
+        raise ValueError("there is no GPU here")
+
+    monkeypatch.setattr("vllm.LLM", load)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    config = ScoreStage(engine=Engine.vllm, gpu_memory_utilization=0.35, tensor_parallel_size=2)
+    with pytest.raises(ModelError, match="there is no GPU here"):
+        load_judge(config, {"judge": path})
+    assert (given["gpu_memory_utilization"], given["tensor_parallel_size"]) == (0.35, 2)

@@ -7,11 +7,12 @@ import logging
 import time
 
 import pytest
-from transformers import TrainerState
+from transformers import TrainerControl, TrainerState
 
 from rlhf.config.schema import ReferenceConfig
 from rlhf.config.training import DpoConfig, LoraConfig, RewardModelConfig, SftConfig
 from rlhf.errors import UserError
+from rlhf.models.weight_files import num_parameters
 from rlhf.training import checkpoints
 from rlhf.training.checkpoints import find_checkpoint
 from tests.stage_runner import make_job, run_here, run_ranks, start_ranks
@@ -134,6 +135,25 @@ def test_trls_trainers_leave_no_trace_of_a_kill_either(tmp_path, stage, section)
     assert files(tmp_path / "broken") == files(tmp_path / "whole")
 
 
+@pytest.mark.parametrize(
+    ("dtype", "zero_stage", "bytes_each"),
+    [("bfloat16", 2, 14), ("float32", 2, 16), ("bfloat16", 3, 12)],
+)
+def test_a_checkpoint_is_as_large_as_the_preflight_counts_it(tmp_path, dtype, zero_stage, bytes_each):
+    """`tests/unit/preflight/test_look.py` has the same figures for the preflight."""
+    model = tiny_llama(tmp_path / "policy", hidden_size=128)
+    inputs = {"model": model, "pairs": write_pairs(tmp_path / "pairs", random_pairs(4))}
+    reference = make_job("reference", ReferenceConfig(), inputs, tmp_path / "reference", max_length=99)
+    run_here(reference)
+    training = job(tmp_path, tmp_path / "out", zero_stage)
+    training.config.dtype = dtype
+    training.config.batch_size = 1
+    run_ranks(training)
+    checkpoint = find_checkpoint(tmp_path / "out")
+    size = sum(path.stat().st_size for path in checkpoint.rglob("*.pt") if "rng" not in path.name)
+    assert size == pytest.approx(bytes_each * num_parameters(model), rel=0.05)
+
+
 def seal(out, step, **files_of):
     checkpoint = out / f"checkpoint-{step}"
     checkpoint.mkdir(parents=True)
@@ -143,11 +163,37 @@ def seal(out, step, **files_of):
     return checkpoint
 
 
-def test_two_sealed_checkpoints_are_kept_and_the_newest_by_number_is_taken(tmp_path):
-    for step in (2, 9, 10):
+def room_for(out, step):
+    """What the Trainer does after a step whose checkpoint is to be written."""
+    control = TrainerControl(should_save=True)
+    state = TrainerState(global_step=step, max_steps=100)
+    checkpoints._Sealer(out).on_step_end(None, state, control)
+
+
+def names(out):
+    return sorted(path.name for path in out.iterdir())
+
+
+def test_room_is_made_before_a_checkpoint_is_written_and_a_sealed_one_stays(tmp_path):
+    for step in (2, 9):
+        room_for(tmp_path, step)
         seal(tmp_path, step, weights=str(step))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]
-    assert find_checkpoint(tmp_path).name == "checkpoint-10"
+    assert names(tmp_path) == ["checkpoint-2", "checkpoint-9"]
+    room_for(tmp_path, 10)
+    assert names(tmp_path) == ["checkpoint-9"]
+    (tmp_path / "checkpoint-10").mkdir()  # killed while it is written: the sealed one is gone on from
+    assert find_checkpoint(tmp_path).name == "checkpoint-9"
+    seal(tmp_path, 10, weights="10")
+    assert names(tmp_path) == ["checkpoint-10", "checkpoint-9"]
+    assert find_checkpoint(tmp_path).name == "checkpoint-10"  # by number, not by name
+
+
+def test_no_room_is_made_for_a_checkpoint_that_is_not_written(tmp_path):
+    for step in (2, 4):
+        seal(tmp_path, step, weights=str(step))
+    control = TrainerControl(should_save=True)
+    checkpoints._Sealer(tmp_path).on_step_end(None, TrainerState(global_step=6, max_steps=6), control)
+    assert not control.should_save and names(tmp_path) == ["checkpoint-2", "checkpoint-4"]
 
 
 @pytest.mark.parametrize("damage", ["missing", "added", "seal"])
@@ -171,7 +217,8 @@ def test_another_number_of_ranks_is_refused_with_the_ways_out(tmp_path, monkeypa
     checkpoint = seal(tmp_path, 2, weights="2")
     monkeypatch.setattr(checkpoints, "world_size", lambda: 4)
     with pytest.raises(
-        UserError, match=r"written by 1 training ranks, and 4 .*num_training_ranks=1, or delete"
+        UserError,
+        match=r"written by 1 training ranks, and 4 .*num_training_ranks=1 \(where GPUs train, 1 of them.*or delete",
     ):
         find_checkpoint(tmp_path)
     assert checkpoint.exists()

@@ -252,6 +252,27 @@ def test_a_gradient_that_is_no_number_stops_and_saves_the_pairs(world, tmp_path)
     assert not list((tmp_path / "out").glob("checkpoint-*"))
 
 
+@pytest.mark.parametrize(
+    ("config", "shares"),
+    [
+        # A share of 1 is one step to transformers, and one of one step is a training at rate 0.
+        ({"warmup_ratio": 1.0}, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        ({"warmup_ratio": 0.4, "lr_scheduler": "constant_with_warmup"}, [0, 1 / 3, 2 / 3, 1, 1, 1]),
+        ({"trainer_args": {"max_steps": 1}}, [1]),
+    ],
+    ids=["all_warmup", "part", "one_step"],
+)
+def test_the_rate_rises_over_the_share_that_was_asked_for(world, tmp_path, config, shares):
+    outcome = run_ranks(dpo_job(world, tmp_path, **config))
+    rates = [row["learning_rate"] / 1e-3 for row in rows_of(tmp_path)]
+    assert rates == pytest.approx(shares)
+    assert outcome.counts["warmup_steps"] == shares.index(1)
+    before = load_file(world / "policy" / "model.safetensors")
+    assert any(not torch.equal(value, before[name]) for name, value in weights_of(tmp_path).items())
+    said = (tmp_path / "rank0.log").read_text()
+    assert "· dpo: 21 pairs / batch 8 × 2 epochs = " in said and "⚠ fewer than 10 steps" in said
+
+
 def test_outcome_counts_and_export(world, one_rank):
     outcome, out = one_rank
     assert outcome.counts["pairs"] == outcome.counts["rows"] == 21
@@ -313,7 +334,7 @@ def test_prompts_that_fill_max_length_are_dropped_and_none_left_is_an_error(worl
     inputs = {"model": world / "policy", "pairs": folder}
     run_here(make_job("reference", ReferenceConfig(), inputs, tmp_path / "reference", max_length=MAX_LENGTH))
     loaded, counts = load_pairs(folder, tmp_path / "reference", MAX_LENGTH)
-    assert (len(loaded), counts["dropped_long_prompt"]) == (2, 1)
+    assert (len(loaded), counts["dropped/long_prompt"]) == (2, 1)
     with pytest.raises(DataError, match=r"no pair to train on \(3 rows, 3 with prompts"):
         load_pairs(folder, tmp_path / "reference", 10)
     shutil.rmtree(tmp_path / "pairs")

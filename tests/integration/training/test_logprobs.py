@@ -13,7 +13,7 @@ from rlhf.data.shards import read_all_rows, shard_name, sum_counts, write_shard
 from rlhf.models.batches import bins_by_tokens
 from rlhf.training import logprobs
 from rlhf.training.weights import load_model
-from tests.stage_runner import make_job, run_here
+from tests.stage_runner import make_job, run_here, run_ranks
 from tests.tiny import random_pairs, tiny_llama, write_pairs
 
 
@@ -101,6 +101,41 @@ def test_pairs_are_cut_to_their_own_budget(folder, model, tmp_path):
     assert written[3]["logprobs"][0] == pytest.approx(
         by_hand(model, rows[3]["prompt_token_ids"], rows[3]["chosen_token_ids"][:5]), abs=2e-4
     )
+
+
+@pytest.mark.parametrize(("num_ranks", "dtype"), [(1, "float32"), (2, "float32"), (2, "bfloat16")])
+def test_weights_that_are_shared_out_say_the_same(folder, tmp_path, num_ranks, dtype):
+    """More bins than ranks, fewer than ranks, a shard without a row, and a pair that DPO drops."""
+    rows = random_pairs(11, seed=7, prompt=(5, 30), response=(1, 30))
+    rows[9]["prompt_token_ids"] = list(range(10, 60))
+    pairs = write_pairs(tmp_path / "p", rows, 10)
+    write_pairs(tmp_path / "empty", [])
+    (tmp_path / "empty" / shard_name(0)).rename(pairs / shard_name(2))
+    told = {"max_length": 50, "batch_tokens": 130, "dtype": dtype}
+    inputs = {"model": folder, "pairs": pairs}
+    run_here(make_job("reference", ReferenceConfig(), inputs, tmp_path / "whole", **told))
+    count = """
+from rlhf.training import reference
+load = reference.load_sharded
+def counted(*args):
+    engine = load(*args)
+    held = sum(p.ds_tensor.numel() for p in engine.module.parameters())
+    assert held <= sum(p.ds_numel for p in engine.module.parameters()) / SHARE + 99 * 50, held
+    return engine
+reference.load_sharded = counted
+from tests.stage_runner import FakeWorker
+FakeWorker.progress = lambda self, done, total, note: print("progress in", note, flush=True)
+""".replace("SHARE", str(num_ranks))
+    job = make_job("reference", ReferenceConfig(), inputs, tmp_path / "z3", compute={"zero_stage": 3}, **told)
+    run_ranks(job, num_ranks, count)
+    # The driver takes a worker that is silent for long for one that hangs.
+    for rank in range(1, num_ranks):
+        assert (tmp_path / "z3" / f"rank{rank}.log").read_text().count("progress in shards") == 3
+    whole, shared = (list(read_all_rows(tmp_path / name)) for name in ("whole", "z3"))
+    assert [row["id"] for row in shared] == [row["id"] for row in whole]
+    for ours, theirs in zip(shared, whole, strict=True):
+        assert ours["logprobs"] == pytest.approx(theirs["logprobs"], abs=1e-5, nan_ok=True)
+    assert sum_counts(tmp_path / "z3") == sum_counts(tmp_path / "whole")
 
 
 def test_candidates_are_scored_as_sampled_and_shards_match(folder, model, tmp_path):

@@ -13,6 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+import rlhf.training.lora
 from rlhf.config.schema import ReferenceConfig
 from rlhf.config.training import DpoConfig, LoraConfig
 from rlhf.errors import ConfigError
@@ -35,6 +36,9 @@ def checked(trainer, out):
     states = trainer.optimizer.optimizer.state.values()
     held = sum(v.numel() for state in states for v in state.values() if v.dim())
     size = sum(getattr(p, "ds_numel", p.numel()) for p in trained)
+    # DeepSpeed allocates buckets whole: of all weights they would be 2 GB of an 8B model.
+    assert trainer.model_wrapped.optimizer.reduce_bucket_size == size
+    assert trainer.model_wrapped.zero_allgather_bucket_size() == size
     assert names == {"A", "B"} and 2 * size <= held * dist.get_world_size() <= 2 * size + 64, (names, held, size)
 f.train_resumable = checked
 """
@@ -154,7 +158,7 @@ def test_bf16_merges_in_fp32_and_two_iterations_add_up(world, tmp_path):
     assert (weights[0][name].bfloat16() == weights[2][name].bfloat16()).float().mean() > 0.3
 
 
-def test_merging_equals_peft_s_own_forward_for_sharded_bf16_weights(tmp_path):
+def test_merging_equals_peft_s_own_forward_for_sharded_bf16_weights(tmp_path, monkeypatch):
     policy = tiny_llama(tmp_path / "policy", 3, tie_word_embeddings=False)
     loaded(policy).bfloat16().save_pretrained(policy, max_shard_size="50KB")
     (policy / "model.safetensors").unlink()
@@ -166,8 +170,14 @@ def test_merging_equals_peft_s_own_forward_for_sharded_bf16_weights(tmp_path):
         assert parameter.requires_grad == (".lora_" in name)
         if ".lora_B." in name:
             torch.nn.init.normal_(parameter, std=0.1)
+    export_adapter(model, policy, tmp_path / "whole")
+    assert [path.name for path in (tmp_path / "whole" / "model").glob("*.safetensors*")] == [
+        "model.safetensors"
+    ]
+    monkeypatch.setattr(rlhf.training.lora, "SHARD_BYTES", 60_000)
     export_adapter(model, policy, tmp_path / "out")
-    assert torch.allclose(logits(loaded(tmp_path / "out" / "model")), logits(model), atol=1e-5, rtol=0)
+    for out in ("whole", "out"):
+        assert torch.allclose(logits(loaded(tmp_path / out / "model")), logits(model), atol=1e-5, rtol=0)
     assert (logits(model) - before).abs().max() > 0.1
     files = sorted((tmp_path / "out" / "model").glob("*.safetensors"))
     assert len(files) > 2 and "consolidated.safetensors" not in {path.name for path in files}
@@ -175,6 +185,11 @@ def test_merging_equals_peft_s_own_forward_for_sharded_bf16_weights(tmp_path):
     tensors = [value for path in files for value in load_file(path).values()]
     assert index["metadata"]["total_size"] == sum(value.numel() * 4 for value in tensors)
     assert {value.dtype for value in tensors} == {torch.float32}
+    assert (
+        len(tensors) == len(index["weight_map"]) == len(load_file(tmp_path / "whole/model/model.safetensors"))
+    )
+    for path in files:
+        assert path.stat().st_size < 62_000 or len(load_file(path)) == 1
 
 
 def test_the_seed_decides_the_adapter(tmp_path):

@@ -85,6 +85,7 @@ def test_training_learns_and_exports(tmp_path):
         "conversations": 44,
         "held_out": 4,
         "steps": 24,
+        "warmup_steps": 1,
     }
     assert outcome.metrics["last_loss"] < 0.5 * outcome.metrics["first_loss"]
     from transformers import AutoModelForCausalLM

@@ -6,6 +6,9 @@ import os
 
 import pytest
 
+from rlhf.command.line import CONFIGS
+from rlhf.command.settings import misread, to_config, typed_values
+from rlhf.config.schema import Config
 from tests.unit.refusals import Case, cases, prepare, refuse, run_for_real, run_here
 
 ANSWERED = [{"prompt": "q", "responses": ["a"]}]
@@ -58,12 +61,93 @@ def config_folder(text):
     Case("negative ranks", "iterate compute.num_training_ranks=-1", ["num_training_ranks=-1", "null"]),
     Case("negative GPUs", "iterate compute.num_gpus=-1", ["compute.num_gpus=-1", "null"]),
     Case("empty world", "iterate world.enabled=true world.base_steps=0", ["world.base_steps=0", "positive"]),
+    Case("number for a boolean", "iterate sft.packing=2", ["sft.packing=2", "true or false"]),
+    Case("negative for a boolean", "iterate sft.packing=-1", ["sft.packing=-1", "true or false"]),
+    Case("quoted for a boolean", "iterate sft.packing='7'", ["sft.packing=7", "true or false"]),
+    Case("word for a boolean", "iterate debug=maybe", ["debug=maybe", "valid bool"]),
+    Case("boolean for a whole number", "iterate dpo.num_epochs=true", ["num_epochs=true", "Integer"]),
+    Case("boolean for a number", "iterate gates.max_kl=true", ["gates.max_kl=true", "Float"]),
+    Case("boolean for numbers", "iterate generate.temperatures=[true]", ["temperatures", "Float"]),
+    Case("boolean for an action", "iterate gates.kl=false", ["gates.kl", "ignore, warn, stop"]),
+    Case("boolean for text", "iterate model.revision=true", ["model.revision=True", 'revision="…"']),
+    Case("rounded text", "iterate run_dir=2.50", ["run_dir=2.5", 'run_dir="…"']),
+    Case("commit of digits", "iterate model.revision=1234e5", ["model.revision=123400000.0", "quotes"]),
+    Case("number in a list of text", "iterate reuse=[a,1e3]", ["reuse=['a', 1000.0]", "quotes"]),
+    Case(
+        "number in a mapping of text",
+        "iterate +evaluate.judges.a=1e3",
+        ["evaluate.judges={'a': 1000.0}", "quotes"],
+    ),
+    Case(
+        "boolean of a tool",
+        "pair input=a output=o.jsonl compute.preload=3",
+        ["compute.preload=3", "true or false"],
+    ),
+    Case("boolean of a stage", "stage dpo run_dir=r debug=3", ["debug=3", "true"], {"r/config.yaml": ""}),
+    Case(
+        "booleans in a file",
+        "iterate --config-dir=own experiment=mine",
+        ["experiment/mine: sft.packing=2", "experiment/mine: model.revision=100000.0", "quotes"],
+        config_folder("sft: {packing: 2}\nmodel: {revision: 1e5}\n"),
+    ),
+    Case("share of gates", "iterate gates.min_accuracy=1.5", ["gates.min_accuracy=1.5", "[0, 1]"]),
+    Case(
+        "shares of gates",
+        "iterate gates.max_truncated=20 gates.max_same_candidates=-0.1",
+        ["gates.max_truncated=20", "gates.max_same_candidates=-0.1", "[0, 1]"],
+    ),
+    Case(
+        "limits of gates that are no number",
+        "iterate gates.max_kl=nan gates.max_fall=inf gates.max_length_growth=-1 gates.max_grad_growth=nan",
+        ["max_kl=nan", "max_fall=inf", "max_length_growth=-1", "max_grad_growth=nan", "finite"],
+    ),
+    Case(
+        "until nowhere in a stage",
+        "stage dpo run_dir=r until=sft",
+        ["until=sft", "Leave it out"],
+        {"r/config.yaml": ""},
+    ),
+    Case(
+        "stage with two values",
+        "stage dpo run_dir=r seed=1,2",
+        ["seed=1,2", "one value"],
+        {"r/config.yaml": ""},
+    ),
+    Case("path that needs quotes", "iterate run_dir=a(b", ["run_dir=a(b", "'run_dir=\"a(b\"'"]),
+    Case("path with an =", "iterate model.path=/x/a=b", ["model.path=/x/a=b", "'model.path=\"/x/a=b\"'"]),
     Case(
         "T = 0 with n > 1",
         "iterate generate.temperatures=[0]",
         ["temperature 0", "n=8", "Use a temperature above"],
     ),
     Case("T = 0 in part", "iterate generate.temperatures=[0,1]", ["the 4 responses", "fewer responses"]),
+    Case(
+        "T = 0 twice",
+        "iterate generate.n=2 generate.temperatures=[0,0]",
+        ["the 2 responses", "fewer responses"],
+    ),
+    Case("greedy by top_k", "iterate generate.top_k=1", ["generate.top_k=1", "n=8", "generate.top_k=0"]),
+    Case(
+        "T = 0 in the evaluation",
+        "iterate evaluate.temperature=0",
+        ["evaluate.temperature=0.0 with evaluate.n=4", "Set evaluate.n=1"],
+    ),
+    Case(
+        "nearly 0 in the evaluation",
+        "iterate evaluate.temperature=1e-6 evaluate.n=2",
+        ["evaluate.temperature=1e-06 with evaluate.n=2", "Set evaluate.n=1"],
+    ),
+    Case(
+        "greedy evaluation of given pairs",
+        "iterate pair.data=p.jsonl num_iterations=1 generate.n=1 generate.temperatures=[1] generate.top_k=1",
+        ["evaluate.n=4 with generate.top_k=1", "Set evaluate.n=1"],
+    ),
+    Case("no prompts", "iterate prompts.path=null", ["prompts.path=null", "must be a path"]),
+    Case(
+        "nothing to evaluate on",
+        "iterate pair.data=p.jsonl num_iterations=1 prompts.path=null",
+        ["prompts.path=null with prompts.held_out_path=null", "Set prompts.held_out_path"],
+    ),
     Case("one response", "iterate generate.n=1 generate.temperatures=[1]", ["generate.n=1", "Use 2 or more"]),
     Case("uneven n", "iterate generate.n=7", ["generate.n=7", "multiple of 2"]),
     Case("all wrong at once", "iterate dpo.beta=0 generate.n=0", ["dpo.beta=0", "generate.n=0"]),
@@ -145,7 +229,7 @@ def config_folder(text):
     Case(
         "run_dir in a loop",
         "iterate run_dir=around/run compute.device=cpu",
-        ["run_dir=around/run:", "Symlink loop"],
+        ["run_dir=around/run:", "leads nowhere"],
         make=loop,
     ),
     Case(
@@ -248,3 +332,20 @@ def test_a_folder_without_rights_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run_here(monkeypatch, "iterate compute.device=cpu run_dir=run") == 2
     assert "Permission denied" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [("yes", True), ("off", False), ("1", True), ("0", False), ("True", True), ("'on'", True)],
+)
+def test_what_people_write_for_a_boolean(word, value):
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        assert to_config(compose("iterate", [f"debug={word}"])).debug is value
+    assert list(misread(typed_values([f"debug={word}"]), Config())) == []
+
+
+@pytest.mark.parametrize("word", ["run_dir=2.5", "run_dir=2024", "model.revision=007", "prompts.path=1e3"])
+def test_text_that_comes_out_as_it_was_written_is_fine(word):
+    assert list(misread(typed_values([word]), Config())) == []

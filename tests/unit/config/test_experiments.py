@@ -14,8 +14,10 @@ from rlhf.command.line import CONFIGS, to_config
 from rlhf.config.fields import plain
 from rlhf.config.schema import Config
 from rlhf.iterate import iterate
+from rlhf.loop.gates import Gates
 from rlhf.loop.step import stage_config
 from rlhf.run import hub
+from rlhf.run.artifact import Artifact
 from rlhf.run.plan import Run
 from rlhf.world.tokenizer import CHAT_TEMPLATE
 
@@ -132,6 +134,34 @@ def test_given_pairs_take_the_place_of_samples(tmp_path: Path) -> None:
     assert "iteration_001/generate" not in pending and "iteration_001/pair" not in pending
 
 
+def test_given_pairs_with_held_out_prompts_fetch_no_others(tmp_path: Path, fetched: list[str]) -> None:
+    (tmp_path / "held_out.jsonl").write_text('{"prompt": "q"}\n')
+    given = [
+        "pair.data=some/pairs",
+        "num_iterations=1",
+        f"prompts.held_out_path={tmp_path / 'held_out.jsonl'}",
+    ]
+    pending = plan(composed("experiment=offline_dpo", *given), tmp_path)
+    assert "prompts" in pending and "data/pair.data" in pending
+    assert not [name for name in fetched if name.startswith("prompts.")]
+
+
+def test_a_judge_that_the_run_trains_is_shown_to_the_gates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[tuple[int, str]] = []
+
+    def remember(self: Gates, iteration: int, artifact: Artifact) -> None:
+        shown.append((iteration, artifact.path.name))
+
+    monkeypatch.setattr(Gates, "stage_finished", remember)
+    plan(composed("experiment=rlhf_workflow_from_base"), tmp_path)
+    assert shown[0] == (0, "reward_model")
+    shown.clear()
+    plan(composed("experiment=rlhf_workflow"), tmp_path / "ready")
+    assert "reward_model" not in [name for _, name in shown]
+
+
 def test_other_judges_score_every_policy(tmp_path: Path, fetched: list[str]) -> None:
     cfg = composed("experiment=rlhf_workflow", "+evaluate.judges.second=some/judge@v1")
     pending = plan(cfg, tmp_path)
@@ -139,3 +169,22 @@ def test_other_judges_score_every_policy(tmp_path: Path, fetched: list[str]) -> 
     assert [p for p in pending if p.endswith("score_second")] == [
         f"iteration_{t:03d}/held_out/score_second" for t in range(4)
     ]
+
+
+@pytest.mark.parametrize(("visible", "expected"), [("", 256), ("0,1,2,3,4,5,6,7", 32)])
+def test_every_gpu_has_held_out_prompts_to_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str, expected: int
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    told: dict[str, Any] = {}
+    stage = Run.stage
+
+    def telling(run: Run, stage_name: str, name: str, config: Any, *rest: Any, **named: Any) -> Any:
+        told[name] = config
+        return stage(run, stage_name, name, config, *rest, **named)
+
+    monkeypatch.setattr(Run, "stage", telling)
+    plan(composed("experiment=rlhf_workflow"), tmp_path)
+    for t in range(4):
+        assert told[f"iteration_{t:03d}/held_out/generate"].shard_size == expected
+    assert told["iteration_001/generate"].shard_size == 256

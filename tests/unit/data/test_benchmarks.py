@@ -19,10 +19,12 @@ ALPACA = {
     "generator": "text_davinci_003",
 }
 V01 = {"question_id": "q1", "category": "arena-hard-v0.1", "turns": [{"content": "2+2?"}]}
+# As lmarena/arena-hard-auto has v0.1 since 900183d (April 2025).
+V01_NOW = {"uid": "u1", "category": "arena-hard-v0.1", "cluster": "Sums", "prompt": "2+2?"}
 V20 = {"uid": "u1", "category": "hard_prompt", "subcategory": "math", "prompt": "2+2?"}
 
 
-@pytest.mark.parametrize("question", [ALPACA, V01, V20])
+@pytest.mark.parametrize("question", [ALPACA, V01, V01_NOW, V20])
 def test_every_question_is_read_twice_if_it_stands_there_twice(tmp_path, question):
     (tmp_path / "q.json").write_text(json.dumps([question, question]))
     counts = Counter()
@@ -54,15 +56,16 @@ def test_an_alpaca_eval_answer():
     }
 
 
-def test_an_arena_hard_answer_of_the_first_version():
+def test_an_arena_hard_answer_of_the_first_form():
     made = arena_hard_answer(V01, CANDIDATE, "mine")
     assert set(made) == {"question_id", "answer_id", "model_id", "choices", "tstamp"}
     assert made["choices"] == [{"index": 0, "turns": [{"content": "four\u2028", "token_len": 2}]}]
     assert (made["question_id"], made["model_id"], len(made["answer_id"])) == ("q1", "mine", 22)
 
 
-def test_an_arena_hard_answer_of_the_second_version():
-    made = arena_hard_answer(V20, CANDIDATE, "mine")
+@pytest.mark.parametrize("question", [V01_NOW, V20])
+def test_an_arena_hard_answer_of_the_present_form(question):
+    made = arena_hard_answer(question, CANDIDATE, "mine")
     assert set(made) == {"uid", "ans_id", "model", "messages", "tstamp", "metadata"}
     assert made["messages"][-1] == {"role": "assistant", "content": {"answer": "four\u2028"}}
     assert made["metadata"] == {"token_len": 2}

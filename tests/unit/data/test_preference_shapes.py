@@ -429,6 +429,8 @@ CHOSEN = {"prompt": "q", "chosen": "a", "rejected": "b"}
             0,
         ),
         (CHOSEN | {"margin": -0.5}, 1),
+        (CHOSEN | {"penalised_margin": -0.5}, 1),
+        (CHOSEN | {"penalised_margin": 0.5}, 0),
         (CHOSEN | {"response_a": "b", "response_b": "a", "winner": "model_a"}, 1),
         (CHOSEN | {"response_a": "a", "response_b": "b", "winner": "model_a"}, 0),
         (CHOSEN | {"response_a": "a", "response_b": "b", "winner": "?"}, 0),

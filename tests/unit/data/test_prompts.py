@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from rlhf.config.stage_configs import PromptsSettings
+from rlhf.config.stage_configs import PromptsStage
 from rlhf.data.comparisons import SHAPES, Shape
 from rlhf.data.preferences import Preference, read_preferences, to_preference
 from rlhf.data.prompts import load_prompts, to_messages
@@ -134,7 +134,7 @@ def run(
 ) -> tuple[Outcome, list[str], list[str]]:
     (tmp / "out").mkdir(exist_ok=True)
     paths = {k: str(v) for k, v in inputs.items()}
-    job = Job("prompts", "prompts", PromptsSettings(num_held_out), paths, str(tmp / "out"), seed)
+    job = Job("prompts", "prompts", PromptsStage(num_held_out), paths, str(tmp / "out"), seed)
     outcome = stage.run(job, OneWorker())
     parts = [
         [row["messages"][0]["content"] for row in read_rows(tmp / "out" / f"{name}.parquet")]

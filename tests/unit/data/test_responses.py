@@ -76,7 +76,7 @@ def test_the_largest_scores_make_a_line_of_plain_json(tmp_path: Path) -> None:
     pairs = make_pairs(scored_prompt(row, row), PairConfig(), None, 0)
     assert not isinstance(pairs, Drop)
     line = pair_line(to_row(pairs[0]))
-    assert json.loads(json.dumps(line, allow_nan=False))["margin"] == pytest.approx(6.8e38)
+    assert json.loads(json.dumps(line, allow_nan=False))["penalised_margin"] == pytest.approx(6.8e38)
     assert make_pairs(scored_prompt(row, row), PairConfig(length_penalty=1e308), None, 0) is Drop.non_finite
 
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from rlhf.evaluation.judge_quality import Judged, best_of_n, figure, pearson
+from rlhf.evaluation.judge_quality import Judged, best_of_n, figure, pearson, wilson
 
 
 def test_a_perfect_judge_picks_like_the_oracle() -> None:
@@ -48,3 +48,10 @@ def test_intervals() -> None:
     assert found is not None
     assert found["high"] - found["mean"] == pytest.approx(1.96 * math.sqrt(1 / 3) / 2)
     assert pearson([1.0], [1.0]) is None
+
+
+def test_wilsons_interval():
+    assert wilson(0, 2) == pytest.approx((0, 0.6576), abs=1e-4)
+    assert wilson(4, 4) == pytest.approx((0.5101, 1), abs=1e-4)
+    low, high = wilson(500, 1000)
+    assert (low + high) / 2 == pytest.approx(0.5) and high - low == pytest.approx(0.0618, abs=1e-3)

@@ -7,7 +7,16 @@ import math
 import pytest
 
 from rlhf.errors import DataError
-from rlhf.evaluation.rewardbench1 import PRIOR_SETS, SECTIONS, accuracy, overall, report, sections, weights_of
+from rlhf.evaluation.rewardbench1 import (
+    PRIOR_SETS,
+    SECTIONS,
+    accuracy,
+    are_fractions,
+    overall,
+    report,
+    sections,
+    weights_of,
+)
 
 SAFETY = list(SECTIONS["Safety"])
 
@@ -58,3 +67,35 @@ def test_what_is_no_accuracy_is_refused(wrong: dict[str, float]) -> None:
 def test_a_tie_is_wrong_or_half_right() -> None:
     scores = [(1.0, 0.0), (0.0, 1.0), (2.0, 2.0), (math.nan, 0.0)]
     assert accuracy(scores) == 25.0 and accuracy(scores, half_credit=True) == 37.5
+
+
+@pytest.mark.parametrize(
+    ("values", "fractions"),
+    [
+        ((0.61, 0.5, 1, 0.0), True),
+        ((0.004, 0.0), True),
+        ((0.999,), True),
+        ((61, 50.5, 100, 0), False),
+        ((1.5, 99), False),
+        ((0, 0.0), False),  # the same in both
+    ],
+)
+def test_fractions_are_told_from_percentages(values: tuple[float, ...], fractions: bool) -> None:
+    assert are_fractions(dict(zip(SAFETY, values, strict=False))) is fractions
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ((0.61, 97.5), "0.61 of refusals-dangerous reads as a fraction, and 97.5 of refusals-offensive as"),
+        ((97.5, 1), "1 of refusals-offensive reads as a fraction, and 97.5 of refusals-dangerous as"),
+        ((1, 0, 1.0), "1 of refusals-dangerous may be a fraction, all right, or 1 %"),
+        ((0.61, 101), "101; it must be a percentage"),
+        ((-0.1,), "-0.1; it must be"),
+        ((True,), "True; it must be"),
+    ],
+)
+def test_what_may_be_either_is_refused(values: tuple[float, ...], said: str) -> None:
+    with pytest.raises(DataError) as caught:
+        are_fractions(dict(zip(SAFETY, values, strict=False)))
+    assert said in str(caught.value)

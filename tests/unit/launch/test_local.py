@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from rlhf.config.stage_configs import RuleStage
 from rlhf.data.records import CANDIDATES_SCHEMA
 from rlhf.data.shards import read_all_rows, shard_name, write_shard
 from rlhf.errors import ConfigError, DataError, WorkerFailed
+from rlhf.launch import local, server
 from rlhf.launch.local import LocalLauncher
 from rlhf.launch.machine import environments, gpus
 from rlhf.run.artifact import Artifact
@@ -49,12 +51,12 @@ def candidates(folder, shards=6):
     return Artifact(folder, "d")
 
 
-def score(folder, inputs, rule, token, workers=1, hang_seconds=60.0, say=print):
+def score(folder, inputs, rule, token, workers=1, hang_seconds=60.0, say=print, preload=False):
     cfg = Config()
     cfg.compute.hang_seconds = hang_seconds
     cfg.compute.num_inference_workers = workers
     cfg.compute.device = type(cfg.compute.device).cpu
-    run = Run(folder, cfg, LocalLauncher(folder, token, preload=False, say=say))
+    run = Run(folder, cfg, LocalLauncher(folder, token, preload=preload, say=say))
     return run.stage("score", "score", RuleStage(rule=f"tests.unit.rules:{rule}"), {"candidates": inputs})
 
 
@@ -126,6 +128,108 @@ def test_a_worker_that_hangs_is_named_stopped_and_resumed(tmp_path, monkeypatch)
     assert all_scores(artifact) == [0, 2, 3, 4, 5, 6]
 
 
+@pytest.fixture(params=[False, True], ids=["spawned", "forked"])
+def preload(request, monkeypatch):
+    """Both ways of starting a worker."""
+    if not request.param:
+        yield False
+        return
+    monkeypatch.setattr(server, "PRELOADED", ["tests.unit.launch.light_preload"])
+    yield True
+    forkserver._forkserver._stop()
+
+
+def remembered(marker):
+    return [int(line) for line in marker.read_text().split()]
+
+
+@pytest.mark.parametrize("rule", ["child", "stubborn_child", "daemon"])
+def test_what_a_rule_has_started_is_gone_after_a_clean_end(tmp_path, monkeypatch, preload, rule):
+    monkeypatch.setenv("RULE_MARKER", str(tmp_path / "pids"))
+    bystander = subprocess.Popen(["sleep", "300"], start_new_session=True)
+    inputs = candidates(tmp_path / "in", shards=2)
+    with hold_run(tmp_path / "run", print) as token:
+        artifact = score(tmp_path / "run", inputs, rule, token, workers=2, preload=preload)
+    pids = remembered(tmp_path / "pids")
+    assert len(all_scores(artifact)) == 2 and len(pids) >= 2
+    assert [pid for pid in pids if is_alive(pid)] == []
+    # Nothing else is ended: neither a process beside the run nor one of the driver itself.
+    assert is_alive(bystander.pid)
+    bystander.kill()
+    bystander.wait()
+
+
+def test_what_a_rule_has_started_is_gone_after_an_error(tmp_path, monkeypatch, preload):
+    monkeypatch.setenv("RULE_MARKER", str(tmp_path / "pids"))
+    inputs = candidates(tmp_path / "in", shards=1)
+    with hold_run(tmp_path / "run", print) as token, pytest.raises(WorkerFailed) as failure:
+        score(tmp_path / "run", inputs, "daemon_then_raises", token, preload=preload)
+    assert [pid for pid in remembered(tmp_path / "pids") if is_alive(pid)] == []
+    # The error's own lines are told from ours.
+    forged = [line for line in str(failure.value).splitlines() if "✓ forged" in line]
+    assert forged and all(line.startswith("  | ") for line in forged)
+
+
+def test_what_a_killed_worker_has_started_is_gone(tmp_path, monkeypatch):
+    """A worker that is spawned has no parent of ours but the driver, which adopts nobody."""
+    monkeypatch.setattr(server, "PRELOADED", ["tests.unit.launch.light_preload"])
+    monkeypatch.setenv("RULE_MARKER", str(tmp_path / "pids"))
+    inputs = candidates(tmp_path / "in", shards=1)
+    with hold_run(tmp_path / "run", print) as token, pytest.raises(WorkerFailed, match="killed by signal 9"):
+        score(tmp_path / "run", inputs, "daemon_then_killed", token, preload=True)
+    assert [pid for pid in remembered(tmp_path / "pids") if is_alive(pid)] == []
+    forkserver._forkserver._stop()
+
+
+def test_a_killed_forkserver_is_called_that_and_the_same_command_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(server, "PRELOADED", ["tests.unit.launch.light_preload"])
+    monkeypatch.setenv("RULE_MARKER", str(tmp_path / "pid"))
+    inputs = candidates(tmp_path / "in")
+    with hold_run(tmp_path / "run", print) as token:
+        with pytest.raises(WorkerFailed) as failure:
+            score(tmp_path / "run", inputs, "server_killed_once", token, workers=2, preload=True)
+        pid = int((tmp_path / "pid").read_text())
+        for part in (
+            f"the forkserver, which workers are started from, is gone: process {pid} was killed by",
+            "signal 9",
+            "compute.preload=false",
+            "same command goes on",
+        ):
+            assert part in str(failure.value)
+        # A new one is started by itself.
+        artifact = score(tmp_path / "run", inputs, "server_killed_once", token, preload=True)
+    assert all_scores(artifact) == [1, 2, 3, 4, 5, 6]
+    forkserver._forkserver._stop()
+
+
+def test_a_forkserver_that_dies_while_it_imports_is_called_that(tmp_path, monkeypatch):
+    monkeypatch.setattr(server, "PRELOADED", ["tests.unit.launch.dying_preload"])
+    inputs = candidates(tmp_path / "in")
+    with hold_run(tmp_path / "run", print) as token, pytest.raises(WorkerFailed) as failure:
+        score(tmp_path / "run", inputs, "length", token, preload=True)
+    assert "the forkserver, which workers are started from, is gone" in str(failure.value)
+    assert "killed by signal 9" in str(failure.value)
+    forkserver._forkserver._stop()
+
+
+def test_a_worker_prints_whatever_the_locale(tmp_path, monkeypatch):
+    for name, value in {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}.items():
+        monkeypatch.setenv(name, value)
+    inputs = candidates(tmp_path / "in")
+    with hold_run(tmp_path / "run", print) as token:
+        artifact = score(tmp_path / "run", inputs, "prints", token)
+    assert all_scores(artifact) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_worker_whose_log_is_full_goes_on(tmp_path):
+    (tmp_path / "run" / "logs").mkdir(parents=True)
+    (tmp_path / "run" / "logs" / "score.rank0.log").symlink_to("/dev/full")
+    inputs = candidates(tmp_path / "in")
+    with hold_run(tmp_path / "run", print) as token:
+        artifact = score(tmp_path / "run", inputs, "prints", token)
+    assert all_scores(artifact) == [1, 2, 3, 4, 5, 6]
+
+
 DRIVER = """
 import sys
 from pathlib import Path
@@ -136,14 +240,15 @@ from tests.unit.launch.test_local import score
 def main():
     folder = Path(sys.argv[1])
     with hold_run(folder, print) as token:
-        score(folder, Artifact(Path(sys.argv[2]), "d"), "sleeps", token)
+        score(folder, Artifact(Path(sys.argv[2]), "d"), "daemon_then_sleeps", token)
 if __name__ == "__main__":
     guarded(main)
 """
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)]
+    ("number", "code"),
+    [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)],
 )
 def test_no_worker_outlives_its_driver(tmp_path, number, code):
     candidates(tmp_path / "in")
@@ -155,11 +260,13 @@ def test_no_worker_outlives_its_driver(tmp_path, number, code):
         env=environment,
         cwd=ROOT,
         stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # also where the tests have a nohup
     )
-    worker = int(wait_for(lambda: marker.exists() and marker.read_text()))
+    wait_for(lambda: marker.exists() and len(marker.read_text().splitlines()) == 2)
     driver.send_signal(number)
     assert driver.wait(10) == code
-    wait_for(lambda: not is_alive(worker))
+    for pid in remembered(marker):
+        wait_for(lambda pid=pid: not is_alive(pid))
 
 
 def wait_for(condition, seconds=30):
@@ -177,6 +284,19 @@ def is_alive(pid):
         return (Path("/proc") / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+@pytest.mark.parametrize(("seconds", "grace"), [("3", 3.0), ("300", 0.05)], ids=["leaves late", "stays"])
+def test_the_next_stage_begins_when_the_children_of_a_worker_are_gone_too(
+    tmp_path, monkeypatch, seconds, grace
+):
+    monkeypatch.setenv("RULE_MARKER", str(tmp_path / "child"))
+    monkeypatch.setenv("RULE_SECONDS", seconds)
+    monkeypatch.setattr(local, "GRACE_SECONDS", grace)
+    inputs = candidates(tmp_path / "in", shards=1)
+    with hold_run(tmp_path / "run", print) as token:
+        score(tmp_path / "run", inputs, "leaves_a_child", token)
+    assert not is_alive(int((tmp_path / "child").read_text()))
 
 
 def compute(**changes):
@@ -221,3 +341,12 @@ def test_on_a_cpu_there_is_one_worker_unless_told_otherwise(monkeypatch):
     two = environments(Kind.training, compute(num_training_ranks=2, num_threads=3), 1, 0)
     assert [env["OMP_NUM_THREADS"] for env in two] == ["3", "3"]
     assert {env["CUDA_VISIBLE_DEVICES"] for env in two} == {""}
+
+
+def test_no_process_makes_the_folder_of_a_refused_run_again(tmp_path):
+    log = tmp_path / "run" / "logs" / "preload.log"
+    # In a process of its own, whose output is then lost.
+    script = f"from rlhf.launch.worker import redirect_output; redirect_output({str(log)!r}); print('lost')"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -36,8 +37,8 @@ def config(**prompts):
     return cfg
 
 
-def facts(cfg=None, rows=ROWS):
-    return card.facts(cfg or config(), rows, POLICIES[: len(rows)], len(rows) - 1)
+def facts(cfg=None, rows=ROWS, licences=()):
+    return card.facts(cfg or config(), rows, POLICIES[: len(rows)], len(rows) - 1, dict(licences))
 
 
 def test_the_front_matter_names_the_base_as_the_hub_reads_it():
@@ -64,6 +65,52 @@ def test_a_local_base_is_named_and_no_path_is_told():
     cfg.model.path = "/secret/my-policy"
     text = card.text(facts(cfg), "float32")
     assert "my-policy (π0)" in text and "base_model:" not in text and "secret" not in text
+
+
+def test_a_distance_that_is_no_kl_is_not_called_so():
+    assert "KL is\nk1" in card.text(facts(), "float32") and "distance" not in facts()
+    rows = [replace(each, kl=None, log_ratio=0.5) for each in ROWS]
+    text = card.text(facts(rows=rows), "float32")
+    assert "KL is" not in text and "log π/π0 is the mean" in text and "it is not the KL" in text
+
+
+def test_given_pairs_are_what_it_was_trained_on():
+    cfg = config()
+    cfg.prompts.path, cfg.pair.data = None, "/secret/pairs.jsonl"
+    assert facts(cfg)["prompts"] == "pairs.jsonl"
+
+
+def test_licences_are_named_where_one_is_known(tmp_path, monkeypatch):
+    cfg = config()
+    (tmp_path / "mine").mkdir()
+    cfg.model.path, cfg.num_iterations = str(tmp_path / "mine"), 2
+    cfg.prompts.path = ["/secret/prompts.jsonl", "some/prompts{iteration}:sub/train"]
+    cfg.sft.data = "@world/sft.jsonl"
+    cards = {"some/judge": "license: cc-by-nc-4.0", "some/prompts2": "license: [mit, apache-2.0]"}
+
+    def cached(repo, revision, kind):
+        if repo not in cards:
+            return None
+        path = tmp_path / "card.md"
+        path.write_text(f"---\n{cards[repo]}\n---\n# A card\n")
+        return path
+
+    monkeypatch.setattr("rlhf.run.hub.cached_card", cached)
+    told = {
+        "mine": "unknown",
+        "some/judge": "cc-by-nc-4.0",
+        "prompts.jsonl": "unknown",
+        "some/prompts1": "unknown",
+        "some/prompts2": "mit, apache-2.0",
+    }
+    assert card.licences(cfg) == told
+    assert "made from | mine: unknown; some/judge: cc-by-nc-4.0; " in card.text(
+        facts(licences=told), "float32"
+    )
+    cards.clear()
+    # An export that was made before is the same.
+    assert card.licences(cfg) == {} and "licences" not in facts(licences={})
+    assert "licence" not in card.text(facts(), "float32")
 
 
 def test_what_only_changes_the_cost_is_not_on_the_card():

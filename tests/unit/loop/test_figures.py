@@ -8,7 +8,18 @@ import pytest
 
 from rlhf.data.records import CANDIDATES_SCHEMA, LOGPROBS_SCHEMA, SCORES_SCHEMA
 from rlhf.data.shards import shard_name, write_shard
-from rlhf.loop.figures import Evaluation, Row, best, kl_to_initial, rows_of, table, win_rate, write_summary
+from rlhf.loop.figures import (
+    Evaluation,
+    Row,
+    best,
+    distance_text,
+    log_ratio_to_initial,
+    rows_of,
+    table,
+    verdict,
+    win_rate,
+    write_summary,
+)
 from rlhf.run.artifact import Artifact
 
 
@@ -74,7 +85,7 @@ def test_win_rate_leaves_out_what_is_not_a_number():
 def test_kl_is_the_mean_log_ratio_per_response(tmp_path):
     sampled = candidates(tmp_path / "c", {"a": [-1.0, -2.0], "b": [-3.0, -4.0]})
     reference = scores(tmp_path / "r", {"a": [-2.0, -2.0], "b": [-5.0, -7.0]}, LOGPROBS_SCHEMA, "logprobs")
-    assert kl_to_initial(sampled, reference) == pytest.approx((1 + 0 + 2 + 3) / 4)
+    assert log_ratio_to_initial(sampled, reference) == pytest.approx((1 + 0 + 2 + 3) / 4)
 
 
 def evaluations(tmp_path):
@@ -114,6 +125,45 @@ def test_rows_and_the_summary_file(tmp_path):
     assert written["iterations"][0]["win_rate"] is None
 
 
+AT_1 = {"temperatures": [1.0], "top_p": 1.0, "top_k": 0}
+
+
+@pytest.mark.parametrize(
+    ("told", "is_kl"),
+    [
+        (AT_1, True),
+        ({**AT_1, "temperatures": [0.7]}, False),
+        ({**AT_1, "temperatures": [1.0, 0.7]}, False),
+        ({**AT_1, "temperatures": [0.0]}, False),
+        ({**AT_1, "top_p": 0.9}, False),
+        ({**AT_1, "top_k": 50}, False),
+    ],
+)
+def test_the_kl_is_called_so_only_where_responses_are_drawn_from_the_policy(tmp_path, told, is_kl):
+    both = []
+    for evaluation in evaluations(tmp_path):
+        record = {**evaluation.candidates.record, "config": told}
+        both.append(replace(evaluation, candidates=replace(evaluation.candidates, record=record)))
+    rows = rows_of(both)
+    assert [row.distance for row in rows] == [0.0, 0.5]
+    assert [row.kl for row in rows] == ([0.0, 0.5] if is_kl else [None, None])
+    assert ("KL" in table(rows)) == is_kl and ("log π/π0" in table(rows)) != is_kl
+    assert distance_text(rows).startswith("KL is k1" if is_kl else "log π/π0 is the mean")
+    write_summary(tmp_path, rows, 1)
+    written = json.loads((tmp_path / "summary.json").read_text())
+    assert (written["kl_estimator"] is not None) == is_kl
+    assert ("log_ratio" in written) == ("log_ratio" in written["iterations"][1]) != is_kl
+
+
+def test_what_dpo_dropped_stands_with_the_rest(tmp_path):
+    zero, one = evaluations(tmp_path)
+    trained = Artifact(tmp_path, "p", {"counts": {"rows": 7, "dropped/long_prompt": 3, "cut_chosen": 1}})
+    fine_tuned = Artifact(tmp_path, "p", {"counts": {"dropped/no_answer": 9}})
+    rows = rows_of([replace(zero, policy=fine_tuned), replace(one, policy=trained)])
+    assert rows[0].dropped == {}
+    assert rows[1].dropped == {"all_tied": 2, "prompt_too_long": 1, "long_prompt": 3}
+
+
 def test_the_best_is_the_highest_mean_score_and_the_earlier_of_equals(tmp_path):
     rows = rows_of(evaluations(tmp_path))
     assert best(rows) == 1
@@ -143,3 +193,68 @@ def test_another_judge_has_columns_of_its_own(tmp_path):
     write_summary(tmp_path, rows, 1)
     written = json.loads((tmp_path / "summary.json").read_text())["iterations"][1]["judges"]
     assert written["second"]["win_rate"] == 0.75
+
+
+NAN, INF = math.nan, math.inf
+
+
+def left_out(tmp_path, **scores_of):
+    """Rows of two policies, with other scores for the second one's columns."""
+    zero, one = evaluations(tmp_path)
+    changes = {name: scores(tmp_path / f"new_{name}", {"a": values}) for name, values in scores_of.items()}
+    return rows_of([zero, replace(one, **changes)])
+
+
+@pytest.mark.parametrize("odd", [NAN, INF, -INF, 1e300])
+def test_a_score_that_is_not_finite_empties_no_column_and_is_counted(tmp_path, odd):
+    rows = left_out(tmp_path, gold=[odd, 1.0], scores=[3.0, odd])
+    assert (rows[1].gold_accuracy, rows[1].mean_score, rows[1].win_rate) == (1.0, 3.0, 1.0)
+    assert rows[1].left_out == {"score": 1, "gold": 1} and rows[0].left_out == {}
+    text = table(rows)
+    assert "nan" not in text and "inf" not in text
+    assert text.split("\n")[-1] == (
+        "π1: responses left out, for their figure is no finite number: 1 of score, 1 of gold"
+    )
+    write_summary(tmp_path, rows, 1)
+    written = json.loads((tmp_path / "summary.json").read_text())["iterations"]
+    assert written[1]["left_out"] == {"score": 1, "gold": 1} and "left_out" not in written[0]
+
+
+@pytest.mark.parametrize("odd", [NAN, INF, -INF])
+def test_a_column_of_nothing_else_is_empty_and_says_why(tmp_path, odd):
+    rows = left_out(tmp_path, gold=[odd, odd], scores=[odd, odd])
+    assert rows[1].gold_accuracy is None and math.isnan(rows[1].mean_score)
+    assert "nan" not in table(rows) and "2 of score, 2 of gold" in table(rows)
+    assert best(rows) == 0
+
+
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+def test_nan_never_wins(tmp_path, order):
+    rows = left_out(tmp_path, scores=[NAN, NAN])
+    assert best([rows[index] for index in order]) == order.index(0)
+    assert best([rows[1], rows[1]]) == 0, "for want of another"
+
+
+def test_one_response_without_a_log_probability_leaves_the_others_their_kl(tmp_path):
+    zero, one = evaluations(tmp_path)
+    odd = candidates(tmp_path / "odd", {"a": [-INF, -1.0]})
+    rows = rows_of([zero, replace(one, candidates=odd)])
+    assert rows[1].kl == pytest.approx(0.5) and rows[1].left_out == {"KL": 1}
+
+
+def test_another_judge_counts_its_own(tmp_path):
+    zero, one = evaluations(tmp_path)
+    both = []
+    for number, each in enumerate((zero, one)):
+        others = {"second": scores(tmp_path / f"second{number}", {"a": [NAN, float(number)]})}
+        both.append(replace(each, others=others))
+    rows = rows_of(both)
+    assert [row.judges["second"].mean_score for row in rows] == [0.0, 1.0]
+    assert [row.left_out for row in rows] == [{"second": 1}, {"second": 1}]
+    assert rows[1].judges["second"].win_rate == 1.0
+
+
+def test_a_pairwise_judge_leaves_out_responses_and_not_whole_prompts(tmp_path):
+    compared = scores(tmp_path / "compared", {"a": [NAN, 0.75], "b": [0.25, 0.25]})
+    compared = replace(compared, record={"counts": {"judge_calls": 4}})
+    assert verdict(compared, compared).win_rate == pytest.approx(0.5)

@@ -14,11 +14,13 @@ from rlhf.config.schema import Config
 from rlhf.config.training import OtherJudge
 from rlhf.data.records import SCORES_SCHEMA
 from rlhf.data.shards import shard_name, write_shard
-from rlhf.errors import ConfigError, UserError
+from rlhf.errors import ConfigError, RunChanged, UserError
 from rlhf.loop.figures import Evaluation, Row
 from rlhf.loop.gates import Gates, check_iteration, check_stage, loss_at_equal_policies
-from rlhf.run.artifact import Artifact
+from rlhf.run.artifact import Artifact, open_artifact
+from rlhf.run.commit import commit
 from rlhf.run.console import Console
+from rlhf.run.job import Job
 from rlhf.run.plan import Run
 
 
@@ -83,10 +85,17 @@ def test_first_loss(tmp_path, dpo, t, loss, dtype, fires):
     assert gates_of(check_stage(cfg, t, trained(tmp_path, [loss], dtype=dtype))) == ["first_loss"] * fires
 
 
+def test_a_figure_that_was_not_finite_is_read_as_such(tmp_path):
+    norms = [1.0] * 5 + [None] * 5 + [1.0] * 5 + [101.0] * 5
+    artifact = trained(tmp_path, [None] * 20, norms, accuracies=[None] * 20)
+    first, grown = check_stage(Config(), 1, artifact)
+    assert first.gate == "first_loss" and math.isnan(first.value)
+    assert grown.gate == "grad_norm" and grown.value == 101.0 and "of step 20" in grown.text
+
+
 @pytest.mark.parametrize("loss", list(Loss))
 def test_the_loss_at_equal_policies_is_the_one_trained_with(loss):
-    import torch
-
+    torch = pytest.importorskip("torch")
     from rlhf.training.losses import dpo_loss
 
     cfg = Config().dpo
@@ -116,6 +125,65 @@ def test_training(tmp_path, norms, accuracies, gates):
     assert gates_of(found) == gates
     assert all(f.where == tmp_path / "dpo" / "metrics.jsonl" for f in found)
     assert gates != ["grad_norm"] or "step 11 is 101 times" in found[0].text
+
+
+LN_2 = math.log(2)
+FINE = {"losses": [LN_2] * 10 + [0.4] * 10, "accuracy": 0.7, "held_out": 100, "pairs": 900, "cut_left": 0}
+
+
+def judge(folder, losses, accuracy, **counts):
+    path = folder / "reward_model"
+    path.mkdir(parents=True)
+    (path / "metrics.jsonl").write_text("".join(json.dumps({"loss": loss}) + "\n" for loss in losses))
+    record = {"counts": counts, "metrics": {"held_out_accuracy": accuracy}, "config": {"max_length": 128}}
+    return Artifact(path, "d", record)
+
+
+@pytest.mark.parametrize(
+    ("change", "texts"),
+    [
+        ({}, []),
+        ({"losses": [0.4] * 19 + [1.5]}, ["last losses are 0.95"]),
+        ({"losses": [0.4] * 39 + [0.8]}, []),  # one batch of many is noise
+        ({"losses": [0.9, 0.8, LN_2 - 0.002]}, []),
+        ({"losses": [0.9, 0.8, LN_2]}, ["last losses are 0.6931"]),
+        ({"losses": [LN_2 - 0.0005] * 20}, ["ln 2 = 0.6931"]),  # equal scores, in fp32
+        (
+            {"accuracy": 0.59},
+            ["59.0% of 100 held-out pairs, 95 % interval 0.49", "cannot be told from a coin"],
+        ),
+        ({"accuracy": 0.60}, []),
+        ({"accuracy": 0.59, "held_out": 1000, "pairs": 0}, []),
+        ({"accuracy": 0.3}, ["worse than a coin"]),
+        ({"accuracy": 1.0, "held_out": 3}, []),  # too few to tell anything
+        ({"accuracy": 1.0, "held_out": 4}, []),
+        ({"accuracy": 0.75, "held_out": 4}, ["cannot be told"]),
+        ({"accuracy": None, "held_out": 0, "pairs": 1000}, []),
+        ({"cut_left": 500}, []),
+        ({"cut_left": 501}, ["50.1% of the judge's pairs are longer than reward_model.max_length=128"]),
+    ],
+)
+def test_a_judge_at_chance(tmp_path, change, texts):
+    found = list(check_stage(Config(), 0, judge(tmp_path, **(FINE | change))))
+    assert gates_of(found) == ["judge"] * (len(texts) > 0)
+    assert all(text in found[0].text for text in texts)
+
+
+def test_a_judge_at_chance_is_said_and_can_stop_the_run_before_it_samples(tmp_path, capsys):
+    cfg = Config()
+    coin = judge(tmp_path, [LN_2] * 3, 0.5, held_out=10, pairs=90, cut_left=0)
+    console = Console(tmp_path)
+    gates = Gates(Run(tmp_path, cfg, console=console), [])
+    gates.stage_finished(0, coin)
+    assert capsys.readouterr().out.count("  ! gates.judge: ") == 2 == len(gates.violations)
+    cfg.gates.judge = Action.stop
+    with pytest.raises(
+        UserError, match=r"gates\.judge=stop stopped the run in iteration 0(.|\n)*gates\.judge=warn"
+    ):
+        gates.stage_finished(0, coin)
+    console._log.close()
+    written = json.loads((tmp_path / "summary.json").read_text())
+    assert written["iterations"] == [] and written["best_iteration"] is None and len(written["gates"]) == 4
 
 
 def row(iteration, score=0.0, tokens=10.0, kl=0.0):
@@ -250,3 +318,78 @@ def test_a_negative_limit_is_refused():
     cfg.gates.max_kl = -1.0
     with pytest.raises(ConfigError, match=r"gates\.max_kl=-1\.0: must not be negative"):
         check_config(cfg)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "it has no step"),
+        ("{", "Expecting property name"),
+        ('{"loss": 0.69}\n{"los', "Unterminated string"),
+        ("[1]\n", "line 1 has no loss"),
+        ('{"loss": 0.69}\n{"step": 2}\n', "line 2 has no loss"),
+        ('{"loss": "0.69"}\n', 'line 1: loss is "0.69", and must be a number'),
+        ('{"loss": 0.69, "grad_norm": [1]}\n', r"line 1: grad_norm is \[1\]"),
+        ('{"loss": 0.69, "rewards/accuracies": true}\n', "line 1: rewards/accuracies is true"),
+        (None, r"\[Errno 2\] No such file"),
+    ],
+)
+def test_damaged_steps_of_a_training_are_named(tmp_path, content, said):
+    artifact = trained(tmp_path, [math.log(2)])
+    path = artifact.path / "metrics.jsonl"
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(RunChanged, match=rf"{path} is damaged \({said}[\s\S]*rm -r {artifact.path}"):
+        list(check_stage(Config(), 1, artifact))
+
+
+def test_steps_are_held_against_the_manifest_before_they_are_read(run):
+    partial = run.folder / ".dpo.partial"
+    (partial / "model").mkdir(parents=True)
+    (partial / "metrics.jsonl").write_text(f'{{"loss": {math.log(2)}}}\n')
+    (partial / "model" / "weights").write_text("x")
+    identity = {"schema": 1, "stage": "dpo", "seed": 42, "config": {}, "inputs": {}}
+    commit(partial, run.folder / "dpo", identity, Job("dpo", "dpo", {}, {}, "", 0), {}, {}, 0.5)
+    (run.folder / "dpo" / "model" / "weights").write_text("y")  # of no concern here: weights take long
+    Gates(run, []).stage_finished(1, open_artifact(run.folder / "dpo"))
+    text = (run.folder / "dpo" / "metrics.jsonl").read_text()
+    (run.folder / "dpo" / "metrics.jsonl").write_text(text.replace("0.69", "0.79"))
+    fresh = replace(run, _verified=set())
+    with pytest.raises(RunChanged, match=r"metrics\.jsonl is damaged \(its SHA-256"):
+        Gates(fresh, []).stage_finished(1, open_artifact(run.folder / "dpo"))
+
+
+def test_a_gate_that_stops_reads_no_damaged_figures(run, monkeypatch):
+    monkeypatch.setattr("rlhf.loop.gates.measured", lambda evaluation: [evaluation])
+    monkeypatch.setattr("rlhf.loop.gates.rows_of", lambda evaluations: [row(0)])
+    verified = []
+    monkeypatch.setattr(Run, "verify", lambda self, *artifacts: verified.extend(artifacts))
+    run.cfg.gates.truncated = Action.stop
+    findings = check_stage(run.cfg, 1, counted(run.folder, "generate", responses=4, truncated=3))
+    with pytest.raises(UserError):
+        Gates(run, ["π0's", "π1's"])._heed(findings)
+    assert verified == ["π0's", "π1's"]
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf])
+def test_a_norm_that_is_no_number_does_not_hide_the_others(tmp_path, odd):
+    norms = [1.0, odd] * 5 + [500.0] + [1.0] * 9
+    losses = [math.log(2)] * len(norms)
+    found = list(check_stage(Config(), 1, trained(tmp_path, losses, norms, [0.9] * len(norms))))
+    assert gates_of(found) == ["grad_norm"] and "step 11 is 500 times" in found[0].text
+
+
+def test_an_accuracy_that_is_no_number_does_not_hide_the_others(tmp_path):
+    accuracies = [0.9] * 10 + [math.nan] + [0.1] * 9
+    losses = [math.log(2)] * 20
+    assert gates_of(check_stage(Config(), 1, trained(tmp_path, losses, [1.0] * 20, accuracies))) == [
+        "accuracy"
+    ]
+
+
+def test_a_second_judge_is_followed_through_scores_that_are_no_numbers(tmp_path):
+    now = [[*scores, math.nan] for scores in DOWN]
+    before = [[math.inf, *scores] for scores in LEVEL]
+    evaluations = [evaluation(tmp_path, t, gold=values) for t, values in enumerate((before, now))]
+    assert gates_of(check_iteration(Config(), [row(0), row(1, 1.0)], evaluations)) == ["second_judge"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.config.choices import Device
-from rlhf.config.schema import Config
+from rlhf.config.schema import Config, PromptsConfig
 from rlhf.data.shards import read_rows
 from rlhf.errors import ConfigError
 from rlhf.loop.prompt_sets import prompt_sets
@@ -73,6 +73,45 @@ def test_more_iterations_leave_the_earlier_sets_alone(tmp_path: Path) -> None:
     prompt_sets(config(tmp_path, "set{iteration}.jsonl", 2), Run(tmp_path / "run", Config(), launcher))
     prompt_sets(config(tmp_path, "set{iteration}.jsonl", 3), Run(tmp_path / "run", Config(), launcher))
     assert [name for name, _ in launcher.ran] == ["prompts", "iteration_002/prompts", "iteration_003/prompts"]
+
+
+def offline(tmp_path: Path, **prompts: object) -> Config:
+    cfg = Config(num_iterations=1)
+    cfg.pair.data = str(tmp_path / "pairs.jsonl")
+    cfg.prompts.num_held_out = 4
+    for name, value in prompts.items():
+        setattr(cfg.prompts, name, value)
+    return cfg
+
+
+@pytest.mark.parametrize("path", [PromptsConfig().path, None])
+def test_given_pairs_with_held_out_prompts_need_no_others(tmp_path: Path, path: str | None) -> None:
+    write(tmp_path / "held_out.jsonl", range(9))
+    cfg = offline(tmp_path, path=path, held_out_path=str(tmp_path / "held_out.jsonl"))
+    run = Run(tmp_path / "run", cfg, InProcess())
+    sets = prompt_sets(cfg, run)
+    assert list(run.made["prompts"].record["identity"]["inputs"]) == ["held_out"]
+    assert len(texts(sets.held_out)) == 4 and texts(sets.sets[0]) == set()
+
+
+def test_given_pairs_without_a_held_out_file_need_prompts_to_hold_out_and_no_more(tmp_path: Path) -> None:
+    write(tmp_path / "few.jsonl", range(3))
+    cfg = offline(tmp_path, path=str(tmp_path / "few.jsonl"))
+    sets = prompt_sets(cfg, Run(tmp_path / "run", cfg, InProcess()))
+    assert texts(sets.held_out) == {0, 1, 2}
+    cfg.pair.data = None
+    with pytest.raises(ConfigError, match="none is left to train on"):
+        prompt_sets(cfg, Run(tmp_path / "other", cfg, InProcess()))
+
+
+def test_a_path_that_was_set_is_read_with_given_pairs_as_ever(tmp_path: Path) -> None:
+    """Runs that were made so have it among the inputs of their prompts."""
+    write(tmp_path / "all.jsonl", range(5))
+    write(tmp_path / "held_out.jsonl", range(9))
+    cfg = offline(tmp_path, path=str(tmp_path / "all.jsonl"), held_out_path=str(tmp_path / "held_out.jsonl"))
+    run = Run(tmp_path / "run", cfg, InProcess())
+    prompt_sets(cfg, run)
+    assert sorted(run.made["prompts"].record["identity"]["inputs"]) == ["held_out", "prompts"]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from rlhf.command.line import to_config
-from rlhf.config.choices import Device, Engine
+from rlhf.config.choices import Device, Dtype, Engine
 from rlhf.config.limits import value_at
 from rlhf.config.schema import Config
 from rlhf.config.stage_configs import ScoreStage
@@ -32,6 +33,9 @@ from rlhf.stages import score
 from tests.stage_runner import FakeWorker
 
 ROOT = Path(__file__).resolve().parents[3]
+needs_torch = pytest.mark.skipif(
+    find_spec("torch") is None, reason="without torch a look finds that it is missing"
+)
 OK, WARNING, ERROR = Level.ok, Level.warning, Level.error
 EIGHT = {"model.path": 8e9, "reward_model.path": 8e9}
 
@@ -214,6 +218,25 @@ def test_prompts(tmp_path, monkeypatch, train, held_out, values, text, level):
     assert len([each for each in found if each.level is ERROR]) == (level is ERROR)
 
 
+@pytest.mark.parametrize("has_file", [True, False])
+def test_given_pairs_ask_for_no_training_prompts(tmp_path, has_file):
+    """As the run itself: 3 prompts are fewer than num_held_out, and far fewer than an iteration's."""
+    cfg = changed(pair__data=str(tmp_path / "pairs.jsonl"), num_iterations=1, run_dir=str(tmp_path / "run"))
+    path = rows(tmp_path / "few.jsonl", 1, 2, 3)
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "q", "chosen": "a", "rejected": "b"}\n')
+    if has_file:
+        cfg.prompts.held_out_path = path
+    else:
+        cfg.prompts.path = path
+    files = {}
+    found = collect("data", inputs.data(cfg, files)) + collect("prompts", inputs.prompts(cfg, files, []))
+    assert {each.level for each in found} == {OK}, found
+    assert set(files) == {"pair.data", "prompts.held_out_path" if has_file else "prompts.path"}
+    assert said(hardware.disk(cfg, {"model.path": 1e9}, {"model.path": tmp_path}), "36 GB of") in Level, (
+        "no response is sampled to train on"
+    )
+
+
 def test_a_prompt_of_an_earlier_iterations_set_is_noticed(tmp_path):
     cfg = changed(prompts__path="set{iteration}", prompts__num_held_out=2)
     files = {
@@ -224,38 +247,72 @@ def test_a_prompt_of_an_earlier_iterations_set_is_noticed(tmp_path):
     assert said(found, "prompts.path.2: 1 of 2") is WARNING and said(found, "prompts.path.1: 0 of 5") is OK
 
 
-@pytest.mark.parametrize(("free", "level"), [(300e9, ERROR), (340e9, WARNING), (900e9, OK)])
+@pytest.mark.parametrize(("free", "level"), [(350e9, ERROR), (370e9, WARNING), (900e9, OK)])
 def test_disk(tmp_path, monkeypatch, free, level):
     cfg = changed(run_dir=str(tmp_path / "not" / "yet"))
     monkeypatch.setattr(
         hardware.shutil, "disk_usage", lambda path: SimpleNamespace(free=free if path.is_dir() else 0)
     )
-    # three iterations and an export of 32 GB, two checkpoints of 96 GB, 4 GB of responses
-    assert said(hardware.disk(cfg, EIGHT), "324 GB of") is level
+    folders = {key: model(tmp_path / key, 8e9, "BF16") for key in EIGHT}
+    # three iterations and an export of 32 GB, two checkpoints of 112 GB, 4 GB of responses
+    assert said(hardware.disk(cfg, EIGHT, folders), "356 GB of") is level
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "bytes_each"),
+    [
+        ({}, "BF16", 14),
+        ({}, "F32", 16),
+        ({"model__dtype": Dtype.bfloat16}, "F32", 14),
+        ({"compute__zero_stage": 3}, "BF16", 12),
+        ({"compute__zero_stage": 3}, "F32", 12),
+        ({"dpo__lora__rank": 8}, "BF16", 0),
+        ({"dpo__lora__rank": 8, "sft__data": "d"}, "BF16", 14),
+        ({"dpo__lora__rank": 8, "reward_model__data": "d"}, "BF16", 14),
+    ],
+)
+def test_two_checkpoints_hold_so_many_bytes_a_parameter(tmp_path, values, dtype, bytes_each):
+    """As measured of DeepSpeed's files (tests/integration/training/test_checkpoints.py)."""
+    folders = {key: model(tmp_path / key, 8e9, dtype) for key in EIGHT}
+    cfg = changed(**values)
+    weights = hardware._bytes_of_weights(cfg, EIGHT, folders)
+    assert hardware._bytes_of_checkpoints(cfg, EIGHT, weights) == 2 * bytes_each * 8e9
 
 
 def test_finished_iterations_need_no_more_disk(tmp_path):
     cfg = changed(run_dir=str(tmp_path), dpo__lora__rank=8)
     for t in (1, 2):
         (tmp_path / f"iteration_00{t}" / "dpo").mkdir(parents=True)
-    assert said(hardware.disk(cfg, {"model.path": 1e3}), "1.31 GB of") in Level  # responses of one iteration
+    folders = {"model.path": model(tmp_path / "policy")}
+    # the responses of one iteration
+    assert said(hardware.disk(cfg, {"model.path": 1e3}, folders), "1.31 GB of") in Level
     cfg.prompts.num_per_iteration = 0
-    assert said(hardware.disk(cfg, {"model.path": 1e9}), "8 GB of") in Level
+    assert said(hardware.disk(cfg, {"model.path": 1e9}, folders), "8 GB of") in Level
 
 
 @pytest.mark.parametrize(
     ("values", "gpus", "stage", "text", "level"),
     [
-        ({}, 1, "dpo", "128 GB of 80 GB", ERROR),
-        ({}, 2, "dpo", "72 GB of 80 GB", WARNING),
-        ({}, 8, "dpo", "30 GB of 80 GB", OK),
-        ({"compute__zero_stage": 3}, 8, "dpo", "16 GB of 80 GB", OK),
-        ({"compute__offload_optimizer": True}, 1, "dpo", "32 GB of 80 GB", OK),
+        ({}, 1, "dpo", "144 GB of 80 GB", ERROR),
+        ({}, 2, "dpo", "80 GB of 80 GB", WARNING),
+        ({}, 8, "dpo", "32 GB of 80 GB", OK),
+        ({"compute__zero_stage": 3}, 8, "dpo", "18 GB of 80 GB", OK),
+        ({"compute__offload_optimizer": True}, 1, "dpo", "48 GB of 80 GB", OK),
         ({"dpo__lora__rank": 8}, 1, "dpo", "16 GB of 80 GB", OK),
         ({"generate__gpu_memory_utilization": 0.5}, 1, "generate", "16 GB of 40 GB", OK),
         ({"generate__gpu_memory_utilization": 0.15}, 1, "generate", "16 GB of 12 GB", ERROR),
         ({"compute__num_inference_workers": 4}, 0, "score", "64 GB of 80 GB", OK),
-        ({"compute__num_training_ranks": 2}, 0, "dpo", "144 GB of 80 GB", ERROR),
+        ({"compute__num_training_ranks": 2}, 0, "dpo", "160 GB of 80 GB", ERROR),
+        ({}, 8, "reference", "16 GB of 80 GB", OK),
+        ({"compute__zero_stage": 3}, 8, "reference", "2 GB of 80 GB", OK),
+        ({"compute__num_inference_workers": 4}, 0, "reference", "64 GB of 80 GB", OK),
+        (
+            {"compute__num_inference_workers": 4, "compute__num_training_ranks": 2, "compute__zero_stage": 3},
+            0,
+            "reference",
+            "16 GB of 80 GB",
+            OK,
+        ),
     ],
 )
 def test_memory(tmp_path, monkeypatch, values, gpus, stage, text, level):
@@ -277,7 +334,7 @@ def test_gpus_of_unknown_size_are_no_reason_to_stop(tmp_path, monkeypatch):
     tool.write_text("#!/bin/sh\necho 81559\necho 40960\n")
     tool.chmod(0o755)
     found = list(hardware.memory_of_stages(Config(), {"model.path": 8e9}, {"model.path": tmp_path}))
-    assert said(found, "memory for dpo, without activations: 128 GB of 42.9 GB") is ERROR
+    assert said(found, "memory for dpo, without activations: 144 GB of 42.9 GB") is ERROR
 
 
 def test_a_machine_that_cannot_is_refused_in_the_words_of_check_capacity(monkeypatch):
@@ -315,6 +372,7 @@ def quickstart():
     return cfg
 
 
+@needs_torch
 def test_without_a_model_from_outside_no_process_is_started(tmp_path):
     launcher = Answering()
     found = look(quickstart(), launcher)
@@ -326,6 +384,7 @@ def test_wrong_values_are_all_that_is_looked_at():
     assert {each.subject for each in found} == {"config"} and len(found) == 2
 
 
+@needs_torch
 def test_a_run_is_refused_for_what_is_wrong_and_told_what_is_odd(tmp_path, monkeypatch):
     cfg, lines = quickstart(), []
     cfg.model.path, cfg.run_dir = str(model(tmp_path / "policy")), str(tmp_path / "run")
@@ -353,6 +412,7 @@ def checked(tmp_path, *arguments):
     return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120)
 
 
+@needs_torch
 def test_the_quickstart_is_fine_and_nothing_is_written(tmp_path):
     done = checked(tmp_path, "experiment=quickstart")
     assert done.returncode == 0 and "✗" not in done.stdout, done.stdout + done.stderr
@@ -384,13 +444,19 @@ def golden(tmp_path, absurd, name="iteration_000/held_out/score", judge="/elsewh
     return score._golden_pair(Job("score", name, ScoreStage(), inputs, str(out), 1), Preferring(absurd))
 
 
-def test_the_golden_pair_is_asked_once_of_a_judge_from_outside(tmp_path):
+def test_the_golden_pair_is_asked_once_of_a_judge(tmp_path):
     assert golden(tmp_path, 0.5) == {}
     assert "scores 'Purple bananas" in golden(tmp_path, 1.0)["warning"]
     assert golden(tmp_path, float("nan"))["warning"]
     assert golden(tmp_path, 2.0, name="iteration_000/held_out/score_other")["warning"]
     assert golden(tmp_path, 2.0, name="iteration_001/score") == golden(tmp_path, 2.0, judge=None) == {}
-    assert golden(tmp_path, 2.0, judge=str(tmp_path / "world" / "judge")) == {}
+    trained = str(tmp_path / "reward_model" / "model")
+    assert golden(tmp_path, 0.5, judge=trained) == {}
+    warning = golden(tmp_path, 2.0, judge=trained)["warning"]
+    assert "for 'What is the capital of France?'" in warning and "trained in this run" in warning
+    (tmp_path / "world").mkdir()
+    assert "for 'Reverse: a d c'" in golden(tmp_path, 2.0, judge=trained)["warning"]
+    assert "capital of France" in golden(tmp_path, 2.0)["warning"], "one from outside is asked as ever"
 
 
 def test_the_golden_pairs_warning_is_said_and_changes_no_file(tmp_path, monkeypatch, capsys):

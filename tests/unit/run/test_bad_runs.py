@@ -6,10 +6,11 @@ import json
 import os
 
 import numpy as np
+import pytest
 from safetensors.numpy import save_file
 
 from rlhf.data.digest import sealed, unsealed
-from tests.unit.refusals import Case, cases, jsonl, model, refuse
+from tests.unit.refusals import Case, cases, jsonl, model, refuse, run_here
 
 BASE = (
     "iterate reward_model.rule=rlhf.world.tasks:gold compute.device=cpu run_dir=run "
@@ -174,3 +175,37 @@ def test_refused(case, tmp_path, monkeypatch, capsys):
 def schema(run, number):
     identity = json.loads((run / "prompts" / "artifact.json").read_text())["identity"]
     change(identity=identity | {"schema": number})(run)
+
+
+NEW = LOOP.replace("run_dir=run", "run_dir=runs/new/run")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        " prompts.num_held_out=99",  # found by the look before a run
+        " prompts.path=none.jsonl",  # found by the plan
+        " evaluate.gold=nowhere:rule",
+        " model.path=none",
+        " reuse=[nowhere] dpo.beta=-1",
+    ],
+)
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_refused_run_leaves_no_folder(tmp_path, monkeypatch, more, is_there):
+    (tmp_path / "p.jsonl").write_bytes(PROMPTS)
+    model(tmp_path / "m")
+    if is_there:
+        (tmp_path / "runs" / "new" / "run").mkdir(parents=True)
+    before = set(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    assert run_here(monkeypatch, NEW + more) == 2
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_a_refused_tool_leaves_no_folder(tmp_path, monkeypatch):
+    (tmp_path / "bad.jsonl").write_text('{"prompt": 5}\n')
+    model(tmp_path / "m")
+    before = set(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    assert run_here(monkeypatch, "generate model.path=./m input=bad.jsonl output=deep/new/out.jsonl") == 2
+    assert set(tmp_path.rglob("*")) == before

@@ -79,7 +79,7 @@ def test_a_hub_model_without_safetensors_is_refused(tmp_path: Path, cache: Path)
 
 def test_what_cannot_be_fetched_says_what_to_do(tmp_path: Path, cache: Path) -> None:
     run = Run(tmp_path / "run", Config())
-    with pytest.raises(ModelError, match=r"hf download no/model`.*experiment=quickstart"):
+    with pytest.raises(ModelError, match=r"hf download no/model --revision v2`.*experiment=quickstart"):
         sources.model(run, "no/model", "v2", "model.path")
     with pytest.raises(DataError, match="hf download --repo-type dataset no/prompts`"):
         sources.data_file(run, "no/prompts:test", "prompts.path")
@@ -88,7 +88,12 @@ def test_what_cannot_be_fetched_says_what_to_do(tmp_path: Path, cache: Path) -> 
 
 
 SHA = "0123456789" * 4
-FILES = {"config.json": b"{}", "model.safetensors": b"weights", "pytorch_model.bin": b"pickle"}
+FILES = {
+    "README.md": b"---\nlicense: mit\n---\n",
+    "config.json": b"{}",
+    "model.safetensors": b"weights",
+    "pytorch_model.bin": b"pickle",
+}
 COPIES = (
     "consolidated.safetensors",
     "original/consolidated.00.safetensors",
@@ -157,7 +162,8 @@ def test_a_model_comes_over_the_network_without_pickles_and_its_weights_only_whe
     try:
         online(f"http://127.0.0.1:{server.server_port}")
         small = hub.fetch_model("some/model", None, "model.path", weights=False)
-        assert small.name == SHA and [path.name for path in small.iterdir()] == ["config.json"]
+        assert small.name == SHA
+        assert sorted(path.name for path in small.iterdir()) == ["README.md", "config.json"]
         whole = hub.fetch_model("some/model", None, "model.path")
         assert whole == small and (whole / "model.safetensors").read_bytes() == b"weights"
         assert not any("pytorch_model.bin" in path for path in Hub.asked)

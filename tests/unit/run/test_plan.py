@@ -1,17 +1,23 @@
 """Artifacts, fingerprints, commit, plan and refusal, with real torch-free stages run in this process."""
 
 import json
+import math
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
 
 from rlhf.config.fields import plain
 from rlhf.config.schema import Config
-from rlhf.config.stage_configs import DpoStage, GenerateStage, PromptsSettings
-from rlhf.data.digest import sealed
+from rlhf.config.stage_configs import DpoStage, GenerateStage, PromptsStage
+from rlhf.data import shards
+from rlhf.data.digest import sealed, unsealed
 from rlhf.errors import RunChanged, UserError
+from rlhf.loop.judges import rule_config
 from rlhf.run.artifact import Artifact, open_artifact
-from rlhf.run.commit import commit
+from rlhf.run.commit import commit, installed_versions
+from rlhf.run.job import Job, Outcome
 from rlhf.run.plan import UNKNOWN, AloneDone, Run
 from rlhf.run.refusal import differences
 from rlhf.run.stage_table import stage_function
@@ -49,7 +55,7 @@ def source(path, digest="d"):
 
 def make(run, prompts_file, num_held_out=4, digest="d"):
     return run.stage(
-        "prompts", "prompts", PromptsSettings(num_held_out), {"prompts": source(prompts_file, digest)}
+        "prompts", "prompts", PromptsStage(num_held_out), {"prompts": source(prompts_file, digest)}
     )
 
 
@@ -76,7 +82,20 @@ def test_the_manifest_holds_what_a_person_looks_for(tmp_path, prompts_file):
     assert record["identity"]["stage"] == "prompts" and record["identity"]["seed"] == 42
     assert record["identity"]["inputs"] == {"prompts": "d"}
     assert set(record["files"]) == {"train.parquet", "held_out.parquet"}
-    assert record["versions"]["torch"] and record["seconds"] >= 0 and record["compute"]["zero_stage"] == 2
+    assert (
+        record["versions"]["transformers"] and record["seconds"] >= 0 and record["compute"]["zero_stage"] == 2
+    )
+
+
+def test_a_setting_without_bound_is_no_change_at_the_next_start(tmp_path):
+    run = Run(tmp_path, Config(), InProcess())
+    identity = run._identity("generate", GenerateStage(vllm_args={"swap_space": math.inf}), {})
+    assert unsealed(sealed(identity)) == identity
+
+
+def test_a_package_that_is_not_installed_has_no_version(monkeypatch):
+    monkeypatch.setattr("rlhf.run.commit.VERSIONS", ("pyarrow", "no-such-package"))
+    assert installed_versions().keys() == {"pyarrow"}
 
 
 def test_a_part_has_a_digest_of_its_own(tmp_path, prompts_file):
@@ -103,6 +122,54 @@ def test_a_change_is_refused_with_the_difference_and_every_way_out(tmp_path, pro
     for part in (said, "put the old values back", "run_dir=", f"rm -r {folder / 'prompts'}"):
         assert part in str(refusal.value)
     assert launcher.ran == []
+
+
+def test_the_ways_out_can_be_pasted(tmp_path, prompts_file):
+    folder = tmp_path / "my run; it's $HOME"
+    make(Run(folder, Config(), InProcess()), prompts_file)
+    anew = "python -m rlhf.iterate run_dir=b 'reuse=[a]'"
+    with pytest.raises(RunChanged) as refusal:
+        make(Run(folder, Config(), InProcess(), elsewhere=anew), prompts_file, num_held_out=5)
+    lines = [line.strip() for line in str(refusal.value).splitlines()]
+    assert anew in lines and "(what is the same is taken from here and not computed again):" in str(
+        refusal.value
+    )
+    remove = next(line for line in lines if line.startswith("rm -r"))
+    assert shlex.split(remove) == ["rm", "-r", str(folder / "prompts")]
+
+
+def scored(run, tmp_path, rule="my_rule:f", text="def f(messages, response): return 1"):
+    (tmp_path / "my_rule.py").write_text(text)
+    cfg = rule_config(Config(), rule, "reward_model.rule")
+    return run.stage("score", "score", cfg, {"candidates": source(tmp_path, "d")})
+
+
+class Nothing(InProcess):
+    """Runs no stage."""
+
+    def launch(self, job, kind, shards):
+        return Outcome()
+
+
+def test_a_changed_file_of_a_rule_is_named_and_explained(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    scored(Run(tmp_path / "run", Config(), Nothing()), tmp_path)
+    plan = Run(tmp_path / "run", Config(), planning=True)
+    scored(plan, tmp_path, text="def f(messages, response): return 1  # one")
+    with pytest.raises(RunChanged) as refusal:
+        plan.refuse_changes()
+    said = str(refusal.value)
+    assert f"the file of my_rule:f has changed, {tmp_path / 'my_rule.py'}" in said
+    assert "whole source" in said and "module of its own" in said
+    assert "my_rule" not in sys.modules
+
+
+def test_another_rule_is_no_changed_file(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    scored(Run(tmp_path / "run", Config(), Nothing()), tmp_path)
+    with pytest.raises(RunChanged, match=r"config\.rule: 'my_rule:f' there, 'my_rule:g' now") as refusal:
+        scored(Run(tmp_path / "run", Config(), Nothing()), tmp_path, rule="my_rule:g")
+    assert "has changed" not in str(refusal.value)
 
 
 def test_another_seed_is_a_change(tmp_path, prompts_file):
@@ -135,11 +202,11 @@ def test_a_plan_names_everything_a_change_touches(tmp_path, prompts_file):
     folder = tmp_path / "run"
     first = make(Run(folder, Config(), InProcess()), prompts_file)
     run = Run(folder, Config(), InProcess())
-    run.stage("prompts", "later", PromptsSettings(num_held_out=0), {"prompts": first.part("train.parquet")})
+    run.stage("prompts", "later", PromptsStage(num_held_out=0), {"prompts": first.part("train.parquet")})
     plan = Run(folder, Config(), planning=True)
     changed = make(plan, prompts_file, num_held_out=5)
     later = plan.stage(
-        "prompts", "later", PromptsSettings(num_held_out=0), {"prompts": changed.part("train.parquet")}
+        "prompts", "later", PromptsStage(num_held_out=0), {"prompts": changed.part("train.parquet")}
     )
     assert changed.stale and later.stale
     with pytest.raises(RunChanged) as refusal:
@@ -159,11 +226,11 @@ def test_what_is_redone_with_the_same_outcome_keeps_what_came_after(tmp_path, pr
     folder, launcher = tmp_path / "run", InProcess()
     run = Run(folder, Config(), launcher)
     first = make(run, prompts_file)
-    run.stage("prompts", "later", PromptsSettings(num_held_out=0), {"prompts": first.part("train.parquet")})
+    run.stage("prompts", "later", PromptsStage(num_held_out=0), {"prompts": first.part("train.parquet")})
     (folder / "prompts").rename(tmp_path / "gone")
     run = Run(folder, Config(), launcher)
     again = make(run, prompts_file)
-    run.stage("prompts", "later", PromptsSettings(num_held_out=0), {"prompts": again.part("train.parquet")})
+    run.stage("prompts", "later", PromptsStage(num_held_out=0), {"prompts": again.part("train.parquet")})
     assert [name for name, _ in launcher.ran] == ["prompts", "later", "prompts"]
 
 
@@ -188,7 +255,7 @@ def test_unfinished_work_of_a_short_stage_with_other_settings_is_thrown_away(tmp
     partial.mkdir()
     run = Run(tmp_path, Config(), InProcess())
     (partial / ".identity.json").write_bytes(
-        sealed(run._identity("prompts", PromptsSettings(num_held_out=9), {}))
+        sealed(run._identity("prompts", PromptsStage(num_held_out=9), {}))
     )
     (partial / "rubbish").write_text("x")
     assert "rubbish" not in make(run, prompts_file).record["files"]
@@ -237,10 +304,33 @@ def test_commit_writes_the_manifest_before_the_final_name_appears(tmp_path, monk
     monkeypatch.setattr(
         "os.rename", lambda a, b: seen.append((sorted(p.name for p in a.iterdir()), b)) or a.replace(b)
     )
-    from rlhf.run.job import Job
-
     commit(partial, final, {"stage": "x"}, Job("x", "x", {}, {}, str(partial), 0, {}), {"n": 1}, {}, 0.5)
     assert seen == [(["artifact.json", "file"], final)]
+
+
+def test_every_folder_on_the_way_to_a_first_stage_is_flushed(tmp_path, prompts_file, monkeypatch):
+    flushed = []
+    fsync_dir = shards.fsync_dir
+    monkeypatch.setattr(shards, "fsync_dir", lambda path: flushed.append(path) or fsync_dir(path))
+    run = Run(tmp_path / "new" / "run", Config(), InProcess())
+    made = run.stage("prompts", "judge/deep/prompts", PromptsStage(4), {"prompts": source(prompts_file)})
+    on_the_way = [tmp_path, tmp_path / "new", run.folder, run.folder / "judge"]
+    assert set(on_the_way) <= set(flushed)
+    again = Run(tmp_path / "again", Config(reuse=[str(run.folder)]), InProcess())
+    flushed.clear()
+    again.stage("prompts", "judge/deep/prompts", PromptsStage(4), {"prompts": source(prompts_file)})
+    assert again.launcher.ran == [] and made.digest
+    assert {tmp_path, again.folder, again.folder / "judge"} <= set(flushed)
+
+
+def test_every_folder_inside_of_a_stage_is_flushed(tmp_path, monkeypatch):
+    partial = tmp_path / ".x.partial"
+    (partial / "model" / "more").mkdir(parents=True)
+    (partial / "model" / "more" / "file").write_text("the only one")
+    flushed = []
+    monkeypatch.setattr(shards, "fsync_dir", flushed.append)
+    commit(partial, tmp_path / "x", {}, Job("x", "x", {}, {}, str(partial), 0), {}, {}, 0.5)
+    assert {partial, partial / "model", partial / "model" / "more"} <= set(flushed)
 
 
 def test_differences_name_the_place():

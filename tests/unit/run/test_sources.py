@@ -7,9 +7,12 @@ import pytest
 from safetensors.numpy import save_file
 
 from rlhf.config.schema import Config
-from rlhf.errors import ConfigError, ModelError
+from rlhf.data.digest import sealed, unsealed
+from rlhf.errors import ConfigError, ModelError, RunChanged
 from rlhf.loop.judges import models_of
 from rlhf.run import sources
+from rlhf.run.commit import commit
+from rlhf.run.job import Job
 from rlhf.run.plan import Run
 from tests.unit.refusals import model
 
@@ -69,3 +72,87 @@ def test_a_second_copy_of_the_weights_changes_no_digest(tmp_path):
     assert sources.model(run, str(folder), None, "model.path").digest == before
     (folder / "tokenizer.json").write_text("{}")
     assert sources.model(run, str(folder), None, "model.path").digest != before
+
+
+@pytest.fixture
+def stage(tmp_path):
+    """A finished stage of another run, with a model and rows."""
+    partial = tmp_path / "other" / ".dpo.partial"
+    model(partial / "model")
+    (partial / "model" / "vocab.bpe").write_text("a b")
+    (partial / "rows.jsonl").write_text('{"prompt": "x"}\n')
+    (partial / "more.jsonl").write_text('{"prompt": "y"}\n')
+    identity = {"schema": 1, "stage": "dpo", "seed": 42, "config": {}, "inputs": {}}
+    commit(partial, tmp_path / "other" / "dpo", identity, Job("dpo", "dpo", {}, {}, "", 0), {}, {}, 0.5)
+    return tmp_path / "other" / "dpo"
+
+
+def flip(path):
+    """Damage that no size tells."""
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+
+def read_model(tmp_path, stage):
+    (tmp_path / "run").mkdir(exist_ok=True)
+    return sources.model(Run(tmp_path / "run", Config()), str(stage / "model"), None, "model.path")
+
+
+def read_rows(tmp_path, stage):
+    (tmp_path / "run").mkdir(exist_ok=True)
+    return sources.data_file(Run(tmp_path / "run", Config()), str(stage / "rows.jsonl"), "input")
+
+
+@pytest.mark.parametrize("read", [read_model, read_rows])
+def test_what_another_run_made_has_the_digest_it_always_had(tmp_path, stage, read):
+    found = read(tmp_path, stage)
+    (stage / "artifact.json").rename(tmp_path / "manifest")  # as if it were no stage's
+    assert read(tmp_path, stage).digest == found.digest
+    assert found.root is None, "the run that reads it does not take it for a stage of its own"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "vocab.bpe"])
+@pytest.mark.parametrize("remembered", [True, False])
+def test_damage_to_a_model_of_another_run_is_named(tmp_path, stage, name, remembered):
+    if remembered:
+        read_model(tmp_path, stage)
+    flip(stage / "model" / name)
+    with pytest.raises(RunChanged, match=rf"{name} is damaged \(its SHA-256[\s\S]*rm -r {stage}"):
+        read_model(tmp_path, stage)
+
+
+@pytest.mark.parametrize("remembered", [True, False])
+def test_damage_to_rows_of_another_run_is_named_and_to_others_of_no_concern(tmp_path, stage, remembered):
+    if remembered:
+        read_rows(tmp_path, stage)
+    flip(stage / "more.jsonl")
+    read_rows(tmp_path, stage)
+    flip(stage / "rows.jsonl")
+    with pytest.raises(RunChanged, match=r"rows\.jsonl is damaged \(its SHA-256"):
+        read_rows(tmp_path, stage)
+
+
+@pytest.mark.parametrize("name", ["model/model-2.safetensors", "shard_00000.parquet"])
+@pytest.mark.parametrize("read", [read_model, read_rows])
+def test_a_file_of_another_run_that_no_manifest_names_is_refused(tmp_path, stage, name, read):
+    (stage / name).write_text("x")
+    with pytest.raises(RunChanged, match=rf"{name}: no part of this finished stage"):
+        read(tmp_path, stage)
+
+
+def test_damage_that_shows_without_hashing_is_found_by_the_look_before_a_run(tmp_path, stage):
+    (stage / "rows.jsonl").write_text("")
+    with pytest.raises(RunChanged, match=r"rows\.jsonl is damaged \(0 bytes"):
+        sources.local_file(str(stage / "rows.jsonl"), "prompts.path")
+    with pytest.raises(RunChanged, match=r"rows\.jsonl is damaged \(0 bytes"):
+        sources.model_folder(str(stage / "model"), None, "model.path")
+
+
+@pytest.mark.parametrize("remembered", [5, None, ["d"], {}])
+def test_a_remembered_digest_of_another_type_is_found_out_again(tmp_path, remembered):
+    folder = model(tmp_path / "policy")
+    run = Run(tmp_path, Config())
+    digest = sources.model(run, str(folder), None, "model.path").digest
+    memory = tmp_path / ".digests.json"
+    memory.write_bytes(sealed(dict.fromkeys(unsealed(memory.read_bytes()), remembered)))
+    assert sources.model(run, str(folder), None, "model.path").digest == digest

@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rlhf.config.stage_configs import GenerateStage, MixStage, PairSettings, PromptsSettings, ReferenceStage
-from rlhf.run.job import Job
-from rlhf.run.stage_table import STAGES, num_shards, sliced_rows, stage_function
+from rlhf.config.schema import ComputeConfig
+from rlhf.config.stage_configs import GenerateStage, MixStage, PairSettings, PromptsStage, ReferenceStage
+from rlhf.run.job import Job, Kind
+from rlhf.run.stage_table import STAGES, kind_of, num_shards, sliced_rows, stage_function
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -33,7 +34,7 @@ def test_a_job_has_the_shards_of_its_input(tmp_path):
     assert number("reference", ReferenceStage(), pairs=two, candidates=three) == 2
     assert number("reference", ReferenceStage(), candidates=three) == 3
     assert number("generate", GenerateStage(), prompts=three, policy="p") == 3
-    assert number("prompts", PromptsSettings(), prompts=three) == 0
+    assert number("prompts", PromptsStage(), prompts=three) == 0
 
 
 @pytest.mark.parametrize(
@@ -60,3 +61,10 @@ def test_the_old_spelling_of_a_stage_answers_with_the_new_one(name):
     assert done.returncode == 2 and done.stdout == ""
     assert f"python -m rlhf.stage {name} run_dir=RUN" in done.stderr and "Traceback" not in done.stderr
     assert name in STAGES
+
+
+def test_the_ranks_that_train_run_the_reference_where_they_share_the_weights() -> None:
+    for name, row in STAGES.items():
+        assert kind_of(name, ComputeConfig(zero_stage=2)) is row.kind
+        under_zero3 = Kind.training if name == "reference" else row.kind
+        assert kind_of(name, ComputeConfig(zero_stage=3)) is under_zero3
