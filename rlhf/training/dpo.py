@@ -17,12 +17,11 @@ from rlhf.config.stage_configs import DpoStage
 from rlhf.config.step_count import steps_of
 from rlhf.run.job import Job, Outcome, Worker
 from rlhf.training.arguments import stage_arguments
-from rlhf.training.deepspeed import fit_buckets
+from rlhf.training.deepspeed import fit_buckets, on_gpu
 from rlhf.training.fit import fit, step_rows
 from rlhf.training.lora import add_adapter, export_adapter, num_trained
 from rlhf.training.losses import dpo_loss
-from rlhf.training.response_batches import Batching, batch_logprobs
-from rlhf.training.shared_attention import share_prompts
+from rlhf.training.response_batches import batch_logprobs, batching_of
 from rlhf.training.stage_trainer import StageTrainer
 from rlhf.training.step_plan import Bin, StepShares, load_pairs, plan_steps
 from rlhf.training.weights import export_model, load_model, resolve_dtype
@@ -177,8 +176,7 @@ def train_dpo(job: Job[DpoStage], worker: Worker) -> Outcome:
     # The arguments before the model: with them transformers knows of ZeRO-3 when it loads weights.
     args = _arguments(job, policy)
     model = load_model(policy, resolve_dtype(config.dtype, policy), config.trust_remote_code)
-    why_padded = share_prompts(model)
-    batching = Batching(packed=not why_padded, batch_tokens=config.batch_tokens)
+    batching, why_padded = batching_of(model, config.batch_tokens, on_gpu(job.compute))
     export = partial(export_model, model, policy, job.out_path / "model")
     if config.lora.rank:
         model = add_adapter(model, policy, config.lora, job.seed)

@@ -25,8 +25,7 @@ from rlhf.run.stage_table import kind_of, num_shards
 from rlhf.training.deepspeed import init_process_group, load_sharded, on_gpu
 from rlhf.training.logprobs import response_budget
 from rlhf.training.ranks import on_rank_zero, own_rank, sum_over_ranks, world_size
-from rlhf.training.response_batches import Batching, batch_logprobs
-from rlhf.training.shared_attention import share_prompts
+from rlhf.training.response_batches import batch_logprobs, batching_of
 from rlhf.training.weights import load_model, resolve_dtype
 
 _ROWS_AT_A_TIME = 1024
@@ -62,18 +61,14 @@ class ReferenceModel:
         self.device = torch.device(device_name)
         dtype = resolve_dtype(config.dtype, folder)
         load = partial(load_model, folder, dtype, config.trust_remote_code)
-        self.why_padded = ""
-
-        def load_to_pack() -> Any:
-            model = load()
-            self.why_padded = share_prompts(model)
-            return model
-
         if _is_sharded(job):
-            self.model = load_sharded(load_to_pack, job.compute, dtype, num_parameters(folder))
+            self.model = load_sharded(load, job.compute, dtype, num_parameters(folder))
         else:
-            self.model = load_to_pack().to(self.device).eval()
-        self.batching = Batching(packed=not self.why_padded, batch_tokens=config.batch_tokens)
+            self.model = load().to(self.device).eval()
+        # DeepSpeed's engine, where there is one, calls the model that it was made of.
+        inner = getattr(self.model, "module", self.model)
+        # Why it is not packed is said by DPO, which trains on these log-probabilities.
+        self.batching, _ = batching_of(inner, config.batch_tokens, on_gpu(job.compute))
         self.max_length = config.max_length or 0  # candidates have no budget
 
     def score(self, rows: list[dict[str, Any]], counts: dict[str, int]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlhf.training import shared_attention, target_logprobs
 from rlhf.training.packed import first_fit, pack, packed_logprobs
-from rlhf.training.response_batches import Batching, batch_logprobs
+from rlhf.training.response_batches import Batching, batch_logprobs, batching_of
 from rlhf.training.shared_attention import NAME, share_prompts
 
 SMALL = {
@@ -269,3 +269,18 @@ def test_the_name_in_a_config_is_not_saved(tmp_path):
     share_prompts(model)
     model.save_pretrained(tmp_path)
     assert NAME not in (tmp_path / "config.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "batch_tokens", "on_gpu", "expected"),
+    [
+        ("llama", None, False, Batching(True, 2048)),
+        ("llama", None, True, Batching(True, 16384)),
+        ("llama", 77, True, Batching(True, 77)),
+        ("bloom", None, False, Batching(False, 2048)),
+    ],
+)
+def test_the_budget_suits_the_device_unless_it_is_said(model_type, batch_tokens, on_gpu, expected):
+    batching, why_padded = batching_of(of_family(model_type), batch_tokens, on_gpu)
+    assert batching == expected
+    assert bool(why_padded) != batching.packed
