@@ -52,6 +52,9 @@ class FakeWorker:
         self.said.append(text)
         print(text, flush=True)
 
+    def keep(self, engine: object) -> None:
+        """Nothing: this process has more to do after the stage."""
+
 
 def make_job(
     stage: str,

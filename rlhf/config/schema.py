@@ -179,8 +179,9 @@ class PairConfig(PairSettings):
 class ReferenceConfig:
     """Log-probabilities under the reference policy, computed once."""
 
-    batch_tokens: int = setting(16384, compared=False)
-    """Padded tokens of one forward pass."""
+    batch_tokens: Optional[int] = setting(None, compared=False)
+    """Tokens of one forward pass, a prompt counted once for its responses. null: 2048 on a CPU, 16384 on a
+    GPU."""
 
 
 @dataclass

@@ -64,8 +64,9 @@ class DpoConfig:
     """Pairs of one optimizer step, over all ranks (paper: 128)."""
     max_length: int = 2048
     """Tokens of prompt plus response; longer responses are cut at the end and counted (paper: 2048)."""
-    batch_tokens: int = setting(16384, compared=False)
-    """Padded tokens of one forward and backward pass on one rank; never changes which pairs form a step."""
+    batch_tokens: Optional[int] = setting(None, compared=False)
+    """Tokens of one forward and backward pass on one rank, a prompt and its two responses counted once; never
+    changes which pairs form a step. null: 2048 on a CPU, 16384 on a GPU."""
     warmup_ratio: float = setting(0.03, within=SHARE_OF_STEPS)
     """Share of the steps with a rising learning rate (paper: 0.03)."""
     lr_scheduler: str = "cosine"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Annotated, Any, get_args, get_type_hints
 
 import pyarrow as pa
@@ -210,7 +210,11 @@ def to_row(record: Prompt | Candidate | ScoredPrompt | PreferencePair) -> dict[s
     Example:
         {"id": "d7760b4ba3077c46", "messages": ({"role": "user", "content": "Hi"},)}
     """
-    return asdict(record)
+    row = dict(vars(record))
+    # Not `asdict`, which copies every token id of every response: two thirds of the time of `pair`.
+    if isinstance(record, ScoredPrompt):
+        row["candidates"] = [vars(candidate) for candidate in record.candidates]
+    return row
 
 
 def scored_prompt(candidates_row: Mapping[str, Any], scores_row: Mapping[str, Any]) -> ScoredPrompt:

@@ -33,9 +33,14 @@ class Sampling:
 
 
 class Sampler(Protocol):
-    """A loaded engine; `note` is what a person should know about why it is this one, mostly nothing."""
+    """A loaded engine.
+
+    `note` is what a person should know about why it is this one, mostly nothing; `engine` what takes long to
+    be taken down, if anything.
+    """
 
     note: str
+    engine: object
 
     def sample(self, requests: list[Request], sampling: Sampling) -> list[Candidate]:
         """One candidate per request, in order; `token_ids` end with the terminator when one was sampled."""

@@ -24,6 +24,7 @@ class TransformersSampler:
 
     def __init__(self, config: GenerateStage, model: str, note: str = "") -> None:
         self.note = note
+        self.engine: object = None
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = saved_dtype(model, config.dtype)
         loaded: Any = load_weights(AutoModelForCausalLM, model, dtype, config.trust_remote_code)

@@ -69,7 +69,7 @@ class VllmSampler:
         arguments |= config.vllm_args
         check_batching(arguments, torch.cuda.is_available())
         try:
-            self._llm = LLM(**arguments)
+            self.engine = LLM(**arguments)
         except TypeError as error:
             raise ConfigError(f"generate.vllm_args={config.vllm_args}: vLLM refuses it: {error}") from error
         except ValueError as error:
@@ -103,7 +103,7 @@ class VllmSampler:
                 )
             )
         with engine_alive():
-            outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
+            outputs = self.engine.generate(prompts, parameters, use_tqdm=False)
         assert len(outputs) == len(requests), "vLLM answers every request"
         candidates = []
         for output, request in zip(outputs, requests, strict=True):

@@ -44,6 +44,7 @@ class PipeWorker:
         self.world_size = assignment.world_size
         self.num_threads = assignment.num_threads
         self._pipe = pipe
+        self._kept: list[object] = []
 
     def shards(self) -> Iterator[int]:
         """Ask the driver for one shard after another until none is left."""
@@ -63,6 +64,10 @@ class PipeWorker:
         """Let the driver print some lines."""
         self._pipe.send(("say", text))
 
+    def keep(self, engine: object) -> None:
+        """Hold it for as long as this worker lives."""
+        self._kept.append(engine)
+
 
 def main(job: Job[Any], assignment: Assignment, pipe: Connection) -> None:
     """Run one worker of a stage attempt; everything it reports goes through the pipe."""
@@ -80,8 +85,10 @@ def main(job: Job[Any], assignment: Assignment, pipe: Connection) -> None:
         if "torch" in sys.modules:  # preloaded: the environment came too late for it
             sys.modules["torch"].set_num_threads(assignment.num_threads)
         run_stage = stage_function(job.stage)
+        # By name: what it keeps is to last until the process ends.
+        worker = PipeWorker(assignment, pipe)
         with writing():
-            outcome = run_stage(job, PipeWorker(assignment, pipe))
+            outcome = run_stage(job, worker)
         pipe.send(("outcome", outcome))
         workers_lock.flush()
     except BaseException as error:  # whatever it is, the driver must hear of it

@@ -92,3 +92,10 @@ class Worker(Protocol):
     def say(self, text: str) -> None:
         """Tell the person who watches what the stage's end would tell too late."""
         ...
+
+    def keep(self, engine: object) -> None:
+        """Keep something to the end of the process, which gives all back at once.
+
+        vLLM's engines take a second and a half to be taken down in order, at the end of every stage.
+        """
+        ...

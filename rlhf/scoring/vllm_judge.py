@@ -77,8 +77,8 @@ class VllmJudge:
             arguments["enforce_eager"] = True
             arguments["max_num_seqs"] = _CPU_MAX_SEQS
         try:
-            self._llm = LLM(**arguments)
-            tasks = self._llm.supported_tasks
+            self.engine = LLM(**arguments)
+            tasks = self.engine.supported_tasks
         except (ValueError, NotImplementedError) as error:
             raise ModelError(
                 f"{path}: vLLM cannot load it as a judge: {error}. Lower "
@@ -100,10 +100,10 @@ class VllmJudge:
 
     def _score_rows(self, rows: list[TokenIds]) -> list[float]:
         # A shard's scores must not depend, in their last digits, on the shards before it.
-        self._llm.reset_prefix_cache()
+        self.engine.reset_prefix_cache()
         prompts: list[Any] = [{"prompt_token_ids": list(row)} for row in rows]
         with engine_alive():
-            outputs = self._llm.classify(prompts, pooling_params=self._raw_logits, use_tqdm=False)
+            outputs = self.engine.classify(prompts, pooling_params=self._raw_logits, use_tqdm=False)
         scores = []
         for output in outputs:
             # vLLM calls them probabilities, whatever was asked for.

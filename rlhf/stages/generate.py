@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +54,17 @@ def run(job: Job[GenerateStage], worker: Worker) -> Outcome:
     # Only where something is left to sample: each takes a second to load.
     judges: list[Any] = []
     sampler = None
+    prompts = _Prompts(job)
     metrics = {}
     for index in worker.shards():
         # An engine is only worth its start when there is a shard left.
         if sampler is None:
             judges = _judges(job)
             sampler = load_sampler(config, model, job.seed, limit)
+            worker.keep(sampler.engine)
             if sampler.note:
                 metrics["engine"] = sampler.note
-        rendered, counts = render_prompts(_prompts(job, index), tokenizer, limit, judges)
+        rendered, counts = render_prompts(prompts.of_shard(index), tokenizer, limit, judges)
         rows, counts_of_samples = _sample_shard(job, rendered, tokenizer, sampler, sampling)
         write_shard(job.out_path / shard_name(index), CANDIDATES_SCHEMA, rows, counts | counts_of_samples)
     _refuse_if_nothing_is_left(job, tokenizer, limit)
@@ -93,8 +96,9 @@ def _templated_already(job: Job[GenerateStage], tokenizer: Any) -> dict[str, str
 
     tokens: Counter[str] = Counter()
     total = 0
+    prompts = _Prompts(job)
     for index in range(num_shards(job)):
-        for row in _prompts(job, index):
+        for row in prompts.of_shard(index):
             total += 1
             token = template_token(tokenizer, row["messages"])
             if token is not None:
@@ -192,8 +196,9 @@ def _refuse_if_nothing_is_left(job: Job[GenerateStage], tokenizer: Any, limit: i
         )
     # Counts do not say why a template refused: the first prompt that one refuses again is the example.
     judges = _judges(job)
+    prompts = _Prompts(job)
     for index in range(total):
-        for row in _prompts(job, index):
+        for row in prompts.of_shard(index):
             error = _refusal(tokenizer, judges, row["messages"])
             if error is not None:
                 all_counts = what_became(counts, "prompts")
@@ -215,13 +220,28 @@ def _refusal(tokenizer: Any, judges: list[Any], messages: list[Message]) -> Temp
     return None
 
 
-def _prompts(job: Job[GenerateStage], index: int) -> list[dict[str, Any]]:
-    """Rows of `PROMPT_SCHEMA`: those of one shard."""
-    path = job.input_path("prompts")
-    if path.is_dir():
-        return list(read_rows(path / shard_name(index)))
-    start, stop = sliced_rows(path, job.config.slice)
-    # A slice is cut into shards anew from its own beginning.
-    first = start + index * job.config.shard_size
-    last = min(first + job.config.shard_size, stop)
-    return list(itertools.islice(read_rows(path), first, last))
+class _Prompts:
+    """The prompts of a job by shard. A file is read once as long as shards are asked for in rising order."""
+
+    def __init__(self, job: Job[GenerateStage]) -> None:
+        self._path = job.input_path("prompts")
+        self._shard_size = job.config.shard_size
+        self._slice = job.config.slice
+        self._rows: Iterator[dict[str, Any]] = iter(())
+        self._next: int | None = None
+        """Number of the row that `_rows` gives next; None before the file is open."""
+
+    def of_shard(self, index: int) -> list[dict[str, Any]]:
+        """Rows of `PROMPT_SCHEMA`."""
+        if self._path.is_dir():
+            return list(read_rows(self._path / shard_name(index)))
+        start, stop = sliced_rows(self._path, self._slice)
+        # A slice is cut into shards anew from its own beginning.
+        first = start + index * self._shard_size
+        last = min(first + self._shard_size, stop)
+        if self._next is None or self._next > first:
+            self._rows = read_rows(self._path)
+            self._next = 0
+        rows = list(itertools.islice(self._rows, first - self._next, last - self._next))
+        self._next = last
+        return rows

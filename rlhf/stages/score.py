@@ -50,6 +50,7 @@ def run(job: Job[ScoreStage], worker: Worker) -> Outcome:
             if judge is None:
                 # Not before it is needed: loading takes minutes, and there may be nothing left to score.
                 judge = load_judge(job.config, job.inputs)
+                worker.keep(getattr(judge, "engine", None))
                 if worker.rank == 0:
                     _add_warning(metrics, **_golden_pair(job, judge))
             scored = _scored(judge, groups)

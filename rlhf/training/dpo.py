@@ -17,11 +17,11 @@ from rlhf.config.stage_configs import DpoStage
 from rlhf.config.step_count import steps_of
 from rlhf.run.job import Job, Outcome, Worker
 from rlhf.training.arguments import stage_arguments
-from rlhf.training.deepspeed import fit_buckets
+from rlhf.training.deepspeed import fit_buckets, on_gpu
 from rlhf.training.fit import fit, step_rows
-from rlhf.training.logprobs import response_logprobs
 from rlhf.training.lora import add_adapter, export_adapter, num_trained
 from rlhf.training.losses import dpo_loss
+from rlhf.training.response_batches import batch_logprobs, batching_of
 from rlhf.training.stage_trainer import StageTrainer
 from rlhf.training.step_plan import Bin, StepShares, load_pairs, plan_steps
 from rlhf.training.weights import export_model, load_model, resolve_dtype
@@ -89,17 +89,17 @@ class DpoTrainer(StageTrainer):
 
     def _bin_loss(self, model: Any, batch: Bin) -> tuple[Tensor, Tensor]:
         """What a bin adds to the step's loss, with gradient, and to each of `_METRICS`."""
-        sequences = batch.sequences.to(self.args.device)
-        # A bin holds all chosen sequences, then all rejected ones.
-        chosen_B, rejected_B = response_logprobs(model, sequences).chunk(2)
-        chosen_length_B, rejected_length_B = sequences.response_mask_B_S.sum(dim=1).chunk(2)
+        device = self.args.device
+        # Of each pair the chosen response, then the rejected one.
+        logprobs_B_2 = batch_logprobs(model, batch.batch.to(device)).view(-1, 2)
+        chosen_B, rejected_B = logprobs_B_2.unbind(dim=1)
         losses_B, chosen_rewards_B, rejected_rewards_B = dpo_loss(
             chosen_B,
             rejected_B,
-            batch.ref_chosen_B.to(self.args.device),
-            batch.ref_rejected_B.to(self.args.device),
-            chosen_length_B,
-            rejected_length_B,
+            batch.ref_chosen_B.to(device),
+            batch.ref_rejected_B.to(device),
+            batch.chosen_length_B.to(device),
+            batch.rejected_length_B.to(device),
             beta=self.args.beta,
             loss=self.args.loss_type[0],
             label_smoothing=self.args.label_smoothing,
@@ -176,6 +176,7 @@ def train_dpo(job: Job[DpoStage], worker: Worker) -> Outcome:
     # The arguments before the model: with them transformers knows of ZeRO-3 when it loads weights.
     args = _arguments(job, policy)
     model = load_model(policy, resolve_dtype(config.dtype, policy), config.trust_remote_code)
+    batching, why_padded = batching_of(model, config.batch_tokens, on_gpu(job.compute))
     export = partial(export_model, model, policy, job.out_path / "model")
     if config.lora.rank:
         model = add_adapter(model, policy, config.lora, job.seed)
@@ -184,7 +185,7 @@ def train_dpo(job: Job[DpoStage], worker: Worker) -> Outcome:
     trainer = DpoTrainer(
         model=model,
         args=args,
-        train_dataset=StepShares(pairs, steps, config.batch_tokens, worker.rank, worker.world_size),
+        train_dataset=StepShares(pairs, steps, batching, worker.rank, worker.world_size),
         steps_per_epoch=len(steps) // config.num_epochs,
         rpo_alpha=config.rpo_alpha,
     )
@@ -196,4 +197,6 @@ def train_dpo(job: Job[DpoStage], worker: Worker) -> Outcome:
     rows = step_rows(trainer)
     for name in ("rewards/accuracies", "rewards/margins"):
         outcome.metrics[f"mean_{name}"] = sum(row[name] for row in rows) / len(rows)
+    if why_padded:
+        outcome.metrics["warning"] = f"slower, with every prompt twice and padding: {why_padded}"
     return outcome

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,13 +19,13 @@ import torch
 from rlhf.config.stage_configs import ReferenceStage
 from rlhf.data.records import LOGPROBS_SCHEMA
 from rlhf.data.shards import read_rows, shard_name, write_shard
-from rlhf.models.batches import bins_by_tokens
 from rlhf.models.weight_files import num_parameters
 from rlhf.run.job import Job, Kind, Outcome, Worker
 from rlhf.run.stage_table import kind_of, num_shards
 from rlhf.training.deepspeed import init_process_group, load_sharded, on_gpu
-from rlhf.training.logprobs import collate, response_budget, response_logprobs
+from rlhf.training.logprobs import response_budget
 from rlhf.training.ranks import on_rank_zero, own_rank, sum_over_ranks, world_size
+from rlhf.training.response_batches import batch_logprobs, batching_of
 from rlhf.training.weights import load_model, resolve_dtype
 
 _ROWS_AT_A_TIME = 1024
@@ -35,8 +36,19 @@ _COLUMNS = {
 }
 """What is read of each kind of input."""
 
-PromptAndResponse = tuple[list[int], list[int]]
-"""Token ids of both."""
+
+@dataclass(frozen=True)
+class _Group:
+    """A prompt with responses of one row: their token ids, and which of the row's responses they are."""
+
+    row: int
+    prompt: list[int]
+    places: list[int]
+    responses: list[list[int]]
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt) + sum(len(response) for response in self.responses)
 
 
 class ReferenceModel:
@@ -53,7 +65,10 @@ class ReferenceModel:
             self.model = load_sharded(load, job.compute, dtype, num_parameters(folder))
         else:
             self.model = load().to(self.device).eval()
-        self.batch_tokens = config.batch_tokens
+        # DeepSpeed's engine, where there is one, calls the model that it was made of.
+        inner = getattr(self.model, "module", self.model)
+        # Why it is not packed is said by DPO, which trains on these log-probabilities.
+        self.batching, _ = batching_of(inner, config.batch_tokens, on_gpu(job.compute))
         self.max_length = config.max_length or 0  # candidates have no budget
 
     def score(self, rows: list[dict[str, Any]], counts: dict[str, int]) -> list[dict[str, Any]]:
@@ -64,62 +79,77 @@ class ReferenceModel:
         Example:
             {"id": "5f1c0a9b2d3e4f60", "logprobs": [-41.7, -38.2]}
         """
-        sequences_by_row = [self._sequences(row) for row in rows]
-        # Those of all rows together, so that sequences of like length find each other.
-        all_sequences = list(itertools.chain.from_iterable(sequences_by_row))
-        logprobs = iter(self._logprobs(all_sequences))
+        groups: list[_Group] = []
         scored = []
-        for row, sequences in zip(rows, sequences_by_row, strict=True):
-            values = list(itertools.islice(logprobs, len(sequences)))
+        for number, row in enumerate(rows):
+            responses = self._responses(row)
             # A row each, also for a pair that is dropped: DPO reads both folders side by side.
-            if not sequences and "candidates" not in row:
-                values = [math.nan, math.nan]
-            scored.append({"id": row["id"], "logprobs": values})
+            logprobs = [0.0] * len(responses)
+            if not responses and "candidates" not in row:
+                logprobs = [math.nan, math.nan]
+            scored.append({"id": row["id"], "logprobs": logprobs})
+            groups += self._groups(number, row["prompt_token_ids"], responses)
             counts["rows"] += 1
-            counts["responses"] += len(sequences)
-            if not sequences:
+            counts["responses"] += len(responses)
+            if not responses:
                 counts["long_prompts"] += 1
+        # Those of all rows together, so that groups that fill a batch find each other.
+        for group, logprobs in zip(groups, self._logprobs(groups), strict=True):
+            for place, logprob in zip(group.places, logprobs, strict=True):
+                scored[group.row]["logprobs"][place] = logprob
         return scored
 
-    def _sequences(self, row: dict[str, Any]) -> list[PromptAndResponse]:
+    def _responses(self, row: dict[str, Any]) -> list[list[int]]:
         """What a row has to be scored of; nothing of a pair whose prompt fills `max_length`."""
-        prompt = row["prompt_token_ids"]
         if "candidates" in row:
-            return [(prompt, candidate["token_ids"]) for candidate in row["candidates"]]
-        budget = response_budget(len(prompt), self.max_length)
+            return [candidate["token_ids"] for candidate in row["candidates"]]
+        budget = response_budget(len(row["prompt_token_ids"]), self.max_length)
         if budget < 1:
             return []
-        chosen = row["chosen_token_ids"][:budget]
-        rejected = row["rejected_token_ids"][:budget]
-        return [(prompt, chosen), (prompt, rejected)]
+        return [row["chosen_token_ids"][:budget], row["rejected_token_ids"][:budget]]
+
+    def _groups(self, row: int, prompt: list[int], responses: list[list[int]]) -> list[_Group]:
+        """A row's responses in groups that fit a batch; without packing, each on its own."""
+        groups: list[_Group] = []
+        for place, response in enumerate(responses):
+            # Empty responses keep their 0: they have probability 1.
+            if not response:
+                continue
+            joins = False
+            if groups and self.batching.packed:
+                joins = groups[-1].num_tokens + len(response) <= self.batching.batch_tokens
+            if not joins:
+                groups.append(_Group(row, prompt, [], []))
+            groups[-1].places.append(place)
+            groups[-1].responses.append(response)
+        return groups
 
     @torch.no_grad()
-    def _logprobs(self, sequences: list[PromptAndResponse]) -> list[float]:
-        logprobs = [0.0] * len(sequences)
-        # Empty responses keep their 0: they have probability 1.
-        scored = [index for index, (_, response) in enumerate(sequences) if response]
+    def _logprobs(self, groups: list[_Group]) -> list[list[float]]:
+        """Of each response of each group."""
         lengths = []
-        for index in scored:
-            prompt, response = sequences[index]
-            lengths.append(len(prompt) + len(response))
-        bins = bins_by_tokens(lengths, self.batch_tokens)
+        logprobs: list[list[float]] = []
+        for group in groups:
+            lengths.append((len(group.prompt), [len(response) for response in group.responses]))
+            logprobs.append([0.0] * len(group.responses))
+        bins = self.batching.bins(lengths)
         num_ranks = world_size()
         for start in range(0, len(bins), num_ranks):
             own = start + own_rank()
             # The ranks exchange weights in every layer, so that each must come as often: one without a bin
-            # of its own goes through the last, the smallest, and keeps nothing of it.
+            # of its own goes through the last, and keeps nothing of it.
             members = bins[min(own, len(bins) - 1)]
-            indices = [scored[member] for member in members]
-            prompts = [sequences[index][0] for index in indices]
-            responses = [sequences[index][1] for index in indices]
-            batch = collate(prompts, responses).to(self.device)
-            values = response_logprobs(self.model, batch).tolist()
+            prompts = [groups[member].prompt for member in members]
+            responses = [groups[member].responses for member in members]
+            batch = self.batching.batch(prompts, responses).to(self.device)
+            values = iter(batch_logprobs(self.model, batch).tolist())
             if own >= len(bins):
                 continue
-            for index, value in zip(indices, values, strict=True):
-                logprobs[index] = value
-        # Each sequence was one rank's; the others have its 0.
-        return sum_over_ranks(logprobs)
+            for member in members:
+                logprobs[member] = list(itertools.islice(values, len(groups[member].responses)))
+        # Each group was one rank's; the others have its zeros.
+        summed = iter(sum_over_ranks(list(itertools.chain.from_iterable(logprobs))))
+        return [list(itertools.islice(summed, len(group.responses))) for group in groups]
 
 
 def _is_sharded(job: Job[ReferenceStage]) -> bool:

@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 from rlhf.data.records import SIDES
 from rlhf.data.shards import num_rows, read_rows, shard_paths
 from rlhf.errors import DataError
-from rlhf.models.batches import bins_by_tokens
-from rlhf.training.logprobs import Sequences, collate, response_budget
+from rlhf.training.logprobs import response_budget
+from rlhf.training.response_batches import Batch, Batching
 
 _COLUMNS = ["id", "prompt_token_ids", "chosen_token_ids", "rejected_token_ids"]
 
@@ -33,22 +33,27 @@ class Pair:
     ref_rejected: float
 
     @property
-    def length(self) -> int:
-        """Tokens of the longer of its two sequences."""
-        chosen_length = len(self.chosen)
-        rejected_length = len(self.rejected)
-        return len(self.prompt) + max(chosen_length, rejected_length)
+    def lengths(self) -> tuple[int, tuple[int, int]]:
+        """Tokens of the prompt, and of the chosen and the rejected response."""
+        return len(self.prompt), (len(self.chosen), len(self.rejected))
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the prompt and both responses."""
+        return len(self.prompt) + len(self.chosen) + len(self.rejected)
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Pairs that go through the model together: all chosen sequences, then all rejected.
+    """Pairs that go through the model together.
 
-    `weight` is the share of the step's loss that one pair carries; 0 marks a bin that only keeps
-    ranks in step.
+    `batch` holds each pair's chosen response, then its rejected one. `weight` is the share of the
+    step's loss that one pair carries; 0 marks a bin that only keeps ranks in step.
     """
 
-    sequences: Sequences
+    batch: Batch
+    chosen_length_B: torch.Tensor
+    rejected_length_B: torch.Tensor
     ref_chosen_B: torch.Tensor
     ref_rejected_B: torch.Tensor
     ids: tuple[str, ...]
@@ -168,7 +173,7 @@ def share_out(lengths: list[int], num_ranks: int) -> list[list[int]]:
 
 
 class StepShares(Dataset[list[Bin]]):
-    """Item k is one rank's share of optimizer step k: bins of at most `batch_tokens` padded tokens.
+    """Item k is one rank's share of optimizer step k: bins that `batching` makes.
 
     All ranks get equally many bins in a step; ranks with less to do get bins of weight 0. The sum
     over all ranks and bins of `weight` × Σ losses is the mean loss of the step's pairs.
@@ -178,13 +183,13 @@ class StepShares(Dataset[list[Bin]]):
         self,
         pairs: list[Pair],
         steps: list[list[int]],
-        batch_tokens: int,
+        batching: Batching,
         rank: int,
         num_ranks: int,
     ) -> None:
         self.pairs = pairs
         self.steps = steps
-        self.batch_tokens = batch_tokens
+        self.batching = batching
         self.rank = rank
         self.num_ranks = num_ranks
 
@@ -193,7 +198,7 @@ class StepShares(Dataset[list[Bin]]):
 
     def __getitem__(self, index: int) -> list[Bin]:
         pairs = [self.pairs[number] for number in self.steps[index]]
-        shares = share_out([pair.length for pair in pairs], self.num_ranks)
+        shares = share_out([pair.num_tokens for pair in pairs], self.num_ranks)
         pairs_by_rank = []
         for share in shares:
             pairs_by_rank.append([pairs[item] for item in share])
@@ -202,38 +207,35 @@ class StepShares(Dataset[list[Bin]]):
         bins = []
         for members in self._cut(pairs_by_rank[self.rank]):
             # Of all pairs of the step, also those of other ranks: the sum over ranks is the mean.
-            bins.append(_bin(members, weight=1 / len(pairs)))
+            bins.append(self._bin(members, weight=1 / len(pairs)))
         # Under ZeRO-3 the ranks exchange weights in every bin, so that none may have fewer.
         while len(bins) < num_bins:
-            bins.append(_empty_bin(pairs[0]))
+            bins.append(self._empty_bin(pairs[0]))
         return bins
 
     def _cut(self, share: list[Pair]) -> list[list[Pair]]:
         """The pairs of each bin of one rank."""
-        lengths = [pair.length for pair in share]
         bins = []
-        for members in bins_by_tokens(lengths, self.batch_tokens, per_item=2):
+        for members in self.batching.bins([pair.lengths for pair in share]):
             bins.append([share[item] for item in members])
         return bins
 
+    def _bin(self, pairs: list[Pair], weight: float) -> Bin:
+        prompts = [pair.prompt for pair in pairs]
+        responses = [(pair.chosen, pair.rejected) for pair in pairs]
+        return Bin(
+            batch=self.batching.batch(prompts, responses),
+            chosen_length_B=torch.tensor([len(pair.chosen) for pair in pairs]),
+            rejected_length_B=torch.tensor([len(pair.rejected) for pair in pairs]),
+            ref_chosen_B=torch.tensor([pair.ref_chosen for pair in pairs], dtype=torch.float32),
+            ref_rejected_B=torch.tensor([pair.ref_rejected for pair in pairs], dtype=torch.float32),
+            ids=tuple(pair.id for pair in pairs),
+            weight=weight,
+        )
 
-def _bin(pairs: list[Pair], weight: float) -> Bin:
-    prompts = [pair.prompt for pair in pairs]
-    chosen = [pair.chosen for pair in pairs]
-    rejected = [pair.rejected for pair in pairs]
-    return Bin(
-        # Each prompt twice: once before its chosen response, once before the rejected one.
-        sequences=collate(prompts + prompts, chosen + rejected),
-        ref_chosen_B=torch.tensor([pair.ref_chosen for pair in pairs], dtype=torch.float32),
-        ref_rejected_B=torch.tensor([pair.ref_rejected for pair in pairs], dtype=torch.float32),
-        ids=tuple(pair.id for pair in pairs),
-        weight=weight,
-    )
-
-
-def _empty_bin(pair: Pair) -> Bin:
-    """The cheapest thing to send through the model: a token and its successor, twice, of no weight."""
-    # The response is not empty, for a prediction must be there to send a gradient back from.
-    token = pair.prompt[:1]
-    stand_in = Pair(pair.id, token, token, token, ref_chosen=0.0, ref_rejected=0.0)
-    return _bin([stand_in], weight=0.0)
+    def _empty_bin(self, pair: Pair) -> Bin:
+        """The cheapest thing to send through the model: a token and its successor, twice, of no weight."""
+        # The response is not empty, for a prediction must be there to send a gradient back from.
+        token = pair.prompt[:1]
+        stand_in = Pair(pair.id, token, token, token, ref_chosen=0.0, ref_rejected=0.0)
+        return self._bin([stand_in], weight=0.0)

@@ -17,6 +17,7 @@ from rlhf.data.records import LOGPROBS_SCHEMA
 from rlhf.data.shards import read_all_rows, shard_name, write_shard
 from rlhf.errors import ConfigError, DataError
 from rlhf.training.arguments import build_arguments
+from rlhf.training.response_batches import Batching
 from rlhf.training.step_plan import StepShares, load_pairs, plan_steps
 from rlhf.training.weights import resolve_dtype
 from tests.stage_runner import make_job, run_here, run_ranks
@@ -215,7 +216,7 @@ def test_a_loss_that_is_no_number_stops_and_names_step_and_pairs(world, tmp_path
     rows[4]["logprobs"] = [math.nan, -1.0]
     for index, part in enumerate((rows[:13], rows[13:])):
         write_shard(tmp_path / shard_name(index), LOGPROBS_SCHEMA, part)
-    job = dpo_job(world, tmp_path / "out", batch_tokens=100)
+    job = dpo_job(world, tmp_path / "out", batch_tokens=1)
     job.inputs["reference"] = str(tmp_path)
     with pytest.raises(
         AssertionError, match=rf"UserError: the loss of step \d+, pairs {rows[4]['id']} is not a finite"
@@ -345,8 +346,9 @@ def test_prompts_that_fill_max_length_are_dropped_and_none_left_is_an_error(worl
 def test_every_rank_does_as_many_bins_and_weights_add_up(world):
     pairs, _ = load_pairs(world / "pairs", world / "reference_anchor", MAX_LENGTH)
     steps = plan_steps(len(pairs), 8, 1, seed=0)
-    for batch_tokens in (100, 400, 10**6):
-        shares = [StepShares(pairs, [*steps, [0]], batch_tokens, rank, 3) for rank in range(3)]
+    for batch_tokens, packed in itertools.product((100, 400, 10**6), (False, True)):
+        batching = Batching(packed, batch_tokens)
+        shares = [StepShares(pairs, [*steps, [0]], batching, rank, 3) for rank in range(3)]
         for k in range(len(shares[0])):
             bins = [share[k] for share in shares]
             assert len({len(b) for b in bins}) == 1
