@@ -17,7 +17,11 @@ from typing import Any
 from rlhf.command.file_tool import write_file
 from rlhf.command.line import main
 from rlhf.config.tools import AnswerTool, Benchmark
-from rlhf.data.benchmarks import alpaca_eval_answer, arena_hard_answer
+from rlhf.data.benchmarks import (
+    alpaca_eval_answer,
+    arena_hard_answer,
+    require_arena_hard,
+)
 from rlhf.data.files import resolved
 from rlhf.data.responses import Form
 from rlhf.data.shards import read_all_rows
@@ -46,7 +50,7 @@ def answer(tool: AnswerTool) -> None:
 
     def make(run: Run) -> list[Artifact]:
         require_unchanged(run, tool, known_digest)
-        return sample(run, tool, "questions")
+        return sample(run, tool, "questions", look=partial(look_at, benchmark=tool.benchmark))
 
     rows = partial(lines, benchmark=tool.benchmark, name=name)
     # AlpacaEval reads one JSON list, Arena-Hard a JSON object a line.
@@ -87,6 +91,14 @@ def require_unchanged(run: Run, tool: AnswerTool, digest: str | None) -> None:
             "Bring the files back, or, if they are what should answer, name the folder: model.path="
             f"{shlex.quote(str(policy.path))} in place of run_dir."
         )
+
+
+def look_at(questions: Artifact, benchmark: Benchmark) -> None:
+    """Raise DataError for questions of another benchmark, before hours are spent on answers to them."""
+    if benchmark is not Benchmark.arena_hard:
+        return
+    for question in read_all_rows(questions.path / "prompts", ["extra"]):
+        require_arena_hard(json.loads(question["extra"]))
 
 
 def lines(artifacts: Sequence[Artifact], benchmark: Benchmark, name: str) -> Iterator[dict[str, Any]]:

@@ -6,7 +6,7 @@ Writes a line per distinct prompt: `prompt` (messages), `responses`, and beside 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rlhf.command.file_tool import read_input, write_file
@@ -31,11 +31,18 @@ def generate(tool: GenerateTool) -> None:
     write_file(tool, make, lines)
 
 
-def sample(run: Run, tool: FileTool, what: str = "prompts") -> list[Artifact]:
-    """The prompts (or `questions`) of a file, and the candidates sampled for them."""
+def sample(
+    run: Run, tool: FileTool, what: str = "prompts", look: Callable[[Artifact], None] | None = None
+) -> list[Artifact]:
+    """The prompts (or `questions`) of a file, and the candidates sampled for them.
+
+    `look` has a look at the prompts as soon as they are read, and may raise.
+    """
     section = run.cfg.generate
     # A shard of prompts becomes a shard of responses, so it has the sampler's size.
     prompts = read_input(run, tool, what, section.shard_size)
+    if look is not None and prompts.digest is not None:
+        look(prompts)
     model = run.cfg.model
     policy = sources.model(run, model.path, model.revision, "model.path")
     max_new_tokens = section.max_new_tokens

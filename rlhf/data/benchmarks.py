@@ -108,10 +108,7 @@ def arena_hard_answer(question: Mapping[str, Any], candidate: Mapping[str, Any],
             "tstamp": stamp,
             "metadata": {"token_len": num_tokens},
         }
-    if "question_id" not in question:
-        raise DataError(
-            f"No question_id or uid: the keys are {sorted(question)}. Is this an Arena-Hard question file?",
-        )
+    require_arena_hard(question)
     # One choice of one turn: the question has one, and one greedy answer was sampled.
     choice = {"index": 0, "turns": [{"content": text, "token_len": num_tokens}]}
     return {
@@ -121,6 +118,14 @@ def arena_hard_answer(question: Mapping[str, Any], candidate: Mapping[str, Any],
         "choices": [choice],
         "tstamp": stamp,
     }
+
+
+def require_arena_hard(question: Mapping[str, Any]) -> None:
+    """Raise DataError for a question without the id that Arena-Hard's answers are found by."""
+    if not {"uid", "question_id"} & question.keys():
+        raise DataError(
+            f"No question_id or uid: the keys are {sorted(question)}. Is this an Arena-Hard question file?",
+        )
 
 
 def _answer_id(name: str, question_id: Any) -> str:

@@ -14,9 +14,10 @@ from omegaconf import OmegaConf
 
 from rlhf.config.fields import compared
 from rlhf.config.schema import Config
-from rlhf.loop.figures import KL_ESTIMATOR, Row, distance_text, table
+from rlhf.loop.figures import KL_ESTIMATOR, Row, distance_text
 from rlhf.loop.judges import models_of
 from rlhf.loop.prompt_sets import prompt_paths
+from rlhf.loop.table import table
 from rlhf.run import hub
 from rlhf.run.artifact import Artifact
 from rlhf.run.licences import UNKNOWN, licence_of_data, licence_of_model

@@ -10,8 +10,9 @@ from pathlib import Path
 from rlhf.config.stage_configs import ExportStage
 from rlhf.loop import card
 from rlhf.loop.best import link_best
-from rlhf.loop.figures import Evaluation, Row, best, distance_text, measured, rows_of, table, write_summary
+from rlhf.loop.figures import Evaluation, Row, best, distance_text, measured, rows_of, write_summary
 from rlhf.loop.gates import Gates
+from rlhf.loop.table import table
 from rlhf.run.artifact import Artifact
 from rlhf.run.plan import Run
 

@@ -66,6 +66,9 @@ class Here:
     def progress(self, done: float, total: float, note: str = "") -> None:
         """Nobody watches."""
 
+    def keep(self, engine: object) -> None:
+        """Nothing: the process ends after the stage."""
+
 
 class Said:
     """A console that keeps what is said."""

@@ -90,6 +90,9 @@ class _Worker:
     def say(self, text: str) -> None:
         pass
 
+    def keep(self, engine: object) -> None:
+        pass
+
     def progress(self, done: float, total: float, note: str = "") -> None:
         pass
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from rlhf.config.schema import Config
-from rlhf.loop import card, figures, gates
+from rlhf.loop import card, figures, gates, table
 from rlhf.loop.figures import mean_and_interval
 from rlhf.loop.prompt_sets import prompt_paths, too_few
 from rlhf.loop.step import iteration_step, policy_dtype, stage_config
@@ -177,7 +177,7 @@ def test_growth_is_measured_against_the_first_policy(tmp_path, tokens, kls, name
 
 def test_a_line_of_the_table():
     row = figures.Row(1, 0.25, 0.5, 0.75, 0.5, 1.0, 12.34, 1.005, 0.505, 7, {"b": 1, "a": 2})
-    heads, rule, line = figures.table([row]).splitlines()
+    heads, rule, line = table.table([row]).splitlines()
     cells = ["π1", "+0.250", "0.500", "0.750 [0.500, 1.000]", "12.3", "1.00", "50.5 %", "7", "a 2, b 1"]
     assert [cell.strip() for cell in line.split("  ") if cell.strip()] == cells
     assert heads.split("  ")[0] == "policy" and set(rule) == {"─", " "}

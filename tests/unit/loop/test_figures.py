@@ -15,11 +15,11 @@ from rlhf.loop.figures import (
     distance_text,
     log_ratio_to_initial,
     rows_of,
-    table,
     verdict,
     win_rate,
     write_summary,
 )
+from rlhf.loop.table import table
 from rlhf.run.artifact import Artifact
 
 

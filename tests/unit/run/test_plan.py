@@ -41,6 +41,9 @@ class InProcess:
     def progress(self, done, total, note=""):
         pass
 
+    def keep(self, engine):
+        pass
+
 
 @pytest.fixture
 def prompts_file(tmp_path):
