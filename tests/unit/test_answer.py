@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from rlhf.answer import look_at
-from rlhf.config.choices import Benchmark
+from rlhf.config.tools import Benchmark
 from rlhf.data.benchmarks import read_questions
 from rlhf.data.shards import shard_name, write_shard
 from rlhf.errors import DataError
