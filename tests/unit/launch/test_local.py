@@ -135,6 +135,8 @@ def preload(request, monkeypatch):
         yield False
         return
     monkeypatch.setattr(server, "PRELOADED", ["tests.unit.launch.light_preload"])
+    # One that another file's tests have started has the environment of then.
+    forkserver._forkserver._stop()
     yield True
     forkserver._forkserver._stop()
 
@@ -172,6 +174,7 @@ def test_what_a_rule_has_started_is_gone_after_an_error(tmp_path, monkeypatch, p
 
 def test_what_a_killed_worker_has_started_is_gone(tmp_path, monkeypatch):
     """A worker that is spawned has no parent of ours but the driver, which adopts nobody."""
+    forkserver._forkserver._stop()
     monkeypatch.setattr(server, "PRELOADED", ["tests.unit.launch.light_preload"])
     monkeypatch.setenv("RULE_MARKER", str(tmp_path / "pids"))
     inputs = candidates(tmp_path / "in", shards=1)
