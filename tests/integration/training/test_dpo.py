@@ -372,3 +372,23 @@ def test_trainer_args_that_are_unknown_or_ours_are_refused(extra):
 
     with pytest.raises(ConfigError, match=next(iter(extra))):
         build_arguments(DPOConfig, "dpo", {"learning_rate": 0.1}, extra)
+
+
+def test_pairs_that_differ_behind_the_cut_alone_are_counted(tmp_path):
+    rows = random_pairs(3, seed=5, prompt=(3, 3), response=(4, 4))
+    for row, (chosen, rejected) in zip(
+        rows,
+        [([5, 6, 7, 8], [5, 6, 7, 9]), ([5, 6, 7], [5, 6, 7, 9]), ([5, 6, 8, 8], [5, 6, 7, 8])],
+        strict=True,
+    ):
+        row["chosen_token_ids"], row["rejected_token_ids"] = chosen, rejected
+    pairs = write_pairs(tmp_path / "pairs", rows)
+    (tmp_path / "reference").mkdir()
+    logprobs = [{"id": row["id"], "logprobs": [-1.0, -1.0]} for row in rows]
+    write_shard(tmp_path / "reference" / shard_name(0), LOGPROBS_SCHEMA, logprobs)
+    loaded, counts = load_pairs(pairs, tmp_path / "reference", max_length=6)
+    # The third differs before the cut; all are kept.
+    assert len(loaded) == 3 and counts["equal_after_cut"] == 2
+    assert (counts["cut_chosen"], counts["cut_rejected"]) == (2, 3)
+    _, counts = load_pairs(pairs, tmp_path / "reference", max_length=7)
+    assert counts["equal_after_cut"] == 0
