@@ -140,16 +140,7 @@ def _snapshot(
         what = "data set"
         local = "file"
         download = f"hf download --repo-type dataset {repo}"
-    where = f"{key}={repo}"
-    other_commit = ""
-    if revision is None and repo in PINNED:
-        revision = PINNED[repo]
-        where += f", pinned to {revision}"
-        other_commit = (
-            f"Where the cache has another commit, ask for the branch: {_main_of(repo, key, kind)}. "
-        )
-    elif revision:
-        where += f", revision {revision}"
+    revision, where, other_commit = _revision_wanted(repo, revision, key, kind)
     if revision:
         download += f" --revision {revision}"
     try:
@@ -188,6 +179,24 @@ def _snapshot(
             f"Download it where there is a network (`{download}`), or give a local {local}. {other_commit}"
             "The quickstart needs no download: python -m rlhf.iterate experiment=quickstart"
         ) from error
+
+
+def _revision_wanted(repo: str, revision: str | None, key: str, kind: str) -> tuple[str | None, str, str]:
+    """The revision to ask for, what asks for it, and where it is pinned, the way to another one.
+
+    Example:
+        `_revision_wanted("o/n", "v1", "model.path", "model")` gives
+        `("v1", "model.path=o/n, revision v1", "")`
+    """
+    where = f"{key}={repo}"
+    if revision is None and repo in PINNED:
+        pinned = PINNED[repo]
+        main = _main_of(repo, key, kind)
+        other_commit = f"Where the cache has another commit, ask for the branch: {main}. "
+        return pinned, f"{where}, pinned to {pinned}", other_commit
+    if revision:
+        where += f", revision {revision}"
+    return revision, where, ""
 
 
 def _main_of(repo: str, key: str, kind: str) -> str:
