@@ -22,3 +22,13 @@ def pytest_terminal_summary(terminalreporter):
         torch = "no torch"
     terminalreporter.write_line(f"Python {platform.python_version()} ({sys.executable}), {torch}")
     return result
+
+
+@pytest.fixture(autouse=True)
+def _no_preload_log_is_left():
+    """A launcher in a test's own process names the log of its forkserver in the environment.
+
+    Every process that a later test starts would write there in place of its output.
+    """
+    yield
+    os.environ.pop("RLHF_PRELOAD_LOG", None)
