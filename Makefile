@@ -1,5 +1,6 @@
-# make quickstart | test | test-faults | mutate | real-model | lint | setup
-#   ARGS="..."           more Hydra overrides (quickstart) or pytest arguments (test)
+# make quickstart | test | test-faults | bench | mutate | real-model | lint | setup
+#   ARGS="..."           more Hydra overrides (quickstart), pytest arguments (test),
+#                        or only=pairing,startup runs=3 (bench)
 #   kills=200            how many faults make test-faults draws, seed=0 from which seed
 #   mutants=70           how many changes of the code make mutate draws, seed=0 from which seed;
 #                        modules=data,run/lock of these rooms or modules alone
@@ -16,7 +17,7 @@ modules ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-faults mutate real-model lint
+.PHONY: help setup quickstart test test-faults bench mutate real-model lint
 
 help:
 	@sed -n '/^# /s/^# //p; /^#  /s/^#//p' Makefile
@@ -32,6 +33,10 @@ test: setup
 
 test-faults: setup
 	OMP_NUM_THREADS=1 .venv/bin/python -m tests.faults kills=$(kills) seed=$(seed)
+
+## Every claim about speed beside its peer, on an idle machine: a table, and benchmarks/results/latest.json.
+bench: setup
+	.venv/bin/python -m benchmarks $(ARGS)
 
 ## Whether the unit tests notice a change of the code. Its packages are needed for nothing else, so they come here.
 mutate: setup

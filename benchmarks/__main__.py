@@ -1,0 +1,123 @@
+"""Every claim about speed, measured on this machine: a table, and `benchmarks/results/latest.json`.
+
+    python -m benchmarks [only=dpo_step,pairing] [runs=5]
+
+Each topic is a module of this folder with a function `rows(runs)`. It proves equality before it takes a
+time, and runs in a process of its own, so that one that fails takes no other with it: its row says why.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import multiprocessing
+import os
+import platform
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from rlhf.data.json_text import json_text
+
+TOPICS: tuple[str, ...] = ("dpo_step", "scoring", "generation", "pairing", "startup")
+RESULTS = Path(__file__).parent / "results" / "latest.json"
+_LIMIT_SECONDS = 1200
+"""Of one topic: far beyond what it takes."""
+
+
+def measure_topic(topic: str, runs: int, pipe: Any) -> None:
+    """Send the topic's rows as `latest.json` has them, or why there are none."""
+    try:
+        module = importlib.import_module(f"benchmarks.{topic}")
+        pipe.send([row.as_json() for row in module.rows(runs)])
+    except Exception:
+        pipe.send(traceback.format_exc())
+
+
+def rows_of(topic: str, runs: int) -> list[dict[str, Any]]:
+    """The rows of a topic; one that is not met and says why, where it failed."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=measure_topic, args=(topic, runs, theirs))
+    process.start()
+    theirs.close()
+    answer: Any = f"nothing after {_LIMIT_SECONDS} s"
+    try:
+        if ours.poll(_LIMIT_SECONDS):
+            answer = ours.recv()
+    except EOFError:
+        answer = "its process died"
+    if isinstance(answer, str):
+        process.kill()
+        print(answer)
+        row = {"name": topic, "reached": None, "bar": None, "met": False, "unit": "", "detail": answer}
+        answer = [row]
+    process.join()
+    return [{"topic": topic} | row for row in answer]
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on."""
+    name = platform.processor() or platform.machine()
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            name = line.partition(":")[2].strip()
+    return {
+        "processor": name,
+        "cores": len(os.sched_getaffinity(0)),
+        "date": time.strftime("%Y-%m-%d"),
+        "load_before": round(os.getloadavg()[0], 2),
+    }
+
+
+def line_of(row: dict[str, Any]) -> str:
+    """A row as the table prints it."""
+    mark = "✓" if row["met"] else "✗"
+    if row["reached"] is None:
+        return f"{mark} {row['name']}: failed"
+    sign = "≤" if row.get("lower_is_better") else "≥"
+    bar = f"({sign} {row['bar']:g})"
+    return (
+        f"{mark} {row['name']:<34} {row['reached']:>8.2f} {bar:<10} {row['unit']}   {row['detail']}".rstrip()
+    )
+
+
+def main(words: list[str]) -> int:
+    """Measure the topics, print each row as soon as it is known, and write all down; 1 where a bar is missed."""
+    topics = TOPICS
+    runs = 5
+    for word in words:
+        key, _, value = word.partition("=")
+        if key == "only":
+            topics = tuple(value.split(","))
+        elif key == "runs":
+            runs = int(value)
+        else:
+            sys.exit(f"error: {word}: there is no {key!r}; say only= or runs=.")
+    unknown = sorted(set(topics) - set(TOPICS))
+    if unknown:
+        sys.exit(f"error: only={','.join(unknown)}: no such topic; there are {', '.join(TOPICS)}.")
+    began = time.perf_counter()
+    result: dict[str, Any] = {"machine": machine(), "runs": runs, "rows": []}
+    for topic in topics:
+        for row in rows_of(topic, runs):
+            print(line_of(row), flush=True)
+            result["rows"].append(row)
+    result["seconds"] = round(time.perf_counter() - began)
+    result["machine"]["load_after"] = round(os.getloadavg()[0], 2)
+    # A part of the topics takes the place of their own rows alone.
+    if RESULTS.is_file() and topics != TOPICS:
+        earlier = json.loads(RESULTS.read_text(encoding="utf-8"))
+        others = [row for row in earlier["rows"] if row["topic"] not in topics]
+        result["rows"] = others + result["rows"]
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json_text(result, indent=1) + "\n", encoding="utf-8")
+    missed = [row["name"] for row in result["rows"] if not row["met"]]
+    print(f"{len(result['rows'])} rows, {len(missed)} bars missed; {RESULTS}")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
