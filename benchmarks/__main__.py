@@ -85,7 +85,7 @@ def line_of(row: dict[str, Any]) -> str:
 
 
 def main(words: list[str]) -> int:
-    """Measure the topics, print each row as soon as it is known, and write all down; 1 where a bar is missed."""
+    """Measure the topics, print each row once it is known, write all down; 1 where a bar is missed."""
     topics = TOPICS
     runs = 5
     for word in words:
