@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from difflib import get_close_matches
 from functools import partial
 from typing import NoReturn
 
@@ -40,7 +41,9 @@ def _run(arguments: list[str]) -> None:
         return
     stages = [name for name in STAGES if name != "preflight"]  # which is no stage of a run
     if stage not in stages:
-        raise ConfigError(f"{stage}: no such stage. Name one of {', '.join(stages)}.\n{usage}")
+        meant = get_close_matches(stage, stages, n=1)
+        did_you_mean = f" Did you mean {meant[0]}?" if meant else ""
+        raise ConfigError(f"{stage}: no such stage.{did_you_mean} Name one of {', '.join(stages)}.\n{usage}")
     if any("=" not in setting for setting in settings):
         raise ConfigError(f"{settings}: every argument reads key=value.\n{usage}")
     # These three are text as it stands; everything else is a setting, in Hydra's grammar.

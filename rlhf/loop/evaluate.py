@@ -107,10 +107,7 @@ def evaluate(
     initial_scores = earlier[0].others if earlier else {}
     against = _opponents(step.run.cfg, earlier)
     scores, others = scored(step, yardstick.judges, candidates, initial_scores, known, against)
-    gold = None
-    if section.gold is not None:
-        rule = rule_config(step.run.cfg, section.gold, "evaluate.gold")
-        gold = step.stage("score", name="gold", config=rule, candidates=candidates)
+    gold = _by_gold(step, candidates)
     for name, judge in yardstick.others.items():
         others[name] = step.stage(
             "score",
@@ -126,6 +123,15 @@ def evaluate(
         whole = step.config("reference", max_length=None)
         reference = step.stage("reference", config=whole, model=yardstick.initial, candidates=candidates)
     return Evaluation(step.iteration, policy, candidates, scores, gold, reference, generate, pair, others)
+
+
+def _by_gold(step: Step, candidates: Artifact) -> Artifact | None:
+    """What the rule `evaluate.gold`, which no training sees, finds in the responses; None without one."""
+    path = step.run.cfg.evaluate.gold
+    if path is None:
+        return None
+    rule = rule_config(step.run.cfg, path, "evaluate.gold")
+    return step.stage("score", name="gold", config=rule, candidates=candidates)
 
 
 def _opponents(cfg: Config, earlier: Sequence[Evaluation]) -> Artifact | None:

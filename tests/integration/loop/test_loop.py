@@ -232,6 +232,8 @@ def test_one_stage_alone(world, finished):
     assert digests(run)["iteration_001/pair"] == expected
     code, said = loop(run, "pair", "iteration=7", module="rlhf.stage")
     assert code == 2 and "no such stage" in said
+    code, said = loop(run, "pear", "iteration=1", module="rlhf.stage")
+    assert code == 2 and "pear: no such stage. Did you mean pair?" in said
 
 
 @pytest.mark.parametrize("victim", ["driver", "worker", "everything"])
