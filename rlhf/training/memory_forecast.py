@@ -14,8 +14,8 @@ FP32 = 4
 KEPT_LOGITS = 2**28
 """Bytes of logits that are kept from the forward pass to the backward pass; where they would take more, the
 head is computed again in the backward pass, in chunks (`rlhf.training.target_head`)."""
-CHUNK_OF_LOGITS = 2**26
-"""Bytes of logits that are in fp32 at a time."""
+_CHUNK = 2**24
+_ROWS_ON_A_GPU = 512
 LARGEST_BUCKET = 500_000_000
 """Numbers in a bucket of DeepSpeed's at most (`rlhf.training.deepspeed`)."""
 LARGEST_GATHERED = 1_000_000_000
@@ -30,8 +30,8 @@ BASE_ON_A_GPU = 1.0e9
 class HowTrained:
     """What decides, beside the model's shape, what a rank holds.
 
-    `bytes_per_weight` are those of the dtype computed in, 2 or 4; `batch_tokens` the budget of a pass, which a
-    pair of `longest_pair` tokens (prompt and both responses) may exceed by itself. `ranks` train together.
+    `bytes_per_weight` are those of the dtype computed in, 2 or 4; `batch_tokens` the budget of a pass, which
+    a pair of `longest_pair` tokens (prompt and both responses) may exceed by itself. `ranks` train together.
     """
 
     bytes_per_weight: int
@@ -54,9 +54,8 @@ class HowTrained:
 class Memory:
     """Bytes of one process on its device, by what they are for.
 
-    `weights`, `gradients` and `adam` are held all the time. Of `activations` with `logits`, while a pass is under
-    way, and `step`, the temporaries of the optimizer's step, there is only one at a time. `buffers` are those of
-    communication between ranks.
+    `weights`, `gradients` and `adam` are held all the time. Of the others there is either what a pass takes,
+    `activations`, `logits` and the `buffers` of communication, or `step`, what the optimizer's step does.
     """
 
     base: float
@@ -79,6 +78,15 @@ class Memory:
         return self.held + max(self.buffers + self.activations + self.logits, self.step)
 
 
+def rows_of_chunk(vocabulary: int, on_gpu: bool) -> int:
+    """Rows of logits that are in fp32 at a time: 64 MiB of them.
+
+    On a GPU not fewer than it takes to keep it busy while it reads the head's weight.
+    """
+    least = _ROWS_ON_A_GPU if on_gpu else 1
+    return max(least, _CHUNK // vocabulary)
+
+
 def dpo_memory(shape: Shape, how: HowTrained) -> Memory:
     """At the peak of one rank of stage `dpo`."""
     trained = trained_parameters(shape, how)
@@ -88,8 +96,8 @@ def dpo_memory(shape: Shape, how: HowTrained) -> Memory:
     if how.offload_optimizer and how.on_gpu:
         gradients = 0
         adam = 0
-    # Flattened gradients, and Adam's square roots: torch makes them twice on a CPU, where it has no kernel that
-    # takes the whole list.
+    # Flattened gradients, and Adam's square roots: torch makes them twice on a CPU, where it has no kernel
+    # that takes the whole list.
     num_roots = 1 if how.on_gpu else 2
     return Memory(
         base=BASE_ON_A_GPU if how.on_gpu else BASE_ON_A_CPU,
@@ -115,7 +123,7 @@ def reference_memory(shape: Shape, how: HowTrained) -> Memory:
         adam=0,
         buffers=buffers,
         activations=how.tokens * _working(shape, how),
-        logits=3 * CHUNK_OF_LOGITS,
+        logits=_logits_without_gradient(shape, how),
         step=0,
     )
 
@@ -186,13 +194,28 @@ def _working(shape: Shape, how: HowTrained) -> float:
 
 def _logits(shape: Shape, how: HowTrained) -> float:
     """Of the head: logits that are kept, chunks in fp32, and the gradient of the head's weight."""
-    kept = how.bytes_per_weight * how.tokens * shape.vocabulary
-    chunks = 2 * CHUNK_OF_LOGITS
+    each = how.bytes_per_weight
+    kept = each * how.tokens * shape.vocabulary
+    chunks = 3 * _chunk(shape, how)
     head = 0.0
     if not how.lora_rank:
-        head = how.bytes_per_weight * shape.vocabulary * shape.hidden
+        head = each * shape.vocabulary * shape.hidden
     if kept > KEPT_LOGITS:
         kept = 0.0
-        chunks = 3 * CHUNK_OF_LOGITS
-        head *= FP32 / how.bytes_per_weight  # the chunks' gradients add up in fp32
+        # Of chunks the gradients add up in fp32.
+        if head and each < FP32:
+            head += FP32 * shape.vocabulary * shape.hidden
     return kept + chunks + head
+
+
+def _logits_without_gradient(shape: Shape, how: HowTrained) -> float:
+    kept = how.bytes_per_weight * how.tokens * shape.vocabulary
+    chunks = 2 * _chunk(shape, how)
+    if kept > KEPT_LOGITS:
+        kept = 0.0
+    return kept + chunks
+
+
+def _chunk(shape: Shape, how: HowTrained) -> float:
+    rows = min(how.tokens, rows_of_chunk(shape.vocabulary, how.on_gpu))
+    return float(FP32 * rows * shape.vocabulary)

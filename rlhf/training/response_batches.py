@@ -12,6 +12,7 @@ from rlhf.models.batches import bins_by_tokens
 from rlhf.training.logprobs import Sequences, collate, response_logprobs
 from rlhf.training.packed import Packed, first_fit, pack, packed_logprobs
 from rlhf.training.shared_attention import share_prompts
+from rlhf.training.target_head import use_target_head
 
 Batch = Packed | Sequences
 
@@ -71,6 +72,8 @@ def batching_of(model: Any, batch_tokens: int | None, on_gpu: bool) -> tuple[Bat
         on_gpu: whether it is a GPU.
     """
     why_padded = share_prompts(model)
+    if not why_padded:
+        use_target_head(model)
     if batch_tokens is None:
         batch_tokens = _GPU_TOKENS if on_gpu else _CPU_TOKENS
     return Batching(not why_padded, batch_tokens), why_padded
