@@ -22,7 +22,7 @@ from rlhf.data.digest import digest_of, sealed
 from rlhf.data.files import resolved
 from rlhf.data.json_text import finite
 from rlhf.data.shards import damaged_shards, make_folders, shard_name, sum_counts, write_atomic
-from rlhf.errors import RunChanged, UserError, one_line
+from rlhf.errors import RunChanged, SmallerBatches, UserError, one_line
 from rlhf.models.folder import own_code
 from rlhf.run.artifact import Artifact, open_artifact
 from rlhf.run.commit import MANIFEST, check_files, commit, discard, take, tidy
@@ -298,9 +298,13 @@ class Run:
         recorded_paths = {key: str(artifact.path) for key, artifact in inputs.items()}
         other_paths = {key: str(artifact.path) for key, artifact in unrecorded.items()}
         paths = recorded_paths | other_paths
-        compute = filled(StageCompute, self.cfg.compute, report_to=list(self.cfg.report_to))
+        compute = filled(
+            StageCompute,
+            self.cfg.compute,
+            report_to=list(self.cfg.report_to),
+            found_budget=self._found_budget(stage),
+        )
         job = Job(stage, name, config, paths, str(partial), self.cfg.seed, compute)
-        missing = [index for index in range(num_shards(job)) if not (partial / shard_name(index)).exists()]
         if getattr(config, "trust_remote_code", False):
             self._announce_code(recorded_paths.values())
         if getattr(config, "trusted_judges", None):
@@ -309,7 +313,7 @@ class Run:
             self.console.begin(name)
         try:
             with stopwatch(partial) as seconds:
-                outcome = self.launcher.launch(job, kind_of(stage, compute), missing)
+                outcome = self._launch(job)
                 counts = outcome.counts | sum_counts(partial)
         except UserError:
             if _is_cheap(stage, partial):
@@ -321,6 +325,27 @@ class Run:
         if self.console is not None:
             self.console.end(name, seconds_of_all_attempts, artifact.counts | artifact.metrics)
         return artifact
+
+    def _launch(self, job: Job[Any]) -> Outcome:
+        """Run a stage to its end; where memory runs out, again with what is finished and fewer tokens at a
+        time, as often as the stage finds fewer.
+        """
+        assert self.launcher is not None, "a run without a launcher only plans"
+        kind = kind_of(job.stage, job.compute)
+        while True:
+            shards = range(num_shards(job))
+            missing = [index for index in shards if not (job.out_path / shard_name(index)).exists()]
+            try:
+                return self.launcher.launch(job, kind, missing)
+            except SmallerBatches as error:
+                self.say(f"  ! {job.name}: {error}")
+
+    def _found_budget(self, stage: str) -> dict[str, Any] | None:
+        """What this stage's last artifact in this run says of the tokens that went through at a time."""
+        for artifact in reversed(self.made.values()):
+            if artifact.record.get("identity", {}).get("stage") == stage and "budget" in artifact.metrics:
+                return dict(artifact.metrics["budget"])
+        return None
 
     def _prepare_partial(self, final: Path, identity: Identity) -> Path:
         """The folder a stage works in, with its whole shards of an earlier attempt and nothing damaged."""
