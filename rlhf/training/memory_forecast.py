@@ -5,6 +5,7 @@ docs/checks.md has what they forecast beside what was measured.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from rlhf.models.shape import Shape
@@ -17,6 +18,8 @@ head is computed again in the backward pass, in chunks (`rlhf.training.target_he
 CPU_TOKENS = 2048
 """Budget of a pass on a CPU: twice as many gain nothing, half of them cost nothing but time. Measured."""
 GPU_TOKENS = 16384
+_USED = 0.85
+"""Share of the free memory that a forecast may fill: it may be wrong by as much as is left."""
 _CHUNK = 2**24
 _ROWS_ON_A_GPU = 512
 LARGEST_BUCKET = 500_000_000
@@ -84,6 +87,20 @@ class Memory:
 def default_tokens(on_gpu: bool) -> int:
     """The budget of a pass that suits a device, where its memory allows it."""
     return GPU_TOKENS if on_gpu else CPU_TOKENS
+
+
+def fitting(tokens: int, smallest: int, forecast: Callable[[int], Memory], free: float) -> int:
+    """The most of `tokens`, half of them, a quarter, … that fit in so many free bytes.
+
+    Not below `smallest`: a forecast refuses nothing, and what is left may still fit.
+    """
+    while tokens > smallest:
+        memory = forecast(tokens)
+        # What the process holds without a model is no longer free.
+        if memory.peak - memory.base <= _USED * free:
+            break
+        tokens = max(tokens // 2, smallest)
+    return tokens
 
 
 def rows_of_chunk(vocabulary: int, on_gpu: bool) -> int:

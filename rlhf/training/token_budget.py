@@ -29,14 +29,12 @@ from rlhf.models.shape import Shape, read_shape
 from rlhf.models.weight_files import num_parameters
 from rlhf.run.job import Job, Worker
 from rlhf.training.deepspeed import on_gpu
-from rlhf.training.memory_forecast import HowTrained, Memory, default_tokens
+from rlhf.training.memory_forecast import HowTrained, Memory, default_tokens, fitting
 from rlhf.training.ranks import min_over_ranks, on_rank_zero
 from rlhf.training.weights import resolve_dtype
 
 FOUND = ".batch_tokens.json"
 """In the folder of unfinished work: the budget that is left after memory has run out."""
-_USED = 0.85
-"""Share of the free memory that a forecast may fill: it may be wrong by as much as is left."""
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED", "bad_alloc")
 """What torch's errors of other classes say, of CPUs and of CUDA's libraries."""
 
@@ -176,20 +174,6 @@ def forecast_of(
             lora_rank=job.config.lora.rank,
         )
     return lambda tokens: formula(shape, replace(how, batch_tokens=tokens))
-
-
-def fitting(tokens: int, smallest: int, forecast: Callable[[int], Memory], free: float) -> int:
-    """The most of `tokens`, half of them, a quarter, … that fit in so many free bytes.
-
-    Not below `smallest`: a forecast refuses nothing, and what is left may still fit.
-    """
-    while tokens > smallest:
-        memory = forecast(tokens)
-        # What the process holds without a model is no longer free.
-        if memory.peak - memory.base <= _USED * free:
-            break
-        tokens = max(tokens // 2, smallest)
-    return tokens
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -12,6 +12,7 @@ from rlhf.config.schema import Config
 from rlhf.config.training import OtherJudge
 from rlhf.errors import ConfigError
 from rlhf.preflight import capacity, hardware
+from rlhf.preflight import memory as memory_check
 from rlhf.preflight.findings import Level, collect, finding, refusal, table
 from rlhf.preflight.hyperparameters import hyperparameters
 from tests.unit.refusals import model
@@ -144,9 +145,9 @@ def machine(monkeypatch):
     """A machine of 100 GB: set the number of GPUs and memory."""
 
     def of(gpus=0, memory=100e9):
-        monkeypatch.setattr(hardware, "check_capacity", lambda cfg: None)
-        monkeypatch.setattr(hardware, "gpus", lambda compute: ["0"] * gpus)
-        monkeypatch.setattr(hardware, "memory", lambda devices: memory)
+        monkeypatch.setattr(memory_check, "check_capacity", lambda cfg: None)
+        monkeypatch.setattr(memory_check, "gpus", lambda compute: ["0"] * gpus)
+        monkeypatch.setattr(memory_check, "memory", lambda devices: memory)
 
     return of
 
@@ -154,7 +155,7 @@ def machine(monkeypatch):
 def needs(cfg, sizes, folders=None):
     """What each stage needs of what there is, as text."""
     folders = folders or dict.fromkeys(sizes, Path("nowhere"))
-    found = list(hardware.memory_of_stages(cfg, sizes, folders))
+    found = list(memory_check.memory_of_stages(cfg, sizes, folders))
     texts = [each.text for each in found if each.text.startswith("memory for ")]
     return {text.split(",")[0].removeprefix("memory for "): text.split(": ")[1] for text in texts}
 
@@ -203,23 +204,23 @@ def test_weights_that_are_here_say_their_dtype(tmp_path, machine):
 def test_memory_that_nearly_fits_gets_a_warning(machine, memory, level):
     machine(1, memory)
     cfg = changed({"dpo.lora.rank": 1, "generate.gpu_memory_utilization": 1.0})
-    found = hardware.memory_of_stages(cfg, {"model.path": 8.5e9}, {"model.path": Path("nowhere")})
+    found = memory_check.memory_of_stages(cfg, {"model.path": 8.5e9}, {"model.path": Path("nowhere")})
     assert said(found, "memory for generate") is level
 
 
 def test_memory_of_unknown_size_is_said(machine):
     machine(memory=None)
-    found = list(hardware.memory_of_stages(Config(), {"model.path": 1e15}, {"model.path": Path("nowhere")}))
+    found = list(memory_check.memory_of_stages(Config(), {"model.path": 1e15}, {"model.path": Path("nowhere")}))
     assert found[0].level is WARNING and found[0].text == "0 GPUs"
     assert {each.level for each in found[1:]} == {OK}
 
 
 def test_ranks_are_those_asked_for_else_the_gpus_else_one(machine):
     machine(4)
-    assert hardware.num_training_ranks(changed({"compute.num_training_ranks": 3})) == 3
-    assert hardware.num_training_ranks(Config()) == 4
+    assert memory_check.num_training_ranks(changed({"compute.num_training_ranks": 3})) == 3
+    assert memory_check.num_training_ranks(Config()) == 4
     machine(0)
-    assert hardware.num_training_ranks(Config()) == 1
+    assert memory_check.num_training_ranks(Config()) == 1
 
 
 @pytest.mark.parametrize(
