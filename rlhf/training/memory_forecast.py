@@ -61,7 +61,8 @@ class Memory:
     """Bytes of one process on its device, by what they are for.
 
     `weights`, `gradients` and `adam` are held all the time. Of the others there is either what a pass takes,
-    `activations`, `logits` and the `buffers` of communication, or `step`, what the optimizer's step does.
+    `activations`, `logits` and the `buffers` of communication, or `step`, what the optimizer's step does,
+    beside the `fragments` that a pass has left and that cannot be used for it.
     """
 
     base: float
@@ -72,6 +73,7 @@ class Memory:
     activations: float
     logits: float
     step: float
+    fragments: float = 0.0
 
     @property
     def held(self) -> float:
@@ -81,7 +83,8 @@ class Memory:
     @property
     def peak(self) -> float:
         """The most that is held at once."""
-        return self.held + max(self.buffers + self.activations + self.logits, self.step)
+        in_a_pass = self.buffers + self.activations + self.logits
+        return self.held + max(in_a_pass, self.step + self.fragments)
 
 
 def default_tokens(on_gpu: bool) -> int:
@@ -133,6 +136,7 @@ def dpo_memory(shape: Shape, how: HowTrained) -> Memory:
         activations=how.tokens * _activations_of_a_token(shape, how),
         logits=_logits(shape, how),
         step=(1 + num_roots) * gradients,
+        fragments=how.tokens * _fragments_of_a_token(shape, how),
     )
 
 
@@ -179,8 +183,6 @@ def _buffers(shape: Shape, how: HowTrained, trained: float) -> float:
     bucket = how.bytes_per_weight * min(trained, LARGEST_BUCKET)
     if how.on_gpu:
         bucket *= 2  # one is filled while the other is sent
-    # What a pass adds to the sum of the passes before it.
-    bucket += FP32 * trained / how.ranks
     if how.zero_stage == 3 and how.ranks > 1:
         bucket += _gathered(shape, how)
     return bucket
@@ -197,7 +199,18 @@ def _activations_of_a_token(shape: Shape, how: HowTrained) -> float:
     if how.gradient_checkpointing:
         # The input of each layer, and one layer that is computed again.
         kept = how.bytes_per_weight * shape.layers * shape.hidden + _kept_in_a_layer(shape, how)
-    return kept + _working(shape, how)
+    return kept + _working(shape, how) + _fragments_of_a_token(shape, how)
+
+
+def _fragments_of_a_token(shape: Shape, how: HowTrained) -> float:
+    """What the C library keeps of tensors that a layer has given back.
+
+    With gradient checkpointing each layer's input, which stays, is cut out of where larger tensors were, so
+    that the next layer's find no place there. Measured: three of the feed-forward network's in each layer.
+    """
+    if how.on_gpu or not how.gradient_checkpointing:
+        return 0.0
+    return 3.0 * how.bytes_per_weight * shape.layers * shape.intermediate
 
 
 def _kept_in_a_layer(shape: Shape, how: HowTrained) -> float:

@@ -49,7 +49,10 @@ def test_the_most_tokens_that_fit(free, smallest, expected):
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
         (MemoryError(), True),
-        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"), True),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+            True,
+        ),
         (RuntimeError("CUDA error: out of memory"), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
@@ -77,7 +80,7 @@ def run_out(budget):
 
 
 def test_half_is_left_for_the_next_attempt(tmp_path):
-    with pytest.raises(SmallerBatches, match="in step 3 on rank 1 .*batch_tokens=1000: going on with 500"):
+    with pytest.raises(SmallerBatches, match=r"in step 3 on rank 1 .*batch_tokens=1000: going on with 500"):
         run_out(budget_of(tmp_path))
     assert json.loads((tmp_path / FOUND).read_text())["batch_tokens"] == 500
 
@@ -85,7 +88,7 @@ def test_half_is_left_for_the_next_attempt(tmp_path):
 def test_not_less_than_the_longest(tmp_path):
     with pytest.raises(SmallerBatches, match="going on with 700"):
         run_out(budget_of(tmp_path, smallest=700))
-    with pytest.raises(ConfigError, match="cannot be smaller.*dpo.lora.rank=32"):
+    with pytest.raises(ConfigError, match=r"cannot be smaller.*dpo.lora.rank=32"):
         run_out(budget_of(tmp_path, batch_tokens=700, smallest=700))
 
 
@@ -204,7 +207,8 @@ def test_an_attempt_with_half_of_it_repeats_the_same_steps(world, tmp_path, zero
             outcome = run_ranks(job, 2, RUNS_OUT)
             break
         except AssertionError as error:
-            assert "SmallerBatches" in str(error)
+            if "SmallerBatches" not in str(error):
+                raise
         budgets.append(json.loads((tmp_path / "out" / FOUND).read_text())["batch_tokens"])
     assert budgets == [256, 128]
     assert outcome.metrics["budget"] == {"batch_tokens": 128, "device": DEVICE, "ran_out": True}
@@ -216,3 +220,40 @@ def test_an_attempt_with_half_of_it_repeats_the_same_steps(world, tmp_path, zero
         assert line["step"] == expected["step"]
         assert line["loss"] == pytest.approx(expected["loss"], abs=2e-6)
         assert line["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
+
+
+LIMITED = """
+import resource
+from pathlib import Path
+from rlhf.training import dpo, token_budget
+token_budget.free_memory = lambda *rest: float("inf")
+plain = dpo.batch_logprobs
+limits = []
+def batch_logprobs(model, batch):
+    if not limits:
+        limits.append(int(token_budget._status(Path("/proc/self/status"))["VmData"]) + 400_000_000)
+        resource.setrlimit(resource.RLIMIT_DATA, (limits[0], resource.RLIM_INFINITY))
+    return plain(model, batch)
+dpo.batch_logprobs = batch_logprobs
+"""
+"""Passes get 400 MB and not a byte more, and the estimate does not know it."""
+
+
+def test_memory_that_really_runs_out(tmp_path):
+    # A wide model: about 270 kB of activations a token, with few weights.
+    policy = tiny_llama(tmp_path / "policy", 1, intermediate_size=8192)
+    pairs = write_pairs(tmp_path / "pairs", random_pairs(24, prompt=(20, 30), response=(35, 40)))
+    inputs = {"model": policy, "pairs": pairs}
+    run_here(make_job("reference", ReferenceConfig(), inputs, tmp_path / "reference", max_length=70))
+    section = DpoConfig(learning_rate=1e-3, batch_size=24, max_length=70, gradient_checkpointing=False)
+    inputs = {"policy": policy, "pairs": pairs, "reference": tmp_path / "reference"}
+    with pytest.raises(AssertionError, match=r"SmallerBatches: memory ran out in step 1 on rank 0"):
+        run_ranks(make_job("dpo", section, inputs, tmp_path / "out"), 1, LIMITED)
+    outcome = run_ranks(make_job("dpo", section, inputs, tmp_path / "out"), 1, LIMITED)
+    assert outcome.metrics["budget"] == {"batch_tokens": 1024, "device": DEVICE, "ran_out": True}
+    # A person's own number is no trial.
+    job = make_job("dpo", section, inputs, tmp_path / "said", batch_tokens=2500)
+    with pytest.raises(
+        AssertionError, match=r"dpo.batch_tokens=2500: memory ran out in step 1 .*set it to null"
+    ):
+        run_ranks(job, 1, LIMITED)

@@ -341,7 +341,9 @@ def test_gpus_of_unknown_size_are_no_reason_to_stop(tmp_path, monkeypatch):
 def test_a_machine_that_cannot_is_refused_in_the_words_of_check_capacity(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert (
-        said(collect("machine", memory_check.memory_of_stages(Config(), {}, {})), "This machine cannot run it")
+        said(
+            collect("machine", memory_check.memory_of_stages(Config(), {}, {})), "This machine cannot run it"
+        )
         is ERROR
     )
 

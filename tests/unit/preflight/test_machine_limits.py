@@ -210,7 +210,9 @@ def test_memory_that_nearly_fits_gets_a_warning(machine, memory, level):
 
 def test_memory_of_unknown_size_is_said(machine):
     machine(memory=None)
-    found = list(memory_check.memory_of_stages(Config(), {"model.path": 1e15}, {"model.path": Path("nowhere")}))
+    found = list(
+        memory_check.memory_of_stages(Config(), {"model.path": 1e15}, {"model.path": Path("nowhere")})
+    )
     assert found[0].level is WARNING and found[0].text == "0 GPUs"
     assert {each.level for each in found[1:]} == {OK}
 
