@@ -175,14 +175,15 @@ def _need(
     tokens = said_tokens
     if tokens is None:
         room = available if how.on_gpu else available / processes
-        tokens = fitting(default_tokens(how.on_gpu), how.longest_pair, forecast, room)
+        most = default_tokens(how.on_gpu)
+        tokens = fitting(most, how.longest_pair, forecast, room - forecast(most).base)
     memory = forecast(tokens)
     if not shape.layers:
         # Nothing is known of it but its size.
         num_bytes = memory.held - memory.base
         return _Need(stage, num_bytes, processes, 1, way_out, least=num_bytes)
     what = f"{max(tokens, how.longest_pair)} tokens at a time"
-    return _Need(stage, memory.peak, processes, 1, way_out, least=memory.held, what=what)
+    return _Need(stage, memory.peak, processes, 1, way_out, least=memory.held - memory.base, what=what)
 
 
 def longest_pair(cfg: Config) -> int:

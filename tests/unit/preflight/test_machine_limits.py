@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -295,3 +296,80 @@ def test_what_was_found_before_an_error_is_kept_under_its_subject():
 def test_lower_bounds_are_those_of_this_project():
     assert set(hardware.VERSIONS) <= set(hardware._least_versions())
     assert hardware._least_versions()["torch"] == "2.13"
+
+
+LLAMA_8B = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+}
+
+
+@pytest.fixture
+def eight(tmp_path):
+    """What is known of an 8B model on the Hub: its config.json, and how many parameters it has."""
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
+    return {"model.path": 8.03e9}, {"model.path": tmp_path}
+
+
+def of_stage(found, stage):
+    (one,) = [each for each in found if each.text.startswith(f"memory for {stage}, ")]
+    return one
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus", "memory", "text", "level"),
+    [
+        # Above 85 % a smaller budget is taken; here the default one fits.
+        ({}, 8, 85e9, "16384 tokens at a time: ", OK),
+        ({}, 8, 52e9, "8192 tokens at a time: ", OK),
+        # Nothing but the longest pair, whose 4048 tokens are 1000 of the prompt and less than two responses.
+        ({}, 8, 36e9, "3096 tokens at a time: ", WARNING),
+        ({}, 8, 30e9, " tokens at a time: ", ERROR),
+        ({"dpo.batch_tokens": 60000}, 8, 85e9, "60000 tokens at a time: ", WARNING),
+        ({"dpo.batch_tokens": 100}, 8, 85e9, "3096 tokens at a time: ", OK),
+        ({"dpo.gradient_checkpointing": False, "dpo.batch_tokens": 16384}, 8, 85e9, "16384 tokens", WARNING),
+        ({"compute.zero_stage": 3}, 8, 85e9, "16384 tokens at a time: ", OK),
+        ({"compute.num_training_ranks": 2}, 0, 1000e9, "3096 tokens at a time: ", OK),
+    ],
+)
+def test_memory_of_dpo_counts_what_batches_take(machine, eight, settings, gpus, memory, text, level):
+    machine(gpus, memory)
+    cfg = changed({"dpo.max_length": 2048, "generate.max_new_tokens": 1048} | settings)
+    found = of_stage(memory_check.memory_of_stages(cfg, *eight), "dpo")
+    assert text in found.text
+    assert found.level is level
+
+
+def test_where_the_longest_pair_does_not_fit_every_way_out_is_named(machine, eight):
+    machine(8, 36e9)
+    cfg = changed({"dpo.max_length": 2048, "generate.max_new_tokens": 1048})
+    found = of_stage(memory_check.memory_of_stages(cfg, *eight), "dpo")
+    for way_out in ("offload_optimizer", "zero_stage=3", "lora.rank=32", "dpo.max_length", "ranks"):
+        assert way_out in found.way_out
+
+
+def test_memory_of_the_reference_counts_what_batches_take(machine, eight):
+    machine(1, 80e9)
+    found = of_stage(memory_check.memory_of_stages(Config(), *eight), "reference")
+    assert "16384 tokens at a time" in found.text and found.level is OK
+    machine(1, 17e9)
+    found = of_stage(memory_check.memory_of_stages(Config(), *eight), "reference")
+    assert "2048 tokens at a time" in found.text and found.level is WARNING
+
+
+@pytest.mark.parametrize(
+    ("settings", "tokens"),
+    [
+        ({}, 2 * 2048),
+        ({"generate.max_new_tokens": 500}, 1000 + 2 * 500),
+        ({"generate.max_new_tokens": 1500}, 548 + 2 * 1500),
+        ({"generate.max_new_tokens": 500, "generate.max_prompt_tokens": 100}, 100 + 2 * 500),
+        ({"generate.max_new_tokens": 500, "pair.data": "pairs.jsonl"}, 2 * 2048),
+    ],
+)
+def test_the_longest_pair_that_settings_allow(settings, tokens):
+    assert memory_check.longest_pair(changed(settings)) == tokens
