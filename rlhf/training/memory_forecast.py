@@ -22,6 +22,8 @@ _USED = 0.85
 """Share of the free memory that a forecast may fill: it may be wrong by as much as is left."""
 _CHUNK = 2**24
 _ROWS_ON_A_GPU = 512
+_RETURNED_AT_ONCE = 2**25
+"""Bytes of an allocation from which on glibc asks the kernel for it alone (`DEFAULT_MMAP_THRESHOLD_MAX`)."""
 LARGEST_BUCKET = 500_000_000
 """Numbers in a bucket of DeepSpeed's at most (`rlhf.training.deepspeed`)."""
 LARGEST_GATHERED = 1_000_000_000
@@ -133,10 +135,10 @@ def dpo_memory(shape: Shape, how: HowTrained) -> Memory:
         gradients=gradients,
         adam=adam,
         buffers=_buffers(shape, how, trained),
-        activations=how.tokens * _activations_of_a_token(shape, how),
+        activations=_activations(shape, how),
         logits=_logits(shape, how),
         step=(1 + num_roots) * gradients,
-        fragments=how.tokens * _fragments_of_a_token(shape, how),
+        fragments=_fragments(shape, how),
     )
 
 
@@ -193,36 +195,47 @@ def _gathered(shape: Shape, how: HowTrained) -> float:
     return how.bytes_per_weight * min(shape.parameters, LARGEST_GATHERED)
 
 
-def _activations_of_a_token(shape: Shape, how: HowTrained) -> float:
-    """What a forward pass keeps for the backward pass, and that one works with."""
-    kept = shape.layers * _kept_in_a_layer(shape, how)
-    if how.gradient_checkpointing:
-        # The input of each layer, and one layer that is computed again.
-        kept = how.bytes_per_weight * shape.layers * shape.hidden + _kept_in_a_layer(shape, how)
-    return kept + _working(shape, how) + _fragments_of_a_token(shape, how)
+def _activations(shape: Shape, how: HowTrained) -> float:
+    """What a forward pass keeps for the backward pass, and what that one works with."""
+    in_a_layer = how.tokens * sum(_kept_in_a_layer(shape, how).values())
+    if not how.gradient_checkpointing:
+        return shape.layers * in_a_layer + how.tokens * _working(shape, how)
+    # The input of each layer, and one layer that is computed again.
+    inputs = how.bytes_per_weight * how.tokens * shape.layers * shape.hidden
+    return inputs + in_a_layer + how.tokens * _working(shape, how) + _fragments(shape, how)
 
 
-def _fragments_of_a_token(shape: Shape, how: HowTrained) -> float:
-    """What the C library keeps of tensors that a layer has given back.
+def _fragments(shape: Shape, how: HowTrained) -> float:
+    """What the C library keeps of tensors that were given back; larger ones it returns at once.
 
-    With gradient checkpointing each layer's input, which stays, is cut out of where larger tensors were, so
-    that the next layer's find no place there. Measured: three of the feed-forward network's in each layer.
+    Measured: without checkpointing all that the layers have kept. With it three tensors of the feed-forward
+    network's size in each layer: the next layer's input, which stays, is cut out of where they were, so that
+    those of the next layer find no place there.
     """
-    if how.on_gpu or not how.gradient_checkpointing:
+    if how.on_gpu:
         return 0.0
-    return 3.0 * how.bytes_per_weight * shape.layers * shape.intermediate
+    total = 0.0
+    for width, bytes_of_a_token in _kept_in_a_layer(shape, how).items():
+        if how.bytes_per_weight * how.tokens * width >= _RETURNED_AT_ONCE:
+            continue
+        if not how.gradient_checkpointing:
+            total += how.tokens * shape.layers * bytes_of_a_token
+        elif width == shape.intermediate:
+            total += 3 * how.bytes_per_weight * how.tokens * shape.layers * width
+    return total
 
 
-def _kept_in_a_layer(shape: Shape, how: HowTrained) -> float:
-    """Bytes a token of a layer as Llama, Qwen, Mistral and Gemma have it."""
+def _kept_in_a_layer(shape: Shape, how: HowTrained) -> dict[int, float]:
+    """Bytes a token of a layer as Llama, Qwen, Mistral and Gemma have it, by the width of the tensors."""
     each = how.bytes_per_weight
+    kept = dict.fromkeys((shape.hidden, shape.heads * shape.head_size, shape.intermediate), 0.0)
     # Two norms: each keeps its input in fp32, that over its length, and its output.
-    norms = 2 * (FP32 + 2 * each) * shape.hidden
+    kept[shape.hidden] += 2 * (FP32 + 2 * each) * shape.hidden
     # Queries, keys and values for each head, and the output as it comes and as the next layer takes it.
-    attention = 5 * each * shape.heads * shape.head_size
+    kept[shape.heads * shape.head_size] += 5 * each * shape.heads * shape.head_size
     # Gate, its activation, the other branch, and their product.
-    feed_forward = 4 * each * shape.intermediate
-    return norms + attention + feed_forward
+    kept[shape.intermediate] += 4 * each * shape.intermediate
+    return kept
 
 
 def _working(shape: Shape, how: HowTrained) -> float:

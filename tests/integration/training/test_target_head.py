@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
+from rlhf.config.schema import ReferenceConfig
+from rlhf.config.training import DpoConfig
 from rlhf.training import memory_forecast, shared_attention, target_head
 from rlhf.training.packed import pack, packed_logprobs
 from rlhf.training.response_batches import batching_of
@@ -17,8 +21,17 @@ from tests.integration.training.test_packed import (
     one_by_one,
     values_and_gradients,
 )
+from tests.stage_runner import make_job, run_here, run_ranks
+from tests.tiny import random_pairs, tiny_llama, write_pairs
 
 __all__ = ["groups"]
+
+NO_LOGITS = """
+from rlhf.training import memory_forecast, target_head
+memory_forecast.KEPT_LOGITS = 0
+memory_forecast._CHUNK = 2**14
+assert target_head.memory_forecast is memory_forecast
+"""
 
 KEEPS_ITS_LOGITS = {"cohere", "cohere2", "gemma2", "granite"}
 """Families that cap or scale logits after the head."""
@@ -120,3 +133,36 @@ def test_other_calls_get_logits(no_logits):
     use_target_head(model)
     assert torch.equal(model(ids).logits, before)
     assert target_head._targets.get() is None
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    policy = tiny_llama(folder / "policy", 1)
+    pairs = write_pairs(folder / "pairs", random_pairs(16))
+    inputs = {"model": policy, "pairs": pairs}
+    run_here(make_job("reference", ReferenceConfig(), inputs, folder / "reference", max_length=50))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("ranks", "stage", "config"),
+    [
+        (1, 2, {}),
+        (2, 3, {"gradient_checkpointing": True, "batch_tokens": 200}),
+        (2, 3, {"lora": {"rank": 4}}),
+    ],
+    ids=["zero2", "zero3", "lora"],
+)
+def test_the_curve_is_the_same_without_kept_logits(world, tmp_path, ranks, stage, config):
+    section = DpoConfig(learning_rate=1e-3, batch_size=8, max_length=50, gradient_checkpointing=False)
+    inputs = {"policy": world / "policy", "pairs": world / "pairs", "reference": world / "reference"}
+    curves = []
+    for name, hook in (("kept", ""), ("made_again", NO_LOGITS)):
+        out = tmp_path / name
+        run_ranks(make_job("dpo", section, inputs, out, compute={"zero_stage": stage}, **config), ranks, hook)
+        curves.append([json.loads(line) for line in (out / "metrics.jsonl").open()])
+    assert len(curves[0]) == len(curves[1]) == 4
+    for kept, made_again in zip(*curves, strict=True):
+        assert made_again["loss"] == pytest.approx(kept["loss"], abs=2e-6)
+        assert made_again["grad_norm"] == pytest.approx(kept["grad_norm"], rel=1e-4)
