@@ -5,6 +5,7 @@ docs/checks.md has what they forecast beside what was measured.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -28,8 +29,8 @@ LARGEST_BUCKET = 500_000_000
 """Numbers in a bucket of DeepSpeed's at most (`rlhf.training.deepspeed`)."""
 LARGEST_GATHERED = 1_000_000_000
 """Weights that DeepSpeed keeps whole under ZeRO-3 at most (`stage3_max_live_parameters`)."""
-BASE_ON_A_CPU = 0.55e9
-"""Of a process with torch, transformers and DeepSpeed loaded and no model: measured, see docs/checks.md."""
+BASE_ON_A_CPU = 0.7e9
+"""Of a process with the heavy imports done and no model. Measured: 0.53 GB without vLLM's, 0.74 GB with."""
 BASE_ON_A_GPU = 1.0e9
 """On the device: CUDA's context with the kernels of torch, cuBLAS and NCCL. An estimate."""
 
@@ -167,9 +168,10 @@ def trained_parameters(shape: Shape, how: HowTrained) -> float:
     queries = shape.heads * shape.head_size
     keys = shape.key_value_heads * shape.head_size
     # Of each layer's matrices: inputs plus outputs.
-    attention = 2 * (shape.hidden + queries) + 2 * (shape.hidden + keys)
-    feed_forward = 3 * (shape.hidden + shape.intermediate)
-    return rank * shape.layers * (attention + feed_forward)
+    of_attention = 4 * shape.hidden + 2 * queries + 2 * keys
+    of_feed_forward = 3 * shape.hidden + 3 * shape.intermediate
+    in_a_layer = of_attention + of_feed_forward
+    return rank * shape.layers * in_a_layer
 
 
 def _bytes_of_weights(shape: Shape, how: HowTrained) -> float:
@@ -197,12 +199,15 @@ def _gathered(shape: Shape, how: HowTrained) -> float:
 
 def _activations(shape: Shape, how: HowTrained) -> float:
     """What a forward pass keeps for the backward pass, and what that one works with."""
-    in_a_layer = how.tokens * sum(_kept_in_a_layer(shape, how).values())
+    working = how.tokens * _working(shape, how)
+    in_a_layer = how.tokens * _kept_in_a_layer(shape, how).total()
     if not how.gradient_checkpointing:
-        return shape.layers * in_a_layer + how.tokens * _working(shape, how)
+        return shape.layers * in_a_layer + working
     # The input of each layer, and one layer that is computed again.
-    inputs = how.bytes_per_weight * how.tokens * shape.layers * shape.hidden
-    return inputs + in_a_layer + how.tokens * _working(shape, how) + _fragments(shape, how)
+    inputs = shape.layers * how.tokens * shape.hidden
+    inputs *= how.bytes_per_weight
+    fragments = _fragments(shape, how)
+    return inputs + in_a_layer + working + fragments
 
 
 def _fragments(shape: Shape, how: HowTrained) -> float:
@@ -225,16 +230,19 @@ def _fragments(shape: Shape, how: HowTrained) -> float:
     return total
 
 
-def _kept_in_a_layer(shape: Shape, how: HowTrained) -> dict[int, float]:
+def _kept_in_a_layer(shape: Shape, how: HowTrained) -> Counter[int]:
     """Bytes a token of a layer as Llama, Qwen, Mistral and Gemma have it, by the width of the tensors."""
     each = how.bytes_per_weight
-    kept = dict.fromkeys((shape.hidden, shape.heads * shape.head_size, shape.intermediate), 0.0)
+    kept: Counter[int] = Counter()
     # Two norms: each keeps its input in fp32, that over its length, and its output.
-    kept[shape.hidden] += 2 * (FP32 + 2 * each) * shape.hidden
+    width = shape.hidden
+    kept[width] += 2 * (FP32 + 2 * each) * width
     # Queries, keys and values for each head, and the output as it comes and as the next layer takes it.
-    kept[shape.heads * shape.head_size] += 5 * each * shape.heads * shape.head_size
+    width = shape.heads * shape.head_size
+    kept[width] += 5 * each * width
     # Gate, its activation, the other branch, and their product.
-    kept[shape.intermediate] += 4 * each * shape.intermediate
+    width = shape.intermediate
+    kept[width] += 4 * each * width
     return kept
 
 
