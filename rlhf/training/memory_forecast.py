@@ -23,6 +23,8 @@ _USED = 0.85
 """Share of the free memory that a forecast may fill: it may be wrong by as much as is left."""
 _CHUNK = 2**24
 _ROWS_ON_A_GPU = 512
+_COPIES_OF_CHANGED_LOGITS = 3
+"""Capping divides, takes the tanh and multiplies; all three are kept for the backward pass."""
 _RETURNED_AT_ONCE = 2**25
 """Bytes of an allocation from which on glibc asks the kernel for it alone (`DEFAULT_MMAP_THRESHOLD_MAX`)."""
 LARGEST_BUCKET = 500_000_000
@@ -254,25 +256,31 @@ def _working(shape: Shape, how: HowTrained) -> float:
 def _logits(shape: Shape, how: HowTrained) -> float:
     """Of the head: logits that are kept, chunks in fp32, and the gradient of the head's weight."""
     each = how.bytes_per_weight
-    kept = float(each * how.tokens * shape.vocabulary)
-    chunks = 3 * _chunk(shape, how)
+    kept = _kept_logits(shape, how)
+    if shape.changes_logits:
+        kept *= _COPIES_OF_CHANGED_LOGITS
+    # Kept logits in fp32 are worked on where they lie; of others there is a wider copy too.
+    num_chunks = 1 if kept and each == FP32 else 2
+    chunks = num_chunks * _chunk(shape, how)
     head = 0.0
     if not how.lora_rank:
         head = each * shape.vocabulary * shape.hidden
-    if kept > KEPT_LOGITS:
-        kept = 0.0
-        # Of chunks the gradients add up in fp32.
-        if head and each < FP32:
+        # Of logits that are not kept, the gradients of the chunks add up in fp32.
+        if not kept and each < FP32:
             head += FP32 * shape.vocabulary * shape.hidden
     return kept + chunks + head
 
 
 def _logits_without_gradient(shape: Shape, how: HowTrained) -> float:
+    return _kept_logits(shape, how) + 2 * _chunk(shape, how)
+
+
+def _kept_logits(shape: Shape, how: HowTrained) -> float:
+    """Bytes of the logits that a model gives; 0 where its head gives log-probabilities in their place."""
     kept = float(how.bytes_per_weight * how.tokens * shape.vocabulary)
-    chunks = 2 * _chunk(shape, how)
-    if kept > KEPT_LOGITS:
-        kept = 0.0
-    return kept + chunks
+    if kept > KEPT_LOGITS and not shape.changes_logits:
+        return 0.0
+    return kept
 
 
 def _chunk(shape: Shape, how: HowTrained) -> float:

@@ -200,10 +200,9 @@ def compute_logprobs(job: Job[ReferenceStage], worker: Worker) -> Outcome:
 
 def _budget(job: Job[ReferenceStage], worker: Worker) -> TokenBudget:
     """How many tokens go through the model at a time, with an estimate of what memory allows."""
-    # A response that is longer goes through by itself: how long they are is known only once all are read.
-    smallest = job.config.max_length or _SMALLEST_BATCH
-    forecast = forecast_of(reference_memory, job, worker, job.input_path("model"), smallest)
-    return find_budget(job, worker, forecast, min(smallest, _SMALLEST_BATCH))
+    # A longer response goes through by itself: how long they are is known only once all are read.
+    forecast = forecast_of(reference_memory, job, worker, job.input_path("model"), _SMALLEST_BATCH)
+    return find_budget(job, worker, forecast, _SMALLEST_BATCH)
 
 
 def _score_in_blocks(

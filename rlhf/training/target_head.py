@@ -16,10 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rlhf.models.shape import CHANGES_LOGITS
 from rlhf.training import memory_forecast
-
-_CHANGES_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-"""In the config of models that do something to the head's logits before they give them: capping, scaling."""
 
 _targets: ContextVar[Tensor | None] = ContextVar("targets", default=None)
 
@@ -44,7 +42,7 @@ def use_target_head(model: Any) -> None:
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear:
         return
-    for name in _CHANGES_LOGITS:
+    for name in CHANGES_LOGITS:
         if getattr(model.config, name, None) not in (None, 1.0):
             return
     # Its class alone: the weight is tied, shared out or adapted under its name, and must stay where it is.

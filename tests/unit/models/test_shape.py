@@ -30,6 +30,19 @@ def test_llama(tmp_path):
     assert shape_of(tmp_path, LLAMA | {"head_dim": 256}).head_size == 256
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"final_logit_softcapping": 30.0}, True),
+        ({"logit_scale": 0.0625}, True),
+        ({"logits_scaling": 8}, True),
+        ({"logits_scaling": 1.0, "final_logit_softcapping": None}, False),
+    ],
+)
+def test_logits_that_are_not_the_heads_own(tmp_path, changes, expected):
+    assert shape_of(tmp_path, LLAMA | changes).changes_logits is expected
+
+
 def test_gpt2(tmp_path):
     config = {"n_embd": 768, "n_layer": 12, "n_head": 12, "n_inner": None, "vocab_size": 50257}
     assert shape_of(tmp_path, config) == Shape(7.0, 12, 768, 3072, 12, 12, 64, 50257)

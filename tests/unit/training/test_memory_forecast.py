@@ -83,6 +83,12 @@ def test_logits_stop_growing_where_they_are_not_kept():
     assert logits(200_000, 1_000_000) == logits(200_000)
 
 
+def test_logits_that_a_model_changes_are_kept_however_many():
+    capped = replace(SMALL, vocabulary=200_000, changes_logits=True)
+    assert dpo_memory(capped, HERE).logits > 3 * 4 * 2048 * 200_000
+    assert reference_memory(capped, HERE).logits > 4 * 2048 * 200_000
+
+
 def test_half_precision_adds_up_the_heads_gradient_in_fp32():
     wide = replace(SMALL, vocabulary=500_000)
     half = replace(HERE, bytes_per_weight=2)
