@@ -79,7 +79,7 @@ def test_logits_stop_growing_where_they_are_not_kept():
     limit = KEPT_LOGITS // FP32 // 2048
     head = 4 * 64
     assert logits(limit) - logits(limit - 1000) == pytest.approx(1000 * (4 * 2048 + head), rel=0.2)
-    assert logits(limit + 1) < logits(limit) - 0.9 * KEPT_LOGITS
+    assert logits(limit + 1) < logits(limit) - 0.7 * KEPT_LOGITS
     assert logits(200_000, 1_000_000) == logits(200_000)
 
 
