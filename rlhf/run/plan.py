@@ -21,10 +21,11 @@ from rlhf.config.stage_configs import StageCompute
 from rlhf.data.digest import digest_of, sealed
 from rlhf.data.files import resolved
 from rlhf.data.json_text import finite
-from rlhf.data.shards import damaged_shards, make_folders, shard_name, sum_counts, write_atomic
-from rlhf.errors import RunChanged, SmallerBatches, UserError, one_line
+from rlhf.data.shards import damaged_shards, make_folders, sum_counts, write_atomic
+from rlhf.errors import RunChanged, UserError, one_line
 from rlhf.models.folder import own_code
 from rlhf.run.artifact import Artifact, open_artifact
+from rlhf.run.attempts import found_budget, run_to_the_end
 from rlhf.run.commit import MANIFEST, check_files, commit, discard, take, tidy
 from rlhf.run.console import Console
 from rlhf.run.job import JUDGE_INPUT, Job, Kind, Outcome
@@ -32,7 +33,7 @@ from rlhf.run.manifest import check_folder, read_identity, read_manifest
 from rlhf.run.owner import require_own_code
 from rlhf.run.refusal import changes_of, refusal
 from rlhf.run.reuse import has_gone, reusable_stages
-from rlhf.run.stage_table import STAGES, kind_of, num_shards
+from rlhf.run.stage_table import STAGES
 from rlhf.run.stopwatch import stopwatch
 
 SCHEMA = 1
@@ -302,7 +303,7 @@ class Run:
             StageCompute,
             self.cfg.compute,
             report_to=list(self.cfg.report_to),
-            found_budget=self._found_budget(stage),
+            found_budget=found_budget(reversed(self.made.values()), stage),
         )
         job = Job(stage, name, config, paths, str(partial), self.cfg.seed, compute)
         if getattr(config, "trust_remote_code", False):
@@ -313,7 +314,7 @@ class Run:
             self.console.begin(name)
         try:
             with stopwatch(partial) as seconds:
-                outcome = self._launch(job)
+                outcome = run_to_the_end(self.launcher, job, self.say)
                 counts = outcome.counts | sum_counts(partial)
         except UserError:
             if _is_cheap(stage, partial):
@@ -325,27 +326,6 @@ class Run:
         if self.console is not None:
             self.console.end(name, seconds_of_all_attempts, artifact.counts | artifact.metrics)
         return artifact
-
-    def _launch(self, job: Job[Any]) -> Outcome:
-        """Run a stage to its end; where memory runs out, again with what is finished and fewer tokens at a
-        time, as often as the stage finds fewer.
-        """
-        assert self.launcher is not None, "a run without a launcher only plans"
-        kind = kind_of(job.stage, job.compute)
-        while True:
-            shards = range(num_shards(job))
-            missing = [index for index in shards if not (job.out_path / shard_name(index)).exists()]
-            try:
-                return self.launcher.launch(job, kind, missing)
-            except SmallerBatches as error:
-                self.say(f"  ! {job.name}: {error}")
-
-    def _found_budget(self, stage: str) -> dict[str, Any] | None:
-        """What this stage's last artifact in this run says of the tokens that went through at a time."""
-        for artifact in reversed(self.made.values()):
-            if artifact.record.get("identity", {}).get("stage") == stage and "budget" in artifact.metrics:
-                return dict(artifact.metrics["budget"])
-        return None
 
     def _prepare_partial(self, final: Path, identity: Identity) -> Path:
         """The folder a stage works in, with its whole shards of an earlier attempt and nothing damaged."""

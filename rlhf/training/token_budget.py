@@ -2,9 +2,9 @@
 
 Where nobody says it, the budget is estimated from the model's shape and the memory that is free. When memory
 runs out all the same, the attempt at the stage ends with half of the budget written down, and the driver
-starts the next one (`rlhf.run.plan`). Within a step nothing could be mended: a rank that fails alone leaves
-the others waiting for it, and DeepSpeed with half of a step's gradients sent. Ended and started again, from
-its newest checkpoint or its finished shards, every rank repeats the same steps with the same pairs.
+starts the next one (`rlhf.run.attempts`). Within a step nothing could be mended: a rank that fails alone
+leaves the others waiting for it, and DeepSpeed with half of a step's gradients sent. Ended and started again,
+from its newest checkpoint or its finished shards, every rank repeats the same steps with the same pairs.
 """
 
 from __future__ import annotations
