@@ -11,6 +11,7 @@ RlhfError
 │   │   └── TemplateHangs    a chat template does not come to an end
 │   ├── RunChanged       a finished stage was made with other settings or inputs, or is damaged
 │   ├── StorageError     a disk is full, or a folder cannot be written
+│   ├── SmallerBatches   memory ran out; the driver starts the stage again, with fewer tokens at a time
 │   └── RunInUse         another driver holds the run folder
 ├── WorkerFailed         exit 1: a stage process died or raised
 └── Stopped              exit 129, 130 or 143: a signal asked us to stop
@@ -120,6 +121,10 @@ class StorageError(UserError):
     """A disk is full, or a folder cannot be written."""
 
 
+class SmallerBatches(UserError):
+    """Memory ran out in a stage, and its next attempt will take fewer tokens at a time."""
+
+
 class RunInUse(UserError):
     """Another driver works on this run folder."""
 
@@ -181,6 +186,7 @@ USER_ERRORS: dict[str, type[UserError]] = {
         TemplateHangs,
         RunChanged,
         StorageError,
+        SmallerBatches,
         RunInUse,
     )
 }

@@ -29,6 +29,7 @@ def _config(**extra: Any) -> Any:
 
     tokenizer = tiny_tokenizer()
     shape = {
+        "vocab_size": len(tokenizer),
         "hidden_size": HIDDEN,
         "intermediate_size": 2 * HIDDEN,
         "num_hidden_layers": LAYERS,
@@ -40,7 +41,7 @@ def _config(**extra: Any) -> Any:
         "pad_token_id": tokenizer.pad_token_id,
     }
     tokens = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    return LlamaConfig(vocab_size=len(tokenizer), **tokens, **shape | extra)
+    return LlamaConfig(**tokens, **shape | extra)
 
 
 def tiny_llama(path: Path, seed: int = 0, **config: Any) -> Path:

@@ -180,8 +180,8 @@ class ReferenceConfig:
     """Log-probabilities under the reference policy, computed once."""
 
     batch_tokens: Optional[int] = setting(None, compared=False)
-    """Tokens of one forward pass, a prompt counted once for its responses. null: 2048 on a CPU, 16384 on a
-    GPU."""
+    """Tokens of one forward pass, a prompt counted once for its responses. null finds what memory allows, up
+    to 2048 on a CPU and 16384 on a GPU, and halves it when memory runs out."""
 
 
 @dataclass

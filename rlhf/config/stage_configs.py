@@ -33,6 +33,9 @@ class StageCompute(ComputeConfig):
 
     report_to: list[str] = field(default_factory=list)
     """Trackers the Trainer reports to."""
+    found_budget: Optional[dict[str, Any]] = None
+    """With `batch_tokens: null`, what the stage's last artifact of this run says of it
+    (`rlhf.training.token_budget`)."""
 
 
 @dataclass

@@ -8,7 +8,7 @@ from rlhf.config.limits import value_at
 from rlhf.config.schema import Config
 from rlhf.config.training import DpoConfig
 from rlhf.preflight.findings import Finding, finding
-from rlhf.preflight.hardware import num_training_ranks
+from rlhf.preflight.memory import num_training_ranks
 
 LARGE = 1e9
 """Parameters from which the usual learning rates are known; smaller models take larger ones."""

@@ -18,9 +18,10 @@ from rlhf.errors import ConfigError, UserError, WorkerFailed
 from rlhf.loop.judges import rules_of
 from rlhf.preflight.cuda import cuda
 from rlhf.preflight.findings import Finding, Level, collect, refusal, table
-from rlhf.preflight.hardware import disk, engine_arguments, memory_of_stages, versions
+from rlhf.preflight.hardware import disk, engine_arguments, versions
 from rlhf.preflight.hyperparameters import hyperparameters
 from rlhf.preflight.inputs import data, first_prompt, models, prompts
+from rlhf.preflight.memory import memory_of_stages
 from rlhf.preflight.training_data import step_counts, training_rows
 from rlhf.run.job import Job, Kind
 from rlhf.run.plan import Launcher

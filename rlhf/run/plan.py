@@ -21,10 +21,11 @@ from rlhf.config.stage_configs import StageCompute
 from rlhf.data.digest import digest_of, sealed
 from rlhf.data.files import resolved
 from rlhf.data.json_text import finite
-from rlhf.data.shards import damaged_shards, make_folders, shard_name, sum_counts, write_atomic
+from rlhf.data.shards import damaged_shards, make_folders, sum_counts, write_atomic
 from rlhf.errors import RunChanged, UserError, one_line
 from rlhf.models.folder import own_code
 from rlhf.run.artifact import Artifact, open_artifact
+from rlhf.run.attempts import found_budget, run_to_the_end
 from rlhf.run.commit import MANIFEST, check_files, commit, discard, take, tidy
 from rlhf.run.console import Console
 from rlhf.run.job import JUDGE_INPUT, Job, Kind, Outcome
@@ -32,7 +33,7 @@ from rlhf.run.manifest import check_folder, read_identity, read_manifest
 from rlhf.run.owner import require_own_code
 from rlhf.run.refusal import changes_of, refusal
 from rlhf.run.reuse import has_gone, reusable_stages
-from rlhf.run.stage_table import STAGES, kind_of, num_shards
+from rlhf.run.stage_table import STAGES
 from rlhf.run.stopwatch import stopwatch
 
 SCHEMA = 1
@@ -298,9 +299,13 @@ class Run:
         recorded_paths = {key: str(artifact.path) for key, artifact in inputs.items()}
         other_paths = {key: str(artifact.path) for key, artifact in unrecorded.items()}
         paths = recorded_paths | other_paths
-        compute = filled(StageCompute, self.cfg.compute, report_to=list(self.cfg.report_to))
+        compute = filled(
+            StageCompute,
+            self.cfg.compute,
+            report_to=list(self.cfg.report_to),
+            found_budget=found_budget(reversed(self.made.values()), stage),
+        )
         job = Job(stage, name, config, paths, str(partial), self.cfg.seed, compute)
-        missing = [index for index in range(num_shards(job)) if not (partial / shard_name(index)).exists()]
         if getattr(config, "trust_remote_code", False):
             self._announce_code(recorded_paths.values())
         if getattr(config, "trusted_judges", None):
@@ -309,7 +314,7 @@ class Run:
             self.console.begin(name)
         try:
             with stopwatch(partial) as seconds:
-                outcome = self.launcher.launch(job, kind_of(stage, compute), missing)
+                outcome = run_to_the_end(self.launcher, job, self.say)
                 counts = outcome.counts | sum_counts(partial)
         except UserError:
             if _is_cheap(stage, partial):

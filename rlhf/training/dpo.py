@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from functools import partial
 from pathlib import Path
@@ -21,9 +22,11 @@ from rlhf.training.deepspeed import fit_buckets, on_gpu
 from rlhf.training.fit import fit, step_rows
 from rlhf.training.lora import add_adapter, export_adapter, num_trained
 from rlhf.training.losses import dpo_loss
+from rlhf.training.memory_forecast import dpo_memory
 from rlhf.training.response_batches import batch_logprobs, batching_of
 from rlhf.training.stage_trainer import StageTrainer
 from rlhf.training.step_plan import Bin, StepShares, load_pairs, plan_steps
+from rlhf.training.token_budget import TokenBudget, find_budget, forecast_of
 from rlhf.training.weights import export_model, load_model, resolve_dtype
 
 _METRICS = (
@@ -49,6 +52,7 @@ class DpoTrainer(StageTrainer):
         super().__init__(*args, **kwargs)
         self.steps_per_epoch = steps_per_epoch
         self.rpo_alpha = rpo_alpha
+        self.budget: TokenBudget | None = None
         self._step_metrics: dict[str, float] = {}
 
     def get_train_dataloader(self) -> DataLoader[list[Bin]]:
@@ -69,6 +73,11 @@ class DpoTrainer(StageTrainer):
         Returns:
             The step's loss over all ranks.
         """
+        where = f"in step {self.state.global_step + 1} on rank {self.args.process_index}"
+        with self.budget.watched(where) if self.budget else contextlib.nullcontext():
+            return self._all_bins(model, inputs)
+
+    def _all_bins(self, model: Any, inputs: Any) -> Tensor:
         model.train()
         bins: list[Bin] = inputs
         # Before the optimizer's step, after which the scheduler has the next step's.
@@ -175,8 +184,10 @@ def train_dpo(job: Job[DpoStage], worker: Worker) -> Outcome:
     steps = plan_steps(len(pairs), config.batch_size, config.num_epochs, job.seed)
     # The arguments before the model: with them transformers knows of ZeRO-3 when it loads weights.
     args = _arguments(job, policy)
+    longest = max(pair.num_tokens for pair in pairs)
+    budget = find_budget(job, worker, forecast_of(dpo_memory, job, worker, policy, longest), longest)
     model = load_model(policy, resolve_dtype(config.dtype, policy), config.trust_remote_code)
-    batching, why_padded = batching_of(model, config.batch_tokens, on_gpu(job.compute))
+    batching, why_padded = batching_of(model, budget.batch_tokens, on_gpu(job.compute))
     export = partial(export_model, model, policy, job.out_path / "model")
     if config.lora.rank:
         model = add_adapter(model, policy, config.lora, job.seed)
@@ -189,6 +200,7 @@ def train_dpo(job: Job[DpoStage], worker: Worker) -> Outcome:
         steps_per_epoch=len(steps) // config.num_epochs,
         rpo_alpha=config.rpo_alpha,
     )
+    trainer.budget = budget
     counts["pairs"] = len(pairs)
     step_count = steps_of("dpo", config, len(pairs), "pairs")
     outcome = fit(trainer, policy, job, worker, counts, step_count, export)
@@ -197,6 +209,7 @@ def train_dpo(job: Job[DpoStage], worker: Worker) -> Outcome:
     rows = step_rows(trainer)
     for name in ("rewards/accuracies", "rewards/margins"):
         outcome.metrics[f"mean_{name}"] = sum(row[name] for row in rows) / len(rows)
+    outcome.metrics["budget"] = budget.record()
     if why_padded:
         outcome.metrics["warning"] = f"slower, with every prompt twice and padding: {why_padded}"
     return outcome

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rlhf.training.shared_attention import PromptGroup
+from rlhf.training.target_head import predicting
 from rlhf.training.target_logprobs import target_logprobs
 
 
@@ -91,14 +92,18 @@ def packed_logprobs(model: Any, packed: Packed) -> Tensor:
     Returns:
         logprobs_R, with gradient where the model has one; 0 for an empty response.
     """
-    output = model(
-        input_ids=packed.input_ids_1_T,
-        position_ids=packed.position_ids_1_T,
-        logits_to_keep=packed.kept_S,
-        use_cache=False,
-        prompt_groups=packed.groups,
-    )
-    logprobs_S = target_logprobs(output.logits[0], packed.targets_S)
+    with predicting(packed.targets_S):
+        output = model(
+            input_ids=packed.input_ids_1_T,
+            position_ids=packed.position_ids_1_T,
+            logits_to_keep=packed.kept_S,
+            use_cache=False,
+            prompt_groups=packed.groups,
+        )
+    logprobs_S = output.logits[0]
+    # A head that would have kept too many logits has given log-probabilities already.
+    if logprobs_S.dim() == 2:
+        logprobs_S = target_logprobs(logprobs_S, packed.targets_S)
     return torch.stack([part.sum() for part in logprobs_S.split(packed.response_lengths)])
 
 

@@ -39,6 +39,16 @@ def sum_over_ranks(values: list[float]) -> list[float]:
     return [float(value) for value in total.tolist()]
 
 
+def min_over_ranks(value: float) -> float:
+    """The smallest of the ranks' values; all get it. Every rank calls it."""
+    if not dist.is_initialized():
+        return value
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    least = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    return float(least)
+
+
 def on_rank_zero(action: Callable[[], Any]) -> Any:
     """Do something on rank 0 while the others wait; all get its result."""
     if not dist.is_initialized():

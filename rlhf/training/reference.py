@@ -24,12 +24,16 @@ from rlhf.run.job import Job, Kind, Outcome, Worker
 from rlhf.run.stage_table import kind_of, num_shards
 from rlhf.training.deepspeed import init_process_group, load_sharded, on_gpu
 from rlhf.training.logprobs import response_budget
+from rlhf.training.memory_forecast import reference_memory
 from rlhf.training.ranks import on_rank_zero, own_rank, sum_over_ranks, world_size
 from rlhf.training.response_batches import batch_logprobs, batching_of
+from rlhf.training.token_budget import TokenBudget, find_budget, forecast_of
 from rlhf.training.weights import load_model, resolve_dtype
 
 _ROWS_AT_A_TIME = 1024
 """Rows that are sorted into bins together: enough to find some of like length."""
+_SMALLEST_BATCH = 512
+"""Tokens of a batch below which memory is not what a model lacks."""
 _COLUMNS = {
     "pairs": ["id", "prompt_token_ids", "chosen_token_ids", "rejected_token_ids"],
     "candidates": ["id", "prompt_token_ids", "candidates"],
@@ -54,7 +58,7 @@ class _Group:
 class ReferenceModel:
     """A loaded reference model."""
 
-    def __init__(self, job: Job[ReferenceStage]) -> None:
+    def __init__(self, job: Job[ReferenceStage], budget: TokenBudget) -> None:
         config = job.config
         folder = job.input_path("model")
         device_name = "cuda" if on_gpu(job.compute) else "cpu"
@@ -68,7 +72,7 @@ class ReferenceModel:
         # DeepSpeed's engine, where there is one, calls the model that it was made of.
         inner = getattr(self.model, "module", self.model)
         # Why it is not packed is said by DPO, which trains on these log-probabilities.
-        self.batching, _ = batching_of(inner, config.batch_tokens, on_gpu(job.compute))
+        self.batching, _ = batching_of(inner, budget.batch_tokens, on_gpu(job.compute))
         self.max_length = config.max_length or 0  # candidates have no budget
 
     def score(self, rows: list[dict[str, Any]], counts: dict[str, int]) -> list[dict[str, Any]]:
@@ -178,16 +182,27 @@ def compute_logprobs(job: Job[ReferenceStage], worker: Worker) -> Outcome:
     """Write a shard of log-probabilities for each shard of the input, row by row."""
     source = "pairs" if "pairs" in job.inputs else "candidates"
     model: ReferenceModel | None = None
+    outcome = Outcome()
     for index in _shards(job, worker):
         # Loaded with the first shard: a worker for which none is left does not load it at all.
         if model is None:
-            model = ReferenceModel(job)
+            budget = _budget(job, worker)
+            outcome.metrics["budget"] = budget.record()
+            model = ReferenceModel(job, budget)
         counts = {"rows": 0, "responses": 0, "long_prompts": 0}
         rows = read_rows(job.input_path(source) / shard_name(index), _COLUMNS[source])
-        logprobs = list(_score_in_blocks(model, rows, counts))
+        with budget.watched(f"in shard {index} on worker {worker.rank}"):
+            logprobs = list(_score_in_blocks(model, rows, counts))
         if own_rank() == 0:
             write_shard(job.out_path / shard_name(index), LOGPROBS_SCHEMA, logprobs, counts)
-    return Outcome()
+    return outcome
+
+
+def _budget(job: Job[ReferenceStage], worker: Worker) -> TokenBudget:
+    """How many tokens go through the model at a time, with an estimate of what memory allows."""
+    # A longer response goes through by itself: how long they are is known only once all are read.
+    forecast = forecast_of(reference_memory, job, worker, job.input_path("model"), _SMALLEST_BATCH)
+    return find_budget(job, worker, forecast, _SMALLEST_BATCH)
 
 
 def _score_in_blocks(

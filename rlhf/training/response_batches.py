@@ -10,13 +10,12 @@ from torch import Tensor
 
 from rlhf.models.batches import bins_by_tokens
 from rlhf.training.logprobs import Sequences, collate, response_logprobs
+from rlhf.training.memory_forecast import default_tokens
 from rlhf.training.packed import Packed, first_fit, pack, packed_logprobs
 from rlhf.training.shared_attention import share_prompts
+from rlhf.training.target_head import use_target_head
 
 Batch = Packed | Sequences
-
-_CPU_TOKENS = 2048
-_GPU_TOKENS = 16384
 
 
 @dataclass(frozen=True)
@@ -66,13 +65,14 @@ def batching_of(model: Any, batch_tokens: int | None, on_gpu: bool) -> tuple[Bat
 
     Args:
         model: a transformers model, before DeepSpeed and adapters.
-        batch_tokens: None takes what suits the device. Measured on a CPU: twice 2048 gains nothing and half
-            of it costs nothing but time.
+        batch_tokens: None takes what suits the device.
         on_gpu: whether it is a GPU.
     """
     why_padded = share_prompts(model)
+    if not why_padded:
+        use_target_head(model)
     if batch_tokens is None:
-        batch_tokens = _GPU_TOKENS if on_gpu else _CPU_TOKENS
+        batch_tokens = default_tokens(on_gpu)
     return Batching(not why_padded, batch_tokens), why_padded
 
 

@@ -23,6 +23,7 @@ from rlhf.data.shards import shard_name, write_shard
 from rlhf.errors import ConfigError, WorkerFailed
 from rlhf.launch.machine import environments
 from rlhf.preflight import hardware, hyperparameters, inputs
+from rlhf.preflight import memory as memory_check
 from rlhf.preflight.findings import Finding, Level, collect, refusal, table
 from rlhf.preflight.look import look, require
 from rlhf.preflight.tokenizers import _names
@@ -275,7 +276,7 @@ def test_two_checkpoints_hold_so_many_bytes_a_parameter(tmp_path, values, dtype,
     """As measured of DeepSpeed's files (tests/integration/training/test_checkpoints.py)."""
     folders = {key: model(tmp_path / key, 8e9, dtype) for key in EIGHT}
     cfg = changed(**values)
-    weights = hardware._bytes_of_weights(cfg, EIGHT, folders)
+    weights = memory_check.bytes_of_weights(cfg, EIGHT, folders)
     assert hardware._bytes_of_checkpoints(cfg, EIGHT, weights) == 2 * bytes_each * 8e9
 
 
@@ -297,7 +298,7 @@ def test_finished_iterations_need_no_more_disk(tmp_path):
         ({}, 2, "dpo", "80 GB of 80 GB", WARNING),
         ({}, 8, "dpo", "32 GB of 80 GB", OK),
         ({"compute__zero_stage": 3}, 8, "dpo", "18 GB of 80 GB", OK),
-        ({"compute__offload_optimizer": True}, 1, "dpo", "48 GB of 80 GB", OK),
+        ({"compute__offload_optimizer": True}, 1, "dpo", "16 GB of 80 GB", OK),
         ({"dpo__lora__rank": 8}, 1, "dpo", "16 GB of 80 GB", OK),
         ({"generate__gpu_memory_utilization": 0.5}, 1, "generate", "16 GB of 40 GB", OK),
         ({"generate__gpu_memory_utilization": 0.15}, 1, "generate", "16 GB of 12 GB", ERROR),
@@ -316,31 +317,33 @@ def test_finished_iterations_need_no_more_disk(tmp_path):
     ],
 )
 def test_memory(tmp_path, monkeypatch, values, gpus, stage, text, level):
-    monkeypatch.setattr(hardware, "check_capacity", lambda cfg: None)
-    monkeypatch.setattr(hardware, "memory", lambda devices: 80e9)
-    monkeypatch.setattr(hardware, "gpus", lambda compute: ["0"] * gpus)
+    monkeypatch.setattr(memory_check, "check_capacity", lambda cfg: None)
+    monkeypatch.setattr(memory_check, "memory", lambda devices: 80e9)
+    monkeypatch.setattr(memory_check, "gpus", lambda compute: ["0"] * gpus)
     folders = {key: model(tmp_path / key, 8e9, "BF16") for key in EIGHT}
-    found = list(hardware.memory_of_stages(changed(**values), EIGHT, folders))
+    found = list(memory_check.memory_of_stages(changed(**values), EIGHT, folders))
     assert said(found, f"memory for {stage}, without activations: {text}") is level
 
 
 def test_gpus_of_unknown_size_are_no_reason_to_stop(tmp_path, monkeypatch):
-    monkeypatch.setattr(hardware, "gpus", lambda compute: ["0"])
+    monkeypatch.setattr(memory_check, "gpus", lambda compute: ["0"])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     monkeypatch.setenv("PATH", str(tmp_path))
-    found = list(hardware.memory_of_stages(Config(), {"model.path": 8e9}, {"model.path": tmp_path}))
+    found = list(memory_check.memory_of_stages(Config(), {"model.path": 8e9}, {"model.path": tmp_path}))
     assert said(found, "1 GPUs") is WARNING and ERROR not in {each.level for each in found}
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho 81559\necho 40960\n")
     tool.chmod(0o755)
-    found = list(hardware.memory_of_stages(Config(), {"model.path": 8e9}, {"model.path": tmp_path}))
+    found = list(memory_check.memory_of_stages(Config(), {"model.path": 8e9}, {"model.path": tmp_path}))
     assert said(found, "memory for dpo, without activations: 144 GB of 42.9 GB") is ERROR
 
 
 def test_a_machine_that_cannot_is_refused_in_the_words_of_check_capacity(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert (
-        said(collect("machine", hardware.memory_of_stages(Config(), {}, {})), "This machine cannot run it")
+        said(
+            collect("machine", memory_check.memory_of_stages(Config(), {}, {})), "This machine cannot run it"
+        )
         is ERROR
     )
 

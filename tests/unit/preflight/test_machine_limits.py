@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from rlhf.config.schema import Config
 from rlhf.config.training import OtherJudge
 from rlhf.errors import ConfigError
 from rlhf.preflight import capacity, hardware
+from rlhf.preflight import memory as memory_check
 from rlhf.preflight.findings import Level, collect, finding, refusal, table
 from rlhf.preflight.hyperparameters import hyperparameters
 from tests.unit.refusals import model
@@ -144,9 +146,9 @@ def machine(monkeypatch):
     """A machine of 100 GB: set the number of GPUs and memory."""
 
     def of(gpus=0, memory=100e9):
-        monkeypatch.setattr(hardware, "check_capacity", lambda cfg: None)
-        monkeypatch.setattr(hardware, "gpus", lambda compute: ["0"] * gpus)
-        monkeypatch.setattr(hardware, "memory", lambda devices: memory)
+        monkeypatch.setattr(memory_check, "check_capacity", lambda cfg: None)
+        monkeypatch.setattr(memory_check, "gpus", lambda compute: ["0"] * gpus)
+        monkeypatch.setattr(memory_check, "memory", lambda devices: memory)
 
     return of
 
@@ -154,7 +156,7 @@ def machine(monkeypatch):
 def needs(cfg, sizes, folders=None):
     """What each stage needs of what there is, as text."""
     folders = folders or dict.fromkeys(sizes, Path("nowhere"))
-    found = list(hardware.memory_of_stages(cfg, sizes, folders))
+    found = list(memory_check.memory_of_stages(cfg, sizes, folders))
     texts = [each.text for each in found if each.text.startswith("memory for ")]
     return {text.split(",")[0].removeprefix("memory for "): text.split(": ")[1] for text in texts}
 
@@ -203,23 +205,25 @@ def test_weights_that_are_here_say_their_dtype(tmp_path, machine):
 def test_memory_that_nearly_fits_gets_a_warning(machine, memory, level):
     machine(1, memory)
     cfg = changed({"dpo.lora.rank": 1, "generate.gpu_memory_utilization": 1.0})
-    found = hardware.memory_of_stages(cfg, {"model.path": 8.5e9}, {"model.path": Path("nowhere")})
+    found = memory_check.memory_of_stages(cfg, {"model.path": 8.5e9}, {"model.path": Path("nowhere")})
     assert said(found, "memory for generate") is level
 
 
 def test_memory_of_unknown_size_is_said(machine):
     machine(memory=None)
-    found = list(hardware.memory_of_stages(Config(), {"model.path": 1e15}, {"model.path": Path("nowhere")}))
+    found = list(
+        memory_check.memory_of_stages(Config(), {"model.path": 1e15}, {"model.path": Path("nowhere")})
+    )
     assert found[0].level is WARNING and found[0].text == "0 GPUs"
     assert {each.level for each in found[1:]} == {OK}
 
 
 def test_ranks_are_those_asked_for_else_the_gpus_else_one(machine):
     machine(4)
-    assert hardware.num_training_ranks(changed({"compute.num_training_ranks": 3})) == 3
-    assert hardware.num_training_ranks(Config()) == 4
+    assert memory_check.num_training_ranks(changed({"compute.num_training_ranks": 3})) == 3
+    assert memory_check.num_training_ranks(Config()) == 4
     machine(0)
-    assert hardware.num_training_ranks(Config()) == 1
+    assert memory_check.num_training_ranks(Config()) == 1
 
 
 @pytest.mark.parametrize(
@@ -292,3 +296,80 @@ def test_what_was_found_before_an_error_is_kept_under_its_subject():
 def test_lower_bounds_are_those_of_this_project():
     assert set(hardware.VERSIONS) <= set(hardware._least_versions())
     assert hardware._least_versions()["torch"] == "2.13"
+
+
+LLAMA_8B = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+}
+
+
+@pytest.fixture
+def eight(tmp_path):
+    """What is known of an 8B model on the Hub: its config.json, and how many parameters it has."""
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
+    return {"model.path": 8.03e9}, {"model.path": tmp_path}
+
+
+def of_stage(found, stage):
+    (one,) = [each for each in found if each.text.startswith(f"memory for {stage}, ")]
+    return one
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus", "memory", "text", "level"),
+    [
+        # Above 85 % a smaller budget is taken; here the default one fits.
+        ({}, 8, 85e9, "16384 tokens at a time: ", OK),
+        ({}, 8, 52e9, "8192 tokens at a time: ", OK),
+        # Nothing but the longest pair, whose 4048 tokens are 1000 of the prompt and less than two responses.
+        ({}, 8, 36e9, "3096 tokens at a time: ", WARNING),
+        ({}, 8, 30e9, " tokens at a time: ", ERROR),
+        ({"dpo.batch_tokens": 60000}, 8, 85e9, "60000 tokens at a time: ", WARNING),
+        ({"dpo.batch_tokens": 100}, 8, 85e9, "3096 tokens at a time: ", OK),
+        ({"dpo.gradient_checkpointing": False, "dpo.batch_tokens": 16384}, 8, 85e9, "16384 tokens", WARNING),
+        ({"compute.zero_stage": 3}, 8, 85e9, "16384 tokens at a time: ", OK),
+        ({"compute.num_training_ranks": 2}, 0, 1000e9, "3096 tokens at a time: ", OK),
+    ],
+)
+def test_memory_of_dpo_counts_what_batches_take(machine, eight, settings, gpus, memory, text, level):
+    machine(gpus, memory)
+    cfg = changed({"dpo.max_length": 2048, "generate.max_new_tokens": 1048} | settings)
+    found = of_stage(memory_check.memory_of_stages(cfg, *eight), "dpo")
+    assert text in found.text
+    assert found.level is level
+
+
+def test_where_the_longest_pair_does_not_fit_every_way_out_is_named(machine, eight):
+    machine(8, 36e9)
+    cfg = changed({"dpo.max_length": 2048, "generate.max_new_tokens": 1048})
+    found = of_stage(memory_check.memory_of_stages(cfg, *eight), "dpo")
+    for way_out in ("offload_optimizer", "zero_stage=3", "lora.rank=32", "dpo.max_length", "ranks"):
+        assert way_out in found.way_out
+
+
+def test_memory_of_the_reference_counts_what_batches_take(machine, eight):
+    machine(1, 80e9)
+    found = of_stage(memory_check.memory_of_stages(Config(), *eight), "reference")
+    assert "16384 tokens at a time" in found.text and found.level is OK
+    machine(1, 17e9)
+    found = of_stage(memory_check.memory_of_stages(Config(), *eight), "reference")
+    assert "2048 tokens at a time" in found.text and found.level is WARNING
+
+
+@pytest.mark.parametrize(
+    ("settings", "tokens"),
+    [
+        ({}, 2 * 2048),
+        ({"generate.max_new_tokens": 500}, 1000 + 2 * 500),
+        ({"generate.max_new_tokens": 1500}, 548 + 2 * 1500),
+        ({"generate.max_new_tokens": 500, "generate.max_prompt_tokens": 100}, 100 + 2 * 500),
+        ({"generate.max_new_tokens": 500, "pair.data": "pairs.jsonl"}, 2 * 2048),
+    ],
+)
+def test_the_longest_pair_that_settings_allow(settings, tokens):
+    assert memory_check.longest_pair(changed(settings)) == tokens

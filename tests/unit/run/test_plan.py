@@ -13,7 +13,7 @@ from rlhf.config.schema import Config
 from rlhf.config.stage_configs import DpoStage, GenerateStage, PromptsStage
 from rlhf.data import shards
 from rlhf.data.digest import sealed, unsealed
-from rlhf.errors import RunChanged, UserError
+from rlhf.errors import RunChanged, SmallerBatches, UserError
 from rlhf.loop.judges import rule_config
 from rlhf.run.artifact import Artifact, open_artifact
 from rlhf.run.commit import commit, installed_versions
@@ -346,3 +346,60 @@ def test_differences_name_the_place():
 def test_plain_config_is_json():
     text = json.dumps(plain(Config()))
     assert '"strategy": "best_worst"' in text and '"dtype": "auto"' in text
+
+
+class ShortOfMemory(InProcess):
+    """Runs out of memory so many times before a stage comes to its end, each time with a shard more."""
+
+    def __init__(self, times):
+        super().__init__()
+        self.times = times
+        self.found = []
+
+    def launch(self, job, kind, shards):
+        self.found.append(job.compute.found_budget)
+        if self.times:
+            self.times -= 1
+            self.ran.append((job.name, shards))
+            raise SmallerBatches(f"memory ran out: going on with {self.times}")
+        outcome = super().launch(job, kind, shards)
+        outcome.metrics["budget"] = {"batch_tokens": 512, "device": "cpu", "ran_out": True}
+        return outcome
+
+
+class Listener:
+    def __init__(self):
+        self.said = []
+
+    def say(self, text):
+        self.said.append(text)
+
+    def begin(self, name):
+        pass
+
+    def end(self, name, seconds, figures):
+        pass
+
+
+def test_a_stage_that_finds_smaller_batches_is_started_again_and_said_each_time(tmp_path, prompts_file):
+    launcher, console = ShortOfMemory(2), Listener()
+    artifact = make(Run(tmp_path / "run", Config(), launcher, console), prompts_file)
+    assert len(launcher.ran) == 3 and artifact.counts["train"] == 36
+    assert console.said == [
+        "  ! prompts: memory ran out: going on with 1",
+        "  ! prompts: memory ran out: going on with 0",
+    ]
+
+
+def test_what_was_found_is_told_to_the_next_stage_of_its_name(tmp_path, prompts_file):
+    launcher = ShortOfMemory(0)
+    run = Run(tmp_path / "run", Config(), launcher)
+    make(run, prompts_file)
+    run.stage("prompts", "more", PromptsStage(5), {"prompts": source(prompts_file)})
+    # Also where the first was finished by another process.
+    again = Run(tmp_path / "run", Config(), launcher)
+    make(again, prompts_file)
+    again.stage("prompts", "third", PromptsStage(6), {"prompts": source(prompts_file)})
+    found = {"batch_tokens": 512, "device": "cpu", "ran_out": True}
+    assert launcher.found == [None, found, found]
+    assert open_artifact(tmp_path / "run" / "third").record["compute"]["found_budget"] == found
