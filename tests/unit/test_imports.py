@@ -33,9 +33,11 @@ TORCH_FREE_FILES = (
     "models/kinds.py",
     "models/heads.py",
     "models/context.py",
+    "models/shape.py",
     "models/template_files.py",
     "generation/request.py",
     "generation/vllm_args.py",
+    "training/memory_forecast.py",
 )
 
 
