@@ -232,8 +232,9 @@ def _step(machine: Machine, shape: Shape, texts: Texts, engines: Engines, at_onc
         peak *= engines.tensor_parallel
         bandwidth *= engines.tensor_parallel
     mean_context = texts.prompt_tokens + texts.response_tokens / 2
-    one_each = Texts(at_once, 1, 0, 1)
-    flops = forward_flops(shape, one_each, at_once)
+    # Attention's FLOPs are few beside the bytes of its cache.
+    per_token = 2 * (shape.layers * layer_parameters(shape) + shape.vocabulary * shape.hidden)
+    flops = at_once * per_token
     weights = shape.parameters * engines.bytes_each
     cache = at_once * mean_context * cache_bytes(shape, engines.bytes_each)
     floor = max(weights / bandwidth, flops / peak) + cache / bandwidth
