@@ -109,9 +109,14 @@ class Texts:
     def attended(self) -> float:
         """Over the tokens that are read, the sum of how many each looks at: itself and what is before it."""
         reads = 1 if self.shared else self.responses
-        of_prompts = reads * self.prompt_tokens * self.prompt_tokens / 2
-        context = self.prompt_tokens + self.response_tokens / 2
-        return self.prompts * (of_prompts + self.responses * self.response_tokens * context)
+        in_a_prompt = self.prompt_tokens**2 / 2
+        in_a_response = self.response_tokens * self.mean_context
+        return self.prompts * (reads * in_a_prompt + self.responses * in_a_response)
+
+    @property
+    def mean_context(self) -> float:
+        """Tokens that a response's token looks at, on average."""
+        return self.prompt_tokens + self.response_tokens / 2
 
 
 def forward_flops(shape: Shape, texts: Texts, head_tokens: float) -> float:
@@ -124,10 +129,11 @@ def forward_flops(shape: Shape, texts: Texts, head_tokens: float) -> float:
         texts: what it reads.
         head_tokens: for how many tokens the head over the vocabulary is computed; 0 for a scalar judge.
     """
-    layers = 2 * shape.layers * layer_parameters(shape) * texts.tokens
-    attention = 4 * shape.layers * shape.heads * shape.head_size * texts.attended
-    head = 2 * shape.vocabulary * shape.hidden * head_tokens
-    return layers + attention + head
+    of_a_layer = 2 * layer_parameters(shape) * texts.tokens
+    width = shape.heads * shape.head_size
+    attention = 4 * width * texts.attended
+    head = 2 * shape.vocabulary * shape.hidden
+    return shape.layers * (of_a_layer + attention) + head * head_tokens
 
 
 def training_flops(forward: float, gradient_checkpointing: bool, lora: bool = False) -> float:
@@ -191,9 +197,9 @@ def cache_bytes(shape: Shape, bytes_each: int) -> float:
 def sequences_at_once(shape: Shape, texts: Texts, engines: Engines) -> float:
     """Responses that one engine samples together, on average: as many as there are, fit, and are allowed."""
     there_are = texts.prompts * texts.responses / engines.workers
-    mean_context = texts.prompt_tokens + texts.response_tokens / 2
     room = engines.memory - shape.parameters * engines.bytes_each
-    fit = room / (mean_context * cache_bytes(shape, engines.bytes_each))
+    of_one = texts.mean_context * cache_bytes(shape, engines.bytes_each)
+    fit = room / of_one
     return max(1.0, min(there_are, fit, engines.most))
 
 
@@ -231,12 +237,11 @@ def _step(machine: Machine, shape: Shape, texts: Texts, engines: Engines, at_onc
     else:
         peak *= engines.tensor_parallel
         bandwidth *= engines.tensor_parallel
-    mean_context = texts.prompt_tokens + texts.response_tokens / 2
     # Attention's FLOPs are few beside the bytes of its cache.
     per_token = 2 * (shape.layers * layer_parameters(shape) + shape.vocabulary * shape.hidden)
     flops = at_once * per_token
     weights = shape.parameters * engines.bytes_each
-    cache = at_once * mean_context * cache_bytes(shape, engines.bytes_each)
+    cache = at_once * texts.mean_context * cache_bytes(shape, engines.bytes_each)
     floor = max(weights / bandwidth, flops / peak) + cache / bandwidth
     reached = CPU_SHARE if machine.is_cpu else READING_SHARE
     share = CPU_SHARE if machine.is_cpu else BANDWIDTH_SHARE

@@ -111,9 +111,9 @@ def named_machine(hardware: str) -> Machine:
     Raises:
         ConfigError: it is none of these, with those that there are.
     """
-    found = re.fullmatch(r"\s*(?:(\d+)\s*[x×]\s*)?(\S.*?)\s*", hardware, re.IGNORECASE)
-    count = int(found[1]) if found and found[1] else None
-    name = _known_name(found[2]) if found else None
+    match = re.fullmatch(r"\s*(?:(\d+)\s*[x×]\s*)?(\S.*?)\s*", hardware, re.IGNORECASE)
+    count = int(match[1]) if match and match[1] else None
+    name = _known_name(match[2]) if match else None
     if name is None:
         raise ConfigError(
             f"hardware={hardware}: no such hardware. Give a number and a name, such as 8xH100; there are "

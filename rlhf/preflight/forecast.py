@@ -212,7 +212,7 @@ def _scores(
         elif is_main and section.url is not None:
             yield costs.by_rule(stage, num_responses, "without the server's time")
         elif is_main and section.kind is JudgeKind.pairwise:
-            yield costs.score(stage, key, _comparisons(cfg, texts, against_initial))
+            yield costs.score(stage, key, _comparisons(cfg, texts, against_initial), in_pairs=True)
         else:
             yield costs.score(stage, key, texts)
     if len(rules) > 1:

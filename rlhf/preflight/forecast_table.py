@@ -21,16 +21,17 @@ def forecast_text(forecast: Forecast, price: float | None, title: str) -> str:
     """
     first = [stage for stage in forecast.stages if _iteration_of(stage) in (None, 0)]
     last_iteration = max((_iteration_of(stage) or 0 for stage in forecast.stages), default=0)
-    each = [stage for stage in forecast.stages if _iteration_of(stage) == last_iteration]
+    # The export is made once, of the best policy.
+    iteration = []
+    for stage in forecast.stages:
+        if _iteration_of(stage) == last_iteration and stage.label != "export":
+            iteration.append(stage)
     table = [_HEADS]
     for stage in first:
         table.append(_cells(forecast, price, stage.name, [stage]))
     table.append(_cells(forecast, price, "= before iteration 1", first))
-    for stage in each:
-        # Fewer rows: the export is made once, of the best policy.
-        if stage.label != "export":
-            table.append(_cells(forecast, price, f"  {stage.label}", [stage]))
-    iteration = [stage for stage in each if stage.label != "export"]
+    for stage in iteration:
+        table.append(_cells(forecast, price, f"  {stage.label}", [stage]))
     table.append(_cells(forecast, price, f"= iteration {last_iteration}", iteration))
     table.append(_cells(forecast, price, "= the whole run", forecast.stages))
     if price is None:
@@ -98,9 +99,11 @@ def _too_large(forecast: Forecast, stage: StageForecast) -> bool:
 
 
 def duration(seconds: float) -> str:
-    """In the unit that gives one to three digits before the point: `4.2 s`, `35 min`, `2.4 h`."""
+    """In the unit that reads best: `4.2 s`, `3.5 min`, `35 min`, `2.4 h`."""
     if seconds < 100:
         return f"{seconds:.1f} s"
+    if seconds < 600:
+        return f"{seconds / 60:.1f} min"
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"

@@ -113,9 +113,10 @@ def sampled_lengths(folder: Path) -> tuple[str, float, float] | None:
 
     None where there are none, or what is there cannot be read.
     """
-    found = [*folder.glob(f"iteration_*/generate/{MANIFEST}")]
-    found = found or [*folder.glob(f"iteration_*/held_out/generate/{MANIFEST}")]
-    for manifest in sorted(found, reverse=True):
+    manifests = [*folder.glob(f"iteration_*/generate/{MANIFEST}")]
+    if not manifests:
+        manifests = [*folder.glob(f"iteration_*/held_out/generate/{MANIFEST}")]
+    for manifest in sorted(manifests, reverse=True):
         try:
             counts = json.loads(manifest.read_bytes())["counts"]
             shard = pq.read_table(next(manifest.parent.glob("shard_*.parquet")), columns=["prompt_token_ids"])
@@ -144,13 +145,13 @@ def _prompt_tokens(cfg: Config, sampled: tuple[str, float, float] | None, length
     if any(path.startswith("@world/") for path in paths):
         lengths.assumed.append(f"{WORLD_PROMPT_TOKENS} tokens a prompt, as the quickstart's are")
         return WORLD_PROMPT_TOKENS
-    characters = []
+    characters: list[int] = []
     for path in paths:
         characters += _characters(
             "prompts.path", path, read_prompts, cfg.prompts.columns, _of_prompt, lengths
         )
     if not characters:
-        tokens = min(PROMPT_TOKENS, cfg.generate.max_prompt_tokens)
+        tokens: float = min(PROMPT_TOKENS, cfg.generate.max_prompt_tokens)
         lengths.assumed.append(f"{tokens} tokens a prompt (prompt_tokens=…): {', '.join(paths)} not measured")
         return tokens
     tokens = fmean(characters) / CHARACTERS_OF_A_TOKEN + TEMPLATE_TOKENS
@@ -197,7 +198,7 @@ def _rows(cfg: Config, key: str, path: str, lengths: Lengths) -> float:
     if number is not None:
         return number
     thousands = re.search(r"(\d+)k(?![a-z0-9])", path, re.IGNORECASE)
-    number = float(thousands[1]) * 1000 if thousands else ROWS
+    number = 1000.0 * int(thousands[1]) if thousands else float(ROWS)
     says = "by its name" if thousands else "not here, and its name says nothing"
     lengths.assumed.append(f"{number:,.0f} rows in {key}={path} ({says})")
     return number

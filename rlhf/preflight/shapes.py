@@ -13,7 +13,7 @@ from rlhf.preflight.capacity import approximate_size
 
 
 @dataclass(frozen=True)
-class Found:
+class KnownShape:
     """The shape of a model, and how it is known where it is not counted in a folder."""
 
     shape: Shape
@@ -81,7 +81,7 @@ WORLD_MODEL = _built(4, 128, 4, 4, 32, 352, 406, tied=True)
 WORLD_JUDGE = _built(6, 128, 4, 4, 32, 352, 406, tied=True)
 
 
-def shape_of(path: str, key: str, one_logit: bool = False) -> Found:
+def shape_of(path: str, key: str, one_logit: bool = False) -> KnownShape:
     """The shape of a model: counted in its folder, else as its name says.
 
     Args:
@@ -102,7 +102,7 @@ def shape_of(path: str, key: str, one_logit: bool = False) -> Found:
         if entry == known or re.search(rf"(?<![a-z0-9.]){pattern}(?![a-z0-9])", name):
             if one_logit:
                 shape = _without_head(shape)
-            return Found(shape, f"{key}={path}: shape of {entry} ({_billions(shape.parameters)})")
+            return KnownShape(shape, f"{key}={path}: shape of {entry} ({_billions(shape.parameters)})")
     size = approximate_size(path)
     if not size:
         raise ConfigError(
@@ -119,7 +119,7 @@ def _without_head(shape: Shape) -> Shape:
     return replace(shape, parameters=body + shape.vocabulary * shape.hidden)
 
 
-def _in_folder(folder: Path, path: str, key: str) -> Found:
+def _in_folder(folder: Path, path: str, key: str) -> KnownShape:
     """As config.json and the headers of the weights say."""
     size = approximate_size(path)
     if not size:
@@ -130,15 +130,15 @@ def _in_folder(folder: Path, path: str, key: str) -> Found:
     shape = read_shape(folder, size)
     if shape is None:
         return _of_size(size, f"{key}={path}")
-    return Found(shape, "" if has_weights(folder) else f"{key}={path}: {_billions(size)}, by its name")
+    return KnownShape(shape, "" if has_weights(folder) else f"{key}={path}: {_billions(size)}, by its name")
 
 
-def _of_size(size: float, what: str) -> Found:
+def _of_size(size: float, what: str) -> KnownShape:
     """The shape of the most similar model of the table, with as many layers as make it so large."""
     nearest = min(_TABLE, key=lambda entry: abs(_TABLE[entry][1].parameters - size))
     shape = _TABLE[nearest][1]
     layers = max(1, round(shape.layers * size / shape.parameters))
-    return Found(
+    return KnownShape(
         replace(shape, parameters=size, layers=layers), f"{what}: {_billions(size)}, built like {nearest}"
     )
 

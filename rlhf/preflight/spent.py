@@ -59,12 +59,12 @@ def by_kind(seconds: Mapping[str, float]) -> dict[str, float]:
 
 
 def _text(planned: Mapping[str, float], spent: Mapping[str, float]) -> str:
-    """Both sums, and both of every kind that takes a hundredth of either."""
+    """Both sums, and both of every kind that takes a twentieth of either."""
     all_planned, all_spent = sum(planned.values()), sum(spent.values())
     parts = []
     for kind in dict.fromkeys([*planned, *spent]):
         pair = planned.get(kind, 0.0), spent.get(kind, 0.0)
-        if pair[0] > all_planned / 100 or pair[1] > all_spent / 100:
+        if pair[0] > all_planned / 20 or pair[1] > all_spent / 20:
             parts.append(f"{kind} {duration(pair[0])} / {duration(pair[1])}")
     return (
         f"time          about {duration(all_planned)} planned / {duration(all_spent)} spent on its stages: "

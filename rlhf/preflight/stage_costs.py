@@ -96,14 +96,14 @@ class StageCosts:
             shape = WORLD_MODEL if is_policy else WORLD_JUDGE
             return shape, 2 if dtype == "bfloat16" else FP32
         one_logit = not is_policy and self._cfg.reward_model.kind is JudgeKind.scalar
-        found = shape_of(path, key, one_logit)
-        if found.assumed:
-            self._lengths.assumed.append(found.assumed)
+        known = shape_of(path, key, one_logit)
+        if known.assumed:
+            self._lengths.assumed.append(known.assumed)
         folder = resolved(path, key)
         if has_weights(folder):
             dtype = saved_dtype(folder, dtype)
         # 16 bits where nothing tells, as published models have.
-        return found.shape, FP32 if dtype == "float32" else 2
+        return known.shape, FP32 if dtype == "float32" else 2
 
     def texts(self, prompts: float, responses: float) -> Texts:
         """So many prompts with so many responses each, of mean length."""
@@ -161,12 +161,23 @@ class StageCosts:
             disk=costs.TOKEN_BYTES * texts.of_responses,
         )
 
-    def score(self, name: str, key: str, texts: Texts) -> StageForecast:
-        """What the judge of a config key reads."""
+    def score(self, name: str, key: str, texts: Texts, in_pairs: bool = False) -> StageForecast:
+        """What the judge of a config key reads; `in_pairs` is a pairwise one, which vLLM does not have."""
+        engine = self._cfg.score.engine
+        by_transformers = self._scored(name, key, texts, by_vllm=False)
+        if engine is Engine.transformers or in_pairs:
+            return by_transformers
+        by_vllm = self._scored(name, key, texts, by_vllm=True)
+        # On a CPU `auto` leaves little work to transformers, which start faster.
+        is_open = engine is Engine.auto and self._machine.is_cpu
+        if is_open and by_transformers.time.planned < by_vllm.time.planned:
+            return by_transformers
+        return by_vllm
+
+    def _scored(self, name: str, key: str, texts: Texts, by_vllm: bool) -> StageForecast:
         section = self._cfg.score
         machine = self._machine
         shape, bytes_each = self._shapes[key], self._bytes_each[key]
-        by_vllm = section.engine is not Engine.transformers
         # vLLM keeps a prompt for its n responses; transformers reads it n times.
         texts = replace(texts, shared=by_vllm)
         tensor_parallel = section.tensor_parallel_size if by_vllm and not machine.is_cpu else 1
@@ -202,7 +213,7 @@ class StageCosts:
     def world(self, name: str) -> StageForecast:
         """Pre-training of the quickstart's base, which is what its world takes."""
         steps = self._cfg.world.base_steps
-        texts = Texts(steps * _WORLD_BATCH, 1, 0, self._lengths.prompt_tokens + self._lengths.response_tokens)
+        texts = self.texts(steps * _WORLD_BATCH, 1)
         forward = costs.forward_flops(WORLD_MODEL, texts, texts.tokens)
         flops = costs.training_flops(forward, gradient_checkpointing=False)
         time = costs.starting(self._machine, "training") + Time(steps * costs.TRAINING_STEP_SECONDS)
@@ -238,9 +249,11 @@ class StageCosts:
     def dpo(self, name: str, pairs: Texts) -> StageForecast:
         """DPO on pairs, whose prompt is read once."""
         section = self._cfg.dpo
-        how = self._how(self._bytes_each["model.path"], section.batch_tokens, 2 * section.max_length)
+        bytes_each = self._bytes_each["model.path"]
+        how = self._how(bytes_each, section.batch_tokens, longest=2 * section.max_length)
         how = replace(how, lora_rank=section.lora.rank)
-        return self._training(name, "model.path", section, pairs, pairs.prompts, pairs.of_responses, how)
+        head_tokens = pairs.of_responses
+        return self._training(name, "model.path", section, pairs, pairs.prompts, head_tokens, how)
 
     def _training(
         self,

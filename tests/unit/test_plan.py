@@ -74,7 +74,7 @@ def test_good_prompts_are_measured(tmp_path, monkeypatch, capsys):
 
 def test_gpus_of_a_named_machine_are_not_held_against_those_here(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-        settings = "compute={num_gpus:4,num_training_ranks:4,num_inference_workers:4}"
+    settings = "compute={num_gpus:4,num_training_ranks:4,num_inference_workers:4}"
     fit = []
     monkeypatch.setattr(line, "lower_to_gpus", lambda *asked: fit.append(asked) or [])
     assert run_here(monkeypatch, f"{LARGE}{settings}") == 0

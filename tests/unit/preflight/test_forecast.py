@@ -83,6 +83,18 @@ def test_time_follows_the_settings():
     assert seconds(config(score__engine=Engine.vllm), score, prompt_tokens=2000) < 0.6 * seconds(
         base, score, prompt_tokens=2000
     )
+    assert seconds(config(score__engine=Engine.auto), score) == seconds(
+        config(score__engine=Engine.vllm), score
+    )
+    cpu = named_machine("2xcpu")
+    few = {"score__engine": Engine.auto, "prompts__num_per_iteration": 2, "model__path": "a/x-0.1B"}
+    few |= {"reward_model__path": "a/x-0.001B", "prompts__num_held_out": 2}
+    by_transformers = seconds(config(**few | {"score__engine": Engine.transformers}), score, cpu)
+    assert seconds(config(**few), score, cpu) == by_transformers, "a start is more than so little work"
+    many = few | {"prompts__num_per_iteration": 20_000}
+    assert seconds(config(**many), score, cpu) < seconds(
+        config(**many | {"score__engine": Engine.transformers}), score, cpu
+    )
     pairwise = config(reward_model__kind=JudgeKind.pairwise, score__opponents=3)
     assert stages(pairwise)[score].tokens_in == 20_000 * 24 * (200 + 2 * 550)
     assert stages(pairwise)["iteration_001/held_out/score"].tokens_in == 256 * 2 * 4 * 4 * 1300
@@ -171,7 +183,15 @@ def test_money_is_for_all_gpus_while_a_stage_runs():
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0.0 s"), (4.21, "4.2 s"), (99.9, "99.9 s"), (120, "2 min"), (5399, "90 min"), (5400, "1.5 h")],
+    [
+        (0, "0.0 s"),
+        (4.21, "4.2 s"),
+        (99.9, "99.9 s"),
+        (120, "2.0 min"),
+        (600, "10 min"),
+        (5399, "90 min"),
+        (5400, "1.5 h"),
+    ],
 )
 def test_durations_read_well(value, text):
     assert duration(value) == text

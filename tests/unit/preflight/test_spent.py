@@ -38,7 +38,7 @@ def test_both_are_said_and_written(tmp_path, monkeypatch):
     said, summary = told(tmp_path, monkeypatch, Config(num_iterations=2))
     assert said[0].startswith("time          about 2.1 h planned / 16 min spent on its stages: ")
     assert "dpo 65 min / 15 min" in said[0] and "generate 32 min / 30.0 s" in said[0]
-    assert "pair" not in said[0], "what takes no hundredth of either is in the sums alone"
+    assert "pair" not in said[0], "what takes no twentieth of either is in the sums alone"
     assert "planned for 8 × H100 (each 989 TFLOP/s" in said[1]
     assert "200 tokens a prompt and 550 a response; python -m rlhf.plan run_dir=" in said[1]
     assert summary["spent_seconds"] == {"prompts": 1.0, "held_out": 2.0, "generate": 30.0, "dpo": 900.5}
