@@ -86,7 +86,10 @@ def with_spent(forecast: Forecast, spent: Mapping[str, float]) -> Forecast:
         elif stage.label in seconds_of:
             stage = replace(stage, time=replace(stage.time, planned=fmean(seconds_of[stage.label])))
         stages.append(stage)
-    return replace(forecast, stages=stages)
+    measured = list(forecast.lengths.measured)
+    if seconds_of:
+        measured.append("time of finished stages; in iterations to come the same stages have their mean")
+    return replace(forecast, stages=stages, lengths=replace(forecast.lengths, measured=measured))
 
 
 def spent_in(folder: Path) -> dict[str, float]:

@@ -34,6 +34,9 @@ def forecast_text(forecast: Forecast, price: float | None, title: str) -> str:
         table.append(_cells(forecast, price, f"  {stage.label}", [stage]))
     table.append(_cells(forecast, price, f"= iteration {last_iteration}", iteration))
     table.append(_cells(forecast, price, "= the whole run", forecast.stages))
+    left = [stage for stage in forecast.stages if not stage.spent]
+    if len(left) < len(forecast.stages):
+        table.append(_cells(forecast, price, "= of it left to do", left))
     if price is None:
         table = [row[:-1] for row in table]
     lines = [f"{title} on {forecast.machine}", "", *_aligned(table), ""]

@@ -152,6 +152,11 @@ def test_what_was_spent_takes_the_place_of_what_was_planned(tmp_path):
     assert known["iteration_001/dpo"].time.floor == before["iteration_001/dpo"].time.floor
     text = forecast_text(with_spent(plan, {"prompts": 4.0}), 2.0, "x")
     assert "4.0 s spent" in text and "money" in text
+    assert "measured: time of finished stages" in text
+    left = sum(stage.time.planned for stage in plan.stages if stage.name != "prompts")
+    (line,) = [line for line in text.splitlines() if line.startswith("= of it left to do")]
+    assert duration(left) in line
+    assert "left" not in forecast_text(with_spent(plan, {}), None, "x")
 
 
 def test_seconds_of_a_run_folder(tmp_path):
