@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from rlhf.preflight.forecast import Forecast
 from rlhf.preflight.stage_costs import StageForecast
 
+_TOO_LONG = 7 * 86400.0
+"""Seconds: a run on a CPU that hardly anybody means."""
 _HEADS = ["", "tokens in", "tokens out", "memory", "floor", "time", "GPU hours", "disk", "money"]
 
 
@@ -88,6 +90,8 @@ def _remarks(forecast: Forecast) -> list[str]:
             notes.setdefault(stage.note, []).append(stage.label)
     for note, labels in notes.items():
         lines.append(f"{', '.join(dict.fromkeys(labels))}: {note}")
+    if forecast.machine.is_cpu and forecast.seconds > _TOO_LONG:
+        lines.append("This is without a GPU; hardware=8xH100 plans for a machine that has some.")
     lines.append("disk: what stays, and the checkpoints of one training while it goes on")
     for label in dict.fromkeys(stage.label for stage in forecast.stages if _too_large(forecast, stage)):
         lines.append(
@@ -102,14 +106,16 @@ def _too_large(forecast: Forecast, stage: StageForecast) -> bool:
 
 
 def duration(seconds: float) -> str:
-    """In the unit that reads best: `4.2 s`, `3.5 min`, `35 min`, `2.4 h`."""
+    """In the unit that reads best: `4.2 s`, `3.5 min`, `35 min`, `2.4 h`, `12 days`."""
     if seconds < 100:
         return f"{seconds:.1f} s"
     if seconds < 600:
         return f"{seconds / 60:.1f} min"
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+    if seconds < 100 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:,.0f} days"
 
 
 def _count(number: float) -> str:

@@ -186,6 +186,13 @@ def test_money_is_for_all_gpus_while_a_stage_runs():
     assert line.split()[-1] == f"{2 * hours:.2f}", "GPUs that a stage does not use are paid for"
 
 
+def test_a_run_that_takes_weeks_without_a_gpu_is_told_of_others():
+    assert "hardware=8xH100 plans for" in forecast_text(
+        forecast_of(config(), named_machine("2xcpu")), None, "x"
+    )
+    assert "hardware=8xH100 plans for" not in forecast_text(forecast_of(config(), H100S), None, "x")
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [
@@ -196,6 +203,8 @@ def test_money_is_for_all_gpus_while_a_stage_runs():
         (600, "10 min"),
         (5399, "90 min"),
         (5400, "1.5 h"),
+        (359_999, "100.0 h"),
+        (86_400_000, "1,000 days"),
     ],
 )
 def test_durations_read_well(value, text):
