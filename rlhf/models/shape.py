@@ -13,10 +13,16 @@ _LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 _HEADS = ("num_attention_heads", "n_head", "num_heads")
 _INTERMEDIATE = ("intermediate_size", "n_inner", "ffn_dim")
 
+CHANGES_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+"""In the config of models that do something to the head's logits before they give them: capping, scaling."""
+
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder: so many layers of attention and a feed-forward network, between embedding and head."""
+    """A decoder: so many layers of attention and a feed-forward network, between embedding and head.
+
+    `changes_logits` says that what the model gives is not the head's own (`CHANGES_LOGITS`).
+    """
 
     parameters: float
     layers: int
@@ -26,6 +32,7 @@ class Shape:
     key_value_heads: int
     head_size: int
     vocabulary: int
+    changes_logits: bool = False
 
 
 def read_shape(folder: str | Path, parameters: float) -> Shape | None:
@@ -55,6 +62,7 @@ def read_shape(folder: str | Path, parameters: float) -> Shape | None:
             key_value_heads=_number(config, ("num_key_value_heads",)) or heads,
             head_size=_number(config, ("head_dim",)) or hidden // heads,
             vocabulary=vocabulary,
+            changes_logits=any(config.get(name) not in (None, 1.0) for name in CHANGES_LOGITS),
         )
     return None
 

@@ -18,11 +18,8 @@ from rlhf.preflight.costs import FP32, Engines, Texts, Time
 from rlhf.preflight.devices import Machine
 from rlhf.preflight.lengths import Lengths
 from rlhf.preflight.shapes import WORLD_JUDGE, WORLD_MODEL, shape_of
-from rlhf.training.memory_forecast import HowTrained, dpo_memory, reference_memory
+from rlhf.training.memory_forecast import HowTrained, default_tokens, dpo_memory, reference_memory
 
-_PASS_TOKENS = 16384
-"""Of one pass of DPO and its reference on a GPU, where the config leaves it open."""
-_PASS_TOKENS_CPU = 2048
 _WORLD_BATCH = 16
 """Conversations of a step of pre-training in the quickstart's world."""
 _FEWEST_PROMPTS = 8
@@ -308,7 +305,7 @@ class StageCosts:
     def _how(self, bytes_each: int, batch_tokens: int | None, longest: int) -> HowTrained:
         compute = self._cfg.compute
         if batch_tokens is None:
-            batch_tokens = _PASS_TOKENS_CPU if self._machine.is_cpu else _PASS_TOKENS
+            batch_tokens = default_tokens(on_gpu=not self._machine.is_cpu)
         return HowTrained(
             bytes_per_weight=bytes_each,
             batch_tokens=batch_tokens,

@@ -5,6 +5,8 @@ docs/checks.md has what they forecast beside what was measured.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from rlhf.models.shape import Shape
@@ -14,14 +16,23 @@ FP32 = 4
 KEPT_LOGITS = 2**28
 """Bytes of logits that are kept from the forward pass to the backward pass; where they would take more, the
 head is computed again in the backward pass, in chunks (`rlhf.training.target_head`)."""
-CHUNK_OF_LOGITS = 2**26
-"""Bytes of logits that are in fp32 at a time."""
+CPU_TOKENS = 2048
+"""Budget of a pass on a CPU: twice as many gain nothing, half of them cost nothing but time. Measured."""
+GPU_TOKENS = 16384
+_USED = 0.85
+"""Share of the free memory that a forecast may fill: it may be wrong by as much as is left."""
+_CHUNK = 2**24
+_ROWS_ON_A_GPU = 512
+_COPIES_OF_CHANGED_LOGITS = 3
+"""Capping divides, takes the tanh and multiplies; all three are kept for the backward pass."""
+_RETURNED_AT_ONCE = 2**25
+"""Bytes of an allocation from which on glibc asks the kernel for it alone (`DEFAULT_MMAP_THRESHOLD_MAX`)."""
 LARGEST_BUCKET = 500_000_000
 """Numbers in a bucket of DeepSpeed's at most (`rlhf.training.deepspeed`)."""
 LARGEST_GATHERED = 1_000_000_000
 """Weights that DeepSpeed keeps whole under ZeRO-3 at most (`stage3_max_live_parameters`)."""
-BASE_ON_A_CPU = 0.55e9
-"""Of a process with torch, transformers and DeepSpeed loaded and no model: measured, see docs/checks.md."""
+BASE_ON_A_CPU = 0.7e9
+"""Of a process with the heavy imports done and no model. Measured: 0.53 GB without vLLM's, 0.74 GB with."""
 BASE_ON_A_GPU = 1.0e9
 """On the device: CUDA's context with the kernels of torch, cuBLAS and NCCL. An estimate."""
 
@@ -30,8 +41,8 @@ BASE_ON_A_GPU = 1.0e9
 class HowTrained:
     """What decides, beside the model's shape, what a rank holds.
 
-    `bytes_per_weight` are those of the dtype computed in, 2 or 4; `batch_tokens` the budget of a pass, which a
-    pair of `longest_pair` tokens (prompt and both responses) may exceed by itself. `ranks` train together.
+    `bytes_per_weight` are those of the dtype computed in, 2 or 4; `batch_tokens` the budget of a pass, which
+    a pair of `longest_pair` tokens (prompt and both responses) may exceed by itself. `ranks` train together.
     """
 
     bytes_per_weight: int
@@ -54,9 +65,9 @@ class HowTrained:
 class Memory:
     """Bytes of one process on its device, by what they are for.
 
-    `weights`, `gradients` and `adam` are held all the time. Of `activations` with `logits`, while a pass is under
-    way, and `step`, the temporaries of the optimizer's step, there is only one at a time. `buffers` are those of
-    communication between ranks.
+    `weights`, `gradients` and `adam` are held all the time. Of the others there is either what a pass takes,
+    `activations`, `logits` and the `buffers` of communication, or `step`, what the optimizer's step does,
+    beside the `fragments` that a pass has left and that cannot be used for it.
     """
 
     base: float
@@ -67,6 +78,7 @@ class Memory:
     activations: float
     logits: float
     step: float
+    fragments: float = 0.0
 
     @property
     def held(self) -> float:
@@ -76,7 +88,36 @@ class Memory:
     @property
     def peak(self) -> float:
         """The most that is held at once."""
-        return self.held + max(self.buffers + self.activations + self.logits, self.step)
+        in_a_pass = self.buffers + self.activations + self.logits
+        return self.held + max(in_a_pass, self.step + self.fragments)
+
+
+def default_tokens(on_gpu: bool) -> int:
+    """The budget of a pass that suits a device, where its memory allows it."""
+    return GPU_TOKENS if on_gpu else CPU_TOKENS
+
+
+def fitting(tokens: int, smallest: int, forecast: Callable[[int], Memory], free: float) -> int:
+    """The most of `tokens`, half of them, a quarter, … that fit in so many free bytes.
+
+    Not below `smallest`: a forecast refuses nothing, and what is left may still fit.
+    """
+    while tokens > smallest:
+        memory = forecast(tokens)
+        # What the process holds without a model is no longer free.
+        if memory.peak - memory.base <= _USED * free:
+            break
+        tokens = max(tokens // 2, smallest)
+    return tokens
+
+
+def rows_of_chunk(vocabulary: int, on_gpu: bool) -> int:
+    """Rows of logits that are in fp32 at a time: 64 MiB of them.
+
+    On a GPU not fewer than it takes to keep it busy while it reads the head's weight.
+    """
+    least = _ROWS_ON_A_GPU if on_gpu else 1
+    return max(least, _CHUNK // vocabulary)
 
 
 def dpo_memory(shape: Shape, how: HowTrained) -> Memory:
@@ -88,8 +129,8 @@ def dpo_memory(shape: Shape, how: HowTrained) -> Memory:
     if how.offload_optimizer and how.on_gpu:
         gradients = 0
         adam = 0
-    # Flattened gradients, and Adam's square roots: torch makes them twice on a CPU, where it has no kernel that
-    # takes the whole list.
+    # Flattened gradients, and Adam's square roots: torch makes them twice on a CPU, where it has no kernel
+    # that takes the whole list.
     num_roots = 1 if how.on_gpu else 2
     return Memory(
         base=BASE_ON_A_GPU if how.on_gpu else BASE_ON_A_CPU,
@@ -97,9 +138,10 @@ def dpo_memory(shape: Shape, how: HowTrained) -> Memory:
         gradients=gradients,
         adam=adam,
         buffers=_buffers(shape, how, trained),
-        activations=how.tokens * _activations_of_a_token(shape, how),
+        activations=_activations(shape, how),
         logits=_logits(shape, how),
         step=(1 + num_roots) * gradients,
+        fragments=_fragments(shape, how),
     )
 
 
@@ -115,7 +157,7 @@ def reference_memory(shape: Shape, how: HowTrained) -> Memory:
         adam=0,
         buffers=buffers,
         activations=how.tokens * _working(shape, how),
-        logits=3 * CHUNK_OF_LOGITS,
+        logits=_logits_without_gradient(shape, how),
         step=0,
     )
 
@@ -128,9 +170,10 @@ def trained_parameters(shape: Shape, how: HowTrained) -> float:
     queries = shape.heads * shape.head_size
     keys = shape.key_value_heads * shape.head_size
     # Of each layer's matrices: inputs plus outputs.
-    attention = 2 * (shape.hidden + queries) + 2 * (shape.hidden + keys)
-    feed_forward = 3 * (shape.hidden + shape.intermediate)
-    return rank * shape.layers * (attention + feed_forward)
+    of_attention = 4 * shape.hidden + 2 * queries + 2 * keys
+    of_feed_forward = 3 * shape.hidden + 3 * shape.intermediate
+    in_a_layer = of_attention + of_feed_forward
+    return rank * shape.layers * in_a_layer
 
 
 def _bytes_of_weights(shape: Shape, how: HowTrained) -> float:
@@ -146,8 +189,6 @@ def _buffers(shape: Shape, how: HowTrained, trained: float) -> float:
     bucket = how.bytes_per_weight * min(trained, LARGEST_BUCKET)
     if how.on_gpu:
         bucket *= 2  # one is filled while the other is sent
-    # What a pass adds to the sum of the passes before it.
-    bucket += FP32 * trained / how.ranks
     if how.zero_stage == 3 and how.ranks > 1:
         bucket += _gathered(shape, how)
     return bucket
@@ -158,25 +199,53 @@ def _gathered(shape: Shape, how: HowTrained) -> float:
     return how.bytes_per_weight * min(shape.parameters, LARGEST_GATHERED)
 
 
-def _activations_of_a_token(shape: Shape, how: HowTrained) -> float:
-    """What a forward pass keeps for the backward pass, and that one works with."""
-    kept = shape.layers * _kept_in_a_layer(shape, how)
-    if how.gradient_checkpointing:
-        # The input of each layer, and one layer that is computed again.
-        kept = how.bytes_per_weight * shape.layers * shape.hidden + _kept_in_a_layer(shape, how)
-    return kept + _working(shape, how)
+def _activations(shape: Shape, how: HowTrained) -> float:
+    """What a forward pass keeps for the backward pass, and what that one works with."""
+    working = how.tokens * _working(shape, how)
+    in_a_layer = how.tokens * _kept_in_a_layer(shape, how).total()
+    if not how.gradient_checkpointing:
+        return shape.layers * in_a_layer + working
+    # The input of each layer, and one layer that is computed again.
+    inputs = shape.layers * how.tokens * shape.hidden
+    inputs *= how.bytes_per_weight
+    fragments = _fragments(shape, how)
+    return inputs + in_a_layer + working + fragments
 
 
-def _kept_in_a_layer(shape: Shape, how: HowTrained) -> float:
-    """Bytes a token of a layer as Llama, Qwen, Mistral and Gemma have it."""
+def _fragments(shape: Shape, how: HowTrained) -> float:
+    """What the C library keeps of tensors that were given back; larger ones it returns at once.
+
+    Measured: without checkpointing all that the layers have kept. With it three tensors of the feed-forward
+    network's size in each layer: the next layer's input, which stays, is cut out of where they were, so that
+    those of the next layer find no place there.
+    """
+    if how.on_gpu:
+        return 0.0
+    total = 0.0
+    for width, bytes_of_a_token in _kept_in_a_layer(shape, how).items():
+        if how.bytes_per_weight * how.tokens * width >= _RETURNED_AT_ONCE:
+            continue
+        if not how.gradient_checkpointing:
+            total += how.tokens * shape.layers * bytes_of_a_token
+        elif width == shape.intermediate:
+            total += 3 * how.bytes_per_weight * how.tokens * shape.layers * width
+    return total
+
+
+def _kept_in_a_layer(shape: Shape, how: HowTrained) -> Counter[int]:
+    """Bytes a token of a layer as Llama, Qwen, Mistral and Gemma have it, by the width of the tensors."""
     each = how.bytes_per_weight
+    kept: Counter[int] = Counter()
     # Two norms: each keeps its input in fp32, that over its length, and its output.
-    norms = 2 * (FP32 + 2 * each) * shape.hidden
+    width = shape.hidden
+    kept[width] += 2 * (FP32 + 2 * each) * width
     # Queries, keys and values for each head, and the output as it comes and as the next layer takes it.
-    attention = 5 * each * shape.heads * shape.head_size
+    width = shape.heads * shape.head_size
+    kept[width] += 5 * each * width
     # Gate, its activation, the other branch, and their product.
-    feed_forward = 4 * each * shape.intermediate
-    return norms + attention + feed_forward
+    width = shape.intermediate
+    kept[width] += 4 * each * width
+    return kept
 
 
 def _working(shape: Shape, how: HowTrained) -> float:
@@ -186,13 +255,34 @@ def _working(shape: Shape, how: HowTrained) -> float:
 
 def _logits(shape: Shape, how: HowTrained) -> float:
     """Of the head: logits that are kept, chunks in fp32, and the gradient of the head's weight."""
-    kept = how.bytes_per_weight * how.tokens * shape.vocabulary
-    chunks = 2 * CHUNK_OF_LOGITS
+    each = how.bytes_per_weight
+    kept = _kept_logits(shape, how)
+    if shape.changes_logits:
+        kept *= _COPIES_OF_CHANGED_LOGITS
+    # Kept logits in fp32 are worked on where they lie; of others there is a wider copy too.
+    num_chunks = 1 if kept and each == FP32 else 2
+    chunks = num_chunks * _chunk(shape, how)
     head = 0.0
     if not how.lora_rank:
-        head = how.bytes_per_weight * shape.vocabulary * shape.hidden
-    if kept > KEPT_LOGITS:
-        kept = 0.0
-        chunks = 3 * CHUNK_OF_LOGITS
-        head *= FP32 / how.bytes_per_weight  # the chunks' gradients add up in fp32
+        head = each * shape.vocabulary * shape.hidden
+        # Of logits that are not kept, the gradients of the chunks add up in fp32.
+        if not kept and each < FP32:
+            head += FP32 * shape.vocabulary * shape.hidden
     return kept + chunks + head
+
+
+def _logits_without_gradient(shape: Shape, how: HowTrained) -> float:
+    return _kept_logits(shape, how) + 2 * _chunk(shape, how)
+
+
+def _kept_logits(shape: Shape, how: HowTrained) -> float:
+    """Bytes of the logits that a model gives; 0 where its head gives log-probabilities in their place."""
+    kept = float(how.bytes_per_weight * how.tokens * shape.vocabulary)
+    if kept > KEPT_LOGITS and not shape.changes_logits:
+        return 0.0
+    return kept
+
+
+def _chunk(shape: Shape, how: HowTrained) -> float:
+    rows = min(how.tokens, rows_of_chunk(shape.vocabulary, how.on_gpu))
+    return float(FP32 * rows * shape.vocabulary)
