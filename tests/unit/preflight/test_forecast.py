@@ -17,8 +17,9 @@ H100S = named_machine("8xH100")
 
 
 def config(**settings):
-    """The article's, with some values by dotted key."""
+    """The article's, with some values by dotted key; whatever the default, transformers score."""
     cfg = Config()
+    cfg.score.engine = Engine.transformers
     cfg.model.dtype = cfg.model.dtype.bfloat16
     cfg.reward_model.dtype = cfg.model.dtype
     for key, value in settings.items():
