@@ -22,6 +22,7 @@ from rlhf.loop.prompt_sets import prompt_sets
 from rlhf.loop.step import iteration_step, policy_dtype
 from rlhf.preflight.capacity import check_capacity
 from rlhf.preflight.look import require
+from rlhf.preflight.spent import tell_planned_and_spent
 from rlhf.run import sources
 from rlhf.run.artifact import Artifact
 from rlhf.run.console import Console, show
@@ -108,6 +109,8 @@ def execute(cfg: Config, only: str | None = None) -> None:
         run = Run(folder, cfg, launcher, only=only, until=until, console=console, elsewhere=elsewhere)
         try:
             iterate(cfg, run)
+            seconds = {name: artifact.record.get("seconds", 0) for name, artifact in run.made.items()}
+            tell_planned_and_spent(cfg, folder, seconds, console.say)
         except AloneDone:
             if only is None:
                 console.say(

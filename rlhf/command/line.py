@@ -149,6 +149,8 @@ def fit_to_machine(config: Any, arguments: Collection[str]) -> None:
         config: of a run or a tool; its section `compute` is changed in place.
         arguments: what a person typed, such as `compute.num_gpus=2`. That is never lowered.
     """
+    if getattr(config, "hardware", None) is not None:
+        return  # planned for another machine (`rlhf.plan`)
     sizes = [1]
     for section in ("generate", "score"):
         if hasattr(config, section):

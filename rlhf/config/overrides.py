@@ -58,6 +58,11 @@ def iterate_command(folder: Path) -> str:
     return pasted("python", "-m", "rlhf.iterate", override("run_dir", str(folder)))
 
 
+def plan_command(folder: Path) -> str:
+    """The command that plans a run, or the rest of it, by the settings that it holds."""
+    return pasted("python", "-m", "rlhf.plan", override("run_dir", str(folder)))
+
+
 def _value(value: Any) -> str:
     if value is None:
         return "null"

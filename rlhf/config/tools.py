@@ -9,6 +9,7 @@ from typing import Any, Optional
 from omegaconf import MISSING
 
 from rlhf.config.choices import Dtype, Engine, JudgeKind, SpecialTokens
+from rlhf.config.fields import NOT_NEGATIVE, setting
 from rlhf.config.schema import ComputeConfig, Config, GenerateConfig, ModelConfig, PairConfig, ScoreConfig
 from rlhf.config.training import RewardModelConfig
 
@@ -177,3 +178,20 @@ class CheckConfig(Config):
 
     json: bool = False
     """Print one JSON document in place of a table."""
+
+
+@dataclass
+class PlanConfig(Config):
+    """`python -m rlhf.plan`: a run's config, and what to plan it for."""
+
+    # Nothing that a run is made of: such a command goes on with the settings that a run folder holds.
+
+    hardware: Optional[str] = setting(None, compared=False)
+    """`8xH100`, `cpu` (the cores here), `16xcpu`; null is this machine. rlhf/preflight/devices.py has the
+    GPUs."""
+    price: Optional[float] = setting(None, within=NOT_NEGATIVE, compared=False)
+    """Of a GPU hour, in your currency (of a CPU, of the machine's hour); null shows no money."""
+    prompt_tokens: Optional[float] = setting(None, compared=False)
+    """Mean length of a prompt; null measures the prompts file or the run's samples, or assumes."""
+    response_tokens: Optional[float] = setting(None, compared=False)
+    """Mean length of a response; null measures the run's samples, or assumes."""

@@ -37,6 +37,7 @@ SCHEMAS: dict[str, tuple[str, str, Any]] = {
     "rewardbench": ("rewardbench", "tool", tools_config.RewardBenchTool),
     "bestofn": ("bestofn", "tool", tools_config.BestOfNTool),
     "check": ("check", "iterate", tools_config.CheckConfig),
+    "plan": ("plan", "iterate", tools_config.PlanConfig),
 }
 Content = bytes | str | list[Any] | dict[str, Any]
 """Bytes and text as they are; rows as JSON lines, an object as JSON."""

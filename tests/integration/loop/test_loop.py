@@ -110,7 +110,10 @@ def test_the_run_says_what_came_out_and_where_it_lies(finished):
         assert part in said
     assert "⚠ score.max_tokens=1000" in said.split("✓")[0], "what is odd is said before the first stage, once"
     assert said.count("score.max_tokens=1000") == 1
-    iterations = json.loads((run / "summary.json").read_text())["iterations"]
+    summary = json.loads((run / "summary.json").read_text())
+    assert "planned / " in said and "spent on its stages: " in said
+    assert summary["spent_seconds"]["dpo"] > 0 and summary["planned_seconds"]["dpo"] > 0
+    iterations = summary["iterations"]
     assert [row["iteration"] for row in iterations] == [0, 1]
     assert iterations[0]["win_rate"] is None and iterations[0]["kl"] == 0.0
     assert (

@@ -98,13 +98,16 @@ def test_debug_shows_the_traceback(tmp_path):
 
 
 @pytest.mark.parametrize("option", ["--help", "--cfg=job"])
-def test_hydras_own_options_work(tmp_path, option):
-    done = run("rlhf.iterate", option, cwd=tmp_path)
+@pytest.mark.parametrize("tool", ["rlhf.iterate", "rlhf.plan"])
+def test_hydras_own_options_work(tmp_path, tool, option):
+    done = run(tool, option, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "num_iterations" in done.stdout
 
 
-@pytest.mark.parametrize(("tool", "takes_experiments"), [("rlhf.iterate", True), ("rlhf.pair", False)])
+@pytest.mark.parametrize(
+    ("tool", "takes_experiments"), [("rlhf.iterate", True), ("rlhf.plan", True), ("rlhf.pair", False)]
+)
 def test_help_says_where_the_settings_are_described(tmp_path, tool, takes_experiments):
     done = run(tool, "--help", cwd=tmp_path)
     assert done.stdout.startswith("Settings are given as key=value; docs/configuration.md")
@@ -121,7 +124,7 @@ def test_the_driver_and_every_stage_module_load_no_torch(tmp_path):
     stages = sorted(path.stem for path in (ROOT / "rlhf" / "stages").glob("[a-z]*.py"))
     imports = "; ".join(f"import rlhf.stages.{stage}" for stage in stages)
     heavy = "print(sorted({'torch', 'transformers', 'vllm'} & set(sys.modules)))"
-    code = f"import sys, rlhf.iterate, rlhf.stage, rlhf.answer, rlhf.score, rlhf.pair; {imports}; {heavy}"
+    code = f"import sys, rlhf.iterate, rlhf.plan, rlhf.stage, rlhf.answer, rlhf.score, rlhf.pair; {imports}; {heavy}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 

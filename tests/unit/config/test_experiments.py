@@ -16,7 +16,9 @@ from rlhf.config.schema import Config
 from rlhf.iterate import iterate
 from rlhf.loop.gates import Gates
 from rlhf.loop.step import stage_config
-from rlhf.run import hub
+from rlhf.preflight.devices import named_machine
+from rlhf.preflight.forecast import forecast_of
+from rlhf.run import hub, sources
 from rlhf.run.artifact import Artifact
 from rlhf.run.plan import Run
 from rlhf.world.tokenizer import CHAT_TEMPLATE
@@ -72,6 +74,35 @@ def test_an_experiment_plans_to_its_end(name: str, tmp_path: Path, fetched: list
             [f"data/{stage}.data" for stage in trained] + [f"data/prompts.path.{t}" for t in (1, 2, 3)]
         )
         assert cfg.dpo.batch_size == 128
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        *([f"experiment={name}"] for name in EXPERIMENTS),
+        ["experiment=rlhf_workflow", "+evaluate.judges.second=some/judge-8B", "evaluate.gold=m:f"],
+        ["experiment=rlhf_workflow", "+reward_model.others={s: {path: some/judge-1B}, r: {rule: 'm:f'}}"],
+        ["experiment=rlhf_workflow", "reward_model.rule=m:f", "prompts.path=some/prompts"],
+        ["experiment=rlhf_workflow", "prompts.path=[some/prompts, some/others]", "num_iterations=2"],
+        ["experiment=rlhf_workflow", "prompts.held_out_path=some/held_out", "compute.zero_stage=3"],
+        ["experiment=offline_dpo", "pair.data=some/pairs:train_prefs", "num_iterations=1"],
+    ],
+    ids=lambda overrides: " ".join(overrides),
+)
+def test_a_plan_on_paper_has_the_stages_of_the_loop(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "function_source", lambda rule, key: "")
+    cfg = composed(*overrides)
+    run = Run(tmp_path / "run", cfg, planning=True)
+    iterate(cfg, run)
+    forecast = forecast_of(cfg, named_machine("8xH100"))
+    names = [stage.name for stage in forecast.stages]
+    assert names == [*run.made, f"iteration_{cfg.num_iterations:03d}/export"]
+    for stage in forecast.stages:
+        assert stage.time.planned > 0 and stage.time.floor >= 0, stage
+        assert stage.time.floor <= stage.time.planned, stage
+        assert stage.devices <= 8, stage
 
 
 def differing(one: Any, other: Any, prefix: str = "") -> set[str]:

@@ -74,4 +74,6 @@ def test_what_only_a_tool_has():
     assert (tools.RewardBenchTool().version, tools.RewardBenchTool().input) == (tools.Version.v1, "")
     assert [version.value for version in tools.Version] == [1, 2]
     assert tools.RewardBenchTool().subsets is None and tools.AnswerTool().run_dir is None
+    planned = tools.PlanConfig()
+    assert (planned.hardware, planned.price, planned.prompt_tokens, planned.response_tokens) == (None,) * 4
     assert tools.CheckConfig().json is False and tools.FileTool().columns is None
