@@ -1,0 +1,36 @@
+"""One iteration of a Llama of random weights through the command as it is, its judge and prompts made here."""
+
+from __future__ import annotations
+
+import json
+import math
+
+from gpu_kit import commands
+from gpu_kit.figures import Kit
+from gpu_kit.models import on_gpu, one_billion
+
+PACKAGES = commands.PACKAGES
+
+_LARGEST_OFF = 2e-2
+"""Of the first loss in bf16: policy and reference have the same weights, but other batches."""
+
+
+def measure(kit: Kit) -> None:
+    """Seconds of the command and of each stage, and the first loss."""
+    shape = one_billion(kit)
+    settings = commands.settings_of_iteration(kit)
+    parameters = f"{shape.num_parameters / 1e9:.2f} B parameters, vocabulary {shape.vocabulary}"
+    engine = "transformers" if "generate.engine=transformers" in settings else "vLLM"
+    seconds = commands.run(settings, kit.work / "iterate.log")
+    kit.add("the command", seconds, "s", detail=f"{parameters}, sampled by {engine}")
+    run = kit.work / "run"
+    stages = 0.0
+    for name, manifest in commands.manifests(run).items():
+        stages += manifest["seconds"]
+        kit.add(f"stage {name}", float(manifest["seconds"]), "s")
+    kit.add("beside the stages", seconds - stages, "s")
+    rows = (run / "iteration_001" / "dpo" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    first = json.loads(rows[0])["loss"]
+    dtype = "bf16" if on_gpu() else "fp32"
+    detail = f"{first:.6f} in {dtype}, {len(rows)} steps"
+    kit.add("first loss off ln 2", abs(first - math.log(2)), "", _LARGEST_OFF, True, detail)
