@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gpu_kit.figures import Kit, SkipStepError
-from gpu_kit.models import one_billion, require_disk, save_model, small, write_prompts
-from gpu_kit.step import die_with_parent, missing
+from gpu_kit.figures import Kit
+from gpu_kit.models import Shape, require_disk, save_model, small, write_prompts
+from gpu_kit.step import die_with_parent
 
 PACKAGES = ("torch", "transformers", "pyarrow", "hydra", "deepspeed", "trl", "datasets", "accelerate", "peft")
 """Without which no run begins; vLLM is not one of them."""
@@ -23,36 +23,40 @@ NUM_PROMPTS = 32
 NUM_HELD_OUT = 8
 
 
-def settings_of_iteration(kit: Kit) -> list[str]:
-    """What the command of one iteration is told; it makes models and prompts where they are not there yet."""
-    policy = one_billion(kit)
-    # Ours between iterations are fp32, exported in bf16; a checkpoint is 14 bytes a weight.
-    require_disk(kit.work, 2 * policy.num_parameters * 14)
+def settings_of_iteration(kit: Kit, run_folder: Path, policy: Shape, engine: str) -> list[str]:
+    """What the command of one iteration is told; it makes models and prompts where they are not there yet.
+
+    Args:
+        kit: of the step.
+        run_folder: where the run lies.
+        policy: the shape of π0.
+        engine: that samples, `vllm` or `transformers`.
+    """
+    # The policy in bf16, trained in fp32, exported in bf16.
+    require_disk(kit.work, 10 * policy.num_parameters)
     folder = kit.work / "models"
-    save_model(folder / "policy", policy)
+    policy_folder = save_model(folder / f"policy_{policy.layers}_{policy.hidden}", policy)
     save_model(folder / "judge", small(kit), classifier=True)
     write_prompts(folder / "prompts.jsonl", NUM_PROMPTS + NUM_HELD_OUT)
     new_tokens = 8 if kit.is_toy else 64
     settings = [
-        f"run_dir={kit.work / 'run'}",
-        f"model.path={folder / 'policy'}",
+        f"run_dir={run_folder}",
+        f"model.path={policy_folder}",
         f"reward_model.path={folder / 'judge'}",
         f"prompts.path={folder / 'prompts.jsonl'}",
         f"prompts.num_per_iteration={NUM_PROMPTS}",
         f"prompts.num_held_out={NUM_HELD_OUT}",
         "num_iterations=1",
+        f"generate.engine={engine}",
         "generate.n=4",
         f"generate.max_new_tokens={new_tokens}",
         "pair.truncated=allow",
         "evaluate.n=2",
-        "dpo.batch_size=4",
-        "dpo.save_steps=2",
-        # Random weights say nothing about a first loss that is off: it is a figure here, not a stop.
+        "dpo.batch_size=8",
+        # A first loss that is off is a figure here, and no stop.
         "gates.first_loss=warn",
     ]
-    if missing(("vllm",)) or kit.is_toy:
-        settings.append("generate.engine=transformers")
-    else:
+    if engine == "vllm":
         # CUDA graphs would take longer to record than so few prompts to sample.
         settings.append("generate.vllm_args={enforce_eager: true}")
     return settings
@@ -114,17 +118,3 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
 
-
-def require_run(kit: Kit) -> list[str]:
-    """The settings of a run whose iteration is finished: the step `iteration` may have made it.
-
-    Raises:
-        SkipStepError: it was begun there and could not be finished.
-    """
-    settings = settings_of_iteration(kit)
-    done = manifests(kit.work / "run")
-    if "iteration_001/dpo" not in done and done:
-        raise SkipStepError("the run of the step `iteration` was not finished")
-    if "iteration_001/dpo" not in done:
-        run(settings, kit.work / "iterate.log")
-    return settings

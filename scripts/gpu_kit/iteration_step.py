@@ -8,6 +8,7 @@ import math
 from gpu_kit import commands
 from gpu_kit.figures import Kit
 from gpu_kit.models import on_gpu, one_billion
+from gpu_kit.step import missing
 
 PACKAGES = commands.PACKAGES
 
@@ -18,12 +19,12 @@ _LARGEST_OFF = 2e-2
 def measure(kit: Kit) -> None:
     """Seconds of the command and of each stage, and the first loss."""
     shape = one_billion(kit)
-    settings = commands.settings_of_iteration(kit)
+    run = kit.work / "run"
+    engine = "transformers" if kit.is_toy or missing(("vllm",)) else "vllm"
+    settings = commands.settings_of_iteration(kit, run, shape, engine)
     parameters = f"{shape.num_parameters / 1e9:.2f} B parameters, vocabulary {shape.vocabulary}"
-    engine = "transformers" if "generate.engine=transformers" in settings else "vLLM"
     seconds = commands.run(settings, kit.work / "iterate.log")
     kit.add("the command", seconds, "s", detail=f"{parameters}, sampled by {engine}")
-    run = kit.work / "run"
     stages = 0.0
     for name, manifest in commands.manifests(run).items():
         stages += manifest["seconds"]
