@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -48,10 +49,10 @@ STEPS = (
     Step("preload", "preload, then a forked child allocates on CUDA", 35),
     Step("shapes", "DPO at 1B and 8B shapes: tokens/s, MFU, peak memory, TRL beside it", 130),
     Step("gradient", "one step's gradient in bf16, added up in bf16 and fp32, against fp32", 20),
-    Step("iteration", "one iteration of a random 1B Llama through the command", 90),
-    Step("engine", "vLLM: start, seeds, log-probabilities beside transformers", 60),
+    Step("iteration", "one iteration of a random 1B Llama through the command", 85),
+    Step("engine", "vLLM: start, seeds, log-probabilities beside transformers", 55),
     Step("tests", "tests/gpu", 45),
-    Step("kill", "kill in DPO and resume, sizes of checkpoints", 40),
+    Step("kill", "kill in DPO and resume, sizes of checkpoints", 50),
     Step("scoring", "scoring at 8B shapes on both engines", 25),
     Step("quickstart", "the quickstart on one GPU, one iteration", 20),
 )
@@ -59,8 +60,10 @@ STEPS = (
 
 _LAST_OF_LOG = 200_000
 """Bytes kept of what one step prints."""
-_GRACE_SECONDS = 5.0
-"""Before the limit, in which a step is ended and its line written."""
+_ERROR = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b")
+"""How the last line of a traceback begins."""
+_GRACE_SECONDS = 10.0
+"""Before the end, for a last step that has to be ended and written down."""
 
 
 @dataclass
@@ -87,8 +90,8 @@ def settings_from(words: list[str]) -> Settings:
                 raise SystemExit(f"error: {word}: minutes are a number, such as minutes=8.") from None
         else:
             setattr(settings, key, value)
-    if not settings.minutes > 0:
-        raise SystemExit(f"error: minutes={settings.minutes:g}: say more than 0.")
+    if not 0 < settings.minutes < 1440:
+        raise SystemExit(f"error: minutes={settings.minutes:g}: say more than 0, and less than a day.")
     if settings.size not in (FULL, TOY):
         raise SystemExit(f"error: size={settings.size}: say {FULL} or {TOY}.")
     return settings
@@ -111,7 +114,7 @@ def limits(steps: tuple[Step, ...], minutes: float) -> list[float]:
     passed = 0.0
     for step in steps:
         passed += step.share
-        ends.append(60 * minutes * passed / total)
+        ends.append(max(1.0, 60 * minutes - _GRACE_SECONDS) * passed / total)
     return ends
 
 
@@ -176,7 +179,9 @@ def how_it_went(code: int | None, rows: list[dict[str, Any]], text: str) -> tupl
     if code is None:
         return "out of time", "what is below was measured before" if rows else "nothing was measured"
     printed = [line.strip() for line in text.splitlines() if line.strip()]
-    last = printed[-1] if printed else "nothing was printed"
+    # Of a traceback's message, which may have more lines, the first.
+    errors = [line for line in printed if _ERROR.match(line)]
+    last = (errors or printed or ["nothing was printed"])[-1]
     how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
     return "failed", f"{how}, {last[:300]}"
 
@@ -190,7 +195,8 @@ def write(out: Path, settings: Settings, steps: list[dict[str, Any]], seconds: f
         "date": time.strftime("%Y-%m-%d"),
         "steps": steps,
     }
-    texts = {"result.json": json.dumps(result, indent=1, ensure_ascii=False) + "\n", "table.txt": table(steps)}
+    text_of_result = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
+    texts = {"result.json": text_of_result, "table.txt": table(steps)}
     for name, text in texts.items():
         partial = out / f".{name}.partial"
         partial.write_text(text, encoding="utf-8")
@@ -202,10 +208,13 @@ def main(words: list[str]) -> int:
     settings = settings_from(words)
     steps = chosen_steps(settings.only)
     if settings.size == FULL and not visible_gpus():
-        print("error: no NVIDIA GPU is visible here. See that nvidia-smi lists one and that")
-        print("CUDA_VISIBLE_DEVICES does not hide it, or say size=toy: the same way with tiny shapes on a CPU.")
-        return 2
+        raise SystemExit(
+            "error: no NVIDIA GPU is visible here. See that nvidia-smi lists one and that "
+            "CUDA_VISIBLE_DEVICES does not hide it, or say size=toy: the same way with tiny shapes on a CPU."
+        )
     adopt_orphans()
+    # As Ctrl-C does: what was begun is ended and removed.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     out = Path(settings.out).resolve()
     out.mkdir(parents=True, exist_ok=True)
     log = out / "log.txt"
@@ -215,15 +224,16 @@ def main(words: list[str]) -> int:
     work = Path(tempfile.mkdtemp(prefix="gpu_check."))
     try:
         for step, end in zip(steps, limits(steps, settings.minutes), strict=True):
-            seconds = max(1.0, began + end - time.monotonic() - _GRACE_SECONDS / len(steps))
+            seconds = max(1.0, began + end - time.monotonic())
             results.append(run_step(step, settings, work, seconds, log))
             write(out, settings, results, time.monotonic() - began)
             print("\n".join(as_text(results[-1])), flush=True)
     finally:
+        end_children()
         shutil.rmtree(work, ignore_errors=True)
     missed = sum(figure["met"] is False for result in results for figure in result["figures"])
     failed = sum(result["status"] in ("failed", "out of time") for result in results)
-    print(f"{len(results)} steps, {failed} failed or out of time, {missed} bars missed; {out / 'result.json'}")
+    print(f"{len(results)} steps, {failed} failed or out of time, {missed} bars missed; {out}")
     return 1 if failed or missed else 0
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_kit.figures import Kit
-from gpu_kit.models import Shape, require_disk, save_model, small, write_prompts
+from gpu_kit.models import Shape, make_model, require_disk, small, write_prompts
 from gpu_kit.step import die_with_parent
 
 PACKAGES = ("torch", "transformers", "pyarrow", "hydra", "deepspeed", "trl", "datasets", "accelerate", "peft")
@@ -35,14 +35,14 @@ def settings_of_iteration(kit: Kit, run_folder: Path, policy: Shape, engine: str
     # The policy in bf16, trained in fp32, exported in bf16.
     require_disk(kit.work, 10 * policy.num_parameters)
     folder = kit.work / "models"
-    policy_folder = save_model(folder / f"policy_{policy.layers}_{policy.hidden}", policy)
-    save_model(folder / "judge", small(kit), classifier=True)
+    policy_folder = make_model(kit, f"policy_{policy.layers}_{policy.hidden}", policy)
+    judge_folder = make_model(kit, "judge", small(kit), classifier=True)
     write_prompts(folder / "prompts.jsonl", NUM_PROMPTS + NUM_HELD_OUT)
     new_tokens = 8 if kit.is_toy else 64
     settings = [
         f"run_dir={run_folder}",
         f"model.path={policy_folder}",
-        f"reward_model.path={folder / 'judge'}",
+        f"reward_model.path={judge_folder}",
         f"prompts.path={folder / 'prompts.jsonl'}",
         f"prompts.num_per_iteration={NUM_PROMPTS}",
         f"prompts.num_held_out={NUM_HELD_OUT}",
@@ -117,4 +117,3 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     """SIGKILL the driver; its workers end themselves."""
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-

@@ -1,4 +1,4 @@
-"""vLLM as stage `generate` starts it: without a compiler of CUDA, twice, at another path; what its seeds promise."""
+"""vLLM as stage `generate` starts it: without nvcc and ninja, twice, at another path; what seeds promise."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from gpu_kit.figures import Kit
-from gpu_kit.models import on_gpu, save_model, small
-from gpu_kit.own_process import PieceError, in_a_process
+from gpu_kit.models import make_model, on_gpu, small
+from gpu_kit.own_process import in_a_process
 
 PACKAGES = ("torch", "transformers", "vllm")
 
@@ -54,7 +54,7 @@ os._exit(0)
 
 def measure(kit: Kit) -> None:
     """Each start is a process of its own, as each stage is."""
-    folder = in_a_process(save_model, kit.work / "models" / "engine", small(kit), seconds=kit.seconds_left)
+    folder = make_model(kit, "engine", small(kit))
     number, length = (8, 8) if kit.is_toy else (64, 64)
     first = start_engine(kit, folder, number, length)
     kit.add("an engine without nvcc and ninja, first start", first["start"], "s", detail=imports(first))
@@ -143,11 +143,10 @@ def say_seeds(kit: Kit, said: dict[str, Any], number: int) -> None:
 def beside_transformers(kit: Kit, folder: Path, said: dict[str, Any]) -> None:
     """The log-probability of each response in both engines, per token."""
     rows = said["samples"][0]
-    try:
+    if on_gpu():
         sums = in_a_process(logprobs_of, folder, said["prompts"], rows, seconds=kit.seconds_left)
-    except PieceError as error:
-        kit.add("log-probabilities beside transformers", None, detail=str(error))
-        return
+    else:
+        sums = logprobs_of(folder, said["prompts"], rows)
     differences = []
     for row, total in zip(rows, sums, strict=True):
         differences.append((row["logprob"] - total) / max(1, len(row["token_ids"])))

@@ -14,6 +14,8 @@ TOY = "toy"
 FULL = "full"
 NEEDS_GPU = "needs a GPU"
 """In place of a figure that a CPU cannot give."""
+FAILED = "failed"
+"""In place of one that an error took."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Figure:
 
     name: str
     value: float | str | None
-    """None: it could not be measured, and `detail` says why."""
+    """None: it cannot be measured here, and `detail` says why; `FAILED`: it should have been."""
     unit: str = ""
     bar: float | None = None
     lower_is_better: bool = False
@@ -34,7 +36,9 @@ class Figure:
 
     @property
     def met(self) -> bool | None:
-        """Whether the bar is reached; None where there is no bar or no number."""
+        """Whether the bar is reached; None where there is no bar or no number, False where it failed."""
+        if self.value == FAILED:
+            return False
         if self.bar is None or not isinstance(self.value, int | float):
             return None
         if self.lower_is_better:
@@ -78,6 +82,10 @@ class Kit:
         """Write a figure down at once."""
         figure = Figure(name, value, unit, bar, lower_is_better, detail)
         append_line(self.file, asdict(figure) | {"met": figure.met})
+
+    def fail(self, name: str, why: str) -> None:
+        """Say that a figure should have been measured, and was not."""
+        self.add(name, FAILED, detail=why)
 
     def needs_gpu(self, *names: str) -> None:
         """Say of figures that they are not to be had here."""

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from gpu_kit.models import Shape
 
 MFU_FORMULA = (
-    "(6 × layer weights × tokens, a prompt once, + 6 × head weights × response tokens + 12 × layers × hidden × "
-    "visible query-key pairs) / (seconds × peak); recomputing is not counted"
+    "(6 × layer weights × tokens, a prompt once, + 6 × head weights × response tokens + 12 × layers × hidden "
+    "× visible query-key pairs) / (seconds × peak); recomputing is not counted"
 )
 
 # Longer names first: "H100 PCIe" is no "H100".

@@ -1,4 +1,4 @@
-"""One iteration of a Llama of random weights through the command as it is, its judge and prompts made here."""
+"""One iteration of a Llama of random weights through the command as it is, judge and prompts made here."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""What the other steps stand on: versions, the GPU, its driver, what is missing, the rate of matrix products."""
+"""What the other steps stand on: versions, GPU, driver, what is missing, the rate of matrix products."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import shutil
@@ -15,21 +15,21 @@ from gpu_kit.figures import Kit
 
 PACKAGES: tuple[str, ...] = ()
 
-_IMPORTED = {
-    "torch": "torch",
-    "transformers": "transformers",
-    "accelerate": "accelerate",
-    "pyarrow": "pyarrow",
-    "datasets": "datasets",
-    "hydra": "hydra-core",
-    "deepspeed": "deepspeed",
-    "trl": "trl",
-    "peft": "peft",
-    "vllm": "vllm",
-    "pytest": "pytest",
-    "triton": "triton",
-    "flash_attn": "flash-attn",
-}
+_LOOKED_FOR = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "pyarrow",
+    "datasets",
+    "hydra-core",
+    "deepspeed",
+    "trl",
+    "peft",
+    "vllm",
+    "pytest",
+    "triton",
+    "flash-attn",
+)
 _PROGRAMS = ("nvidia-smi", "nvcc", "ninja", "gcc", "g++")
 
 
@@ -37,7 +37,7 @@ def measure(kit: Kit) -> None:
     """First what needs no torch, since torch may be what is wrong."""
     kit.add("Python", platform.python_version())
     absent = []
-    for module, package in _IMPORTED.items():
+    for package in _LOOKED_FOR:
         version = _version(package)
         if version is None:
             absent.append(package)

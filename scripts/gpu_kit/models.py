@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from gpu_kit.figures import Kit, SkipStepError
+from gpu_kit.own_process import in_a_process
+from rlhf.launch.machine import visible_gpus
 
 VOCABULARY = 128_256
 """Llama 3's."""
@@ -84,10 +86,8 @@ def small(kit: Kit) -> Shape:
 
 
 def on_gpu() -> bool:
-    """Whether there is a GPU that torch can use."""
-    import torch
-
-    return bool(torch.cuda.is_available())
+    """Whether there is a GPU to use, told without torch."""
+    return bool(visible_gpus())
 
 
 def device_name() -> str:
@@ -138,6 +138,15 @@ def save_model(folder: Path, shape: Shape, classifier: bool = False) -> Path:
     # Last, as the sign that all is there.
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def make_model(kit: Kit, name: str, shape: Shape, classifier: bool = False) -> Path:
+    """`save_model` below the kit's folder; on a GPU in a process of its own, which gives all memory back."""
+    folder = kit.work / "models" / name
+    if not on_gpu():
+        return save_model(folder, shape, classifier)
+    made: Path = in_a_process(save_model, folder, shape, classifier, seconds=kit.seconds_left)
+    return made
 
 
 def save_header(folder: Path, shape: Shape) -> Path:

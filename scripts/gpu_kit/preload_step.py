@@ -20,9 +20,10 @@ seconds = time.monotonic() - began
 import torch
 tasks = Path("/proc/self/task")
 threads = sorted((task / "comm").read_text().strip() for task in tasks.iterdir())
-children = (tasks / str(os.getpid()) / "children").read_text().split()
+# Not by the kernel's own list of children, which not every kernel has.
+from rlhf.run.processes import children_of
 names = []
-for child in children:
+for child in children_of(os.getpid()):
     names.append(Path(f"/proc/{child}/comm").read_text().strip())
 said = {
     "seconds": seconds,

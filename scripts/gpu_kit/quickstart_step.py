@@ -37,4 +37,6 @@ def measure(kit: Kit) -> None:
     print(log.read_text(encoding="utf-8", errors="replace"))
     if code != 0:
         raise RuntimeError(f"it ended with exit code {code}: {commands.last_words(log)}")
+    lowered = int("compute.num_training_ranks=1, not 2" in log.read_text(encoding="utf-8", errors="replace"))
+    kit.add("ranks lowered to the GPU, and said", lowered, "(1 is yes)", bar=1)
     kit.add("the command", time.monotonic() - began, "s")

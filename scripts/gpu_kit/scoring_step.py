@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 from gpu_kit.figures import Kit
-from gpu_kit.models import LLAMA_8B, TOY_OF_8B, on_gpu, save_model
+from gpu_kit.models import LLAMA_8B, TOY_OF_8B, Shape, on_gpu, save_model
 from gpu_kit.own_process import PieceError, in_a_process
 from gpu_kit.step import missing
 from gpu_kit.trainers import with_layers
@@ -24,7 +26,6 @@ def measure(kit: Kit) -> None:
     """Each engine in a process of its own, over the same responses."""
     shape = TOY_OF_8B if kit.is_toy else with_layers(LLAMA_8B, _LAYERS)
     folder = kit.work / "models" / "judge_8b"
-    in_a_process(save_model, folder, shape, True, seconds=kit.seconds_left)
     prompts, words = (4, 10) if kit.is_toy else (48, 250)
     scores_of = {}
     for engine in _ENGINES:
@@ -33,10 +34,10 @@ def measure(kit: Kit) -> None:
             continue
         try:
             scores, tokens, seconds = in_a_process(
-                score, engine, folder, prompts, words, seconds=kit.seconds_left
+                score, engine, folder, shape, prompts, words, seconds=kit.seconds_left
             )
         except PieceError as error:
-            kit.add(engine, None, detail=str(error))
+            kit.fail(engine, str(error))
             continue
         scores_of[engine] = scores
         needed = 2 * shape.layers * shape.weights_of_layer * tokens / seconds / 1e12
@@ -54,10 +55,11 @@ def measure(kit: Kit) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def score(engine: str, folder: Path, num_prompts: int, num_words: int) -> tuple[list[float], int, float]:
+def score(
+    engine: str, folder: Path, shape: Shape, num_prompts: int, num_words: int
+) -> tuple[list[float], int, float]:
     """Scores of four responses each to so many prompts, their tokens, and the seconds of a second pass."""
-    import os
-
+    save_model(folder, shape, classifier=True)
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if not on_gpu():
         os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
@@ -67,7 +69,9 @@ def score(engine: str, folder: Path, num_prompts: int, num_words: int) -> tuple[
     from rlhf.scoring.choose_judge import load_judge
 
     rng = random.Random(0)
-    judge = load_judge(ScoreStage(engine=Engine(engine), gpu_memory_utilization=0.7), {"judge": str(folder)})
+    told = ScoreStage(engine=Engine(engine), gpu_memory_utilization=0.7)
+    # A judge of texts one by one, as the engines are.
+    judge: Any = load_judge(told, {"judge": str(folder)})
     tokenizer = load_tokenizer(str(folder), False)
 
     def items() -> list[tuple[list[dict[str, str]], str]]:

@@ -23,7 +23,7 @@ BAR_OF_TRL = 1.3
 _LEAST_SECONDS = 12.0
 """Under which no piece is begun: its imports alone take most of them."""
 _BYTES_PER_WEIGHT = 24
-"""In training: 2 to compute with in bf16, 4 each for the fp32 gradient, the fp32 weight and Adam's two moments,
+"""In training: 2 to compute with in bf16, 4 each for the fp32 gradient, the fp32 weight and Adam's moments,
 and what DeepSpeed's step and torch's AdamW hold of the gradients meanwhile."""
 _BESIDE_WEIGHTS = 12e9
 """Bytes for activations, logits and DeepSpeed's buckets."""
@@ -74,7 +74,7 @@ def deepest_that_runs(kit: Kit, shape: Shape, pairs: Tokens) -> tuple[Shape, Tra
             return shape, train_in_a_process(kit, shape, pairs)
         except PieceError as error:
             if not str(error).startswith(OUT_OF_MEMORY) or shape.layers <= 2:
-                kit.add(name, None, detail=str(error))
+                kit.fail(name, str(error))
                 return shape, None
             kit.add(name, OUT_OF_MEMORY, detail="again with a third fewer layers")
             shape = with_layers(shape, max(2, 2 * shape.layers // 3))
@@ -85,7 +85,7 @@ def train(kit: Kit, name: str, shape: Shape, pairs: Tokens) -> Trained | None:
     try:
         return train_in_a_process(kit, shape, pairs)
     except PieceError as error:
-        kit.add(name, None, detail=str(error))
+        kit.fail(name, str(error))
         return None
 
 
@@ -148,7 +148,7 @@ def say_training(
     if trained.note:
         note += f"; {trained.note}"
     kit.add(f"{name}, DPO", tokens / seconds, "tokens/s", detail=note)
-    kit.add(f"{name}, reference", 3 * tokens / trained.reference_seconds, "tokens/s", detail="with its load")
+    kit.add(f"{name}, reference", tokens / trained.reference_seconds, "tokens/s", detail="with its load")
     if not on_gpu():
         kit.needs_gpu(f"{name}, MFU")
     else:
@@ -174,7 +174,7 @@ def beside_trl(kit: Kit, name: str, shape: Shape, pairs: Tokens, trained: Traine
         seconds = time_for_a_piece(kit)
         taken = in_a_process(trl, shape, pairs, empty_folder(kit), micro_batches, seconds, seconds=seconds)
     except PieceError as error:
-        kit.add(f"{name}, times TRL's best", None, detail=str(error))
+        kit.fail(f"{name}, times TRL's best", str(error))
         return
     best = math.inf
     said = []
@@ -204,7 +204,8 @@ def figures_per_layer(kit: Kit, shape: Shape, pairs: Tokens, trained: Trained) -
         return
     layers = shape.layers - half.layers
     seconds = (trained.seconds_of_step - other.seconds_of_step) / layers
-    kit.add(f"{name}, seconds of a step", seconds, "s", detail=f"from {shape.layers} and {half.layers} layers")
+    detail = f"from {shape.layers} and {half.layers} layers"
+    kit.add(f"{name}, seconds of a step", seconds, "s", detail=detail)
     if not on_gpu():
         kit.needs_gpu(f"{name}, memory", "8B shape, MFU at 32 layers")
         return
@@ -226,7 +227,7 @@ def beside_forecast(kit: Kit, name: str, shape: Shape, pairs: Tokens, trained: T
     longest = max(len(prompt) + max(map(len, responses)) for prompt, *responses in pairs)
     forecast = forecast_of_dpo(kit, shape, longest)
     if forecast is None:
-        kit.add(what, None, detail="rlhf.check said nothing of DPO's memory; see log.txt")
+        kit.fail(what, "rlhf.check said nothing of DPO's memory; see log.txt")
         return
     detail = f"forecast {forecast / 1e9:.1f} GB, taken {trained.peak_bytes / 1e9:.1f} GB"
     # On a CPU the libraries alone take more than tiny weights.

@@ -23,7 +23,15 @@ def die_with_parent() -> None:
 
 def missing(packages: tuple[str, ...]) -> list[str]:
     """Those that are not installed."""
-    return [name for name in packages if importlib.util.find_spec(name) is None]
+    absent = []
+    for name in packages:
+        try:
+            found = importlib.util.find_spec(name)
+        except ImportError:
+            found = None
+        if found is None:
+            absent.append(name)
+    return absent
 
 
 def main(words: list[str]) -> int:

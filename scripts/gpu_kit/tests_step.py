@@ -14,6 +14,8 @@ from gpu_kit.step import die_with_parent
 PACKAGES = ("torch", "transformers", "pytest")
 
 ROOT = Path(__file__).resolve().parents[2]
+_TAKEN_ELSEWHERE = ("tests/gpu/test_machine_on_gpu.py::test_the_quickstarts_processes_fit_one_gpu",)
+"""It takes minutes, and the step `quickstart` looks at the same."""
 _OUTCOME = re.compile(r"^tests/gpu/(\S+?\.py::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
 _FILES = (
     "tests/gpu/test_machine_on_gpu.py",
@@ -27,14 +29,17 @@ def measure(kit: Kit) -> None:
     """A line for each test that ran; those that need a GPU are counted where there is none."""
     # The project's own settings ask for a newer pytest than a machine may have.
     settings = kit.work / "pytest.ini"
-    settings.write_text(f"[pytest]\naddopts = --import-mode=importlib\npythonpath = {ROOT}\n", encoding="utf-8")
+    text = f"[pytest]\naddopts = --import-mode=importlib\npythonpath = {ROOT}\n"
+    settings.write_text(text, encoding="utf-8")
     files = list(_FILES)
     for path in sorted((ROOT / "tests" / "gpu").glob("test_*.py")):
         name = f"tests/gpu/{path.name}"
         if name not in files:
             files.append(name)
     command = [sys.executable, "-m", "pytest", "-c", str(settings), f"--rootdir={ROOT}", "-v", "--tb=short"]
-    command += ["-p", "no:cacheprovider", "--color=no", f"--basetemp={kit.work / 'pytest'}", *files]
+    command += ["-p", "no:cacheprovider", "--color=no", f"--basetemp={kit.work / 'pytest'}"]
+    command += [f"--deselect={name}" for name in _TAKEN_ELSEWHERE]
+    command += files
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,

@@ -90,11 +90,6 @@ def _reserved() -> int:
     return 0
 
 
-def _pairs_of_every_step(pairs: Tokens) -> Tokens:
-    # Each step has the same work, in another order.
-    return pairs * STEPS
-
-
 class _Worker:
     """`rlhf.run.job.Worker` of the only rank; it hears of each step once it is done."""
 
@@ -141,7 +136,7 @@ def ours(shape: Shape, pairs: Tokens, work: Path) -> Trained:
     patched.export_model = lambda *arguments, **named: None
     patched = reference
     patched.load_model = load
-    write_pairs(work / "pairs", _pairs_of_every_step(pairs))
+    write_pairs(work / "pairs", pairs)
     compute = StageCompute(device=Device.cuda if on_gpu() else Device.cpu)
     dtype = Dtype.bfloat16.value if on_gpu() else Dtype.float32.value
     told = ReferenceStage(dtype=dtype, max_length=1 << 14)
@@ -157,8 +152,9 @@ def ours(shape: Shape, pairs: Tokens, work: Path) -> Trained:
     section = DpoStage(
         dtype=dtype,
         max_length=1 << 14,
+        # A step for each epoch, so that every step has the same work.
         batch_size=len(pairs),
-        num_epochs=1,
+        num_epochs=STEPS,
         save_steps=10 * STEPS,
         learning_rate=LEARNING_RATE,
     )
@@ -261,15 +257,16 @@ def _trl_once(shape: Shape, pairs: Tokens, out: Path, micro_batch: int) -> Train
             return dataset
 
     rows = []
-    for prompt, chosen, rejected in _pairs_of_every_step(pairs):
+    for prompt, chosen, rejected in pairs:
         rows.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
     arguments = DPOConfig(
         output_dir=str(out),
         per_device_train_batch_size=micro_batch,
+        # As ours: a step for each epoch.
         gradient_accumulation_steps=len(pairs) // micro_batch,
+        num_train_epochs=STEPS,
         precompute_ref_log_probs=True,
         max_length=None,
-        max_steps=STEPS,
         bf16=on_gpu(),
         use_cpu=not on_gpu(),
         gradient_checkpointing=True,
@@ -324,9 +321,12 @@ def plain(shape: Shape, pairs: Tokens, work: Path) -> Trained:
             logprobs = batch_logprobs(model, batch).view(-1, 2)
             sizes = torch.tensor([[len(each) for each in both] for both in responses], device=logprobs.device)
             losses, *_ = dpo_loss(
-                *logprobs.unbind(1),
-                *reference.unbind(1),
-                *sizes.unbind(1),
+                logprobs[:, 0],
+                logprobs[:, 1],
+                reference[:, 0],
+                reference[:, 1],
+                sizes[:, 0],
+                sizes[:, 1],
                 beta=0.1,
                 loss="sigmoid",
                 label_smoothing=0.0,
@@ -348,4 +348,3 @@ def plain(shape: Shape, pairs: Tokens, work: Path) -> Trained:
 def with_layers(shape: Shape, layers: int) -> Shape:
     """The same with another depth."""
     return replace(shape, layers=layers)
-

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -37,6 +38,8 @@ def test_one_iteration_with_every_gpu(tmp_path):
         "prompts.num_per_iteration=64",
         "prompts.num_held_out=8",
         "num_iterations=1",
+        # What is looked at is the training, on a machine without vLLM too.
+        f"generate.engine={'transformers' if find_spec('vllm') is None else 'vllm'}",
         "generate.max_new_tokens=32",
         "generate.gpu_memory_utilization=0.3",
         "pair.truncated=allow",
