@@ -58,6 +58,8 @@ STEPS = (
 )
 """In order of value: without the first nothing works, and the bars are in `shapes`."""
 
+_WITH_ALL_GPUS = ("machine", "tests")
+
 _LAST_OF_LOG = 200_000
 """Bytes kept of what one step prints."""
 _ERROR = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b")
@@ -118,12 +120,17 @@ def limits(steps: tuple[Step, ...], minutes: float) -> list[float]:
     return ends
 
 
-def environment_of(device: str) -> dict[str, str]:
-    """What every step runs in."""
+def environment_of(step: Step) -> dict[str, str]:
+    """What a step runs in: one GPU, but for those that look at all of them."""
+    gpus = visible_gpus()
+    if step.name not in _WITH_ALL_GPUS:
+        # Trainers that see several take them all by themselves, and memory is asked of the first.
+        gpus = gpus[:1]
     paths = [str(ROOT), str(ROOT / "scripts"), os.environ.get("PYTHONPATH", "")]
     return {
         **os.environ,
-        **starting_environment(device),
+        **starting_environment("auto"),
+        "CUDA_VISIBLE_DEVICES": ",".join(gpus),
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
         "PYTHONUNBUFFERED": "1",
         # Nothing is fetched: without a network each try would take a minute.
@@ -143,7 +150,7 @@ def run_step(step: Step, settings: Settings, work: Path, seconds: float, log: Pa
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,
-            env=environment_of("auto"),
+            env=environment_of(step),
             cwd=work,
             start_new_session=True,
         )

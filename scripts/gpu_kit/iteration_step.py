@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 from gpu_kit import commands
 from gpu_kit.figures import Kit
@@ -30,8 +31,24 @@ def measure(kit: Kit) -> None:
         stages += manifest["seconds"]
         kit.add(f"stage {name}", float(manifest["seconds"]), "s")
     kit.add("beside the stages", seconds - stages, "s")
+    beside_plan(kit, run / "summary.json")
     rows = (run / "iteration_001" / "dpo" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     first = json.loads(rows[0])["loss"]
     dtype = "bf16" if on_gpu() else "fp32"
     detail = f"{first:.6f} in {dtype}, {len(rows)} steps"
     kit.add("first loss off ln 2", abs(first - math.log(2)), "", _LARGEST_OFF, True, detail)
+
+
+def beside_plan(kit: Kit, summary: Path) -> None:
+    """What each kind of stage took beside what the run had planned for it, where the summary says both."""
+    figures = json.loads(summary.read_text(encoding="utf-8"))
+    planned = figures.get("planned_seconds", {})
+    spent = figures.get("spent_seconds", {})
+    # A plan for a CPU is none for two busy cores.
+    bar = 1.0 if on_gpu() else None
+    for kind, seconds in planned.items():
+        if seconds > 0 and kind in spent:
+            detail = f"planned {seconds:.1f} s, spent {spent[kind]:.1f} s"
+            kit.add(f"{kind}, time over plan", spent[kind] / seconds, "×", bar, True, detail)
+    if not planned:
+        kit.add("time over plan", None, detail="the run planned none")

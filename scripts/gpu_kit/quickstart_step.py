@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 
 from gpu_kit import commands
@@ -17,7 +16,6 @@ def measure(kit: Kit) -> None:
     """Every stage as it is finished: there may be no time for all."""
     if kit.is_toy and not on_gpu():
         raise SkipStepError(f"{NEEDS_GPU}; the step `iteration` stands for it at toy size")
-    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     run = kit.work / "quickstart"
     settings = ["experiment=quickstart", f"run_dir={run}", "num_iterations=1", "compute.device=cuda"]
     if missing(("vllm",)):

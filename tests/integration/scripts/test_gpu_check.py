@@ -22,12 +22,12 @@ def toy(tmp_path_factory):
     environment = dict(os.environ, CUDA_VISIBLE_DEVICES="", TMPDIR=str(folder))
     environment.pop("PYTHONPATH", None)
     done = subprocess.run(
-        [sys.executable, SCRIPTS / "gpu_check.py", "size=toy", "out=out"],
+        [sys.executable, SCRIPTS / "gpu_check.py", "size=toy", "out=out", "minutes=60"],
         capture_output=True,
         text=True,
         cwd=folder,
         env=environment,
-        timeout=600,
+        timeout=3600,
     )
     log = (folder / "out" / "log.txt").read_text()
     assert done.returncode == 0, done.stdout + done.stderr + log[-5000:]
