@@ -47,12 +47,12 @@ class Step:
 STEPS = (
     Step("machine", "versions, GPU, driver, what is missing", 15),
     Step("preload", "preload, then a forked child allocates on CUDA", 35),
-    Step("shapes", "DPO at 1B and 8B shapes: tokens/s, MFU, peak memory, TRL beside it", 130),
+    Step("shapes", "DPO at 1B and 8B shapes: tokens/s, MFU, peak memory, TRL beside it", 150),
     Step("gradient", "one step's gradient in bf16, added up in bf16 and fp32, against fp32", 20),
-    Step("iteration", "one iteration of a random 1B Llama through the command", 85),
-    Step("engine", "vLLM: start, seeds, log-probabilities beside transformers", 55),
-    Step("tests", "tests/gpu", 45),
-    Step("kill", "kill in DPO and resume, sizes of checkpoints", 50),
+    Step("iteration", "one iteration of a random 1B Llama through the command", 80),
+    Step("engine", "vLLM: start, seeds, log-probabilities beside transformers", 50),
+    Step("tests", "tests/gpu", 40),
+    Step("kill", "kill in DPO and resume, sizes of checkpoints", 45),
     Step("scoring", "scoring at 8B shapes on both engines", 25),
     Step("quickstart", "the quickstart on one GPU, one iteration", 20),
 )

@@ -176,10 +176,14 @@ def tokenizer_of(vocabulary: int) -> Any:
     base = build_tokenizer()
     core = json.loads(base.backend_tokenizer.to_str())
     ids = core["model"]["vocab"]
-    used = len(base)
-    # No merge makes them, so texts are read as before.
-    for number in range(used, vocabulary):
+    # Before the special tokens, which stay the last, as in Llama 3. No merge makes them: texts are read as ever.
+    more = vocabulary - len(base)
+    for number in range(len(ids), len(ids) + more):
         ids[f"zq{number:x}"] = number
+    for token in core["added_tokens"]:
+        token["id"] += more
+    for token in core["post_processor"]["special_tokens"].values():
+        token["ids"] = [number + more for number in token["ids"]]
     options: dict[str, Any] = {
         "bos_token": base.bos_token,
         "eos_token": base.eos_token,

@@ -33,7 +33,9 @@ _FORECAST = re.compile(r"memory for dpo[^:\n]*: ([\d.e+]+) GB of")
 def measure(kit: Kit) -> None:
     """The 8B shape first, which has the bars."""
     kit.add("MFU is", MFU_FORMULA)
-    pairs_8b = random_pairs(kit, (TOY_OF_8B if kit.is_toy else LLAMA_8B).vocabulary, 4 if kit.is_toy else 16)
+    vocabulary = (TOY_OF_8B if kit.is_toy else LLAMA_8B).vocabulary
+    # As a real step has 128: with few of them the optimizer would weigh too much.
+    pairs_8b = random_pairs(kit, vocabulary, 4 if kit.is_toy else 32)
     deepest = TOY_OF_8B if kit.is_toy else with_layers(LLAMA_8B, layers_that_fit(LLAMA_8B))
     tokens = sum(len(ids) for pair in pairs_8b for ids in pair)
     kit.add("tokens of a step", float(tokens), f"in {len(pairs_8b)} pairs, a prompt counted once")

@@ -20,7 +20,7 @@ from gpu_kit.models import Shape, device_name, model_dtype, on_gpu, random_model
 Tokens = list[list[list[int]]]
 """Of each pair: prompt, chosen, rejected."""
 
-STEPS = 3
+STEPS = 2
 """The first warms up, and is not counted."""
 LEARNING_RATE = 5e-7
 

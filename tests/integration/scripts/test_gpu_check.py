@@ -69,6 +69,26 @@ def test_no_figure_failed_and_every_bar_is_met(toy):
     assert figures(toy["scoring"])["largest difference of a score"]["value"] < 1e-3
 
 
+def test_every_id_of_a_models_vocabulary_has_a_text_of_its_own(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    from gpu_kit.models import TOY_VOCABULARY, tokenizer_of
+
+    from rlhf.world.tokenizer import build_tokenizer
+
+    base = build_tokenizer()
+    tokenizer = tokenizer_of(TOY_VOCABULARY)
+    assert len(tokenizer) == TOY_VOCABULARY
+    assert len(set(tokenizer.convert_ids_to_tokens(range(TOY_VOCABULARY)))) == TOY_VOCABULARY
+    asked = [{"role": "user", "content": "Say 3 in words"}]
+    ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True)["input_ids"]
+    expected = base.apply_chat_template(asked, add_generation_prompt=True)["input_ids"]
+    # The special tokens stay the last ones.
+    more = TOY_VOCABULARY - len(base)
+    specials = base.added_tokens_decoder
+    assert ids == [number + more if number in specials else number for number in expected]
+    assert tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
+
+
 def test_without_deepspeed_and_trl_a_plain_loop_takes_the_same_steps(monkeypatch, tmp_path):
     """On a machine that has torch and transformers alone."""
     monkeypatch.syspath_prepend(str(SCRIPTS))
