@@ -176,7 +176,7 @@ def tokenizer_of(vocabulary: int) -> Any:
     base = build_tokenizer()
     core = json.loads(base.backend_tokenizer.to_str())
     ids = core["model"]["vocab"]
-    # Before the special tokens, which stay the last, as in Llama 3. No merge makes them: texts are read as ever.
+    # Before the special tokens, which stay the last, as in Llama 3. No merge makes them.
     more = vocabulary - len(base)
     for number in range(len(ids), len(ids) + more):
         ids[f"zq{number:x}"] = number

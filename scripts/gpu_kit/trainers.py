@@ -10,7 +10,7 @@ import os
 import resource
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ Tokens = list[list[list[int]]]
 STEPS = 2
 """The first warms up, and is not counted."""
 LEARNING_RATE = 5e-7
+_MAX_LENGTH = 1 << 14
+"""Tokens of prompt and response, more than any pair has."""
 
 
 @dataclass(frozen=True)
@@ -119,48 +121,82 @@ def ours(shape: Shape, pairs: Tokens, work: Path) -> Trained:
     """The stages `reference` and `dpo` as a run takes them, on one rank."""
     import rlhf.training.dpo as dpo
     import rlhf.training.reference as reference
-    from rlhf.config.choices import Device, Dtype
-    from rlhf.config.stage_configs import DpoStage, ReferenceStage, StageCompute
-    from rlhf.run.job import Job
 
     _join_alone()
-    policy = save_header(work / "policy", shape)
     config = shape.config()
 
     def load(*arguments: Any, **named: Any) -> Any:
         return random_model(config, model_dtype())
 
-    # mypy knows functions of modules as constants.
-    patched: Any = dpo
-    patched.load_model = load
-    patched.export_model = lambda *arguments, **named: None
-    patched = reference
-    patched.load_model = load
+    # mypy takes functions of modules for constants.
+    modules: list[Any] = [dpo, reference]
+    for module in modules:
+        module.load_model = load
+    modules[0].export_model = lambda *arguments, **named: None
+    policy = save_header(work / "policy", shape)
     write_pairs(work / "pairs", pairs)
-    compute = StageCompute(device=Device.cuda if on_gpu() else Device.cpu)
-    dtype = Dtype.bfloat16.value if on_gpu() else Dtype.float32.value
-    told = ReferenceStage(dtype=dtype, max_length=1 << 14)
-    inputs = {"model": str(policy), "pairs": str(work / "pairs")}
-    (work / "reference").mkdir()
-    worker: Any = _Worker(num_shards=1)
-    clock = Clock()
-    reference.compute_logprobs(
-        Job("reference", "reference", told, inputs, str(work / "reference"), 1, compute), worker
-    )
-    clock.lap()
+    reference_seconds = _reference_stage(policy, work)
     _forget()
-    section = DpoStage(
+    clock, outcome = _dpo_stage(policy, work, len(pairs))
+    return Trained(
+        clock.laps,
+        outcome.metrics["first_loss"],
+        _peak(),
+        _reserved(),
+        reference_seconds,
+        note=str(outcome.metrics.get("warning", "")),
+    )
+
+
+def _compute() -> tuple[Any, str]:
+    """Where a stage runs, and the dtype it computes in."""
+    from rlhf.config.choices import Device
+    from rlhf.config.stage_configs import StageCompute
+
+    if on_gpu():
+        return StageCompute(device=Device.cuda), "bfloat16"
+    return StageCompute(device=Device.cpu), "float32"
+
+
+def _reference_stage(policy: Path, work: Path) -> float:
+    """The wall seconds of `reference`, with the making of its model."""
+    from rlhf.config.stage_configs import ReferenceStage
+    from rlhf.run.job import Job
+    from rlhf.training.reference import compute_logprobs
+
+    compute, dtype = _compute()
+    told = ReferenceStage(dtype=dtype, max_length=_MAX_LENGTH)
+    inputs = {"model": str(policy), "pairs": str(work / "pairs")}
+    out = work / "reference"
+    out.mkdir()
+    clock = Clock()
+    compute_logprobs(Job("reference", "reference", told, inputs, str(out), 1, compute), _Worker(num_shards=1))
+    clock.lap()
+    return clock.laps[0]
+
+
+def _dpo_stage(policy: Path, work: Path, num_pairs: int) -> tuple[Clock, Any]:
+    """A clock with a lap for every step, and the outcome of the stage."""
+    from rlhf.config.stage_configs import DpoStage
+    from rlhf.run.job import Job
+    from rlhf.training.dpo import DpoTrainer, train_dpo
+
+    compute, dtype = _compute()
+    told = DpoStage(
         dtype=dtype,
-        max_length=1 << 14,
+        max_length=_MAX_LENGTH,
         # A step for each epoch, so that every step has the same work.
-        batch_size=len(pairs),
+        batch_size=num_pairs,
         num_epochs=STEPS,
         save_steps=10 * STEPS,
         learning_rate=LEARNING_RATE,
     )
     inputs = {"policy": str(policy), "pairs": str(work / "pairs"), "reference": str(work / "reference")}
-    (work / "dpo").mkdir()
-    prepare: Callable[..., Any] = dpo.DpoTrainer._prepare_for_training
+    out = work / "dpo"
+    out.mkdir()
+    worker = _Worker(num_shards=1)
+    trainer: Any = DpoTrainer
+    prepare = trainer._prepare_for_training
 
     def prepared(self: Any, *arguments: Any) -> Any:
         result = prepare(self, *arguments)
@@ -168,13 +204,10 @@ def ours(shape: Shape, pairs: Tokens, work: Path) -> Trained:
         worker.clock = Clock()
         return result
 
-    patched = dpo.DpoTrainer
-    patched._prepare_for_training = prepared
-    outcome = dpo.train_dpo(Job("dpo", "dpo", section, inputs, str(work / "dpo"), 1, compute), worker)
-    note = str(outcome.metrics.get("warning", ""))
-    return Trained(
-        worker.clock.laps, outcome.metrics["first_loss"], _peak(), _reserved(), clock.laps[0], note
-    )
+    trainer._prepare_for_training = prepared
+    outcome = train_dpo(Job("dpo", "dpo", told, inputs, str(out), 1, compute), worker)
+    assert worker.clock is not None, "the training began"
+    return worker.clock, outcome
 
 
 def _forget() -> None:
