@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,13 +18,11 @@ from rlhf.launch.machine import num_devices, visible_gpus
 from rlhf.launch.nvidia import driver_cuda, is_too_old, listed_gpus
 from rlhf.preflight.cuda import cuda, cuda_of_torch
 from rlhf.preflight.findings import Level
+from tests.gpu.needs import ENGINE, needs_deepspeed, needs_the_command, needs_vllm
 from tests.integration.loop.test_loop import loop
 from tests.tiny import tiny_llama, tiny_reward_model
 
 pytestmark = pytest.mark.skipif(not visible_gpus(), reason="no NVIDIA GPU is visible")
-
-needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
-ENGINE = "transformers" if find_spec("vllm") is None else "vllm"
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -113,6 +110,7 @@ def test_a_judge_takes_its_share_of_memory(tmp_path):
     assert 0.05 < float(words[words.index("share") + 1]) < 0.3
 
 
+@needs_deepspeed
 def test_groups_on_gpus_wait_as_long_as_the_driver():
     place = {
         "RANK": "0",
@@ -146,6 +144,7 @@ def small_loop(tmp_path, *overrides):
     )
 
 
+@needs_the_command
 def test_the_quickstarts_processes_fit_one_gpu(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible_gpus()[0])
     settings = ["num_iterations=1", "generate.gpu_memory_utilization=0.3", f"generate.engine={ENGINE}"]
@@ -156,6 +155,7 @@ def test_the_quickstarts_processes_fit_one_gpu(tmp_path, monkeypatch):
     assert manifest["compute"]["num_training_ranks"] == 1
 
 
+@needs_the_command
 @needs_vllm
 @pytest.mark.skipif(len(visible_gpus()) < 2, reason="one engine over two GPUs needs two")
 def test_the_memory_of_an_engine_over_two_gpus_is_free_for_the_next_stage(tmp_path):
