@@ -1,6 +1,6 @@
-# make quickstart | test | test-faults | bench | mutate | real-model | lint | setup
+# make quickstart | test | test-faults | bench | gpu-check | mutate | real-model | lint | setup
 #   ARGS="..."           more Hydra overrides (quickstart), pytest arguments (test),
-#                        or only=pairing,startup runs=3 (bench)
+#                        only=pairing,startup runs=3 (bench), or only=shapes size=toy (gpu-check)
 #   kills=200            how many faults make test-faults draws, seed=0 from which seed
 #   mutants=70           how many changes of the code make mutate draws, seed=0 from which seed;
 #                        modules=data,run/lock of these rooms or modules alone
@@ -17,7 +17,7 @@ modules ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-faults bench mutate real-model lint
+.PHONY: help setup quickstart test test-faults bench gpu-check mutate real-model lint
 
 help:
 	@sed -n '/^# /s/^# //p; /^#  /s/^#//p' Makefile
@@ -37,6 +37,10 @@ test-faults: setup
 ## Every claim about speed beside its peer, on an idle machine: a table, and benchmarks/results/latest.json.
 bench: setup
 	.venv/bin/python -m benchmarks $(ARGS)
+
+## What only a GPU can tell, in 8 minutes: a table, and runs/gpu_check/result.json (docs/gpu.md).
+gpu-check: setup
+	.venv/bin/python scripts/gpu_check.py $(ARGS)
 
 ## Whether the unit tests notice a change of the code. Its packages are needed for nothing else, so they come here.
 mutate: setup

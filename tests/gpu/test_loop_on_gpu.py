@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from rlhf.launch.machine import visible_gpus
+from tests.gpu.needs import ENGINE, needs_the_command
 from tests.integration.loop.test_loop import digests, loop
 from tests.tiny import tiny_llama, tiny_reward_model
 
@@ -22,6 +23,7 @@ def test_the_preload_touches_no_gpu():
     assert "untouched" in done.stdout, done.stderr[-2000:]
 
 
+@needs_the_command
 def test_one_iteration_with_every_gpu(tmp_path):
     shape = {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
     tiny_llama(tmp_path / "policy", seed=1, **shape)
@@ -37,6 +39,7 @@ def test_one_iteration_with_every_gpu(tmp_path):
         "prompts.num_per_iteration=64",
         "prompts.num_held_out=8",
         "num_iterations=1",
+        f"generate.engine={ENGINE}",
         "generate.max_new_tokens=32",
         "generate.gpu_memory_utilization=0.3",
         "pair.truncated=allow",

@@ -18,6 +18,7 @@ from rlhf.launch.machine import num_devices, visible_gpus
 from rlhf.launch.nvidia import driver_cuda, is_too_old, listed_gpus
 from rlhf.preflight.cuda import cuda, cuda_of_torch
 from rlhf.preflight.findings import Level
+from tests.gpu.needs import ENGINE, needs_deepspeed, needs_the_command, needs_vllm
 from tests.integration.loop.test_loop import loop
 from tests.tiny import tiny_llama, tiny_reward_model
 
@@ -27,10 +28,9 @@ ROOT = Path(__file__).resolve().parents[2]
 SHAPE = {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
 PRELOAD = """
 import os
-from pathlib import Path
 import rlhf.launch.preload
-children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-print("children", children)
+from rlhf.run.processes import children_of
+print("children", children_of(os.getpid()))
 """
 SAMPLE = """
 import sys
@@ -72,7 +72,9 @@ print("timeouts", [each._timeout.total_seconds() for each in options], dist.get_
 def said(code, *arguments, **environment):
     """What a program of its own prints; it runs in the environment that workers have."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    environment = dict(os.environ, PYTHONPATH=str(ROOT), VLLM_ENABLE_V1_MULTIPROCESSING="0", **environment)
+    # Before what is there: packages may have been carried to this machine and named in it.
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    environment = dict(os.environ, PYTHONPATH=path, VLLM_ENABLE_V1_MULTIPROCESSING="0", **environment)
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout + done.stderr
@@ -92,6 +94,7 @@ def test_the_driver_says_what_is_read_of_it():
     assert Level.error not in {finding.level for finding in cuda(Config())}
 
 
+@needs_vllm
 def test_seeded_requests_need_no_flashinfer(tmp_path):
     model = tiny_llama(tmp_path / "policy", seed=1, **SHAPE)
     output = said(SAMPLE, model)
@@ -100,12 +103,14 @@ def test_seeded_requests_need_no_flashinfer(tmp_path):
     assert "Using FlashInfer for top-p" not in output
 
 
+@needs_vllm
 def test_a_judge_takes_its_share_of_memory(tmp_path):
     judge = tiny_reward_model(tmp_path / "judge", seed=2, **SHAPE)
     words = said(JUDGE, judge).split()
     assert 0.05 < float(words[words.index("share") + 1]) < 0.3
 
 
+@needs_deepspeed
 def test_groups_on_gpus_wait_as_long_as_the_driver():
     place = {
         "RANK": "0",
@@ -139,9 +144,10 @@ def small_loop(tmp_path, *overrides):
     )
 
 
+@needs_the_command
 def test_the_quickstarts_processes_fit_one_gpu(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible_gpus()[0])
-    settings = ["num_iterations=1", "generate.gpu_memory_utilization=0.3"]
+    settings = ["num_iterations=1", "generate.gpu_memory_utilization=0.3", f"generate.engine={ENGINE}"]
     code, output = loop(tmp_path / "run", "experiment=quickstart", *settings)
     assert code == 0, output
     assert "compute.num_training_ranks=1, not 2 as the config files prefer" in output
@@ -149,6 +155,8 @@ def test_the_quickstarts_processes_fit_one_gpu(tmp_path, monkeypatch):
     assert manifest["compute"]["num_training_ranks"] == 1
 
 
+@needs_the_command
+@needs_vllm
 @pytest.mark.skipif(len(visible_gpus()) < 2, reason="one engine over two GPUs needs two")
 def test_the_memory_of_an_engine_over_two_gpus_is_free_for_the_next_stage(tmp_path):
     # Each stage asks for nearly all of it: what the last one's processes still held would be missing.

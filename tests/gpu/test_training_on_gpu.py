@@ -8,6 +8,7 @@ import torch
 from rlhf.launch.machine import visible_gpus
 from rlhf.scoring.classifier_judge import ClassifierJudge
 from rlhf.scoring.token_rows import sees_padding
+from tests.gpu.needs import needs_deepspeed
 from tests.integration.scoring.test_padding_mask import BOTH_WAYS, CAUSAL, MAX_TOKENS, rows, save
 from tests.integration.training.test_bf16 import (  # noqa: F401
     CASES,
@@ -28,6 +29,7 @@ def on_gpu(world, out, compute=None, **config):  # noqa: F811
     return dpo_job(world, out, {"device": "cuda"} | (compute or {}), **config)
 
 
+@needs_deepspeed
 @pytest.mark.parametrize("case", CASES)
 def test_a_dpo_step_is_the_fp32_sum_of_its_bins(world, tmp_path, case):  # noqa: F811
     run_ranks(on_gpu(world, tmp_path, batch_tokens=1, **CASES[case]), hook=SAVE_GRADIENTS)
@@ -36,6 +38,7 @@ def test_a_dpo_step_is_the_fp32_sum_of_its_bins(world, tmp_path, case):  # noqa:
     assert off_by(of_step, of_bins) < 1e-6
 
 
+@needs_deepspeed
 def test_a_step_does_not_depend_on_the_number_of_bins(world, tmp_path):  # noqa: F811
     run_ranks(on_gpu(world, tmp_path / "fp32", dtype="float32"), hook=SAVE_GRADIENTS)
     _, exact = gradients(tmp_path / "fp32")
@@ -47,6 +50,7 @@ def test_a_step_does_not_depend_on_the_number_of_bins(world, tmp_path):  # noqa:
     assert max(errors) == pytest.approx(min(errors), rel=0.1)
 
 
+@needs_deepspeed
 def test_the_fp32_weights_are_exported_and_the_model_computes_with_them_rounded(world, tmp_path):  # noqa: F811
     from safetensors.torch import load_file
 

@@ -23,7 +23,9 @@ NUM_PROMPTS, NUM_HELD_OUT = 30, 6
 
 
 def loop(run, *overrides, module="rlhf.iterate", wait=True, dies_at=None, dies="everything"):
-    environment = dict(os.environ, PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="1")
+    # Before what is there: packages may have been carried to this machine and named in it.
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    environment = dict(os.environ, PYTHONPATH=path, HF_HUB_OFFLINE="1")
     if dies_at:
         environment |= hooks.on_path(run.parent / "hooks", run, run.with_suffix(".count"), dies_at, dies)
     process = subprocess.Popen(

@@ -94,7 +94,7 @@ def dpo_job(world, out, compute=None, **config):
 def gradients(out):
     """Two vectors over all weights: the fp32 sum of what the bins gave, and what the step was made of."""
     vectors = []
-    for gradient_by_name in torch.load(out / "gradients.pt"):
+    for gradient_by_name in torch.load(out / "gradients.pt", map_location="cpu"):
         values = [gradient_by_name[name].float().flatten() for name in sorted(gradient_by_name)]
         vectors.append(torch.cat(values))
     return vectors
