@@ -32,7 +32,7 @@ from rlhf.run.manifest import check_folder, read_identity, read_manifest
 from rlhf.run.owner import require_own_code
 from rlhf.run.refusal import changes_of, refusal
 from rlhf.run.reuse import has_gone, reusable_stages
-from rlhf.run.stage_table import STAGES, kind_of, num_shards
+from rlhf.run.stage_table import STAGES, kind_of, needs_engine, num_shards
 from rlhf.run.stopwatch import stopwatch
 
 SCHEMA = 1
@@ -76,6 +76,8 @@ class Run:
     elsewhere: str = "run_dir=<a new folder>"
     made: dict[str, Artifact] = field(default_factory=dict)
     pending: list[str] = field(default_factory=list)
+    needing_engines: set[str] = field(default_factory=set)
+    """Those of `pending` that load or train a model."""
     refusals: list[tuple[str, list[str]]] = field(default_factory=list)
     stale: list[str] = field(default_factory=list)
     _reusable: dict[str, Path] | None = field(default=None, repr=False)
@@ -256,7 +258,7 @@ class Run:
         is_finished = final.exists()
         folder = final if is_finished else _partial(final)
         if not is_finished and not _has_begun(folder):
-            self.pending.append(name)
+            self._add_pending(name, identity)
             return Artifact(final, None, stale=has_stale_input)
         if is_finished:
             recorded = read_manifest(final)["identity"]
@@ -273,8 +275,13 @@ class Run:
             return Artifact(final, None, stale=True)
         if is_finished and None not in identity["inputs"].values():
             return open_artifact(final)
-        self.pending.append(name)
+        self._add_pending(name, identity)
         return Artifact(final, None)
+
+    def _add_pending(self, name: str, identity: Identity) -> None:
+        self.pending.append(name)
+        if needs_engine(identity["stage"], identity["config"]):
+            self.needing_engines.add(name)
 
     def _make(
         self,
