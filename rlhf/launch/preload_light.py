@@ -11,15 +11,19 @@ import importlib
 
 from rlhf.launch.server import become_server
 from rlhf.run.job import Kind
-from rlhf.run.stage_table import STAGES, stage_function
+from rlhf.run.stage_table import STAGES
+
+MODULES = [stage.function.partition(":")[0] for stage in STAGES.values() if stage.kind is Kind.single]
+MODULES += [
+    "rlhf.stages.score",
+    "rlhf.scoring.choose_judge",
+    # Arrow imports it with the first rows that become a table.
+    "pandas",
+    "pyarrow.compute",
+]
 
 become_server()
 
-for name, stage in STAGES.items():
-    if stage.kind is Kind.single:
-        with contextlib.suppress(Exception):
-            stage_function(name)
-# Of `score` with a rule.
-for name in ("rlhf.stages.score", "rlhf.scoring.choose_judge"):
+for name in MODULES:
     with contextlib.suppress(Exception):
         importlib.import_module(name)

@@ -25,15 +25,16 @@ from rlhf.data.shards import damaged_shards, make_folders, shard_name, sum_count
 from rlhf.errors import RunChanged, UserError, one_line
 from rlhf.models.folder import own_code
 from rlhf.run.artifact import Artifact, open_artifact
-from rlhf.run.commit import MANIFEST, check_files, commit, discard, take, tidy
+from rlhf.run.commit import MANIFEST, commit, discard, take, tidy
 from rlhf.run.console import Console
 from rlhf.run.job import JUDGE_INPUT, Job, Kind, Outcome
-from rlhf.run.manifest import check_folder, read_identity, read_manifest
+from rlhf.run.manifest import read_identity, read_manifest
 from rlhf.run.owner import require_own_code
 from rlhf.run.refusal import changes_of, refusal
 from rlhf.run.reuse import has_gone, reusable_stages
 from rlhf.run.stage_table import STAGES, kind_of, needs_engine, num_shards
 from rlhf.run.stopwatch import stopwatch
+from rlhf.run.verified import Verified
 
 SCHEMA = 1
 """Version of what an identity holds: raise it when equal settings would mean another artifact."""
@@ -82,7 +83,7 @@ class Run:
     stale: list[str] = field(default_factory=list)
     _reusable: dict[str, Path] | None = field(default=None, repr=False)
     _code_announced: set[str] = field(default_factory=set, repr=False)
-    _verified: set[Path] = field(default_factory=set, repr=False)
+    _verified: Verified = field(default_factory=Verified, repr=False)
 
     def stage(
         self,
@@ -130,19 +131,7 @@ class Run:
 
         Everything that reads a finished stage comes by here first. Checksums are taken once per process.
         """
-        for artifact in artifacts:
-            if artifact is None or artifact.root is None:
-                continue
-            files = artifact.record["files"]
-            check_folder(artifact.root, files)
-            names = []
-            for name in sorted(files):
-                path = artifact.root / name
-                # An artifact may be a part of a stage's folder: only what is read has to be hashed.
-                if path.is_relative_to(artifact.path) and path not in self._verified:
-                    names.append(name)
-            check_files(artifact.root, files, names)
-            self._verified.update(artifact.root / name for name in names)
+        self._verified.check(artifacts)
 
     def recorded_config(self, pattern: str) -> dict[str, Any] | None:
         """What the first stage of such a name was told, finished or begun, here or in a run of `reuse`.
@@ -323,7 +312,8 @@ class Run:
                 discard(partial)  # nothing half-written stays
             raise
         seconds_of_all_attempts = seconds()
-        commit(partial, final, identity, job, counts, outcome.metrics, seconds_of_all_attempts)
+        known = self._verified.by_inode
+        commit(partial, final, identity, job, counts, outcome.metrics, seconds_of_all_attempts, known)
         artifact = self._own(final)
         if self.console is not None:
             self.console.end(name, seconds_of_all_attempts, artifact.counts | artifact.metrics)
@@ -344,7 +334,7 @@ class Run:
     def _own(self, final: Path) -> Artifact:
         """An artifact that this process made or took: its files need no second look."""
         artifact = open_artifact(final)
-        self._verified.update(final / file for file in artifact.record["files"])
+        self._verified.add(artifact)
         return artifact
 
     def _announce_code(self, paths: Iterable[str]) -> None:
