@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import startup
 from rlhf.config.schema import ComputeConfig, Config
 from rlhf.config.stage_configs import RuleStage
 from rlhf.data.records import CANDIDATES_SCHEMA
@@ -70,6 +71,17 @@ def test_shards_come_out_in_order_and_counted(tmp_path):
         artifact = score(tmp_path / "run", inputs, "length", token)
     assert all_scores(artifact) == [1, 2, 3, 4, 5, 6]
     assert artifact.counts["prompts"] == 6
+
+
+def test_a_log_says_when_its_worker_was_at_work(tmp_path):
+    inputs = candidates(tmp_path / "in")
+    before = time.time()
+    with hold_run(tmp_path / "run", print) as token:
+        score(tmp_path / "run", inputs, "process_id", token, workers=2)
+    stages = startup.stage_seconds(tmp_path / "run")
+    assert [(stage.name, stage.engine) for stage in stages] == [("score", 0.0)], "a rule is no engine"
+    began, ended = startup._at_work(tmp_path / "run", "score")
+    assert before <= began < ended <= time.time()
 
 
 def test_idle_workers_take_the_next_shard_and_none_is_done_twice(tmp_path):
