@@ -3,13 +3,13 @@ quickstart's seconds that are no engine work.
 
     python -m benchmarks.startup run=FOLDER     the table of a run that is finished, stage by stage
 
-**Engine work** is the time inside the function of a stage that loads, trains or asks a model: `world`, `sft`,
-`reward_model`, `generate`, `score` with a model, `reference` and `dpo`. What an engine takes to load its model is
-in it, for that is the engine's. Everything else is not: the driver, the start of every process, imports
-(also those of `world`, which begins to count with the first file it writes), the stages without a model
-(`prompts`, `pair`, `score` with a rule, `export`), evaluation's arithmetic, checksums, commits, and the end of
-every process. Ranks and workers of a stage work side by side: it counts from the first that begins to the
-last that ends.
+**Engine work** is the time inside the function of a stage that loads, trains or asks a model: `world`,
+`sft`, `reward_model`, `generate`, `score` with a model, `reference` and `dpo`. What an engine takes to load
+its model is in it, for that is the engine's. Everything else is not: the driver, the start of every process,
+imports (also those of `world`, which begins to count with the first file it writes), the stages without a
+model (`prompts`, `pair`, `score` with a rule, `export`), evaluation's arithmetic, checksums, commits, and the
+end of every process. Ranks and workers of a stage work side by side: it counts from the first that begins to
+the last that ends.
 """
 
 from __future__ import annotations
@@ -72,6 +72,8 @@ def _at_work(run: Path, name: str) -> tuple[float, float]:
     for log in (run / "logs").glob(f"{name.replace('/', '.')}.rank*.log"):
         for began, ended in _AT_WORK.findall(log.read_text(encoding="utf-8", errors="replace")):
             spans.append((float(began), float(ended)))
+    if not spans:
+        raise RuntimeError(f"{run / 'logs'}: no worker of {name} says there when it was at work")
     return min(began for began, _ in spans), max(ended for _, ended in spans)
 
 

@@ -20,9 +20,14 @@ def run(job: Job[WorldConfig], worker: Worker) -> Outcome:
     That is the folders `model` and `judge` and the files `sft.jsonl`, `preferences.jsonl`,
     `judge_prompts.jsonl`, `prompts.jsonl` and `held_out.jsonl`.
     """
+    import torch
+
     from rlhf.world import build, tasks
     from rlhf.world.tokenizer import build_tokenizer
 
+    # So small a model gains nothing by a second thread, and meanwhile the engines are imported on that core
+    # (`rlhf.launch.preload`). The bytes are the same with two.
+    torch.set_num_threads(1)
     config = job.config
     seed = job.seed
     out = job.out_path
