@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[3]
 CODE = """
 import gc, sys
 from pathlib import Path
-import rlhf.launch.MODULE as preload
+import rlhf.launch.NAME as preload
 names = sorted((task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir())
 torch = sys.modules.get("torch")
 print("torch", torch is not None)
@@ -29,7 +29,7 @@ print("threads", [name for name in names if not name.startswith(("python", "jema
 def test_preloading_touches_no_gpu_and_starts_no_thread_that_a_fork_would_lose(module, is_heavy):
     environment = dict(os.environ, **starting_environment("cpu"), PYTHONPATH=str(ROOT))
     done = subprocess.run(
-        [sys.executable, "-c", CODE.replace("MODULE", module)],
+        [sys.executable, "-c", CODE.replace("NAME", module)],
         capture_output=True,
         text=True,
         env=environment,
