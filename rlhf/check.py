@@ -34,8 +34,10 @@ def check(cfg: CheckConfig) -> None:
         folder = Path(name)
         with hold_run(folder, show) as token:
             device = cfg.compute.device.value
-            # One process for a moment: preloading the engines would take longer than the look.
-            launcher = LocalLauncher(folder, token, preload=False, device=device)
+            launcher = LocalLauncher(folder, token, device=device)
+            # What calls rules and reads tokenizers is on its way while the rest is looked at; no engine is
+            # needed, and importing those would take longer than the look.
+            launcher.warm_up(engines=False)
             findings = look(cfg, launcher, call_rules=True)
     fine = all(item.level is not Level.error for item in findings)
     if cfg.json:

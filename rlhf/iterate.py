@@ -99,7 +99,8 @@ def execute(cfg: Config, only: str | None = None) -> None:
             names = _wanted(plan, cfg, only)
             pending = [name for name in plan.pending if name in names]
             if pending:
-                launcher.warm_up()  # the heavy imports go on while the preflight looks
+                # The imports go on while the preflight looks.
+                launcher.warm_up(not plan.needing_engines.isdisjoint(pending))
                 if only is None:
                     require(cfg, launcher, console.say)
         console.say(f"{folder}: {_todo(len(names), len(pending))}")

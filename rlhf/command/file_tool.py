@@ -76,7 +76,7 @@ def write_file(tool: FileTool, make: Make, rows: Rows, form: Form = Form.lines) 
         try:
             plan = _planned(cfg, work, make)
             if plan.pending:
-                launcher.warm_up()
+                launcher.warm_up(bool(plan.needing_engines))
             console.say(f"{output}: {_todo(plan)}")
             run = Run(work, cfg, launcher, console=console, elsewhere=_ELSEWHERE)
             artifacts = make(run)

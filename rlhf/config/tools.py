@@ -82,8 +82,7 @@ class PairTool(FileTool):
 
     pair: PairConfig = field(default_factory=PairConfig)
     """Preference pairs."""
-    # Without preloading: there is no engine to wait for.
-    compute: ComputeConfig = field(default_factory=lambda: ComputeConfig(preload=False))
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     """Machines."""
 
 

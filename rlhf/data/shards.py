@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rlhf.data.digest import digest_file
+from rlhf.data.digest import digest_files
 from rlhf.data.json_text import json_text
 from rlhf.errors import writing
 
@@ -94,20 +94,15 @@ def _digest_path(path: Path) -> Path:
 
 def damaged_shards(folder: Path) -> list[Path]:
     """The shards of an unfinished stage that are not what `write_shard` wrote, or of which nobody knows."""
-    damaged = []
-    for path in shard_paths(folder):
-        if not _is_as_written(path):
-            damaged.append(path)
-    return damaged
+    paths = shard_paths(folder)
+    files = digest_files(folder, [path.name for path in paths])
+    return [path for path in paths if _written_digest(path) != files[path.name]["sha256"].encode()]
 
 
-def _is_as_written(path: Path) -> bool:
+def _written_digest(path: Path) -> bytes | None:
     digest_path = _digest_path(path)
-    if not digest_path.is_file():
-        return False
     # Bytes, not text: a damaged digest may be no UTF-8 at all.
-    written = digest_path.read_bytes()
-    return written == digest_file(path).encode()
+    return digest_path.read_bytes() if digest_path.is_file() else None
 
 
 def write_shard(

@@ -11,7 +11,7 @@ from rlhf.data.records import Candidate
 from rlhf.errors import ConfigError, ModelError
 from rlhf.generation.request import Request, Sampling
 from rlhf.generation.vllm_args import check_batching
-from rlhf.models.engine_folder import EngineFolder
+from rlhf.models.engine_folder import EngineFolder, import_classes
 from rlhf.models.folder import engine_alive, load_config
 from rlhf.models.weight_files import saved_dtype
 
@@ -43,6 +43,7 @@ class VllmSampler:
         limit = max_prompt_tokens + config.max_new_tokens
         # Kept for as long as the engine is: links into the model's folder may end with it.
         self._folder = EngineFolder(model)
+        import_classes(self._folder.path)
         arguments: dict[str, Any] = {
             "model": self._folder.path,
             "dtype": saved_dtype(model, config.dtype),

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.errors import USER_ERRORS, WorkerFailed, one_line
-from rlhf.launch import server
 from rlhf.launch import worker as inside
 from rlhf.launch.groups import wait_for_groups
 from rlhf.launch.machine import environments, starting_environment
+from rlhf.launch.server import HEAVY, LIGHT, Server, without_main
 from rlhf.run.job import Job, Kind, Outcome
 from rlhf.run.processes import descendants_of, is_gone, send, state_of
+from rlhf.run.stage_table import needs_engine
 
 GRACE_SECONDS = 3.0
 """Between asking a worker to end and ending it."""
@@ -37,13 +38,14 @@ class _WorkerProcess:
 
     One that `is_leaving` has said all that it will, and ends itself and what it has started. `heard_at` is
     the time of its last message and `last_report` what that said; `patience` is how many seconds of silence
-    may pass until the next line about it.
+    may pass until the next line about it. `server` is what it was forked from, None where it was spawned.
     """
 
     process: BaseProcess
     pipe: Connection
     log: str
     patience: float
+    server: Server | None = None
     outcome: Outcome | None = None
     is_open: bool = True
     is_leaving: bool = False
@@ -66,7 +68,7 @@ class _WorkerProcess:
 class LocalLauncher:
     """Starts workers as child processes of this driver, and ends no other process.
 
-    `preload` starts them from a process that has the heavy imports done once.
+    `preload` forks them from processes that have their imports done once (`rlhf.launch.server`).
     """
 
     run_folder: Path
@@ -75,20 +77,18 @@ class LocalLauncher:
     device: str = "auto"
     on_progress: Callable[[float, float, str], None] = lambda done, total, note: None
     say: Callable[[str], None] = lambda text: None
-    _context: Any = field(default=None, repr=False)
 
-    def warm_up(self) -> None:
-        """Begin the heavy imports in the background."""
+    def warm_up(self, engines: bool = True) -> None:
+        """Begin the imports in the background; the heavy ones only where `engines` will be needed."""
         # Here and by no other process: where a refused run's folder was removed, none may make it again.
         (self.run_folder / "logs").mkdir(parents=True, exist_ok=True)
         os.environ.update(starting_environment(self.device))
-        if self._context is not None:
-            return
         if not self.preload:
-            self._context = multiprocessing.get_context("spawn")
             return
-        self._context = multiprocessing.get_context("forkserver")
-        server.start(str(self.run_folder / "logs" / "preload.log"))
+        log = str(self.run_folder / "logs" / "preload.log")
+        LIGHT.warm_up(log)
+        if engines:
+            HEAVY.warm_up(log)
 
     def launch(self, job: Job[Any], kind: Kind, shards: list[int]) -> Outcome:
         """Run one stage attempt to its end.
@@ -97,7 +97,12 @@ class LocalLauncher:
             UserError: a worker found the user's input wrong.
             WorkerFailed: a worker raised or died; the first one's message.
         """
-        self.warm_up()
+        engines = needs_engine(job.stage, job.config)
+        self.warm_up(engines)
+        server = None
+        if self.preload:
+            # Who reads and writes rows does not wait until torch is imported.
+            server = HEAVY if engines else LIGHT
         workers: list[_WorkerProcess] = []
         try:
             tensor_parallel = int(getattr(job.config, "tensor_parallel_size", 1))
@@ -105,7 +110,7 @@ class LocalLauncher:
             world_size = len(worker_environments)
             # One by one into the list: whatever fails here or later, those that were started are ended.
             for rank, environment in enumerate(worker_environments):
-                workers.append(self._start(job, rank, world_size, environment))
+                workers.append(self._start(job, rank, world_size, environment, server))
             self._attend(job, workers, deque(shards))
         finally:
             _end(workers)
@@ -119,6 +124,7 @@ class LocalLauncher:
         rank: int,
         world_size: int,
         environment: dict[str, str],
+        server: Server | None,
     ) -> _WorkerProcess:
         stage = job.name.replace("/", ".")
         log = str(self.run_folder / "logs" / f"{stage}.rank{rank}.log")
@@ -132,18 +138,23 @@ class LocalLauncher:
             environment=environment,
         )
         ours, theirs = multiprocessing.Pipe()
-        process = self._context.Process(
+        context: Any = multiprocessing.get_context("spawn" if server is None else "forkserver")
+        process: BaseProcess = context.Process(
             target=inside.main,
             args=(job, assignment, theirs),
             name=f"{job.name}.{rank}",
         )
         try:
-            process.start()
+            if server is None:
+                with without_main():
+                    process.start()
+            else:
+                server.start(process)
         except (OSError, EOFError) as error:
-            raise _no_start(job, error) from error
+            raise _no_start(job, error, server) from error
         # Our copy of its end: while that is open, the pipe of a dead worker would never read as closed.
         theirs.close()
-        return _WorkerProcess(process, ours, log, patience=_patience(job))
+        return _WorkerProcess(process, ours, log, patience=_patience(job), server=server)
 
     def _attend(self, job: Job[Any], workers: list[_WorkerProcess], shards: deque[int]) -> None:
         """Hand out shards and take in what workers report, until all of them have left."""
@@ -258,9 +269,9 @@ def _failure(job: Job[Any], worker: _WorkerProcess, body: tuple[str, str, str]) 
     return WorkerFailed(f"{job.name} failed: {one_line(first)}\n{last}\n{_KEPT}\nThe whole log: {worker.log}")
 
 
-def _no_start(job: Job[Any], error: Exception) -> Exception:
+def _no_start(job: Job[Any], error: Exception, server: Server | None) -> Exception:
     """Why a worker could not be started."""
-    how = server.how_it_died()
+    how = None if server is None else server.how_it_died()
     if how is not None:
         return _death_of_server(job, how)
     what = f"{type(error).__name__}: {error}"
@@ -269,8 +280,8 @@ def _no_start(job: Job[Any], error: Exception) -> Exception:
 
 def _death(job: Job[Any], worker: _WorkerProcess) -> Exception:
     code = worker.process.exitcode
-    if code == _UNKNOWN_CODE:
-        how = server.how_it_died()
+    if code == _UNKNOWN_CODE and worker.server is not None:
+        how = worker.server.how_it_died()
         if how is not None:
             return _death_of_server(job, how)
     how = f"ended with exit code {code}"
@@ -311,7 +322,8 @@ def _end(workers: list[_WorkerProcess]) -> None:
             worker.process.join()
         if worker.process.exitcode == _UNKNOWN_CODE:
             _wait_for_the_end(worker.process)
-    server.end_orphans()
+    for server in (LIGHT, HEAVY):
+        server.end_orphans()
     _wait_for_children(workers)
 
 

@@ -1,4 +1,4 @@
-"""Imported once by the process that workers are forked from, so that each starts in a moment.
+"""Imported once by the process that workers with an engine are forked from, so that each starts in a moment.
 
 Nothing here may touch a GPU or start a thread that a fork would lose
 (`tests/integration/launch/test_preload.py`). What cannot be imported is left for the stage that needs it to
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
-import os
 
 from rlhf.launch.server import become_server
 
@@ -47,9 +46,7 @@ MODULES = (
     "rlhf.training.reward_model",
 )
 
-log = os.environ.get("RLHF_PRELOAD_LOG")
-if log:
-    become_server(log)
+become_server()
 
 gc.disable()  # for the imports: it saves a fifth of their time
 for name in MODULES:

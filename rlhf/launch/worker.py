@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -87,8 +88,11 @@ def main(job: Job[Any], assignment: Assignment, pipe: Connection) -> None:
         run_stage = stage_function(job.stage)
         # By name: what it keeps is to last until the process ends.
         worker = PipeWorker(assignment, pipe)
+        began = time.time()
         with writing():
             outcome = run_stage(job, worker)
+        # What is left of a stage's seconds was its start and its commit.
+        show(f"{job.name}, rank {assignment.rank}: at work from {began:.3f} to {time.time():.3f}")
         pipe.send(("outcome", outcome))
         workers_lock.flush()
     except BaseException as error:  # whatever it is, the driver must hear of it

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -34,3 +36,26 @@ class EngineFolder:
         for file in source.iterdir():
             if file.name not in hidden:
                 os.symlink(file, Path(self.path) / file.name)
+
+
+def import_classes(folder: str) -> None:
+    """Import a model's class into this process, where vLLM's engine is about to run, and tell vLLM so.
+
+    It wants to know some properties of the class first, and would start a process for that, which
+    imports all of vLLM: 7 s at the first use of an architecture on a machine. A class that cannot be
+    imported is left to vLLM, which says why.
+    """
+    from vllm import ModelRegistry
+
+    config = json.loads((Path(folder) / "config.json").read_bytes())
+    for architecture in config.get("architectures") or []:
+        names = [architecture]
+        if architecture not in ModelRegistry.models:
+            # A judge: vLLM looks at what it would wrap transformers' model in, and then puts the judge's
+            # head on the causal model's class.
+            names = ["TransformersForSequenceClassification"]
+            names.append(architecture.replace("ForSequenceClassification", "ForCausalLM"))
+        for name in names:
+            if name in ModelRegistry.models:
+                with suppress(Exception):
+                    ModelRegistry.register_model(name, ModelRegistry.models[name].load_model_cls())

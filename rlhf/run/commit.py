@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -52,14 +53,36 @@ def check_files(
     """Hold files of a finished stage, or copies of them in `read`, against its manifest; RunChanged names
     one.
     """
+    check_all([(folder, files, names)], read)
+
+
+def check_all(
+    wanted: Sequence[tuple[Path, Mapping[str, Mapping[str, Any]], Sequence[str]]], read: Path | None = None
+) -> None:
+    """Hold files of several finished stages against their manifests, all of them side by side.
+
+    Args:
+        wanted: a stage's folder, the files of its manifest, and the names of those that are looked at.
+        read: a folder with copies of them, which are looked at in their place.
+
+    Raises:
+        RunChanged: a file is not what its manifest says; the first one is named.
+    """
+    of_path = {}
+    for folder, files, names in wanted:
+        for name in names:
+            of_path[str((read or folder) / name)] = (folder, name, files[name])
     try:
-        digests = digest_files(read or folder, names)
+        digests = digest_files(Path(), list(of_path))
     except OSError as error:  # gone since the folder was looked at, or on a bad sector
-        raise damaged(Path(error.filename or folder), f"cannot be read: {error.strerror}", folder) from None
-    for name, entry in digests.items():
-        if entry != files[name]:
-            actual = entry["sha256"][:12]
-            recorded = files[name]["sha256"][:12]
+        first = wanted[0][0]  # a bad sector comes without the file's name
+        folder, _, _ = of_path.get(str(error.filename), (first, "", {}))
+        path = Path(error.filename or folder)
+        raise damaged(path, f"cannot be read: {error.strerror}", folder) from None
+    for place, (folder, name, entry) in of_path.items():
+        if digests[place] != entry:
+            actual = digests[place]["sha256"][:12]
+            recorded = entry["sha256"][:12]
             raise damaged(
                 folder / name, f"its SHA-256 is {actual}…, but the manifest says {recorded}…", folder
             )
@@ -73,6 +96,7 @@ def commit(
     counts: dict[str, int],
     metrics: dict[str, Any],
     seconds: float,
+    known: Callable[[], Mapping[tuple[int, int], dict[str, Any]]] = dict,
 ) -> None:
     """Seal a stage's folder: files to disk, manifest last, then the rename that makes it an artifact.
 
@@ -90,7 +114,7 @@ def commit(
     # Only now are the files' names on the disk too: a manifest must never name what a power cut can take
     # away.
     fsync_folders(partial, names)
-    files = digest_files(partial, names)
+    files = _entries(partial, names, known)
     record = {
         "identity": identity,
         "digest": digest_of_files(files),
@@ -108,6 +132,27 @@ def commit(
     os.rename(partial, final)
     fsync_dir(final.parent)
     tidy(final)
+
+
+def _entries(
+    folder: Path, names: list[str], known: Callable[[], Mapping[tuple[int, int], dict[str, Any]]]
+) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of each file, by its name.
+
+    A second name (a hard link) of a file of another stage is not hashed again where `known` has it, by device
+    and inode.
+    """
+    stats = {name: (folder / name).stat() for name in names}
+    entries = {}
+    if any(stat.st_nlink > 1 for stat in stats.values()):
+        by_inode = known()
+        for name, stat in stats.items():
+            entry = by_inode.get((stat.st_dev, stat.st_ino))
+            if entry is not None and entry["bytes"] == stat.st_size:
+                entries[name] = entry
+    unknown = [name for name in names if name not in entries]
+    entries |= digest_files(folder, unknown)
+    return {name: entries[name] for name in names}
 
 
 def installed_versions() -> dict[str, str]:

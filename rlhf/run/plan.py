@@ -26,15 +26,16 @@ from rlhf.errors import RunChanged, UserError, one_line
 from rlhf.models.folder import own_code
 from rlhf.run.artifact import Artifact, open_artifact
 from rlhf.run.attempts import found_budget, run_to_the_end
-from rlhf.run.commit import MANIFEST, check_files, commit, discard, take, tidy
+from rlhf.run.commit import MANIFEST, commit, discard, take, tidy
 from rlhf.run.console import Console
 from rlhf.run.job import JUDGE_INPUT, Job, Kind, Outcome
-from rlhf.run.manifest import check_folder, read_identity, read_manifest
+from rlhf.run.manifest import read_identity, read_manifest
 from rlhf.run.owner import require_own_code
 from rlhf.run.refusal import changes_of, refusal
 from rlhf.run.reuse import has_gone, reusable_stages
-from rlhf.run.stage_table import STAGES
+from rlhf.run.stage_table import STAGES, needs_engine
 from rlhf.run.stopwatch import stopwatch
+from rlhf.run.verified import Verified
 
 SCHEMA = 1
 """Version of what an identity holds: raise it when equal settings would mean another artifact."""
@@ -77,11 +78,13 @@ class Run:
     elsewhere: str = "run_dir=<a new folder>"
     made: dict[str, Artifact] = field(default_factory=dict)
     pending: list[str] = field(default_factory=list)
+    needing_engines: set[str] = field(default_factory=set)
+    """Those of `pending` that load or train a model."""
     refusals: list[tuple[str, list[str]]] = field(default_factory=list)
     stale: list[str] = field(default_factory=list)
     _reusable: dict[str, Path] | None = field(default=None, repr=False)
     _code_announced: set[str] = field(default_factory=set, repr=False)
-    _verified: set[Path] = field(default_factory=set, repr=False)
+    _verified: Verified = field(default_factory=Verified, repr=False)
 
     def stage(
         self,
@@ -129,19 +132,7 @@ class Run:
 
         Everything that reads a finished stage comes by here first. Checksums are taken once per process.
         """
-        for artifact in artifacts:
-            if artifact is None or artifact.root is None:
-                continue
-            files = artifact.record["files"]
-            check_folder(artifact.root, files)
-            names = []
-            for name in sorted(files):
-                path = artifact.root / name
-                # An artifact may be a part of a stage's folder: only what is read has to be hashed.
-                if path.is_relative_to(artifact.path) and path not in self._verified:
-                    names.append(name)
-            check_files(artifact.root, files, names)
-            self._verified.update(artifact.root / name for name in names)
+        self._verified.check(artifacts)
 
     def recorded_config(self, pattern: str) -> dict[str, Any] | None:
         """What the first stage of such a name was told, finished or begun, here or in a run of `reuse`.
@@ -257,7 +248,7 @@ class Run:
         is_finished = final.exists()
         folder = final if is_finished else _partial(final)
         if not is_finished and not _has_begun(folder):
-            self.pending.append(name)
+            self._add_pending(name, identity)
             return Artifact(final, None, stale=has_stale_input)
         if is_finished:
             recorded = read_manifest(final)["identity"]
@@ -274,8 +265,13 @@ class Run:
             return Artifact(final, None, stale=True)
         if is_finished and None not in identity["inputs"].values():
             return open_artifact(final)
-        self.pending.append(name)
+        self._add_pending(name, identity)
         return Artifact(final, None)
+
+    def _add_pending(self, name: str, identity: Identity) -> None:
+        self.pending.append(name)
+        if needs_engine(identity["stage"], identity["config"]):
+            self.needing_engines.add(name)
 
     def _make(
         self,
@@ -321,7 +317,8 @@ class Run:
                 discard(partial)  # nothing half-written stays
             raise
         seconds_of_all_attempts = seconds()
-        commit(partial, final, identity, job, counts, outcome.metrics, seconds_of_all_attempts)
+        known = self._verified.by_inode
+        commit(partial, final, identity, job, counts, outcome.metrics, seconds_of_all_attempts, known)
         artifact = self._own(final)
         if self.console is not None:
             self.console.end(name, seconds_of_all_attempts, artifact.counts | artifact.metrics)
@@ -342,7 +339,7 @@ class Run:
     def _own(self, final: Path) -> Artifact:
         """An artifact that this process made or took: its files need no second look."""
         artifact = open_artifact(final)
-        self._verified.update(final / file for file in artifact.record["files"])
+        self._verified.add(artifact)
         return artifact
 
     def _announce_code(self, paths: Iterable[str]) -> None:

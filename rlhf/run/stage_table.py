@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,20 @@ def kind_of(stage: str, compute: ComputeConfig) -> Kind:
     if compute.zero_stage == 3 and row.kind_under_zero3 is not None:
         return row.kind_under_zero3
     return row.kind
+
+
+def needs_engine(stage: str, config: Any) -> bool:
+    """Whether a stage loads or trains a model with the libraries that take ten seconds to import.
+
+    The others start at once (`rlhf.launch.server`): what they may need of those libraries after all, as
+    `world` does, they import themselves.
+
+    Args:
+        stage: a name in `STAGES`.
+        config: what it is told, or a mapping of it.
+    """
+    rule = config.get("rule") if isinstance(config, Mapping) else getattr(config, "rule", None)
+    return STAGES[stage].kind is not Kind.single and rule is None
 
 
 def num_shards(job: Job[Any]) -> int:

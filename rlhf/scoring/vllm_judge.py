@@ -11,7 +11,7 @@ from rlhf.data.records import Message
 from rlhf.errors import ConfigError, ModelError
 from rlhf.models.chat import load_tokenizer
 from rlhf.models.context import judge_context
-from rlhf.models.engine_folder import EngineFolder
+from rlhf.models.engine_folder import EngineFolder, import_classes
 from rlhf.models.folder import engine_alive
 from rlhf.models.heads import judge_config, require_one_logit, unnamed_labels
 from rlhf.models.weight_files import saved_dtype
@@ -56,6 +56,7 @@ class VllmJudge:
             overrides["num_labels"] = 1
         # Kept for as long as the engine is: links into the judge's folder may end with it.
         self._folder = EngineFolder(path)
+        import_classes(self._folder.path)
         arguments: dict[str, Any] = {
             "model": self._folder.path,
             "runner": "pooling",

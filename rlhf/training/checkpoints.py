@@ -18,7 +18,7 @@ from typing import Any
 import torch.distributed as dist
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from rlhf.data.digest import digest_file, sealed, unsealed
+from rlhf.data.digest import digest_files, sealed, unsealed
 from rlhf.data.shards import fsync_dir, write_atomic
 from rlhf.errors import UserError
 from rlhf.training.ranks import barrier, on_rank_zero, own_rank, world_size
@@ -215,13 +215,16 @@ def _digests(checkpoint: Path) -> dict[str, Any]:
         {"trainer_state.json": {"size": 1204, "sha256": "9f2c…"}}
     """
     files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name != SEAL]
-    digests: dict[str, Any] = {}
+    names = []
     for path in files[own_rank() :: world_size()]:
         # DeepSpeed and torch do not do it, and a seal must not outlive the bytes it vouches for.
         with open(path, "rb") as file:
             os.fsync(file.fileno())
-        name = path.relative_to(checkpoint).as_posix()
-        digests[name] = {"size": path.stat().st_size, "sha256": digest_file(path)}
+        names.append(path.relative_to(checkpoint).as_posix())
+    digests: dict[str, Any] = {}
+    for name, entry in digest_files(checkpoint, names).items():
+        # Under the names of old seals.
+        digests[name] = {"size": entry["bytes"], "sha256": entry["sha256"]}
     if not dist.is_initialized():
         return digests
     digests_by_rank: list[dict[str, Any]] = [{} for _ in range(world_size())]

@@ -122,7 +122,7 @@ def run_here(monkeypatch: pytest.MonkeyPatch, command: str) -> int:
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     monkeypatch.setattr(sys, "argv", [module, *(argument.replace("␣", " ") for argument in arguments)])
     monkeypatch.setattr(LocalLauncher, "launch", _launch_here)
-    monkeypatch.setattr(LocalLauncher, "warm_up", lambda self: None)
+    monkeypatch.setattr(LocalLauncher, "warm_up", lambda self, engines=True: None)
     consoles = _closed_at_the_end(monkeypatch)
     handlers = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
     try:

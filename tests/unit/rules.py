@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -20,6 +21,16 @@ def no_number(messages, response):
 def process_id(messages, response):
     time.sleep(0.05)
     return float(os.getpid())
+
+
+def has_torch(messages, response):
+    """1 in a process that has imported an engine's libraries, else 0."""
+    return float("torch" in sys.modules or "vllm" in sys.modules)
+
+
+def has_main(messages, response):
+    """1 in a process that has imported what the script of its driver imports, or holds its functions."""
+    return float("hydra" in sys.modules or hasattr(sys.modules["__main__"], "hydra"))
 
 
 def broken(messages, response):

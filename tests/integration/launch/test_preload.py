@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from rlhf.launch.machine import starting_environment
 from rlhf.launch.preload import MODULES
 
@@ -12,26 +14,33 @@ ROOT = Path(__file__).resolve().parents[3]
 CODE = """
 import gc, sys
 from pathlib import Path
-import rlhf.launch.preload as preload
-import torch
+import rlhf.launch.NAME as preload
 names = sorted((task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir())
-print("cuda", torch.cuda.is_initialized())
+torch = sys.modules.get("torch")
+print("torch", torch is not None)
+print("cuda", torch is not None and torch.cuda.is_initialized())
 print("missing", [name for name in preload.MODULES if name not in sys.modules])
 print("frozen", gc.get_freeze_count() > 100000)
 print("threads", [name for name in names if not name.startswith(("python", "jemalloc_bg_thd"))], len(names))
 """
 
 
-def test_preloading_touches_no_gpu_and_starts_no_thread_that_a_fork_would_lose():
+@pytest.mark.parametrize(("module", "is_heavy"), [("preload", True), ("preload_light", False)])
+def test_preloading_touches_no_gpu_and_starts_no_thread_that_a_fork_would_lose(module, is_heavy):
     environment = dict(os.environ, **starting_environment("cpu"), PYTHONPATH=str(ROOT))
     done = subprocess.run(
-        [sys.executable, "-c", CODE], capture_output=True, text=True, env=environment, timeout=300
+        [sys.executable, "-c", CODE.replace("NAME", module)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
     )
     said = dict(line.split(" ", 1) for line in done.stdout.splitlines() if line.split(" ")[0] in
-                ("cuda", "missing", "frozen", "threads"))  # fmt: skip
+                ("torch", "cuda", "missing", "frozen", "threads"))  # fmt: skip
+    assert said["torch"] == str(is_heavy)
     assert said["cuda"] == "False", done.stderr
     assert said["missing"] == "[]"
-    assert said["frozen"] == "True"
+    assert said["frozen"] == str(is_heavy)
     assert said["threads"].startswith("[]"), said
     assert int(said["threads"].rsplit(" ", 1)[1]) <= 2, said
 

@@ -6,19 +6,20 @@ import signal
 import subprocess
 import sys
 import time
-from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
 
+from benchmarks import startup
 from rlhf.config.schema import ComputeConfig, Config
 from rlhf.config.stage_configs import RuleStage
 from rlhf.data.records import CANDIDATES_SCHEMA
 from rlhf.data.shards import read_all_rows, shard_name, write_shard
 from rlhf.errors import ConfigError, DataError, WorkerFailed
-from rlhf.launch import local, server
+from rlhf.launch import local
 from rlhf.launch.local import LocalLauncher
 from rlhf.launch.machine import environments, gpus
+from rlhf.launch.server import HEAVY, LIGHT
 from rlhf.run.artifact import Artifact
 from rlhf.run.job import Kind
 from rlhf.run.lock import hold_run
@@ -70,6 +71,17 @@ def test_shards_come_out_in_order_and_counted(tmp_path):
         artifact = score(tmp_path / "run", inputs, "length", token)
     assert all_scores(artifact) == [1, 2, 3, 4, 5, 6]
     assert artifact.counts["prompts"] == 6
+
+
+def test_a_log_says_when_its_worker_was_at_work(tmp_path):
+    inputs = candidates(tmp_path / "in")
+    before = time.time()
+    with hold_run(tmp_path / "run", print) as token:
+        score(tmp_path / "run", inputs, "process_id", token, workers=2)
+    stages = startup.stage_seconds(tmp_path / "run")
+    assert [(stage.name, stage.engine) for stage in stages] == [("score", 0.0)], "a rule is no engine"
+    began, ended = startup._at_work(tmp_path / "run", "score")
+    assert before <= began < ended <= time.time()
 
 
 def test_idle_workers_take_the_next_shard_and_none_is_done_twice(tmp_path):
@@ -128,17 +140,18 @@ def test_a_worker_that_hangs_is_named_stopped_and_resumed(tmp_path, monkeypatch)
     assert all_scores(artifact) == [0, 2, 3, 4, 5, 6]
 
 
+@pytest.fixture
+def forks():
+    """The server that workers are forked from, started anew: another test's has the environment of then."""
+    LIGHT.stop()
+    yield LIGHT
+    LIGHT.stop()
+
+
 @pytest.fixture(params=[False, True], ids=["spawned", "forked"])
-def preload(request, monkeypatch):
+def preload(request, forks):
     """Both ways of starting a worker."""
-    if not request.param:
-        yield False
-        return
-    monkeypatch.setattr(server, "PRELOADED", ["tests.unit.launch.light_preload"])
-    # One that another file's tests have started has the environment of then.
-    forkserver._forkserver._stop()
-    yield True
-    forkserver._forkserver._stop()
+    return request.param
 
 
 def remembered(marker):
@@ -172,20 +185,16 @@ def test_what_a_rule_has_started_is_gone_after_an_error(tmp_path, monkeypatch, p
     assert forged and all(line.startswith("  | ") for line in forged)
 
 
-def test_what_a_killed_worker_has_started_is_gone(tmp_path, monkeypatch):
+def test_what_a_killed_worker_has_started_is_gone(tmp_path, monkeypatch, forks):
     """A worker that is spawned has no parent of ours but the driver, which adopts nobody."""
-    forkserver._forkserver._stop()
-    monkeypatch.setattr(server, "PRELOADED", ["tests.unit.launch.light_preload"])
     monkeypatch.setenv("RULE_MARKER", str(tmp_path / "pids"))
     inputs = candidates(tmp_path / "in", shards=1)
     with hold_run(tmp_path / "run", print) as token, pytest.raises(WorkerFailed, match="killed by signal 9"):
         score(tmp_path / "run", inputs, "daemon_then_killed", token, preload=True)
     assert [pid for pid in remembered(tmp_path / "pids") if is_alive(pid)] == []
-    forkserver._forkserver._stop()
 
 
-def test_a_killed_forkserver_is_called_that_and_the_same_command_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(server, "PRELOADED", ["tests.unit.launch.light_preload"])
+def test_a_killed_forkserver_is_called_that_and_the_same_command_goes_on(tmp_path, monkeypatch, forks):
     monkeypatch.setenv("RULE_MARKER", str(tmp_path / "pid"))
     inputs = candidates(tmp_path / "in")
     with hold_run(tmp_path / "run", print) as token:
@@ -202,17 +211,58 @@ def test_a_killed_forkserver_is_called_that_and_the_same_command_goes_on(tmp_pat
         # A new one is started by itself.
         artifact = score(tmp_path / "run", inputs, "server_killed_once", token, preload=True)
     assert all_scores(artifact) == [1, 2, 3, 4, 5, 6]
-    forkserver._forkserver._stop()
 
 
-def test_a_forkserver_that_dies_while_it_imports_is_called_that(tmp_path, monkeypatch):
-    monkeypatch.setattr(server, "PRELOADED", ["tests.unit.launch.dying_preload"])
+def test_a_forkserver_that_dies_while_it_imports_is_called_that(tmp_path, monkeypatch, forks):
+    monkeypatch.setattr(forks, "preloaded", ["tests.unit.launch.dying_preload"])
     inputs = candidates(tmp_path / "in")
     with hold_run(tmp_path / "run", print) as token, pytest.raises(WorkerFailed) as failure:
         score(tmp_path / "run", inputs, "length", token, preload=True)
     assert "the forkserver, which workers are started from, is gone" in str(failure.value)
     assert "killed by signal 9" in str(failure.value)
-    forkserver._forkserver._stop()
+
+
+def test_a_stage_without_an_engine_waits_for_no_import_of_one(tmp_path, monkeypatch, forks):
+    monkeypatch.setattr(HEAVY, "warm_up", lambda log: pytest.fail("the heavy imports were begun"))
+    inputs = candidates(tmp_path / "in", shards=2)
+    with hold_run(tmp_path / "run", print) as token:
+        artifact = score(tmp_path / "run", inputs, "has_torch", token, preload=True)
+    assert all_scores(artifact) == [0, 0]
+
+
+SCRIPT = """
+import sys
+import hydra
+from pathlib import Path
+from rlhf.run.artifact import Artifact
+from rlhf.run.lock import hold_run
+from tests.unit.launch.test_local import all_scores, score
+print("main is run")
+if __name__ == "__main__":
+    run, candidates, preload = sys.argv[1:]
+    with hold_run(Path(run), print) as token:
+        artifact = score(Path(run), Artifact(Path(candidates), "d"), "has_main", token, preload=preload == "True")
+    print("scores", all_scores(artifact))
+"""
+
+
+@pytest.mark.parametrize("way", ["script", "module"])
+def test_a_worker_does_not_import_the_main_module_of_its_driver(tmp_path, preload, way):
+    """Neither a script of a person's own nor a command of ours, with all that it imports, is run again."""
+    candidates(tmp_path / "in", shards=1)
+    (tmp_path / "driver_script.py").write_text(SCRIPT)
+    how = ["-m", "driver_script"] if way == "module" else [tmp_path / "driver_script.py"]
+    done = subprocess.run(
+        [sys.executable, *how, tmp_path / "run", tmp_path / "in", str(preload)],
+        env=dict(os.environ, PYTHONPATH=f"{ROOT}:{tmp_path}"),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "scores [0.0]" in done.stdout
+    logs = "".join(log.read_text() for log in (tmp_path / "run" / "logs").iterdir())
+    assert "main is run" not in logs
 
 
 def test_a_worker_prints_whatever_the_locale(tmp_path, monkeypatch):

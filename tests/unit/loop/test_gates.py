@@ -22,6 +22,7 @@ from rlhf.run.commit import commit
 from rlhf.run.console import Console
 from rlhf.run.job import Job
 from rlhf.run.plan import Run
+from rlhf.run.verified import Verified
 
 
 def gates_of(findings):
@@ -356,7 +357,7 @@ def test_steps_are_held_against_the_manifest_before_they_are_read(run, stage):
     Gates(run, []).stage_finished(1, open_artifact(run.folder / stage))
     text = (run.folder / stage / "metrics.jsonl").read_text()
     (run.folder / stage / "metrics.jsonl").write_text(text.replace("0.69", "0.79"))
-    fresh = replace(run, _verified=set())
+    fresh = replace(run, _verified=Verified())
     with pytest.raises(RunChanged, match=r"metrics\.jsonl is damaged \(its SHA-256"):
         Gates(fresh, []).stage_finished(1, open_artifact(run.folder / stage))
 

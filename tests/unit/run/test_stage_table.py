@@ -8,10 +8,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rlhf.config.schema import ComputeConfig
-from rlhf.config.stage_configs import GenerateStage, MixStage, PairSettings, PromptsStage, ReferenceStage
+from rlhf.config.schema import ComputeConfig, Config
+from rlhf.config.stage_configs import (
+    GenerateStage,
+    MixStage,
+    PairSettings,
+    PromptsStage,
+    ReadStage,
+    ReferenceStage,
+    RuleStage,
+    ScoreStage,
+)
+from rlhf.run.artifact import Artifact
 from rlhf.run.job import Job, Kind
-from rlhf.run.stage_table import STAGES, kind_of, num_shards, sliced_rows, stage_function
+from rlhf.run.plan import Run
+from rlhf.run.stage_table import STAGES, kind_of, needs_engine, num_shards, sliced_rows, stage_function
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -68,3 +79,24 @@ def test_the_ranks_that_train_run_the_reference_where_they_share_the_weights() -
         assert kind_of(name, ComputeConfig(zero_stage=2)) is row.kind
         under_zero3 = Kind.training if name == "reference" else row.kind
         assert kind_of(name, ComputeConfig(zero_stage=3)) is under_zero3
+
+
+def test_only_stages_that_load_a_model_wait_for_the_imports_of_engines() -> None:
+    waiting = {name for name in STAGES if needs_engine(name, {})}
+    assert waiting == {"sft", "reward_model", "generate", "score", "reference", "dpo"}
+    # As a job is told, and as a record has it.
+    assert not needs_engine("score", RuleStage(rule="rules:length"))
+    assert not needs_engine("score", {"rule": "rules:length"})
+    assert needs_engine("score", ScoreStage()) and needs_engine("score", {"rule": None})
+
+
+def test_a_plan_knows_which_of_its_stages_need_an_engine(tmp_path: Path) -> None:
+    file = Artifact(tmp_path / "in.jsonl", "d")
+    plan = Run(tmp_path / "run", Config(), planning=True)
+    read = plan.stage("read", "read", ReadStage("responses", 4), {"file": file})
+    candidates = read.part("candidates")
+    scores = plan.stage("score", "gold", RuleStage(rule="rules:length"), {"candidates": candidates})
+    plan.stage("pair", "pair", PairSettings(), {"candidates": candidates, "scores": scores})
+    assert plan.pending == ["read", "gold", "pair"] and plan.needing_engines == set()
+    plan.stage("score", "score", ScoreStage(), {"candidates": candidates, "judge": file})
+    assert plan.needing_engines == {"score"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -11,11 +12,15 @@ from rlhf.config.stage_configs import GenerateStage, ReadStage
 from rlhf.errors import RunChanged, UserError
 from rlhf.loop.step import stage_config
 from rlhf.models.folder import read_object
+from rlhf.run import commit, verified
 from rlhf.run import plan as module
 from rlhf.run.artifact import Artifact, open_artifact
+from rlhf.run.job import Job
 from rlhf.run.plan import Run
 from rlhf.run.refusal import differences, refusal
 from tests.unit.run.test_plan import InProcess
+
+IDENTITY = {"schema": 1, "stage": "export", "seed": 1, "config": {}, "inputs": {}}
 
 
 @pytest.fixture
@@ -77,15 +82,15 @@ def test_work_begun_goes_before_what_could_be_taken(tmp_path, prompts):
 def test_inputs_are_held_against_their_checksums_once_and_only_what_is_read(tmp_path, prompts, monkeypatch):
     artifact, _ = made(tmp_path / "run", prompts)
     checked = []
-    real = module.check_files
+    real = verified.check_all
     monkeypatch.setattr(
-        module, "check_files", lambda root, files, names: checked.append(names) or real(root, files, names)
+        verified, "check_all", lambda wanted: checked.extend(names for _, _, names in wanted) or real(wanted)
     )
     run = Run(tmp_path / "run", Config())
     run.verify(artifact.part("train.parquet"), None, prompts)
     assert checked == [["train.parquet"]]
     run.verify(artifact, artifact)
-    assert checked[1:] == [["held_out.parquet"], []]
+    assert checked[1:] == [["held_out.parquet"], []], "once, although it was asked for twice in one call"
     (artifact.path / "held_out.parquet").write_bytes(
         b"x" * (artifact.path / "held_out.parquet").stat().st_size
     )
@@ -94,10 +99,63 @@ def test_inputs_are_held_against_their_checksums_once_and_only_what_is_read(tmp_
         Run(tmp_path / "run", Config()).verify(artifact)
 
 
+def test_files_of_several_stages_are_hashed_side_by_side(tmp_path, prompts, monkeypatch):
+    artifacts = [made(tmp_path / name, prompts)[0] for name in ("a", "b", "c")]
+    calls = []
+    real = commit.digest_files
+    monkeypatch.setattr(
+        commit, "digest_files", lambda folder, names: calls.append(names) or real(folder, names)
+    )
+    Run(tmp_path / "run", Config()).verify(*artifacts, None)
+    assert len(calls) == 1 and len(calls[0]) == 6
+    damaged = artifacts[1].path / "train.parquet"
+    damaged.write_bytes(b"x" * damaged.stat().st_size)
+    with pytest.raises(RunChanged) as error:
+        Run(tmp_path / "run", Config()).verify(*artifacts)
+    assert str(error.value).startswith(f"{damaged} is damaged (its SHA-256 is ")
+    assert f"rm -r {artifacts[1].path}" in str(error.value)
+
+
+def test_a_second_name_of_a_file_that_was_hashed_is_not_hashed_again(tmp_path, prompts, monkeypatch):
+    """As an export's weights are where they have the dtype already."""
+    artifact, run = made(tmp_path / "run", prompts)
+    partial = tmp_path / "run" / ".export.partial"
+    partial.mkdir()
+    for name in ("train.parquet", "held_out.parquet"):
+        os.link(artifact.path / name, partial / name)
+    (partial / "own").write_text("own")
+    os.link(partial / "own", tmp_path / "own")  # of two names too, and of nobody's manifest
+    hashed = []
+    real = commit.digest_files
+    monkeypatch.setattr(
+        commit, "digest_files", lambda folder, names: hashed.extend(names) or real(folder, names)
+    )
+    final = tmp_path / "run" / "export"
+    job = Job("export", "export", {}, {}, str(partial), 0)
+    commit.commit(partial, final, IDENTITY, job, {}, {}, 0.5, run._verified.by_inode)
+    assert hashed == ["own"]
+    # And what was not hashed is recorded as if it had been.
+    Run(tmp_path / "run", Config()).verify(open_artifact(final))
+    assert len(open_artifact(final).record["files"]) == 3
+
+
+def test_a_second_name_of_a_file_that_has_grown_since_is_hashed(tmp_path, prompts):
+    artifact, run = made(tmp_path / "run", prompts)
+    partial = tmp_path / "run" / ".export.partial"
+    partial.mkdir()
+    os.link(artifact.path / "train.parquet", partial / "train.parquet")
+    with open(partial / "train.parquet", "ab") as file:
+        file.write(b"more")
+    final = tmp_path / "run" / "export"
+    job = Job("export", "export", {}, {}, str(partial), 0)
+    commit.commit(partial, final, IDENTITY, job, {}, {}, 0.5, run._verified.by_inode)
+    Run(tmp_path / "run", Config()).verify(open_artifact(final))
+
+
 def test_what_this_process_made_needs_no_second_look(tmp_path, prompts, monkeypatch):
     artifact, run = made(tmp_path / "run", prompts)
     checked = []
-    monkeypatch.setattr(module, "check_files", lambda root, files, names: checked.append(names))
+    monkeypatch.setattr(verified, "check_all", lambda wanted: checked.extend(names for _, _, names in wanted))
     run.verify(artifact)
     assert checked == [[]]
 
