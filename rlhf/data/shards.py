@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def make_folders(folder: Path) -> list[Path]:
     return missing
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes | pa.Buffer) -> None:
     """Write a file so that its name never shows half of it, and survives power loss."""
     temporary = path.with_name(f".{path.name}.tmp")
     with writing(path):
@@ -124,13 +124,17 @@ def write_shard(
         rows: rows such as `{"id": "5f1c…", "scores": [1.5, -0.3]}` for `SCORES_SCHEMA`.
         counts: such as `{"rows": 2, "dropped/empty": 1}`.
     """
+    write_table(path, pa.Table.from_pylist([dict(row) for row in rows], schema=schema), counts)
+
+
+def write_table(path: Path, table: pa.Table, counts: Mapping[str, int] | None = None) -> None:
+    """Write one shard as `write_shard` does, of columns."""
     # Sorted keys, for the order of counting may differ between two runs that count the same.
     counts_json = json_text(dict(counts or {}), sort_keys=True)
-    schema = schema.with_metadata({_COUNTS: counts_json.encode()})
-    table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+    table = table.replace_schema_metadata({_COUNTS: counts_json.encode()})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    data = sink.getvalue().to_pybytes()
+    data = sink.getvalue()
     digest = hashlib.sha256(data).hexdigest()
     # The digest goes first: a shard without one cannot be told from a damaged one and is made again.
     write_atomic(_digest_path(path), digest.encode())
@@ -152,6 +156,19 @@ def read_all_rows(folder: Path, columns: list[str] | None = None) -> Iterator[di
     """Rows of all shards of an artifact, in order."""
     for path in shard_paths(folder):
         yield from read_rows(path, columns)
+
+
+def read_table(path: Path, leave_out: Sequence[str] = ()) -> pa.Table:
+    """All of one shard as columns.
+
+    Args:
+        path: of the shard.
+        leave_out: names of columns, and of parts of columns wherever they stand, that are not read.
+    """
+    with pq.ParquetFile(path) as file:
+        paths = [file.schema.column(number).path for number in range(len(file.schema))]
+        wanted = [name for name in paths if not set(name.split(".")) & set(leave_out)]
+        return file.read(columns=wanted)
 
 
 def num_rows(path: Path) -> int:
