@@ -367,8 +367,8 @@ class Form(Enum):
     object = "one JSON object, the only row"
 
 
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], form: Form = Form.lines) -> int:
-    """Write rows as a stream and flush them to disk; returns how many."""
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any] | str], form: Form = Form.lines) -> int:
+    """Write rows, or what they are as JSON, as a stream and flush them to disk; returns how many."""
     num_rows = 0
     # People read the only object of a file, so it is indented.
     indent = 1 if form is Form.object else None
@@ -377,7 +377,7 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], form: Form = Form.
         for row in rows:
             num_rows += 1
             assert num_rows == 1 or form is not Form.object, "an object is one row"
-            text = json_text(row, ascii_only=False, indent=indent)
+            text = row if isinstance(row, str) else json_text(row, ascii_only=False, indent=indent)
             if form is not Form.list:
                 file.write(f"{text}\n")
             elif num_rows == 1:

@@ -8,8 +8,9 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -139,6 +140,32 @@ def write_table(path: Path, table: pa.Table, counts: Mapping[str, int] | None = 
     # The digest goes first: a shard without one cannot be told from a damaged one and is made again.
     write_atomic(_digest_path(path), digest.encode())
     write_atomic(path, data)
+
+
+class WriteBehind:
+    """Writes shards in a thread of its own, one after the other, while the next is made.
+
+    At most one waits, so that memory holds two. The end of the block waits for all, and raises what went wrong.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._last: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def write(self, path: Path, table: pa.Table, counts: Mapping[str, int] | None = None) -> None:
+        """Have `write_table` called; raises what an earlier call of it did."""
+        earlier = self._last
+        self._last = self._thread.submit(write_table, path, table, counts)
+        if earlier is not None:
+            earlier.result()
+
+    def __exit__(self, *error: object) -> None:
+        self._thread.shutdown()
+        if self._last is not None and error[0] is None:
+            self._last.result()
 
 
 def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
