@@ -16,7 +16,6 @@ from rlhf.loop.step import stage_config
 from rlhf.run.artifact import Artifact
 from rlhf.run.plan import Run
 
-
 ROWS_PER_SHARD = 4096
 """Enough that files cost little beside what is in them; at 8 answers of 2,000 characters 70 MB."""
 

@@ -1,8 +1,8 @@
-"""The pairs of a whole shard at once, on Arrow's columns: what `rlhf.data.pairing` says, a row at a time.
+"""The pairs of a whole shard at once, on Arrow's columns: what `rlhf.data.pairing` makes row by row.
 
-`pairing.make_pairs` is the definition. Here the extremes of the many prompts that give pairs by `best_worst` are
-found with numpy; every other prompt (another strategy, none that can be put in order, odd numbers) is given to
-the definition itself. Token ids are copied from column to column and never become Python's numbers.
+`pairing.make_pairs` is the definition. Here the extremes of the many prompts that give pairs by `best_worst`
+are found with numpy; every other prompt (another strategy, none that can be put in order, odd numbers) is
+given to the definition itself. Token ids are copied from column to column and never become Python's numbers.
 """
 
 from __future__ import annotations
@@ -90,7 +90,9 @@ def _joined(parts: list[_Pairs]) -> _Pairs:
     """Pairs of several parts in the order of their prompts, those of one prompt in the order of the parts."""
     columns = [np.zeros(0, dtype=np.int64)] * 5
     if parts:
-        columns = [np.concatenate(same) for same in zip(*(vars(part).values() for part in parts), strict=True)]
+        columns = [
+            np.concatenate(same) for same in zip(*(vars(part).values() for part in parts), strict=True)
+        ]
     pairs = _Pairs(*columns)
     return pairs.of(np.argsort(pairs.prompts, kind="stable"))
 
@@ -192,7 +194,7 @@ def _are_blank(texts: pa.StringArray) -> np.ndarray:
     some = np.flatnonzero(offsets[1:] > offsets[:-1])
     first_bytes = data[offsets[:-1][some]]
     blank[some] = False
-    # Most text begins with a letter of ASCII, and one look tells. Arrow's idea of white space is not Python's.
+    # Most text begins with a letter of ASCII, and one look tells. Arrow has another idea of white space.
     doubtful = some[(first_bytes <= _BLANK) | (first_bytes >= _PAST_ASCII)]
     for position, text in zip(doubtful.tolist(), texts.take(pa.array(doubtful)).to_pylist(), strict=True):
         blank[position] = not text.strip()
@@ -272,7 +274,9 @@ def _extremes(shard: _Shard, config: PairSettings) -> _Pairs:
         best[each, chosen] = -np.inf
         worst[each, rejected] = np.inf
     pairs = _joined(found)
-    differ = pc.not_equal(shard.texts.take(pa.array(pairs.chosen)), shard.texts.take(pa.array(pairs.rejected)))
+    differ = pc.not_equal(
+        shard.texts.take(pa.array(pairs.chosen)), shard.texts.take(pa.array(pairs.rejected))
+    )
     return pairs.of(differ.to_numpy(zero_copy_only=False))
 
 

@@ -46,7 +46,8 @@ def pair_lines(folder: Path) -> Iterator[str]:
 
 def _lines_of(batch: pa.RecordBatch) -> Iterator[str]:
     numbers = {name: batch[name].to_numpy() for name in _NUMBERS}
-    margins = numbers["chosen_penalised"] - numbers["rejected_penalised"]
+    with np.errstate(over="ignore", invalid="ignore"):
+        margins = numbers["chosen_penalised"] - numbers["rejected_penalised"]
     if not all(np.isfinite(column).all() for column in (margins, *numbers.values())):
         # JSON has no word for them; `json_text` says null.
         yield from (json_text(pair_line(row), ascii_only=False) for row in batch.to_pylist())

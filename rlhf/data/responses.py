@@ -65,7 +65,7 @@ def read_responses(
     distinct = Distinct(path, counts)
     parse = partial(to_candidates, numbers=numbers)
     for number, row, candidates_row in parsed_rows(path, counts, parse, columns):
-        if distinct.keeps(number, candidates_row, row.get("rewards")):
+        if distinct.keeps(candidates_row, number, row.get("rewards")):
             yield candidates_row
     distinct.refuse_nothing()
 
@@ -79,7 +79,9 @@ class Distinct:
         self._seen: set[int] = set()
         self._first_problem = ""
 
-    def keeps(self, number: int, row: dict[str, Any] | UnusableRow, rewards: Any) -> TypeGuard[dict[str, Any]]:
+    def keeps(
+        self, row: dict[str, Any] | UnusableRow, number: int, rewards: Any
+    ) -> TypeGuard[dict[str, Any]]:
         """Whether to use the row of a `candidates` shard that row `number` of the file became."""
         if isinstance(row, UnusableRow):
             self._first_problem = self._first_problem or f"row {number}: {row}"

@@ -128,13 +128,29 @@ def write_shard(
     write_table(path, pa.Table.from_pylist([dict(row) for row in rows], schema=schema), counts)
 
 
-def write_table(path: Path, table: pa.Table, counts: Mapping[str, int] | None = None) -> None:
-    """Write one shard as `write_shard` does, of columns."""
+def write_table(
+    path: Path,
+    table: pa.Table,
+    counts: Mapping[str, int] | None = None,
+    unpacked: Sequence[str] | None = None,
+) -> None:
+    """Write one shard as `write_shard` does, of columns.
+
+    Args:
+        path: the shard's final name.
+        table: its columns.
+        counts: as for `write_shard`.
+        unpacked: of a shard that is read once and thrown away: the columns whose values repeat, by their
+            names in Parquet. The rest is written as it stands, in a third of the time.
+    """
     # Sorted keys, for the order of counting may differ between two runs that count the same.
     counts_json = json_text(dict(counts or {}), sort_keys=True)
     table = table.replace_schema_metadata({_COUNTS: counts_json.encode()})
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    if unpacked is None:
+        pq.write_table(table, sink, compression="zstd")
+    else:
+        pq.write_table(table, sink, compression="none", use_dictionary=list(unpacked))
     data = sink.getvalue()
     digest = hashlib.sha256(data).hexdigest()
     # The digest goes first: a shard without one cannot be told from a damaged one and is made again.
@@ -145,7 +161,8 @@ def write_table(path: Path, table: pa.Table, counts: Mapping[str, int] | None = 
 class WriteBehind:
     """Writes shards in a thread of its own, one after the other, while the next is made.
 
-    At most one waits, so that memory holds two. The end of the block waits for all, and raises what went wrong.
+    At most one waits, so that memory holds two. The end of the block waits for all, and raises what went
+    wrong.
     """
 
     def __init__(self) -> None:
@@ -155,10 +172,10 @@ class WriteBehind:
     def __enter__(self) -> Self:
         return self
 
-    def write(self, path: Path, table: pa.Table, counts: Mapping[str, int] | None = None) -> None:
+    def write(self, *arguments: Any) -> None:
         """Have `write_table` called; raises what an earlier call of it did."""
         earlier = self._last
-        self._last = self._thread.submit(write_table, path, table, counts)
+        self._last = self._thread.submit(write_table, *arguments)
         if earlier is not None:
             earlier.result()
 
@@ -192,9 +209,12 @@ def read_table(path: Path, leave_out: Sequence[str] = ()) -> pa.Table:
         path: of the shard.
         leave_out: names of columns, and of parts of columns wherever they stand, that are not read.
     """
+    wanted = []
     with pq.ParquetFile(path) as file:
-        paths = [file.schema.column(number).path for number in range(len(file.schema))]
-        wanted = [name for name in paths if not set(name.split(".")) & set(leave_out)]
+        for number in range(len(file.schema)):
+            name = file.schema.column(number).path
+            if set(name.split(".")).isdisjoint(leave_out):
+                wanted.append(name)
         return file.read(columns=wanted)
 
 

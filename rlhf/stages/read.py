@@ -16,8 +16,8 @@ from rlhf.data.json_text import json_text
 from rlhf.data.prompts import read_prompts
 from rlhf.data.reading_notes import reading_notes
 from rlhf.data.records import CANDIDATES_SCHEMA, PROMPT_SCHEMA, SCORES_SCHEMA, to_row
-from rlhf.data.responses import read_best_of_n, read_comparisons, read_responses
 from rlhf.data.response_columns import scored_tables
+from rlhf.data.responses import read_best_of_n, read_comparisons, read_responses
 from rlhf.data.shards import WriteBehind, shard_name, write_atomic
 from rlhf.run.job import Job, Outcome, Worker
 
@@ -34,6 +34,9 @@ _FOLDERS = {
     "best_of_n": {"candidates": CANDIDATES_SCHEMA.append(_EXTRA)},
 }
 """Which folders of shards the rows become, by `what` they are."""
+_SAME_FOR_ALL = [
+    f"candidates.list.element.{name}" for name in ("finish_reason", "logprob", "seed", "temperature")
+]
 
 
 def run(job: Job[ReadStage], worker: Worker) -> Outcome:
@@ -48,10 +51,12 @@ def run(job: Job[ReadStage], worker: Worker) -> Outcome:
     folders = _FOLDERS[job.config.what]
     for name in folders:
         (job.out_path / name).mkdir(exist_ok=True)
+    # Others are read again and again, and by other machines.
+    unpacked = _SAME_FOR_ALL if job.config.what == "scored" else None
     with WriteBehind() as shards:
         for index, tables in enumerate(_tables(job.config, job.input_path("file"), counts)):
             for name, table in tables.items():
-                shards.write(job.out_path / name / shard_name(index), table)
+                shards.write(job.out_path / name / shard_name(index), table, None, unpacked)
     if "candidates" in folders:
         # What `generate` would tell the stages after it; texts from a file have no tokens.
         no_ids: dict[str, Any] = {"end_of_turn_id": None, "stop_token_ids": []}

@@ -53,7 +53,11 @@ def by_rows(
 
 
 def check(
-    folder: Path, rows: Rows, config: PairSettings, terminators: Terminators | None = TERMINATORS, seed: int = 3
+    folder: Path,
+    rows: Rows,
+    config: PairSettings,
+    terminators: Terminators | None = TERMINATORS,
+    seed: int = 3,
 ) -> pa.Table:
     """Both ways give the same file; the table of the one on columns."""
     # Through files, as the stage does: what is read is laid out otherwise than what was made.
