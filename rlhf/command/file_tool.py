@@ -37,8 +37,8 @@ _ELSEWHERE = "output=<another file>"
 
 Make = Callable[[Run], Sequence[Artifact]]
 """Asks for the stages of a tool in order, the one that reads the input first."""
-Rows = Callable[[Sequence[Artifact]], Iterator[dict[str, Any]]]
-"""The output's rows, of the finished artifacts."""
+Rows = Callable[[Sequence[Artifact]], Iterator[dict[str, Any]] | Iterator[str]]
+"""The output's rows, or what they are as JSON, of the finished artifacts."""
 
 
 def read_input(run: Run, tool: FileTool, what: str, rows_per_shard: int = ROWS_PER_SHARD) -> Artifact:

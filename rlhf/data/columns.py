@@ -138,6 +138,11 @@ def is_known(name: str) -> bool:
     return any(pattern.fullmatch(plain) for pattern in _KNOWN_PATTERNS)
 
 
+def is_lettered(name: str) -> bool:
+    """Whether a column may be one of several choices: `answerA`, `option_2`."""
+    return _LETTERED.fullmatch(plain_name(name)) is not None
+
+
 def unread_of(row: Row) -> list[str]:
     """The columns of a row that hold something, were not read, and may belong to the question.
 
@@ -145,7 +150,7 @@ def unread_of(row: Row) -> list[str]:
     """
     names = []
     # Of two such columns one compares; three and more are choices, which belong to the question.
-    lettered = [name for name in row.record if _LETTERED.fullmatch(plain_name(name))]
+    lettered = [name for name in row.record if is_lettered(name)]
     choices = lettered if len(lettered) > 2 else []
     for name, value in row.record.items():
         # Of a column that was read only the keys of its turns may be left over.

@@ -10,7 +10,8 @@ from typing import Any
 from rlhf.data.records import FINISHED
 from rlhf.data.rows import Row, UnusableRow, words
 
-_COLUMNS = ("finish_reasons", "finish_reason", "stop_reasons", "stop_reason")
+REASON_COLUMNS = ("finish_reasons", "finish_reason", "stop_reasons", "stop_reason")
+"""Where the reasons may stand; the first holds one for each response."""
 _FINISHED_WORDS = words("""
     stop stopped eos eos_token eot end end_turn end_of_turn end_of_text endoftext stop_sequence stop_token
     stop_string stop_str complete completed finish finished done
@@ -39,7 +40,7 @@ def finish_reasons_of(row: Row, num_responses: int) -> list[str]:
 
 def _column(row: Row) -> str | None:
     """The column that holds a reason for each response."""
-    plural, *others = _COLUMNS
+    plural, *others = REASON_COLUMNS
     if row.peek(plural) is not None:
         return plural
     # Under another name it may speak of the row as a whole: nobody knows of which response then.

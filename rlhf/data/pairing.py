@@ -154,8 +154,7 @@ def make_pairs(
 ) -> list[PreferencePair] | Drop:
     """The preference pairs of one prompt, or why there is none.
 
-    Random draws depend on the seed and the prompt's id alone, not on what was drawn before. Without
-    `terminators` the responses are text alone, and so are the pairs.
+    Without `terminators` the responses are text alone, and so are the pairs.
 
     Raises:
         DataError: a finished response does not end in one of `terminators.stop_token_ids`.
@@ -163,8 +162,25 @@ def make_pairs(
     pool = candidate_pool(prompt, config)
     if isinstance(pool, Drop):
         return pool
+    selected = select(pool, prompt.id, config, seed)
+    if isinstance(selected, Drop):
+        return selected
+    return [_build_pair(prompt, pool, terminators, pair) for pair in selected]
+
+
+def select(pool: Pool, name: str, config: PairSettings, seed: int) -> list[IndexPair] | Drop:
+    """Which candidates of a pool become pairs, or why none do.
+
+    Random draws depend on the seed and the prompt's id alone, not on what was drawn before.
+
+    Args:
+        pool: of the prompt.
+        name: the prompt's id.
+        config: what `make_pairs` is told.
+        seed: of the run.
+    """
     # A generator for each prompt, so that neither the order of prompts nor their number moves a draw.
-    rng = random.Random(f"{seed}/{prompt.id}")
+    rng = random.Random(f"{seed}/{name}")
     propose = STRATEGIES[config.strategy]
     proposed = propose(pool, rng)[: config.max_pairs_per_prompt]
     if not proposed:
@@ -180,7 +196,7 @@ def make_pairs(
     for chosen, rejected in different:
         margin = pool.penalised[chosen] - pool.penalised[rejected]
         if margin >= config.min_margin:
-            pairs.append(_build_pair(prompt, pool, terminators, (chosen, rejected)))
+            pairs.append((chosen, rejected))
     if not pairs:
         return Drop.below_margin
     return pairs

@@ -44,27 +44,41 @@ def parsed_rows(
     mapped = column_map(columns)
     there: set[str] = set()
     for number, record in enumerate(read_records(path), start=1):
-        counts["rows"] += 1
         if mapped:
             there.update(record)
         row = Row(record, mapped)
-        parsed: Parsed | UnusableRow
         try:
-            check_values(record)
-            parsed = parse(row)
-            count_unread(counts, row)
-        # Before DataError, of which it is one: a single bad row is skipped, an unknown shape is a wrong file.
-        except UnusableRow as error:
-            counts[f"dropped/{error.reason}"] += 1
-            parsed = error
-        except DataError as error:
+            parsed = parsed_row(path, number, row, counts, parse)
+        except DataError:
             # A name that no row has makes every row look like one of no shape.
             if mapped:
                 check_mapped(mapped, there)
-            raise DataError(f"{path}, row {number}: {error}") from None
+            raise
         yield number, record, parsed
     if mapped:
         check_mapped(mapped, there)
+
+
+def parsed_row(
+    path: Path | str, number: int, row: Row, counts: Counter[str], parse: Callable[[Row], Parsed]
+) -> Parsed | UnusableRow:
+    """What `parse` makes of one row, counted as `parsed_rows` says; `number` is the row's, from 1.
+
+    Raises:
+        DataError: the row has no known shape.
+    """
+    counts["rows"] += 1
+    try:
+        check_values(row.record)
+        parsed = parse(row)
+        count_unread(counts, row)
+    # Before DataError, of which it is one: a single bad row is skipped, an unknown shape is a wrong file.
+    except UnusableRow as error:
+        counts[f"dropped/{error.reason}"] += 1
+        return error
+    except DataError as error:
+        raise DataError(f"{path}, row {number}: {error}") from None
+    return parsed
 
 
 def to_messages(row: Mapping[str, Any]) -> list[Message]:

@@ -78,7 +78,8 @@ _INNER_BASES = (
     "input",
 )
 _CHOICES = ("choices", "options")
-_TABLE = (*BASES, *_SYSTEMS, *_HISTORIES, *_CONTEXTS, *_CHOICES, "instances")
+TABLE = (*BASES, *_SYSTEMS, *_HISTORIES, *_CONTEXTS, *_CHOICES, "instances")
+"""All columns that may hold a part of the question."""
 
 
 @dataclass
@@ -331,7 +332,7 @@ def with_system(text: str | None, messages: list[Message]) -> list[Message]:
 
 def _mark_repeated(row: Row, messages: list[Message]) -> None:
     """Count a column of the table as read where all of it is said in the messages."""
-    for name in _TABLE:
+    for name in TABLE:
         column = row.column(name)
         if column is None or column in row.read:
             continue

@@ -8,7 +8,6 @@ in TRL's conversational preference format.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -19,7 +18,9 @@ from decimal import Decimal
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
+
+import orjson
 
 from rlhf.data.columns import Columns
 from rlhf.data.finish_reasons import finish_reasons_of, one_for_each
@@ -61,27 +62,56 @@ def read_responses(
     Raises:
         DataError: the file cannot be read, a row lacks a key that all must have, or no row can be used.
     """
-    seen: set[int] = set()
-    first_problem = ""
+    distinct = Distinct(path, counts)
     parse = partial(to_candidates, numbers=numbers)
     for number, row, candidates_row in parsed_rows(path, counts, parse, columns):
-        if isinstance(candidates_row, UnusableRow):
-            first_problem = first_problem or f"row {number}: {candidates_row}"
-            continue
+        if distinct.keeps(candidates_row, number, row.get("rewards")):
+            yield candidates_row
+    distinct.refuse_nothing()
+
+
+class Distinct:
+    """Which rows of a file are used: those that can be and that repeat no earlier one, rewards included."""
+
+    def __init__(self, path: Path | str, counts: Counter[str]) -> None:
+        self._path = path
+        self._counts = counts
+        self._seen: set[int] = set()
+        self._first_problem = ""
+
+    def keeps(
+        self, row: dict[str, Any] | UnusableRow, number: int, rewards: Any
+    ) -> TypeGuard[dict[str, Any]]:
+        """Whether to use the row of a `candidates` shard that row `number` of the file became."""
+        if isinstance(row, UnusableRow):
+            self._first_problem = self._first_problem or f"row {number}: {row}"
+            return False
+        texts = [candidate["text"] for candidate in row["candidates"]]
+        return self.is_new(row["id"], texts, rewards)
+
+    def is_new(self, identity: str, texts: list[str], rewards: Any) -> bool:
+        """Whether no earlier row had all of this; one that did is counted."""
         # Not the prompt alone: files of several rounds hold the same prompt with new responses.
-        texts = [candidate["text"] for candidate in candidates_row["candidates"]]
-        identity = plain_json([candidates_row["id"], texts, row.get("rewards")])
-        digest = hashlib.sha256(identity.encode()).hexdigest()
-        key = int(digest[:16], 16)
-        if key in seen:
-            counts["dropped/duplicate"] += 1
-            continue
-        seen.add(key)
-        yield candidates_row
-    if not seen:
-        raise DataError(
-            f"{path}: none of {counts['rows']} rows can be used; {first_problem} Mend it or name another.",
-        )
+        try:
+            text = orjson.dumps([identity, texts, rewards], default=str)
+        # Numbers of more than 64 bits, and nesting beyond what it takes.
+        except TypeError:
+            text = plain_json([identity, texts, rewards]).encode()
+        # 64 bits, and as good as random in each process.
+        key = hash(text)
+        if key in self._seen:
+            self._counts["dropped/duplicate"] += 1
+            return False
+        self._seen.add(key)
+        return True
+
+    def refuse_nothing(self) -> None:
+        """DataError where no row can be used."""
+        if not self._seen:
+            raise DataError(
+                f"{self._path}: none of {self._counts['rows']} rows can be used; {self._first_problem} "
+                "Mend it or name another.",
+            )
 
 
 def to_candidates(row: Mapping[str, Any], numbers: str | None = None) -> dict[str, Any]:
@@ -339,8 +369,8 @@ class Form(Enum):
     object = "one JSON object, the only row"
 
 
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], form: Form = Form.lines) -> int:
-    """Write rows as a stream and flush them to disk; returns how many."""
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any] | str], form: Form = Form.lines) -> int:
+    """Write rows, or what they are as JSON, as a stream and flush them to disk; returns how many."""
     num_rows = 0
     # People read the only object of a file, so it is indented.
     indent = 1 if form is Form.object else None
@@ -349,7 +379,7 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], form: Form = Form.
         for row in rows:
             num_rows += 1
             assert num_rows == 1 or form is not Form.object, "an object is one row"
-            text = json_text(row, ascii_only=False, indent=indent)
+            text = row if isinstance(row, str) else json_text(row, ascii_only=False, indent=indent)
             if form is not Form.list:
                 file.write(f"{text}\n")
             elif num_rows == 1:

@@ -7,23 +7,17 @@ Output: one shard of pairs per shard of candidates, with the same index.
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from rlhf.config.stage_configs import PairSettings
-from rlhf.data.pairing import Drop, Terminators, fault, make_pairs
-from rlhf.data.records import PAIRS_SCHEMA, SIDES, ScoredPrompt, dropped, scored_prompt, to_row, what_became
-from rlhf.data.shards import (
-    num_rows,
-    read_all_rows,
-    read_rows,
-    shard_name,
-    shard_paths,
-    sum_counts,
-    write_shard,
-)
+from rlhf.data.pair_columns import pair_table
+from rlhf.data.pairing import Drop, Terminators
+from rlhf.data.records import PAIRS_SCHEMA, SIDES, dropped, what_became
+from rlhf.data.shards import WriteBehind, read_table, shard_name, shard_paths, sum_counts
 from rlhf.errors import DataError
 from rlhf.run.job import Job, Outcome, Worker
 from rlhf.run.stage_table import num_shards
@@ -40,9 +34,12 @@ _WAYS_OUT = {
 }
 """What to do when prompts are dropped, by reason."""
 
+_NOT_READ = ("logprob", "seed", "temperature", "extra")
+"""Of a candidates shard: nothing here looks at it."""
+
 
 def run(job: Job[PairSettings], worker: Worker) -> Outcome:
-    """Make the pairs of every shard; memory holds one shard at a time.
+    """Make the pairs of every shard; memory holds one, and the pairs of the one before.
 
     Counts: `prompts` = `prompts_with_pairs` + the sum of `dropped/<reason>`; `pairs`;
     `candidates/<fault>` are candidates with that fault, whether their prompt was dropped or not.
@@ -60,28 +57,25 @@ def run(job: Job[PairSettings], worker: Worker) -> Outcome:
             f"{candidates} has {total} shards, {scores} has {num_score_shards}: they do not belong together. "
             "Score these candidates anew, or name the candidates that were scored."
         )
-    for index in worker.shards():
-        _pair_shard(job, terminators, index)
-        worker.progress(index + 1, total, "shards")
+    with WriteBehind() as shards:
+        for index in worker.shards():
+            _pair_shard(job, terminators, index, shards)
+            worker.progress(index + 1, total, "shards")
     # From the shards, not from what this attempt counted: earlier attempts have made some of them.
     counts = sum_counts(job.out_path)
     check_counts(counts)
     return Outcome(counts=counts, metrics=pair_metrics(job.out_path))
 
 
-def _pair_shard(job: Job[PairSettings], terminators: Terminators | None, index: int) -> None:
-    rows: list[dict[str, Any]] = []
-    counts = Counter[str]()
+def _pair_shard(
+    job: Job[PairSettings], terminators: Terminators | None, index: int, shards: WriteBehind
+) -> None:
     name = shard_name(index)
-    for prompt in scored_prompts(job.input_path("candidates") / name, job.input_path("scores") / name):
-        pairs = make_pairs(prompt, job.config, terminators, job.seed)
-        if isinstance(pairs, Drop):
-            count(counts, prompt, job.config, num_pairs=0)
-            counts[f"dropped/{pairs.value}"] += 1
-            continue
-        count(counts, prompt, job.config, num_pairs=len(pairs))
-        rows.extend(map(to_row, pairs))
-    write_shard(job.out_path / name, PAIRS_SCHEMA, rows, counts)
+    candidates_path = job.input_path("candidates") / name
+    scores_path = job.input_path("scores") / name
+    candidates, scores = _joined(candidates_path, scores_path)
+    pairs, counts = pair_table(candidates, scores, job.config, terminators, job.seed)
+    shards.write(job.out_path / name, pairs, counts)
 
 
 def read_terminators(candidates: Path) -> Terminators | None:
@@ -103,8 +97,8 @@ def read_terminators(candidates: Path) -> Terminators | None:
     return Terminators(int(end_of_turn_id), stop_token_ids)
 
 
-def scored_prompts(candidates: Path, scores: Path) -> Iterator[ScoredPrompt]:
-    """Join a shard of candidates with the shard of their scores, row by row.
+def _joined(candidates: Path, scores: Path) -> tuple[pa.Table, pa.Table]:
+    """A shard of candidates and the shard of their scores, which must match row by row.
 
     Raises:
         DataError: one is missing, they differ in length, or a row's id or number of scores differs.
@@ -116,49 +110,33 @@ def scored_prompts(candidates: Path, scores: Path) -> Iterator[ScoredPrompt]:
     for path in (candidates, scores):
         if not path.is_file():
             raise DataError(f"{path} is missing. Make its stage anew, or restore the file.")
-    num_candidate_rows = num_rows(candidates)
-    num_score_rows = num_rows(scores)
-    if num_candidate_rows != num_score_rows:
-        raise _mismatch(candidates, scores, f"{num_score_rows} rows for {num_candidate_rows}")
+    candidates_table = read_table(candidates, leave_out=_NOT_READ)
+    scores_table = read_table(scores)
+    if len(candidates_table) != len(scores_table):
+        difference = f"{len(scores_table)} rows for {len(candidates_table)}"
+        raise _mismatch(candidates, scores, difference)
     # Checked although the pipeline makes them in step: both may be files that a user has put together.
-    rows = zip(read_rows(candidates), read_rows(scores), strict=True)
-    for number, (candidates_row, scores_row) in enumerate(rows, start=1):
-        name = candidates_row["id"]
-        if name != scores_row["id"]:
-            difference = f"row {number} is prompt {scores_row['id']} there and {name} here"
+    nums_candidates = pc.list_value_length(candidates_table["candidates"])
+    nums_scores = pc.list_value_length(scores_table["scores"])
+    columns = (candidates_table["id"], scores_table["id"], nums_candidates, nums_scores)
+    if columns[0].equals(columns[1]) and nums_candidates.equals(nums_scores):
+        return candidates_table, scores_table
+    # Only now row by row, for the first one that differs is the one to name.
+    rows = zip(*(column.to_pylist() for column in columns), strict=True)
+    for number, (name, scores_name, num_candidates, num_scores) in enumerate(rows, start=1):
+        if name != scores_name:
+            difference = f"row {number} is prompt {scores_name} there and {name} here"
             raise _mismatch(candidates, scores, difference)
-        num_candidates = len(candidates_row["candidates"])
-        num_scores = len(scores_row["scores"])
         if num_candidates != num_scores:
-            raise _mismatch(
-                candidates,
-                scores,
-                f"row {number}, prompt {name}, has {num_scores} scores for {num_candidates} candidates",
+            difference = (
+                f"row {number}, prompt {name}, has {num_scores} scores for {num_candidates} candidates"
             )
-        yield scored_prompt(candidates_row, scores_row)
+            raise _mismatch(candidates, scores, difference)
+    return candidates_table, scores_table
 
 
 def _mismatch(candidates: Path, scores: Path, difference: str) -> DataError:
     return DataError(f"{scores} does not belong to {candidates}: {difference}. Score these candidates anew.")
-
-
-def count(counts: Counter[str], prompt: ScoredPrompt, config: PairSettings, num_pairs: int) -> None:
-    """Count one prompt, its pairs, and its candidates with their faults.
-
-    Example:
-        {"prompts": 1, "prompts_with_pairs": 1, "pairs": 4, "candidates": 8, "candidates/truncated": 1}
-    """
-    # Those that pairing looks at: with fewer than were sampled, the others have no say.
-    candidates = prompt.candidates[: config.num_candidates]
-    scores = prompt.scores[: config.num_candidates]
-    counts["prompts"] += 1
-    counts["prompts_with_pairs"] += 1 if num_pairs else 0
-    counts["pairs"] += num_pairs
-    counts["candidates"] += len(candidates)
-    for candidate, score in zip(candidates, scores, strict=True):
-        reason = fault(candidate, score)
-        if reason:
-            counts[f"candidates/{reason.value}"] += 1
 
 
 def check_counts(counts: dict[str, int]) -> None:
@@ -193,12 +171,16 @@ def pair_metrics(folder: Path) -> dict[str, float]:
     columns = []
     for side in SIDES:
         columns += [f"{side}_score", f"{side}_penalised", f"{side}_chars"]
-    sums = Counter[str]()
+    others = [name for name in PAIRS_SCHEMA.names if name not in columns]
+    sums = dict.fromkeys(columns, 0.0)
     num_pairs = 0
-    for row in read_all_rows(folder, columns):
-        num_pairs += 1
-        # A Counter adds any numbers up, these floats too.
-        sums.update(row)
+    for path in shard_paths(folder):
+        table = read_table(path, leave_out=others)
+        num_pairs += len(table)
+        for name in columns:
+            # One after the other: numpy's own sum adds in another order, and rounds differently.
+            numbers = [[sums[name]], table[name].to_numpy()]
+            sums[name] = float(np.add.accumulate(np.concatenate(numbers))[-1])
     mean = {name: sums[name] / num_pairs for name in columns}
     metrics = {"mean_margin": mean["chosen_penalised"] - mean["rejected_penalised"]}
     for side in SIDES:

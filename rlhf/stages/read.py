@@ -16,8 +16,9 @@ from rlhf.data.json_text import json_text
 from rlhf.data.prompts import read_prompts
 from rlhf.data.reading_notes import reading_notes
 from rlhf.data.records import CANDIDATES_SCHEMA, PROMPT_SCHEMA, SCORES_SCHEMA, to_row
+from rlhf.data.response_columns import scored_tables
 from rlhf.data.responses import read_best_of_n, read_comparisons, read_responses
-from rlhf.data.shards import shard_name, write_atomic, write_shard
+from rlhf.data.shards import WriteBehind, shard_name, write_atomic
 from rlhf.run.job import Job, Outcome, Worker
 
 # What the tool needs to know of a row in the end and no stage reads: as JSON, so that any row fits.
@@ -26,12 +27,16 @@ _FOLDERS = {
     "prompts": {"prompts": PROMPT_SCHEMA},
     "questions": {"prompts": PROMPT_SCHEMA.append(_EXTRA)},
     "responses": {"candidates": CANDIDATES_SCHEMA.append(_EXTRA)},
-    "scored": {"candidates": CANDIDATES_SCHEMA.append(_EXTRA), "scores": SCORES_SCHEMA},
+    # What else a scored row holds nobody asks for.
+    "scored": {"candidates": CANDIDATES_SCHEMA, "scores": SCORES_SCHEMA},
     "qualities": {"candidates": CANDIDATES_SCHEMA.append(_EXTRA), "scores": SCORES_SCHEMA},
     "comparisons": {"candidates": CANDIDATES_SCHEMA.append(_EXTRA)},
     "best_of_n": {"candidates": CANDIDATES_SCHEMA.append(_EXTRA)},
 }
 """Which folders of shards the rows become, by `what` they are."""
+_SAME_FOR_ALL = [
+    f"candidates.list.element.{name}" for name in ("finish_reason", "logprob", "seed", "temperature")
+]
 
 
 def run(job: Job[ReadStage], worker: Worker) -> Outcome:
@@ -46,19 +51,31 @@ def run(job: Job[ReadStage], worker: Worker) -> Outcome:
     folders = _FOLDERS[job.config.what]
     for name in folders:
         (job.out_path / name).mkdir(exist_ok=True)
-    rows = _rows(job.config, job.input_path("file"), counts)
-    for index in itertools.count():
-        block = list(itertools.islice(rows, job.config.shard_size))
-        if not block:
-            break
-        # A row has the columns of all folders; each schema takes its own.
-        for name, schema in folders.items():
-            write_shard(job.out_path / name / shard_name(index), schema, block)
+    # Others are read again and again, and by other machines.
+    unpacked = _SAME_FOR_ALL if job.config.what == "scored" else None
+    with WriteBehind() as shards:
+        for index, tables in enumerate(_tables(job.config, job.input_path("file"), counts)):
+            for name, table in tables.items():
+                shards.write(job.out_path / name / shard_name(index), table, None, unpacked)
     if "candidates" in folders:
         # What `generate` would tell the stages after it; texts from a file have no tokens.
         no_ids: dict[str, Any] = {"end_of_turn_id": None, "stop_token_ids": []}
         write_atomic(job.out_path / "candidates" / "tokens.json", json_text(no_ids).encode())
     return Outcome(counts=dict(counts), metrics=reading_notes(counts))
+
+
+def _tables(config: ReadStage, path: Path, counts: Counter[str]) -> Iterator[dict[str, pa.Table]]:
+    """A table for each folder of `_FOLDERS[config.what]`, shard by shard."""
+    if config.what == "scored":
+        yield from scored_tables(path, counts, config.shard_size, columns=config.columns)
+        return
+    rows = _rows(config, path, counts)
+    while block := list(itertools.islice(rows, config.shard_size)):
+        tables = {}
+        # A row has the columns of all folders; each schema takes its own.
+        for name, schema in _FOLDERS[config.what].items():
+            tables[name] = pa.Table.from_pylist(block, schema=schema)
+        yield tables
 
 
 def _rows(config: ReadStage, path: Path, counts: Counter[str]) -> Iterator[dict[str, Any]]:
@@ -73,5 +90,5 @@ def _rows(config: ReadStage, path: Path, counts: Counter[str]) -> Iterator[dict[
     if what == "best_of_n":
         return read_best_of_n(path, counts, columns=columns)
     # The key of a row that holds its scores, where the file has any.
-    scores_key = {"scored": "rewards", "qualities": "qualities"}.get(what)
+    scores_key = "qualities" if what == "qualities" else None
     return read_responses(path, counts, scores_key, columns=columns)
