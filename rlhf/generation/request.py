@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -32,6 +33,10 @@ class Sampling:
     stop_token_ids: list[int]
 
 
+ShardOfRequests = tuple[int, list[Request]]
+"""The number of a shard, and its requests."""
+
+
 class Sampler(Protocol):
     """A loaded engine.
 
@@ -44,6 +49,19 @@ class Sampler(Protocol):
 
     def sample(self, requests: list[Request], sampling: Sampling) -> list[Candidate]:
         """One candidate per request, in order; `token_ids` end with the terminator when one was sampled."""
+        ...
+
+    def sample_shards(
+        self, shards: Iterable[ShardOfRequests | None], sampling: Sampling
+    ) -> Iterator[tuple[int, list[Candidate]]]:
+        """The candidates of each shard as `sample` gives them, under its number, as soon as all are there.
+
+        Args:
+            shards: taken one by one, the next one when there is room for its requests, which may be before
+                those in hand are finished. None means not yet: it is asked for again when one is finished,
+                and must be no answer where none is in hand.
+            sampling: what all of them share.
+        """
         ...
 
 

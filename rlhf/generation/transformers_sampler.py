@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from rlhf.config.stage_configs import GenerateStage
 from rlhf.data.records import Candidate
-from rlhf.generation.request import Request, Sampling
+from rlhf.generation.request import Request, Sampling, ShardOfRequests
 from rlhf.models.batches import unbinned
 from rlhf.models.folder import load_weights
 from rlhf.models.weight_files import saved_dtype
@@ -38,6 +39,15 @@ class TransformersSampler:
             batch = [requests[index] for index in members]
             candidates_by_batch.append(self._sample_batch(batch, sampling))
         return unbinned(batches, candidates_by_batch)
+
+    def sample_shards(
+        self, shards: Iterable[ShardOfRequests | None], sampling: Sampling
+    ) -> Iterator[tuple[int, list[Candidate]]]:
+        """One shard after the other (see `rlhf.generation.request.Sampler`)."""
+        for shard in shards:
+            assert shard is not None, "none is in hand"
+            index, requests = shard
+            yield index, self.sample(requests, sampling)
 
     @torch.inference_mode()
     def _sample_batch(self, requests: list[Request], sampling: Sampling) -> list[Candidate]:
