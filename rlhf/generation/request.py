@@ -12,7 +12,8 @@ from rlhf.data.records import Candidate
 
 @dataclass(frozen=True)
 class Request:
-    """One response to sample: prompt ids, temperature, and a seed of its own.
+    """One response to sample: prompt ids, temperature, and a seed of its own; None where the engine has one
+    for all.
 
     Example:
         Request([1, 306, 9], temperature=0.7, seed=181783497)
@@ -20,7 +21,7 @@ class Request:
 
     prompt_token_ids: list[int]
     temperature: float
-    seed: int
+    seed: int | None
 
 
 @dataclass(frozen=True)

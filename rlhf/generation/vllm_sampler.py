@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -11,7 +13,7 @@ from rlhf.config.stage_configs import GenerateStage
 from rlhf.data.records import Candidate
 from rlhf.errors import ConfigError, ModelError
 from rlhf.generation.request import Request, Sampling, ShardOfRequests
-from rlhf.generation.vllm_args import check_batching
+from rlhf.generation.vllm_args import check_batch_invariant, check_batching
 from rlhf.models.engine_folder import EngineFolder
 from rlhf.models.folder import engine_alive, load_config
 from rlhf.models.weight_files import saved_dtype
@@ -21,6 +23,10 @@ _CPU_MAX_SEQS = 512
 
 _CPU_BATCHED_TOKENS = 8192
 """Tokens of one forward pass on a CPU, unless one prompt and response have more."""
+
+
+_BATCH_INVARIANT_CAPABILITY = (8, 0)
+"""Of a GPU, at least, for vLLM's batch-invariant mode (its documentation of 0.32)."""
 
 
 class VllmSampler:
@@ -41,6 +47,9 @@ class VllmSampler:
         self.note = ""
         if not torch.cuda.is_available():
             _check_head_size(model, config.trust_remote_code)
+        check_batch_invariant(config, torch.cuda.is_available())
+        if config.batch_invariant:
+            _make_batch_invariant()
         limit = max_prompt_tokens + config.max_new_tokens
         # Kept for as long as the engine is: links into the model's folder may end with it.
         self._folder = EngineFolder(model)
@@ -79,7 +88,12 @@ class VllmSampler:
                 "generate.max_new_tokens if it is about length, or use "
                 "generate.engine=transformers."
             ) from error
-        self._max_num_seqs = int(self.engine.llm_engine.vllm_config.scheduler_config.max_num_seqs)
+        overlaps = config.overlap_shards
+        if overlaps is None:
+            overlaps = torch.cuda.is_available()
+        max_num_seqs = int(self.engine.llm_engine.vllm_config.scheduler_config.max_num_seqs)
+        self.enough = max_num_seqs if overlaps else 1
+        """Unfinished requests that the engine must have; with fewer, the next shard is asked for."""
 
     def sample(self, requests: list[Request], sampling: Sampling) -> list[Candidate]:
         """One candidate per request, in order (see `rlhf.generation.request.Sampler`)."""
@@ -91,8 +105,8 @@ class VllmSampler:
     ) -> Iterator[tuple[int, list[Candidate]]]:
         """The candidates of each shard (see `rlhf.generation.request.Sampler`).
 
-        The next shard's requests enter as soon as fewer are left than run side by side, so that the engine
-        is full while the longest responses of a shard are finished.
+        With `generate.overlap_shards` the next shard's requests enter as soon as fewer are left than run side
+        by side, so that the engine is full while the longest responses of a shard are finished.
         """
         source = iter(shards)
         in_hand: dict[int, _Unfinished] = {}
@@ -120,8 +134,9 @@ class VllmSampler:
                 is_told_to_wait = False
 
     def _has_room(self) -> bool:
-        """Whether the engine could run more requests side by side than it has."""
-        return self.engine.llm_engine.get_num_unfinished_requests() < self._max_num_seqs
+        """Whether the next shard's requests should enter."""
+        num_unfinished = int(self.engine.llm_engine.get_num_unfinished_requests())
+        return num_unfinished < self.enough
 
     def _add(self, index: int, requests: list[Request], sampling: Sampling) -> None:
         """Give a shard's requests to the engine, which will work on them at the next step."""
@@ -180,6 +195,26 @@ class _Unfinished:
     def candidates(self) -> list[Candidate]:
         """All of them, in the order of their requests."""
         return [self._candidates[number] for number in range(len(self._requests))]
+
+
+def _make_batch_invariant() -> None:
+    """Switch vLLM's batch-invariant mode on.
+
+    Raises:
+        ConfigError: the GPU is too old for it.
+    """
+    capability = torch.cuda.get_device_capability()
+    if capability < _BATCH_INVARIANT_CAPABILITY:
+        least = ".".join(map(str, _BATCH_INVARIANT_CAPABILITY))
+        raise ConfigError(
+            f"generate.batch_invariant=true: needs a GPU of compute capability {least} or more, and this one "
+            f"has {'.'.join(map(str, capability))}. Leave it out: nothing is lost or doubled without it."
+        )
+    os.environ["VLLM_BATCH_INVARIANT"] = "1"
+    # Some of vLLM's modules read it when they are imported, and those that were preloaded have done so.
+    for name, module in list(sys.modules.items()):
+        if name.startswith("vllm.") and "is_batch_invariant" in vars(module):
+            vars(module)["is_batch_invariant"] = True
 
 
 def _check_head_size(model: str, trust_remote_code: bool) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rlhf.config.choices import Seeds
 from rlhf.config.stage_configs import GenerateStage
 from rlhf.data.json_text import json_text
 from rlhf.data.records import CANDIDATES_SCHEMA, Candidate, Message, dropped, what_became
@@ -57,7 +58,7 @@ def run(job: Job[GenerateStage], worker: Worker) -> Outcome:
     # Only where something is left to sample: an engine and each judge's tokenizer take seconds to load.
     if first is not None:
         shards = _Shards(job, tokenizer, _judges(job), limit)
-        sampler = load_sampler(config, model, job.seed, limit)
+        sampler = load_sampler(config, model, _engine_seed(job, first), limit)
         worker.keep(sampler.engine)
         if sampler.note:
             metrics["engine"] = sampler.note
@@ -116,6 +117,15 @@ def _write_tokens(path: Path, tokenizer: Any, stops: list[int]) -> None:
     write_atomic(path, json_text(tokens, indent=1).encode())
 
 
+def _engine_seed(job: Job[GenerateStage], first: int) -> int:
+    """The seed of an engine that begins with a shard."""
+    if job.config.seeds is Seeds.request:
+        return job.seed
+    # No two engines of a run may draw the same numbers: not those of two workers, nor of two iterations, nor
+    # that of a worker which goes on after a kill.
+    return seed_of(job.seed, job.config.iteration, f"engine that begins with shard {first}", 0)
+
+
 class _Shards:
     """The shards that a worker has in hand: what is asked of the sampler, and what is written of it.
 
@@ -150,7 +160,9 @@ class _Shards:
         requests = []
         for row, prompt_token_ids in rendered:
             for sample, temperature in enumerate(temperatures):
-                seed = seed_of(self._job.seed, config.iteration, row["id"], sample)
+                seed = None
+                if config.seeds is Seeds.request:
+                    seed = seed_of(self._job.seed, config.iteration, row["id"], sample)
                 requests.append(Request(prompt_token_ids, temperature, seed))
         return index, requests
 
