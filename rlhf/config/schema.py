@@ -102,8 +102,9 @@ class GenerateSettings:
     """Terminators besides the tokenizer's eos, the template's end of turn and the model's
     generation_config."""
     shard_size: int = 256
-    """Prompts in one shard: what a kill can cost at most, and what an idle worker takes next. Held-out
-    ones are cut finer where there are several GPUs, as the run's first evaluation finds them."""
+    """Prompts in one shard, at most: what a kill can cost, and what an idle worker takes next. Cut finer
+    where there are several GPUs and too few prompts to give each some shards, as the run's first iteration
+    finds them; held-out ones likewise."""
     overlap_shards: Optional[bool] = setting(None, compared=False, later=True)
     """Sample the next shard's first responses beside the longest of the last one, so that an engine is never
     half empty; vLLM only. Null: on GPUs. On a CPU shards stay apart, so that `logprob` too has the same last

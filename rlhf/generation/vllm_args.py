@@ -49,7 +49,8 @@ def check_batch_invariant(settings: GenerateSettings, has_gpu: bool) -> None:
     if settings.batch_invariant and not has_gpu:
         raise ConfigError(
             "generate.batch_invariant=true: vLLM has this mode on GPUs only. On a CPU it is not needed: "
-            "there a response's tokens do not depend on what is sampled beside it. Leave it out, or use a GPU."
+            "there a response's tokens do not depend on what is sampled beside it. Leave it out, or use a "
+            "GPU."
         )
 
 
