@@ -162,6 +162,8 @@ class VllmSampler:
                     ignore_eos=True,
                     # One answer when it is finished, not one with each token.
                     output_kind=RequestOutputKind.FINAL_ONLY,
+                    # Nobody else has them: a deep copy of each would be made for nothing.
+                    skip_clone=True,
                 )
                 name = f"{index}/{number}"
                 self.engine.llm_engine.add_request(name, tokens_input(request.prompt_token_ids), parameters)
