@@ -19,6 +19,7 @@ from rlhf.loop.gates import Gates
 from rlhf.loop.judges import initial_policy, judges_of, reading, scored, trusted
 from rlhf.loop.outcome import conclude, report
 from rlhf.loop.prompt_sets import prompt_sets
+from rlhf.loop.shard_sizes import train_shard_size
 from rlhf.loop.step import iteration_step, policy_dtype
 from rlhf.preflight.capacity import check_capacity
 from rlhf.preflight.look import require
@@ -54,7 +55,13 @@ def iterate(cfg: Config, run: Run) -> Artifact:
         if cfg.pair.data is None:
             train, rows = prompts.of(t)
             sampled = policy if cfg.generate.policy is Sampled.previous else initial
-            sampling = step.config("generate", iteration=t, slice=rows, trusted_judges=trusted(judges))
+            sampling = step.config(
+                "generate",
+                iteration=t,
+                slice=rows,
+                shard_size=train_shard_size(cfg, run, num_workers),
+                trusted_judges=trusted(judges),
+            )
             candidates = step.stage(
                 "generate",
                 config=sampling,

@@ -43,6 +43,13 @@ class FakeWorker:
             if not (Path(self.out) / shard_name(index)).exists():
                 yield index
 
+    def shards_ahead(self) -> Iterator[int | None]:
+        """The same: the only worker need not wait for others."""
+        return self.shards()
+
+    def made(self, index: int) -> None:
+        """Nothing: who made what is seen from the files."""
+
     def progress(self, done: float, total: float, note: str = "") -> None:
         """Remember what was reported."""
         self.reported.append((done, total, note))

@@ -28,6 +28,13 @@ class Engine(Enum):
     transformers = "transformers"
 
 
+class Seeds(Enum):
+    """What is seeded: every response by itself, or the engine that samples them."""
+
+    request = "request"
+    engine = "engine"
+
+
 class JudgeKind(Enum):
     """What a judge reads: one response, for a number, or two, for which is better."""
 

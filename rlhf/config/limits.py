@@ -177,6 +177,7 @@ def _sampling(cfg: Config) -> Iterator[str]:
                 "model.trust_remote_code."
             )
     yield from _vllm_args(cfg.generate.vllm_args)
+    yield from _only_vllm(cfg)
     temperatures = cfg.generate.temperatures
     n = cfg.generate.n
     if not temperatures or not all(map(NOT_NEGATIVE.holds, temperatures)):
@@ -225,6 +226,22 @@ def _evaluation(cfg: Config) -> Iterator[str]:
         yield (
             f"evaluate.n={n} with generate.top_k=1, which holds for the evaluation too: {same}. Set "
             "evaluate.n=1, or generate.top_k=0 (off) or more than 1."
+        )
+
+
+def _only_vllm(cfg: Config) -> Iterator[str]:
+    """Settings that mean something to vLLM alone."""
+    engine = cfg.generate.engine
+    if cfg.generate.batch_invariant and engine is not Engine.vllm:
+        # Not with `auto` either: what is promised must not depend on what can be loaded.
+        yield (
+            f"generate.batch_invariant=true: only with generate.engine=vllm, not {engine.value}. Set that, "
+            "or leave it out."
+        )
+    if cfg.generate.overlap_shards and engine is Engine.transformers:
+        yield (
+            "generate.overlap_shards=true: only vLLM takes requests while it works on others. Set "
+            "generate.engine=vllm, or leave it out."
         )
 
 

@@ -9,7 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from rlhf.config.choices import Action, Device, Dtype, Engine, Sampled, SpecialTokens, Strategy, Truncated
+from rlhf.config.choices import (
+    Action,
+    Device,
+    Dtype,
+    Engine,
+    Sampled,
+    Seeds,
+    SpecialTokens,
+    Strategy,
+    Truncated,
+)
 from rlhf.config.fields import (
     CHECKED_WITH_OTHERS,
     NONE_OR_MORE,
@@ -92,8 +102,21 @@ class GenerateSettings:
     """Terminators besides the tokenizer's eos, the template's end of turn and the model's
     generation_config."""
     shard_size: int = 256
-    """Prompts in one shard: what a kill can cost at most, and what an idle worker takes next. Held-out
-    ones are cut finer where there are several GPUs, as the run's first evaluation finds them."""
+    """Prompts in one shard, at most: what a kill can cost, and what an idle worker takes next. Cut finer
+    where there are several GPUs and too few prompts to give each some shards, as the run's first iteration
+    finds them; held-out ones likewise."""
+    overlap_shards: Optional[bool] = setting(None, compared=False, later=True)
+    """Sample the next shard's first responses beside the longest of the last one, so that an engine is never
+    half empty; vLLM only. Null: on GPUs. On a CPU shards stay apart, so that `logprob` too has the same last
+    bits after any kill; the token ids are the same either way."""
+    seeds: Seeds = setting(Seeds.request, later=True)
+    """`request`: each response has a seed of its own, whatever is sampled beside it. `engine`: the engine has
+    one for all, which spares a GPU a loop over the requests at every token; after a kill, or with other
+    workers, the same prompts get other responses, none lost or doubled. docs/recipe.md has both."""
+    batch_invariant: bool = setting(False, later=True)
+    """vLLM's batch-invariant mode: on a GPU, too, a response does not depend on what is sampled beside it.
+    Costs 0.6 to 31 % of the throughput; needs a GPU of compute capability 8.0 or more. Refused on a CPU,
+    which has no need of it."""
     tensor_parallel_size: int = setting(1, compared=False)
     """GPUs that share one vLLM engine."""
     gpu_memory_utilization: float = setting(0.9, within=POSITIVE_SHARE, compared=False)

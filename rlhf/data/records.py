@@ -72,7 +72,8 @@ class Candidate:
     """One of the n responses sampled for a prompt.
 
     `token_ids` are as sampled, with the terminator when `finish_reason` is "stop". `logprob` is the sum over
-    `token_ids` of the sampler's log-probabilities at temperature 1, in nats.
+    `token_ids` of the sampler's log-probabilities at temperature 1, in nats. `seed` is None where it had none
+    of its own (`generate.seeds=engine`).
     """
 
     token_ids: list[Int32]
@@ -80,7 +81,7 @@ class Candidate:
     finish_reason: str
     logprob: float
     # 64 bits, although the seeds that `generate` draws fit in 31: a file's rows bring their own.
-    seed: int
+    seed: int | None
     temperature: float
 
     @property
@@ -166,6 +167,7 @@ _ARROW_TYPES = {
     str: pa.string(),
     bool: pa.bool_(),
     int: pa.int64(),
+    int | None: pa.int64(),
     Int32: pa.int32(),
     float: pa.float64(),
     # Not a map, as the hint would have it: every message has these two keys and no other.

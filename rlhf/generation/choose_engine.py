@@ -10,6 +10,12 @@ from rlhf.models.fallback import load_in_engine
 def load_sampler(config: GenerateStage, model: str, seed: int, max_prompt_tokens: int) -> Sampler:
     """The engine that `generate.engine` names, with the model loaded.
 
+    Args:
+        config: of the stage.
+        model: folder of the policy.
+        seed: of the engine; requests that have a seed of their own do not depend on it.
+        max_prompt_tokens: of the longest prompt.
+
     Raises:
         UserError: vLLM is asked for and is missing, or cannot load the model.
     """
@@ -23,6 +29,6 @@ def load_sampler(config: GenerateStage, model: str, seed: int, max_prompt_tokens
     def with_transformers(note: str) -> Sampler:
         from rlhf.generation.transformers_sampler import TransformersSampler
 
-        return TransformersSampler(config, model, note)
+        return TransformersSampler(config, model, seed, note)
 
     return load_in_engine(config.engine, with_vllm, with_transformers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,7 +12,8 @@ from rlhf.data.records import Candidate
 
 @dataclass(frozen=True)
 class Request:
-    """One response to sample: prompt ids, temperature, and a seed of its own.
+    """One response to sample: prompt ids, temperature, and a seed of its own; None where the engine has one
+    for all.
 
     Example:
         Request([1, 306, 9], temperature=0.7, seed=181783497)
@@ -19,7 +21,7 @@ class Request:
 
     prompt_token_ids: list[int]
     temperature: float
-    seed: int
+    seed: int | None
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,10 @@ class Sampling:
     top_p: float
     top_k: int
     stop_token_ids: list[int]
+
+
+ShardOfRequests = tuple[int, list[Request]]
+"""The number of a shard, and its requests."""
 
 
 class Sampler(Protocol):
@@ -44,6 +50,19 @@ class Sampler(Protocol):
 
     def sample(self, requests: list[Request], sampling: Sampling) -> list[Candidate]:
         """One candidate per request, in order; `token_ids` end with the terminator when one was sampled."""
+        ...
+
+    def sample_shards(
+        self, shards: Iterable[ShardOfRequests | None], sampling: Sampling
+    ) -> Iterator[tuple[int, list[Candidate]]]:
+        """The candidates of each shard as `sample` gives them, under its number, as soon as all are there.
+
+        Args:
+            shards: taken one by one, the next one when there is room for its requests, which may be before
+                those in hand are finished. None means not yet: it is asked for again when one is finished,
+                and must be no answer where none is in hand.
+            sampling: what all of them share.
+        """
         ...
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from rlhf.config.stage_configs import GenerateStage
 from rlhf.data.records import Candidate
-from rlhf.generation.request import Request, Sampling
+from rlhf.generation.request import Request, Sampling, ShardOfRequests
 from rlhf.models.batches import unbinned
 from rlhf.models.folder import load_weights
 from rlhf.models.weight_files import saved_dtype
@@ -22,8 +23,10 @@ _BATCH = 64
 class TransformersSampler:
     """A model with a key-value cache, and one random stream per request."""
 
-    def __init__(self, config: GenerateStage, model: str, note: str = "") -> None:
+    def __init__(self, config: GenerateStage, model: str, seed: int, note: str = "") -> None:
         self.note = note
+        # Of requests that have none of their own.
+        self._stream = torch.Generator().manual_seed(seed)
         self.engine: object = None
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = saved_dtype(model, config.dtype)
@@ -39,10 +42,19 @@ class TransformersSampler:
             candidates_by_batch.append(self._sample_batch(batch, sampling))
         return unbinned(batches, candidates_by_batch)
 
+    def sample_shards(
+        self, shards: Iterable[ShardOfRequests | None], sampling: Sampling
+    ) -> Iterator[tuple[int, list[Candidate]]]:
+        """One shard after the other (see `rlhf.generation.request.Sampler`)."""
+        for shard in shards:
+            assert shard is not None, "none is in hand"
+            index, requests = shard
+            yield index, self.sample(requests, sampling)
+
     @torch.inference_mode()
     def _sample_batch(self, requests: list[Request], sampling: Sampling) -> list[Candidate]:
         # A stream of its own for each: what it draws must not depend on who else is in the batch.
-        streams = [torch.Generator().manual_seed(request.seed) for request in requests]
+        streams = [self._stream_of(request) for request in requests]
         temperature_B1 = torch.tensor([[request.temperature] for request in requests])
         stops = set(sampling.stop_token_ids)
         responses = [_Response() for _ in requests]
@@ -66,6 +78,11 @@ class TransformersSampler:
             # With the cache the model reads the new tokens alone. Rows that have ended go on unread.
             input_BT = next_B[:, None].to(self._device)
         return [response.candidate(request) for response, request in zip(responses, requests, strict=True)]
+
+    def _stream_of(self, request: Request) -> torch.Generator:
+        if request.seed is None:
+            return self._stream
+        return torch.Generator().manual_seed(request.seed)
 
 
 class _Response:

@@ -40,6 +40,20 @@ def prompt_limit(settings: GenerateSettings, limit: int) -> int:
     return min(limit, length - settings.max_new_tokens)
 
 
+def check_batch_invariant(settings: GenerateSettings, has_gpu: bool) -> None:
+    """Refuse vLLM's batch-invariant mode where there is none.
+
+    Raises:
+        ConfigError: why, and the way out.
+    """
+    if settings.batch_invariant and not has_gpu:
+        raise ConfigError(
+            "generate.batch_invariant=true: vLLM has this mode on GPUs only. On a CPU it is not needed: "
+            "there a response's tokens do not depend on what is sampled beside it. Leave it out, or use a "
+            "GPU."
+        )
+
+
 def check_batching(arguments: dict[str, Any], has_gpu: bool) -> None:
     """Refuse limits of one forward pass that vLLM cannot keep.
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -9,8 +12,8 @@ import torch
 from rlhf.config.stage_configs import GenerateStage
 from rlhf.data.records import Candidate
 from rlhf.errors import ConfigError, ModelError
-from rlhf.generation.request import Request, Sampling
-from rlhf.generation.vllm_args import check_batching
+from rlhf.generation.request import Request, Sampling, ShardOfRequests
+from rlhf.generation.vllm_args import check_batch_invariant, check_batching
 from rlhf.models.engine_folder import EngineFolder, import_classes
 from rlhf.models.folder import engine_alive, load_config
 from rlhf.models.weight_files import saved_dtype
@@ -20,6 +23,10 @@ _CPU_MAX_SEQS = 512
 
 _CPU_BATCHED_TOKENS = 8192
 """Tokens of one forward pass on a CPU, unless one prompt and response have more."""
+
+
+_BATCH_INVARIANT_CAPABILITY = (8, 0)
+"""Of a GPU, at least, for vLLM's batch-invariant mode (its documentation of 0.32)."""
 
 
 class VllmSampler:
@@ -40,6 +47,10 @@ class VllmSampler:
         self.note = ""
         if not torch.cuda.is_available():
             _check_head_size(model, config.trust_remote_code)
+            _leave_out_ranks()
+        check_batch_invariant(config, torch.cuda.is_available())
+        if config.batch_invariant:
+            _make_batch_invariant()
         limit = max_prompt_tokens + config.max_new_tokens
         # Kept for as long as the engine is: links into the model's folder may end with it.
         self._folder = EngineFolder(model)
@@ -79,17 +90,65 @@ class VllmSampler:
                 "generate.max_new_tokens if it is about length, or use "
                 "generate.engine=transformers."
             ) from error
+        overlaps = config.overlap_shards
+        if overlaps is None:
+            overlaps = torch.cuda.is_available()
+        max_num_seqs = int(self.engine.llm_engine.vllm_config.scheduler_config.max_num_seqs)
+        self.enough = max_num_seqs if overlaps else 1
+        """Unfinished requests that the engine must have; with fewer, the next shard is asked for."""
 
     def sample(self, requests: list[Request], sampling: Sampling) -> list[Candidate]:
         """One candidate per request, in order (see `rlhf.generation.request.Sampler`)."""
-        from vllm import SamplingParams
+        [(_, candidates)] = self.sample_shards([(0, requests)], sampling)
+        return candidates
 
-        prompts: list[Any] = []
-        parameters = []
-        for request in requests:
-            prompts.append({"prompt_token_ids": request.prompt_token_ids})
-            parameters.append(
-                SamplingParams(
+    def sample_shards(
+        self, shards: Iterable[ShardOfRequests | None], sampling: Sampling
+    ) -> Iterator[tuple[int, list[Candidate]]]:
+        """The candidates of each shard (see `rlhf.generation.request.Sampler`).
+
+        With `generate.overlap_shards` the next shard's requests enter as soon as fewer are left than run side
+        by side, so that the engine is full while the longest responses of a shard are finished.
+        """
+        source = iter(shards)
+        in_hand: dict[int, _Unfinished] = {}
+        has_ended = False
+        is_told_to_wait = False
+        while in_hand or not has_ended:
+            while not has_ended and not is_told_to_wait and self._has_room():
+                try:
+                    shard = next(source)
+                except StopIteration:
+                    has_ended = True
+                    continue
+                if shard is None:
+                    assert in_hand, "who has nothing in hand is not told to wait"
+                    is_told_to_wait = True
+                    continue
+                index, requests = shard
+                if requests:
+                    self._add(index, requests, sampling)
+                    in_hand[index] = _Unfinished(requests)
+                else:
+                    yield index, []
+            for index in self._step(in_hand):
+                yield index, in_hand.pop(index).candidates()
+                is_told_to_wait = False
+
+    def _has_room(self) -> bool:
+        """Whether the next shard's requests should enter."""
+        num_unfinished = int(self.engine.llm_engine.get_num_unfinished_requests())
+        return num_unfinished < self.enough
+
+    def _add(self, index: int, requests: list[Request], sampling: Sampling) -> None:
+        """Give a shard's requests to the engine, which will work on them at the next step."""
+        from vllm import SamplingParams
+        from vllm.inputs import tokens_input
+        from vllm.sampling_params import RequestOutputKind
+
+        with engine_alive():
+            for number, request in enumerate(requests):
+                parameters = SamplingParams(
                     temperature=request.temperature,
                     seed=request.seed,
                     max_tokens=sampling.max_new_tokens,
@@ -98,18 +157,85 @@ class VllmSampler:
                     stop_token_ids=sampling.stop_token_ids,
                     # Of the sampled token alone; without it there is no cumulative log-probability.
                     logprobs=0,
+                    flat_logprobs=True,
                     detokenize=False,
                     # Our list of terminators is the whole list.
                     ignore_eos=True,
+                    # One answer when it is finished, not one with each token.
+                    output_kind=RequestOutputKind.FINAL_ONLY,
+                    # Nobody else has them: a deep copy of each would be made for nothing.
+                    skip_clone=True,
                 )
-            )
+                name = f"{index}/{number}"
+                self.engine.llm_engine.add_request(name, tokens_input(request.prompt_token_ids), parameters)
+
+    def _step(self, in_hand: dict[int, _Unfinished]) -> list[int]:
+        """Let the engine sample a token of every request that runs; the shards that this finished."""
         with engine_alive():
-            outputs = self.engine.generate(prompts, parameters, use_tqdm=False)
-        assert len(outputs) == len(requests), "vLLM answers every request"
-        candidates = []
-        for output, request in zip(outputs, requests, strict=True):
-            candidates.append(_candidate(output.outputs[0], request))
-        return candidates
+            outputs = self.engine.llm_engine.step() if in_hand else []
+        finished = []
+        for output in outputs:
+            index, number = map(int, output.request_id.split("/"))
+            unfinished = in_hand[index]
+            unfinished.add(number, output.outputs[0])
+            if unfinished.num_missing == 0:
+                finished.append(index)
+        return finished
+
+
+class _Unfinished:
+    """A shard of which some responses are still being sampled."""
+
+    def __init__(self, requests: list[Request]) -> None:
+        self.num_missing = len(requests)
+        self._requests = requests
+        self._candidates: dict[int, Candidate] = {}
+
+    def add(self, number: int, completion: Any) -> None:
+        """Take the response to a request. As a record at once: vLLM's holds an object for every token."""
+        self._candidates[number] = _candidate(completion, self._requests[number])
+        self.num_missing -= 1
+
+    def candidates(self) -> list[Candidate]:
+        """All of them, in the order of their requests."""
+        return [self._candidates[number] for number in range(len(self._requests))]
+
+
+def _leave_out_ranks() -> None:
+    """Let vLLM not count, for each sampled token, how many of the vocabulary are likelier.
+
+    It does so whenever log-probabilities are asked for, nobody here reads it, and on a CPU it takes six times
+    as long as the log-probabilities themselves. No setting switches it off.
+    """
+    from vllm.v1.sample import sampler
+
+    if hasattr(sampler, "batched_count_greater_than"):
+        sampler.batched_count_greater_than = _no_ranks
+
+
+def _no_ranks(logprobs: torch.Tensor, sampled: torch.Tensor) -> torch.Tensor:
+    """A rank of 0 for each row: [tokens, vocabulary] and [tokens, 1] give [tokens]."""
+    return torch.zeros(len(sampled), dtype=torch.int64)
+
+
+def _make_batch_invariant() -> None:
+    """Switch vLLM's batch-invariant mode on.
+
+    Raises:
+        ConfigError: the GPU is too old for it.
+    """
+    capability = torch.cuda.get_device_capability()
+    if capability < _BATCH_INVARIANT_CAPABILITY:
+        least = ".".join(map(str, _BATCH_INVARIANT_CAPABILITY))
+        raise ConfigError(
+            f"generate.batch_invariant=true: needs a GPU of compute capability {least} or more, and this one "
+            f"has {'.'.join(map(str, capability))}. Leave it out: nothing is lost or doubled without it."
+        )
+    os.environ["VLLM_BATCH_INVARIANT"] = "1"
+    # Some of vLLM's modules read it when they are imported, and those that were preloaded have done so.
+    for name, module in list(sys.modules.items()):
+        if name.startswith("vllm.") and "is_batch_invariant" in vars(module):
+            vars(module)["is_batch_invariant"] = True
 
 
 def _check_head_size(model: str, trust_remote_code: bool) -> None:

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import signal
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -18,6 +17,7 @@ from typing import Any
 from rlhf.errors import USER_ERRORS, WorkerFailed, one_line
 from rlhf.launch import worker as inside
 from rlhf.launch.groups import wait_for_groups
+from rlhf.launch.handout import LATER, Handout
 from rlhf.launch.machine import environments, starting_environment
 from rlhf.launch.server import HEAVY, LIGHT, Server, without_main
 from rlhf.run.job import Job, Kind, Outcome
@@ -45,6 +45,7 @@ class _WorkerProcess:
     pipe: Connection
     log: str
     patience: float
+    rank: int = 0
     server: Server | None = None
     outcome: Outcome | None = None
     is_open: bool = True
@@ -111,7 +112,7 @@ class LocalLauncher:
             # One by one into the list: whatever fails here or later, those that were started are ended.
             for rank, environment in enumerate(worker_environments):
                 workers.append(self._start(job, rank, world_size, environment, server))
-            self._attend(job, workers, deque(shards))
+            self._attend(job, workers, Handout(shards, world_size))
         finally:
             _end(workers)
         outcome = workers[0].outcome
@@ -154,11 +155,10 @@ class LocalLauncher:
             raise _no_start(job, error, server) from error
         # Our copy of its end: while that is open, the pipe of a dead worker would never read as closed.
         theirs.close()
-        return _WorkerProcess(process, ours, log, patience=_patience(job), server=server)
+        return _WorkerProcess(process, ours, log, _patience(job), rank, server)
 
-    def _attend(self, job: Job[Any], workers: list[_WorkerProcess], shards: deque[int]) -> None:
+    def _attend(self, job: Job[Any], workers: list[_WorkerProcess], shards: Handout) -> None:
         """Hand out shards and take in what workers report, until all of them have left."""
-        num_shards = len(shards)
         progress_at = time.monotonic()
         while True:
             working = [worker for worker in workers if worker.is_open]
@@ -171,11 +171,11 @@ class LocalLauncher:
                     self._attend_to(job, worker, shards)
             self._watch(job, [worker for worker in workers if worker.is_open])
             now = time.monotonic()
-            if num_shards and now - progress_at > 1.0:
+            if shards.total and now - progress_at > 1.0:
                 progress_at = now
-                self.on_progress(num_shards - len(shards), num_shards, "shards begun")
+                self.on_progress(shards.num_made(), shards.total, "shards")
 
-    def _attend_to(self, job: Job[Any], worker: _WorkerProcess, shards: deque[int]) -> None:
+    def _attend_to(self, job: Job[Any], worker: _WorkerProcess, shards: Handout) -> None:
         """Take in one message of a worker, and answer it.
 
         Raises:
@@ -186,9 +186,15 @@ class LocalLauncher:
         worker.heard_at = time.monotonic()
         worker.patience = _patience(job)
         if kind == "next":
-            shard = shards.popleft() if shards else None
-            worker.last_report = "finishing" if shard is None else f"shard {shard} begun"
+            shard = shards.take(worker.rank)
+            if shard is None:
+                worker.last_report = "finishing"
+            elif shard != LATER:
+                worker.last_report = f"shard {shard} begun"
             _send(worker, shard)
+        elif kind == "made":
+            shards.made(worker.rank, body)
+            worker.last_report = f"shard {body} made"
         elif kind == "progress":
             done, total, note = body
             worker.last_report = f"{done:g} of {total:g} {note}"

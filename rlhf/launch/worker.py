@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rlhf.errors import RlhfError, writing
+from rlhf.launch.handout import LATER
 from rlhf.run.console import prepare_output, show
 from rlhf.run.job import Job
 from rlhf.run.lock import join_run
@@ -49,12 +50,23 @@ class PipeWorker:
 
     def shards(self) -> Iterator[int]:
         """Ask the driver for one shard after another until none is left."""
+        for index in self.shards_ahead():
+            assert index is not None, "who holds none is never told to wait"
+            yield index
+            self.made(index)
+
+    def shards_ahead(self) -> Iterator[int | None]:
+        """Ask the driver for another shard each time, whatever is in hand, until none is left."""
         while True:
             self._pipe.send(("next", None))
-            index = self._pipe.recv()
-            if index is None:
+            answer = self._pipe.recv()
+            if answer is None:
                 return
-            yield int(index)
+            yield None if answer == LATER else int(answer)
+
+    def made(self, index: int) -> None:
+        """Tell the driver that a shard is written."""
+        self._pipe.send(("made", index))
 
     def progress(self, done: float, total: float, note: str = "") -> None:
         """Tell the driver how far this worker is."""

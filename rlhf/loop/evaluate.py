@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,12 +10,10 @@ from rlhf.config.schema import Config
 from rlhf.config.training import MAIN_JUDGE
 from rlhf.loop.figures import Evaluation
 from rlhf.loop.judges import Judge, evaluation_judges, reading, rule_config, scored, trusted
+from rlhf.loop.shard_sizes import held_out_shard_size
 from rlhf.loop.step import Step
 from rlhf.run.artifact import Artifact
 from rlhf.run.plan import Run
-
-_SMALLEST_SHARD = 8
-"""Prompts."""
 
 
 @dataclass(frozen=True)
@@ -44,24 +41,6 @@ def yardstick_of(
     """The yardstick of a run, whose GPUs hold `num_workers` inference workers side by side."""
     others = evaluation_judges(cfg, run)
     return Yardstick(initial, judges, others, held_out, held_out_shard_size(cfg, run, num_workers))
-
-
-def held_out_shard_size(cfg: Config, run: Run, num_workers: int) -> int:
-    """Prompts of one shard of the held-out ones: so few that every worker has a shard.
-
-    `generate.shard_size` is meant for the many prompts of an iteration: all held-out ones could be one
-    shard, and one GPU would work. Fewer than `_SMALLEST_SHARD` are not worth an engine's start.
-
-    How prompts are cut is part of what the files are. So it is settled when the first evaluation begins,
-    and stays as it is there when the run goes on with other GPUs.
-    """
-    largest = cfg.generate.shard_size
-    recorded = run.recorded_config("iteration_*/held_out/generate")
-    if recorded is not None:
-        # A run of `reuse` may have had another limit than the one that is asked for now.
-        return min(largest, int(recorded["shard_size"]))
-    evenly = math.ceil(cfg.prompts.num_held_out / num_workers)
-    return min(largest, max(_SMALLEST_SHARD, evenly))
 
 
 def evaluate(

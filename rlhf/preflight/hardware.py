@@ -15,7 +15,7 @@ from pathlib import Path
 from rlhf.config.choices import Engine
 from rlhf.config.schema import Config
 from rlhf.data.files import resolved
-from rlhf.generation.vllm_args import check_batching
+from rlhf.generation.vllm_args import check_batch_invariant, check_batching
 from rlhf.launch.machine import gpus
 from rlhf.loop.prompt_sets import samples_to_train
 from rlhf.preflight.findings import Finding, Level, finding
@@ -81,16 +81,18 @@ def _bytes_of_checkpoints(cfg: Config, sizes: dict[str, float], weights: dict[st
 
 
 def engine_arguments(cfg: Config) -> Iterator[Finding]:
-    """Whether vLLM can do on this machine what `generate.vllm_args` asks of it; nothing where it is asked
-    nothing.
+    """Whether vLLM can do on this machine what `generate.vllm_args` and `generate.batch_invariant` ask of it;
+    nothing where it is asked nothing.
 
     Raises:
         ConfigError: it cannot.
     """
+    has_gpu = len(gpus(cfg.compute)) > 0
+    check_batch_invariant(cfg.generate, has_gpu)
     arguments = cfg.generate.vllm_args
     if not arguments or cfg.generate.engine is Engine.transformers:
         return
-    check_batching(arguments, has_gpu=len(gpus(cfg.compute)) > 0)
+    check_batching(arguments, has_gpu)
     names = ", ".join(arguments)
     yield finding(True, f"generate.vllm_args: {names}")
 

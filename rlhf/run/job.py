@@ -81,8 +81,20 @@ class Worker(Protocol):
 
     def shards(self) -> Iterator[int]:
         """Shard numbers this worker should make, each handed to one worker only; finished ones are not
-        given.
+        given. Who asks for the next one has made the one before.
         """
+        ...
+
+    def shards_ahead(self) -> Iterator[int | None]:
+        """The same for a stage that begins a shard before those it holds are made; it says `made` of each.
+
+        None means not yet: the shards that are left are for workers that hold fewer. It is never the answer
+        to who holds none, so ask again when one is made.
+        """
+        ...
+
+    def made(self, index: int) -> None:
+        """Tell the driver that a shard of `shards_ahead` is written."""
         ...
 
     def progress(self, done: float, total: float, note: str = "") -> None:

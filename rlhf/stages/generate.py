@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rlhf.config.choices import Seeds
 from rlhf.config.stage_configs import GenerateStage
 from rlhf.data.json_text import json_text
 from rlhf.data.records import CANDIDATES_SCHEMA, Candidate, Message, dropped, what_became
 from rlhf.data.shards import read_rows, shard_name, shard_paths, sum_counts, write_atomic, write_shard
 from rlhf.errors import DataError, ModelError, TemplateRefuses
-from rlhf.generation.request import Request, Sampler, Sampling, seed_of, temperatures_of
+from rlhf.generation.request import Request, Sampling, ShardOfRequests, seed_of, temperatures_of
 from rlhf.generation.vllm_args import prompt_limit
 from rlhf.run.job import JUDGE_INPUT, Job, Outcome, Worker
 from rlhf.run.stage_table import num_shards, sliced_rows
@@ -38,7 +39,7 @@ def run(job: Job[GenerateStage], worker: Worker) -> Outcome:
         ModelError: the model's weights give no numbers.
     """
     from rlhf.generation.choose_engine import load_sampler
-    from rlhf.models.chat import load_tokenizer, longest_prompt, render_prompts, stop_token_ids
+    from rlhf.models.chat import load_tokenizer, longest_prompt, stop_token_ids
 
     config = job.config
     model = job.inputs["policy"]
@@ -51,22 +52,20 @@ def run(job: Job[GenerateStage], worker: Worker) -> Outcome:
     limit = longest_prompt(model, config.max_prompt_tokens, config.max_new_tokens, trusted)
     limit = prompt_limit(config, limit)
     sampling = Sampling(config.max_new_tokens, config.top_p, config.top_k, stops)
-    # Only where something is left to sample: each takes a second to load.
-    judges: list[Any] = []
-    sampler = None
-    prompts = _Prompts(job)
     metrics = {}
-    for index in worker.shards():
-        # An engine is only worth its start when there is a shard left.
-        if sampler is None:
-            judges = _judges(job)
-            sampler = load_sampler(config, model, job.seed, limit)
-            worker.keep(sampler.engine)
-            if sampler.note:
-                metrics["engine"] = sampler.note
-        rendered, counts = render_prompts(prompts.of_shard(index), tokenizer, limit, judges)
-        rows, counts_of_samples = _sample_shard(job, rendered, tokenizer, sampler, sampling)
-        write_shard(job.out_path / shard_name(index), CANDIDATES_SCHEMA, rows, counts | counts_of_samples)
+    indices = worker.shards_ahead()
+    first = next(indices, None)
+    # Only where something is left to sample: an engine and each judge's tokenizer take seconds to load.
+    if first is not None:
+        shards = _Shards(job, tokenizer, _judges(job), limit)
+        sampler = load_sampler(config, model, _engine_seed(job, first), limit)
+        worker.keep(sampler.engine)
+        if sampler.note:
+            metrics["engine"] = sampler.note
+        todo = itertools.chain([first], indices)
+        for index, candidates in sampler.sample_shards(map(shards.requests, todo), sampling):
+            shards.write(index, candidates, sampling)
+            worker.made(index)
     _refuse_if_nothing_is_left(job, tokenizer, limit)
     if worker.rank == 0:
         metrics |= _templated_already(job, tokenizer)
@@ -118,55 +117,92 @@ def _write_tokens(path: Path, tokenizer: Any, stops: list[int]) -> None:
     write_atomic(path, json_text(tokens, indent=1).encode())
 
 
-def _sample_shard(
-    job: Job[GenerateStage],
-    rendered: list[tuple[dict[str, Any], list[int]]],
-    tokenizer: Any,
-    sampler: Sampler,
-    sampling: Sampling,
-) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Rows of `CANDIDATES_SCHEMA` for prompts and their token ids, and what was counted.
+def _engine_seed(job: Job[GenerateStage], first: int) -> int:
+    """The seed of an engine that begins with a shard."""
+    if job.config.seeds is Seeds.request:
+        return job.seed
+    # No two engines of a run may draw the same numbers: not those of two workers, nor of two iterations, nor
+    # that of a worker which goes on after a kill.
+    return seed_of(job.seed, job.config.iteration, f"engine that begins with shard {first}", 0)
 
-    Example:
-        row: {"id": "5f1c…", "messages": […], "prompt_token_ids": [1, 306],
-            "candidates": [{"text": "Yo.", …}, {"text": "Hello!", …}]}
-        counts: {"responses": 2, "truncated": 0, "response_tokens": 9}
+
+class _Shards:
+    """The shards that a worker has in hand: what is asked of the sampler, and what is written of it.
+
+    Args:
+        job: the stage's.
+        tokenizer: the policy's.
+        judges: the tokenizers of those that will read the responses.
+        limit: tokens a prompt may have.
     """
-    config = job.config
-    temperatures = temperatures_of(config.n, config.temperatures)
-    # The n requests of a prompt stand side by side: below, their candidates are found by their place.
-    requests = []
-    for row, prompt_token_ids in rendered:
-        for sample, temperature in enumerate(temperatures):
-            seed = seed_of(job.seed, config.iteration, row["id"], sample)
-            requests.append(Request(prompt_token_ids, temperature, seed))
-    candidates = sampler.sample(requests, sampling) if requests else []
-    # Nobody else notices: sampling from NaN raises no error.
-    if any(math.isnan(candidate.logprob) for candidate in candidates):
-        raise ModelError(
-            f"{job.inputs['policy']}: its probabilities are no numbers (NaN): its weights hold some, or "
-            f"overflow in {config.dtype}. Save the model anew, or set model.dtype=float32."
-        )
-    rows = []
-    for number, (row, prompt_token_ids) in enumerate(rendered):
-        first = number * config.n
-        candidate_rows = []
-        for candidate in candidates[first : first + config.n]:
-            candidate_rows.append(_with_text(candidate, tokenizer, sampling))
-        rows.append(
-            {
-                "id": row["id"],
-                "messages": row["messages"],
-                "prompt_token_ids": prompt_token_ids,
-                "candidates": candidate_rows,
-            }
-        )
-    counts = {
-        "responses": len(candidates),
-        "truncated": sum(candidate.truncated for candidate in candidates),
-        "response_tokens": sum(len(candidate.token_ids) for candidate in candidates),
-    }
-    return rows, counts
+
+    def __init__(self, job: Job[GenerateStage], tokenizer: Any, judges: list[Any], limit: int) -> None:
+        self._job = job
+        self._tokenizer = tokenizer
+        self._judges = judges
+        self._limit = limit
+        self._prompts = _Prompts(job)
+        self._in_hand: dict[int, tuple[list[tuple[dict[str, Any], list[int]]], dict[str, int]]] = {}
+        """By number, until it is written: its prompts with their token ids, and what was counted."""
+
+    def requests(self, index: int | None) -> ShardOfRequests | None:
+        """What is asked for a shard; None where it is not known yet which."""
+        from rlhf.models.chat import render_prompts
+
+        if index is None:
+            return None
+        config = self._job.config
+        prompts = self._prompts.of_shard(index)
+        rendered, counts = render_prompts(prompts, self._tokenizer, self._limit, self._judges)
+        self._in_hand[index] = rendered, counts
+        temperatures = temperatures_of(config.n, config.temperatures)
+        # The n requests of a prompt stand side by side: `write` finds their candidates by their place.
+        requests = []
+        for row, prompt_token_ids in rendered:
+            for sample, temperature in enumerate(temperatures):
+                seed = None
+                if config.seeds is Seeds.request:
+                    seed = seed_of(self._job.seed, config.iteration, row["id"], sample)
+                requests.append(Request(prompt_token_ids, temperature, seed))
+        return index, requests
+
+    def write(self, index: int, candidates: list[Candidate], sampling: Sampling) -> None:
+        """Write a shard of the candidates that its requests gave, in their order.
+
+        Example of a row:
+            {"id": "5f1c…", "messages": […], "prompt_token_ids": [1, 306],
+                "candidates": [{"text": "Yo.", …}, {"text": "Hello!", …}]}
+        Example of the counts:
+            {"responses": 2, "truncated": 0, "response_tokens": 9}
+        """
+        job = self._job
+        # Nobody else notices: sampling from NaN raises no error.
+        if any(math.isnan(candidate.logprob) for candidate in candidates):
+            raise ModelError(
+                f"{job.inputs['policy']}: its probabilities are no numbers (NaN): its weights hold some, or "
+                f"overflow in {job.config.dtype}. Save the model anew, or set model.dtype=float32."
+            )
+        rendered, counts = self._in_hand.pop(index)
+        rows = []
+        for number, (row, prompt_token_ids) in enumerate(rendered):
+            first = number * job.config.n
+            candidate_rows = []
+            for candidate in candidates[first : first + job.config.n]:
+                candidate_rows.append(_with_text(candidate, self._tokenizer, sampling))
+            rows.append(
+                {
+                    "id": row["id"],
+                    "messages": row["messages"],
+                    "prompt_token_ids": prompt_token_ids,
+                    "candidates": candidate_rows,
+                }
+            )
+        counts_of_samples = {
+            "responses": len(candidates),
+            "truncated": sum(candidate.truncated for candidate in candidates),
+            "response_tokens": sum(len(candidate.token_ids) for candidate in candidates),
+        }
+        write_shard(job.out_path / shard_name(index), CANDIDATES_SCHEMA, rows, counts | counts_of_samples)
 
 
 def _with_text(candidate: Candidate, tokenizer: Any, sampling: Sampling) -> dict[str, Any]:

@@ -88,6 +88,11 @@ class _Worker:
     def shards(self) -> Any:
         return iter(self._shards)
 
+    shards_ahead = shards
+
+    def made(self, index: int) -> None:
+        pass
+
     def say(self, text: str) -> None:
         pass
 

@@ -54,6 +54,15 @@ REFUSED = [
     ({"sft.columns": {"answer": 3}}, "name a column, or a list"),
     ({"generate.vllm_args": {"model": "x"}}, "generate.vllm_args.model: not here"),
     ({"generate.vllm_args": {"seed": 1}}, "generate.vllm_args.seed=1: set seed"),
+    (
+        {"generate.batch_invariant": True, "generate.engine": Engine.transformers},
+        "generate.batch_invariant=true: only with generate.engine=vllm, not transformers",
+    ),
+    ({"generate.batch_invariant": True, "generate.engine": Engine.auto}, "not auto"),
+    (
+        {"generate.overlap_shards": True, "generate.engine": Engine.transformers},
+        "generate.overlap_shards=true: only vLLM takes requests",
+    ),
     ({"generate.vllm_args": {"max_model_len": 0}}, "max_model_len=0: must be a whole number above 0"),
     ({"generate.vllm_args": {"max_num_seqs": -2}}, "max_num_seqs=-2: must be a whole"),
     ({"generate.vllm_args": {"max_num_batched_tokens": 8.5}}, "max_num_batched_tokens=8.5: must be"),
@@ -112,6 +121,9 @@ REFUSED = [
 ]
 
 GO_TOGETHER = [
+    {"generate.batch_invariant": True, "generate.overlap_shards": True},
+    {"generate.overlap_shards": False, "generate.engine": Engine.transformers},
+    {"generate.overlap_shards": True, "generate.engine": Engine.auto},
     {"score.tensor_parallel_size": 2, "score.engine": Engine.vllm},
     {"score.engine": Engine.vllm},
     PAIRWISE,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import time
-from collections import deque
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from rlhf.config.stage_configs import PairSettings, StageCompute
 from rlhf.errors import DataError, WorkerFailed
 from rlhf.launch import local
+from rlhf.launch.handout import Handout
 from rlhf.launch.local import LocalLauncher
 from rlhf.run.job import Job
 
@@ -147,7 +147,7 @@ def test_messages_are_taken_in_and_answered(tmp_path):
     launcher = LocalLauncher(tmp_path, "token", on_progress=lambda *figures: shown.append(figures))
     talking = worker(silence=50.0)
     talking.process.is_alive = lambda: True
-    shards = deque([7])
+    shards = Handout([7], 1)
     for message in [("next", None), ("next", None), ("progress", (1, 2, "steps")), ("outcome", "done")]:
         talking.pipe = Pipe(message)
         launcher._attend_to(job(400), talking, shards)
@@ -163,6 +163,6 @@ def test_a_worker_that_closes_without_an_outcome_has_died(tmp_path):
     gone.process.is_alive, gone.process.join = lambda: False, lambda seconds: None
     gone.pipe = Pipe()
     with pytest.raises(WorkerFailed, match="ended with exit code 3"):
-        launcher._attend_to(job(400), gone, deque())
+        launcher._attend_to(job(400), gone, Handout([], 1))
     gone.outcome, gone.is_open = "done", True
-    launcher._attend_to(job(400), gone, deque())
+    launcher._attend_to(job(400), gone, Handout([], 1))

@@ -1,4 +1,4 @@
-"""How the held-out prompts are cut in shards: by the GPUs there are, and once for a whole run."""
+"""How prompts are cut in shards: by the GPUs there are, and once for a whole run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rlhf.config.choices import Device
 from rlhf.config.schema import ComputeConfig, Config
 from rlhf.data.digest import sealed
 from rlhf.launch.machine import gpu_workers
-from rlhf.loop.evaluate import held_out_shard_size
+from rlhf.loop.shard_sizes import held_out_shard_size, train_shard_size
 from rlhf.run.plan import Run
 
 FINISHED = "iteration_000/held_out/generate/artifact.json"
@@ -83,6 +83,44 @@ def test_a_damaged_record_is_left_to_the_stage_itself(tmp_path: Path) -> None:
     assert size(tmp_path, num_workers=8) == 32
     record(tmp_path, LATER, 256)
     assert size(tmp_path, num_workers=8) == 256
+
+
+def train_size(folder: Path, num_workers: int, num_prompts: int, shard_size: int = 256) -> int:
+    cfg = Config()
+    cfg.prompts.num_per_iteration = num_prompts
+    cfg.generate.shard_size = shard_size
+    return train_shard_size(cfg, Run(folder, cfg, planning=True), num_workers)
+
+
+@pytest.mark.parametrize(
+    ("num_prompts", "num_workers", "shard_size", "expected"),
+    [
+        # As every run on a CPU or one GPU was cut, and the full recipe on eight.
+        (100, 1, 256, 256),
+        (20000, 1, 256, 256),
+        (20000, 8, 256, 256),
+        (320, 1, 80, 80),
+        # Two shards of 256 would leave six of eight GPUs idle.
+        (512, 8, 256, 16),
+        (1000, 2, 256, 125),
+        (100, 8, 256, 8),
+        (100, 8, 5, 5),
+    ],
+)
+def test_no_gpu_is_idle_in_an_iteration(
+    tmp_path: Path, num_prompts: int, num_workers: int, shard_size: int, expected: int
+) -> None:
+    assert train_size(tmp_path, num_workers, num_prompts, shard_size) == expected
+
+
+def test_an_iteration_goes_on_as_the_first_one_was_cut(tmp_path: Path) -> None:
+    record(tmp_path, "iteration_001/generate/artifact.json", 256)
+    assert train_size(tmp_path, num_workers=8, num_prompts=512) == 256
+    record(tmp_path / "with_gpus", "iteration_001/generate/artifact.json", 16)
+    assert train_size(tmp_path / "with_gpus", num_workers=1, num_prompts=512) == 16
+    # Held-out prompts are cut otherwise.
+    record(tmp_path / "new", FINISHED, 32)
+    assert train_size(tmp_path / "new", num_workers=8, num_prompts=512) == 16
 
 
 @pytest.mark.parametrize(
