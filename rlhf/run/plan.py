@@ -24,6 +24,7 @@ from rlhf.data.json_text import finite
 from rlhf.data.shards import damaged_shards, make_folders, shard_name, sum_counts, write_atomic
 from rlhf.errors import RunChanged, UserError, one_line
 from rlhf.models.folder import own_code
+from rlhf.run import engine_choice
 from rlhf.run.artifact import Artifact, open_artifact
 from rlhf.run.commit import MANIFEST, check_files, commit, discard, take, tidy
 from rlhf.run.console import Console
@@ -108,6 +109,10 @@ class Run:
         if self.until is not None and self.until in self.made:
             raise AloneDone
         final = self.folder / name
+        if engine_choice.is_open(config):
+            begun_with = engine_choice.engine_of_work(final, _partial(final))
+            asked_before = engine_choice.engine_of_judge(stage, inputs, self.made.values())
+            config = engine_choice.with_engine(config, begun_with or asked_before)
         identity = self._identity(stage, config, inputs)
         artifact = self._reused(name, final, identity)
         if artifact is None:
@@ -203,10 +208,11 @@ class Run:
             return None
         if self._reusable is None:
             self._reusable = reusable_stages(self.cfg.reuse, self.say)
-        fingerprint = digest_of(identity)
-        source = self._reusable.get(fingerprint)
-        if source is None:
+        fingerprints = [digest_of(each) for each in engine_choice.identities_of(identity)]
+        fingerprint = next((each for each in fingerprints if each in self._reusable), None)
+        if fingerprint is None:
             return None
+        source = self._reusable[fingerprint]
         try:
             require_own_code(source, self.cfg)
             found = open_artifact(source)
@@ -316,6 +322,7 @@ class Run:
                 discard(partial)  # nothing half-written stays
             raise
         seconds_of_all_attempts = seconds()
+        identity = engine_choice.identity_with(identity, engine_choice.pinned_engine(partial))
         commit(partial, final, identity, job, counts, outcome.metrics, seconds_of_all_attempts)
         artifact = self._own(final)
         if self.console is not None:
@@ -332,6 +339,8 @@ class Run:
         for path in damaged_shards(partial):
             self.say(f"  ! {path}: not what was written; it is thrown away and made again")
             path.unlink()
+        if not _has_work(partial):
+            engine_choice.unpin(partial)
         return partial
 
     def _own(self, final: Path) -> Artifact:
