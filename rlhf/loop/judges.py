@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from rlhf.config.choices import Engine, JudgeKind, SpecialTokens, Strategy, Truncated
@@ -109,12 +109,16 @@ def training_judge_config(cfg: Config) -> ScoreStage:
     if section.rule is not None:
         return rule_config(cfg, section.rule, "reward_model.rule")
     config: ScoreStage = stage_config(cfg, "score", url=section.url)
-    loads_nothing_in_vllm = section.url is not None or section.kind is JudgeKind.pairwise
-    if loads_nothing_in_vllm and config.engine is Engine.auto:
-        # There is no choice to make: what such a judge's artifacts have always said.
-        config = replace(config, engine=Engine.transformers)
     if section.kind is JudgeKind.pairwise:
-        return filled(ComparisonStage, config, url=None, kind=section.kind, opponents=cfg.score.opponents)
+        # It runs in transformers alone, so `auto` leaves no choice.
+        return filled(
+            ComparisonStage,
+            config,
+            engine=Engine.transformers,
+            url=None,
+            kind=section.kind,
+            opponents=cfg.score.opponents,
+        )
     return config
 
 

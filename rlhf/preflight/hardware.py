@@ -184,7 +184,8 @@ def _needs(cfg: Config, weights: dict[str, float], parameters: float, ranks: int
             "score",
             judge / cfg.score.tensor_parallel_size,
             workers,
-            1 if cfg.score.engine is Engine.transformers else cfg.score.gpu_memory_utilization,
+            # `auto` that finds too little for vLLM goes on with transformers, which may take all.
+            cfg.score.gpu_memory_utilization if cfg.score.engine is Engine.vllm else 1,
             f"score.engine=vllm with score.{split}",
         ),
     ]

@@ -88,9 +88,18 @@ def engine_of_work(final: Path, partial: Path) -> Engine | None:
         # Without a shard nothing binds.
         if not any(partial.glob("shard_*")):
             return None
-        return pinned_engine(partial) or _named(read_identity(partial))
+        return _named(begun_identity(partial))
     except RunChanged:
         return None
+
+
+def begun_identity(partial: Path) -> dict[str, Any]:
+    """What the unfinished work in a folder is to become, with the engine that its shards are of.
+
+    Raises:
+        RunChanged: the record is damaged.
+    """
+    return identity_with(read_identity(partial), pinned_engine(partial))
 
 
 def engine_of_judge(stage: str, inputs: Mapping[str, Artifact], made: Iterable[Artifact]) -> Engine | None:

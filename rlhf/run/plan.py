@@ -249,7 +249,7 @@ class Run:
     def _check_partial(self, name: str, partial: Path, identity: Identity) -> None:
         if not _has_begun(partial):
             return
-        changes = changes_of(read_identity(partial), identity)
+        changes = changes_of(engine_choice.begun_identity(partial), identity)
         if changes and _is_cheap(identity["stage"], partial):
             discard(partial)  # often the very thing whose settings had to change
         elif changes:
@@ -267,7 +267,7 @@ class Run:
         if is_finished:
             recorded = read_manifest(final)["identity"]
         else:
-            recorded = read_identity(folder)
+            recorded = engine_choice.begun_identity(folder)
         changes = _known_differences(recorded, identity)
         if changes and not is_finished and _is_cheap(identity["stage"], folder):
             changes = []
