@@ -122,6 +122,24 @@ def engine_of_judge(stage: str, inputs: Mapping[str, Artifact], made: Iterable[A
     return None
 
 
+def engine_of_scores(made: Iterable[Artifact]) -> Engine | None:
+    """The engine of a run's scores: that of its first judge, else what its rules' artifacts say; None without.
+
+    Args:
+        made: what the run has made or found, in order.
+    """
+    of_rules = None
+    for artifact in made:
+        identity = artifact.record.get("identity")
+        if not identity or identity["stage"] != "score":
+            continue
+        engine = _named(identity)
+        if engine is not None and "judge" in identity["inputs"]:
+            return engine
+        of_rules = of_rules or engine
+    return of_rules
+
+
 def identities_of(identity: dict[str, Any]) -> list[dict[str, Any]]:
     """What an artifact may be that a stage is content with: as it is told, or of any engine for `auto`."""
     if identity["config"].get("engine") != Engine.auto.value:
