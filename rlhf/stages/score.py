@@ -80,7 +80,7 @@ def _judge(job: Job[ScoreStage]) -> Any:
     """
     from rlhf.scoring.choose_judge import load_judge
 
-    judge = load_judge(job.config, job.inputs, _lengths(job))
+    judge: Any = load_judge(job.config, job.inputs, _lengths(job))
     loaded_in = getattr(judge, "loaded_in", None)
     if loaded_in is None or not is_open(job.config):
         return judge
@@ -90,13 +90,15 @@ def _judge(job: Job[ScoreStage]) -> Any:
     # Gone before the other one comes: both may not fit.
     del judge
     try:
-        return load_judge(with_engine(job.config, first), job.inputs)
+        judge = load_judge(with_engine(job.config, first), job.inputs)
     except UserError as error:
         raise ModelError(
             f"Another worker has begun this stage with {first.value} (score.engine=auto), in which this one "
             f"cannot load the judge: {error} One engine scores a stage. Make that one work for all workers, "
             "or name the other one; the command then says what of the work goes."
         ) from error
+    judge.note = f"{first.value} (as another worker)"
+    return judge
 
 
 def _lengths(job: Job[ScoreStage]) -> Iterator[int]:
