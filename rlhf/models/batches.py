@@ -11,7 +11,7 @@ from torch import Tensor
 ValueT = TypeVar("ValueT")
 
 CPU_TOKENS = 2048
-"""Tokens of one forward pass on a CPU: more gain nothing there, and padding costs more than batching gains."""
+"""Tokens of one forward pass on a CPU: more gain nothing, and padding costs more than batching gains."""
 GPU_TOKENS = 16384
 """The same on a GPU, which is slow for few."""
 

@@ -35,7 +35,7 @@ def pin_engine(partial: Path, engine: Engine) -> Engine:
         the engine that was said first, which is the stage's.
     """
     try:
-        # A link that leads nowhere: it is there with all that it says, or not at all, and one worker is first.
+        # A link that leads nowhere: it is there with all that it says or not at all, and one worker is first.
         os.symlink(engine.value, partial / _PINNED)
         fsync_dir(partial)
     except FileExistsError:
@@ -123,7 +123,7 @@ def engine_of_judge(stage: str, inputs: Mapping[str, Artifact], made: Iterable[A
 
 
 def engine_of_scores(made: Iterable[Artifact]) -> Engine | None:
-    """The engine of a run's scores: that of its first judge, else what its rules' artifacts say; None without.
+    """The engine of a run's scores: that of its first judge, else what its rules' artifacts say.
 
     Args:
         made: what the run has made or found, in order.

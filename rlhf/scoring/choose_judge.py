@@ -8,14 +8,12 @@ from typing import Any
 from rlhf.config.choices import Engine
 from rlhf.config.stage_configs import ComparisonStage, ScoreStage
 from rlhf.models.fallback import load_in_engine
-from rlhf.scoring.choose_engine import why_transformers
+from rlhf.scoring.auto_engine import why_transformers
 from rlhf.scoring.judge import Judge, RuleJudge
 from rlhf.scoring.tournament import Tournament
 
 
-def load_judge(
-    config: ScoreStage, inputs: dict[str, str], lengths: Iterable[int] = ()
-) -> Judge | Tournament:
+def load_judge(config: ScoreStage, inputs: dict[str, str], lengths: Iterable[int] = ()) -> Judge | Tournament:
     """The rule that `config.rule` names, else the reward model `inputs["judge"]`: at `config.url`, or loaded.
 
     Where `config.engine` leaves the engine open, the judge's `note` says which it is and why.

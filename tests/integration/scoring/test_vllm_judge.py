@@ -142,7 +142,7 @@ def candidates(tmp_path):
 
 @pytest.fixture
 def every_work_is_enough(monkeypatch):
-    monkeypatch.setattr("rlhf.scoring.choose_engine._SMALL_WORK", 0)
+    monkeypatch.setattr("rlhf.scoring.auto_engine._SMALL_WORK", -1e12)
 
 
 def auto_job(path, candidates, out, **told):
@@ -160,7 +160,7 @@ def test_auto_says_which_engine_it_took_and_their_scores_agree(path, candidates,
     small = run_here(auto_job(path, candidates, tmp_path / "small"))
     assert small.metrics["engine"] == "transformers (so little work is not worth vLLM's start)"
     assert pinned_engine(tmp_path / "small") is Engine.transformers
-    monkeypatch.setattr("rlhf.scoring.choose_engine._SMALL_WORK", 0)
+    monkeypatch.setattr("rlhf.scoring.auto_engine._SMALL_WORK", -1e12)
     large = run_here(auto_job(path, candidates, tmp_path / "large", max_tokens=512))
     assert large.metrics["engine"] == "vllm" and pinned_engine(tmp_path / "large") is Engine.vllm
     assert scores_in(tmp_path / "large") == pytest.approx(scores_in(tmp_path / "small"), abs=1e-4)
@@ -175,13 +175,17 @@ def test_a_worker_takes_the_engine_of_the_one_before_it_or_says_why_not(path, ca
     outcome = run_here(auto_job(path, candidates, tmp_path / "transformers", max_tokens=512))
     assert outcome.metrics["engine"] == "transformers (as another worker)"
     # This one cannot have vLLM, and does not go on with what it can have.
-    with pytest.raises(ModelError, match=r"begun this stage with vllm .*max_tokens=9000.* One engine scores a"):
+    with pytest.raises(
+        ModelError, match=r"(?s)begun this stage with vllm .*max_tokens=9000.* One engine scores a"
+    ):
         run_here(auto_job(path, candidates, tmp_path / "vllm", max_tokens=9000))
     assert not (tmp_path / "vllm" / shard_name(0)).exists()
 
 
 @pytest.mark.usefixtures("every_work_is_enough")
-def test_a_judge_that_vllm_fails_on_in_any_way_is_scored_by_transformers(path, candidates, tmp_path, monkeypatch):
+def test_a_judge_that_vllm_fails_on_in_any_way_is_scored_by_transformers(
+    path, candidates, tmp_path, monkeypatch
+):
     def load(**arguments):
         raise KeyError("score.bias")
 

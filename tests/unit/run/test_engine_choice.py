@@ -66,7 +66,9 @@ def test_an_artifact_names_the_engine_that_made_it_and_auto_is_content_with_it(t
     launcher = Scoring(VLLM if taken is TRANSFORMERS else TRANSFORMERS)
     again = [score(tmp_path / "run", launcher, inputs, engine) for engine in (AUTO, taken)]
     assert launcher.told == [] and {one.digest for one in again} == {made.digest}
-    with pytest.raises(RunChanged, match=f"config.engine: '{taken.value}' there, '{launcher.prefers.value}' now"):
+    with pytest.raises(
+        RunChanged, match=f"config.engine: '{taken.value}' there, '{launcher.prefers.value}' now"
+    ):
         score(tmp_path / "run", launcher, inputs, launcher.prefers)
 
 

@@ -5,14 +5,14 @@ import struct
 
 import pytest
 
-from rlhf.scoring import choose_engine
-from rlhf.scoring.choose_engine import why_transformers
+from rlhf.scoring import auto_engine
+from rlhf.scoring.auto_engine import why_transformers
 
 
 @pytest.fixture
 def judge(tmp_path, monkeypatch):
     """A judge of 10 million parameters, of which only the header is there; vLLM is installed."""
-    monkeypatch.setattr(choose_engine, "vllm_is_installed", lambda: True)
+    monkeypatch.setattr(auto_engine, "vllm_is_installed", lambda: True)
     num_bytes = 4 * 10**7
     tensor = {"dtype": "F32", "shape": [10**7], "data_offsets": [0, num_bytes]}
     header = json.dumps({"w": tensor}).encode()
@@ -23,13 +23,16 @@ def judge(tmp_path, monkeypatch):
     return tmp_path
 
 
-# 10 million parameters make up for vLLM's start with 10 000 tokens.
+# 10 million parameters make up for vLLM's start with 10 000 tokens, and for each request with 10 more.
 @pytest.mark.parametrize(
     ("lengths", "on_gpu", "taken"),
     [
         ([], False, "so little work"),
-        ([100, 39_899], False, "so little work"),
-        ([100, 39_900], False, ""),
+        ([100, 39_979], False, "so little work"),
+        ([100, 39_980], False, ""),
+        # So short that transformers is always faster.
+        ([40] * 10_000, False, "so little work"),
+        ([44] * 10_000, False, ""),
         ([1], True, ""),
     ],
 )
@@ -48,5 +51,5 @@ def test_what_rules_vllm_out_is_known_without_importing_it(judge, monkeypatch):
     (judge / "config.json").write_text(json.dumps(config))
     (judge / "own.py").write_text("")
     assert why_transformers(str(judge), [10**9], True) == "the judge brings code of its own"
-    monkeypatch.setattr(choose_engine, "vllm_is_installed", lambda: False)
+    monkeypatch.setattr(auto_engine, "vllm_is_installed", lambda: False)
     assert why_transformers(str(judge), [10**9], True) == "vLLM is not installed"
