@@ -149,11 +149,12 @@ def _wait_for_orphans(earlier: set[int]) -> None:
     # Not for children from before, such as Python's resource tracker, which lives as long as this process.
     while True:
         orphans = set(children_of(os.getpid())) - earlier
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
         if not orphans:
             return
-        for orphan in orphans:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(orphan, 0)
+        time.sleep(0.01)
 
 
 def in_turn(subjects: dict[str, Callable[[], Cost]], runs: int) -> dict[str, list[Cost]]:
