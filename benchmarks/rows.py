@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import resource
@@ -12,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlhf.run.processes import adopt_orphans
+from rlhf.run.processes import adopt_orphans, children_of
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ def cost_of_command(command: Sequence[str], environment: dict[str, str] | None =
     """
     # What a command leaves behind for a moment (a forkserver) comes here, so that its seconds are counted.
     adopt_orphans()
+    earlier = set(children_of(os.getpid()))
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     wall = time.perf_counter()
     done = subprocess.run(
@@ -137,18 +139,22 @@ def cost_of_command(command: Sequence[str], environment: dict[str, str] | None =
         raise RuntimeError(
             f"{' '.join(command)} ended with exit code {done.returncode}:\n{done.stdout[-3000:]}"
         )
-    _wait_for_orphans()
+    _wait_for_orphans(earlier)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     processor = (after.ru_utime - before.ru_utime) + (after.ru_stime - before.ru_stime)
     return Cost(processor, wall, after.ru_maxrss / 2**20, proof=done.stdout)
 
 
-def _wait_for_orphans() -> None:
+def _wait_for_orphans(earlier: set[int]) -> None:
+    # Not for children from before, such as Python's resource tracker, which lives as long as this process.
     while True:
-        try:
-            os.wait()
-        except ChildProcessError:
+        orphans = set(children_of(os.getpid())) - earlier
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        if not orphans:
             return
+        time.sleep(0.01)
 
 
 def in_turn(subjects: dict[str, Callable[[], Cost]], runs: int) -> dict[str, list[Cost]]:

@@ -139,14 +139,17 @@ class GenerateConfig(GenerateSettings):
 class ScoreSettings:
     """Scoring responses with the judge: what the stage is told, whatever the judge."""
 
-    # Strict in the loop: two engines' scores differ in their last digits, and a run should not change engines
-    # unasked.
-    engine: Engine = Engine.transformers
-    """`transformers`, or `vllm`: the same scores, faster where prompts are long and have many responses."""
+    # An artifact's identity names the engine that made it, and one judge has one engine in a run
+    # (`rlhf.run.engine_choice`): what was made by a named one goes on under `auto`.
+    engine: Engine = Engine.auto
+    """`vllm`, or `transformers`: the same scores up to rounding. `auto` is vLLM where it is installed and
+    knows the judge, but for so little work on a CPU that its start is not worth it; the stage says which, and
+    what is begun in one is not finished in the other."""
     max_tokens: int = 4096
     """Longer conversations lose tokens on the left, and are counted."""
-    batch_tokens: int = setting(16384, compared=False)
-    """Padded tokens of one forward pass."""
+    batch_tokens: Optional[int] = setting(None, compared=False)
+    """Padded tokens of one forward pass; in vLLM real ones. null: 2048 on a CPU, 16384 on a GPU and in a
+    request to `reward_model.url`."""
     tensor_parallel_size: int = setting(1, compared=False)
     """GPUs that share one vLLM engine."""
     gpu_memory_utilization: float = setting(0.9, within=POSITIVE_SHARE, compared=False, later=True)

@@ -110,7 +110,15 @@ def training_judge_config(cfg: Config) -> ScoreStage:
         return rule_config(cfg, section.rule, "reward_model.rule")
     config: ScoreStage = stage_config(cfg, "score", url=section.url)
     if section.kind is JudgeKind.pairwise:
-        return filled(ComparisonStage, config, url=None, kind=section.kind, opponents=cfg.score.opponents)
+        # It runs in transformers alone, so `auto` leaves no choice.
+        return filled(
+            ComparisonStage,
+            config,
+            engine=Engine.transformers,
+            url=None,
+            kind=section.kind,
+            opponents=cfg.score.opponents,
+        )
     return config
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rlhf.config.stage_configs import ExportStage
@@ -14,6 +15,7 @@ from rlhf.loop.figures import Evaluation, Row, best, distance_text, measured, ro
 from rlhf.loop.gates import Gates
 from rlhf.loop.table import table
 from rlhf.run.artifact import Artifact
+from rlhf.run.engine_choice import engine_of_scores, is_open, with_engine
 from rlhf.run.plan import Run
 
 
@@ -45,7 +47,12 @@ def conclude(run: Run, evaluations: Sequence[Evaluation], dtype: str) -> Artifac
     if model.path.is_relative_to(run.folder):
         # A model from outside keeps its place and its own card; what the run made is exported.
         policies = [evaluation.policy for evaluation in evaluations]
-        facts = card.facts(run.cfg, rows, policies, chosen.iteration, card.licences(run.cfg))
+        # The card says which engine scored, not that it was left open.
+        score = run.cfg.score
+        if is_open(score):
+            score = with_engine(score, engine_of_scores(run.made.values()))
+        cfg = replace(run.cfg, score=score)
+        facts = card.facts(cfg, rows, policies, chosen.iteration, card.licences(cfg))
         name = f"iteration_{chosen.iteration:03d}/export"
         model = run.stage("export", name, ExportStage(dtype, facts), {"model": model}).part("model")
         run.verify(model)  # people take it from here, and their programs look at no manifest

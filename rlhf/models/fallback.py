@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import TypeVar
 
 from rlhf.config.choices import Engine
@@ -10,6 +11,16 @@ from rlhf.errors import UserError
 
 VllmT = TypeVar("VllmT")
 TransformersT = TypeVar("TransformersT")
+
+
+def vllm_is_installed() -> bool:
+    """Whether vLLM is there, without importing it, which takes seconds."""
+    return find_spec("vllm") is not None
+
+
+def may_be_vllm(engine: Engine) -> bool:
+    """Whether what a config names may come to be vLLM here."""
+    return engine is Engine.vllm or (engine is Engine.auto and vllm_is_installed())
 
 
 def load_in_engine(

@@ -10,11 +10,12 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from rlhf.config.choices import Device, Engine
+from rlhf.config.choices import Device
 from rlhf.config.schema import Config
 from rlhf.errors import ConfigError
 from rlhf.launch.machine import gpus, num_devices, num_workers
 from rlhf.launch.nvidia import driver_cuda, is_too_old, oldest_driver
+from rlhf.models.fallback import may_be_vllm
 from rlhf.preflight.findings import Finding, Level, finding, refusal
 from rlhf.run.job import Kind
 
@@ -119,7 +120,7 @@ def cuda_of_torch() -> str | None:
 
 def _compiler(cfg: Config) -> Iterator[Finding]:
     """Whether Triton can compile its launchers, where vLLM may use them."""
-    if {cfg.generate.engine, cfg.score.engine} == {Engine.transformers}:
+    if not (may_be_vllm(cfg.generate.engine) or may_be_vllm(cfg.score.engine)):
         return
     why = "Triton compiles a part of vLLM's kernels on this machine, at their first use."
     # As Triton looks for it.

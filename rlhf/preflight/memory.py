@@ -122,7 +122,8 @@ def _of_engines(cfg: Config, weights: dict[str, float]) -> list[_Need]:
     if judge:
         num_bytes = judge / cfg.score.tensor_parallel_size
         way_out = "score.engine=vllm with score.tensor_parallel_size=2 or more"
-        share = 1 if cfg.score.engine is Engine.transformers else cfg.score.gpu_memory_utilization
+        # `auto` that finds too little for vLLM goes on with transformers, which may take all.
+        share = cfg.score.gpu_memory_utilization if cfg.score.engine is Engine.vllm else 1
         needs.append(_Need("score", num_bytes, workers, share, way_out, least=num_bytes))
     return needs
 

@@ -24,6 +24,7 @@ from rlhf.data.json_text import finite
 from rlhf.data.shards import damaged_shards, make_folders, sum_counts, write_atomic
 from rlhf.errors import RunChanged, UserError, one_line
 from rlhf.models.folder import own_code
+from rlhf.run import engine_choice
 from rlhf.run.artifact import Artifact, open_artifact
 from rlhf.run.attempts import found_budget, run_to_the_end
 from rlhf.run.commit import MANIFEST, commit, discard, take, tidy
@@ -112,6 +113,10 @@ class Run:
         if self.until is not None and self.until in self.made:
             raise AloneDone
         final = self.folder / name
+        if engine_choice.is_open(config):
+            begun_with = engine_choice.engine_of_work(final, _partial(final))
+            asked_before = engine_choice.engine_of_judge(stage, inputs, self.made.values())
+            config = engine_choice.with_engine(config, begun_with or asked_before)
         identity = self._identity(stage, config, inputs)
         artifact = self._reused(name, final, identity)
         if artifact is None:
@@ -195,10 +200,11 @@ class Run:
             return None
         if self._reusable is None:
             self._reusable = reusable_stages(self.cfg.reuse, self.say)
-        fingerprint = digest_of(identity)
-        source = self._reusable.get(fingerprint)
-        if source is None:
+        fingerprints = [digest_of(each) for each in engine_choice.identities_of(identity)]
+        fingerprint = next((each for each in fingerprints if each in self._reusable), None)
+        if fingerprint is None:
             return None
+        source = self._reusable[fingerprint]
         try:
             require_own_code(source, self.cfg)
             found = open_artifact(source)
@@ -235,7 +241,7 @@ class Run:
     def _check_partial(self, name: str, partial: Path, identity: Identity) -> None:
         if not _has_begun(partial):
             return
-        changes = changes_of(read_identity(partial), identity)
+        changes = changes_of(engine_choice.begun_identity(partial), identity)
         if changes and _is_cheap(identity["stage"], partial):
             discard(partial)  # often the very thing whose settings had to change
         elif changes:
@@ -253,7 +259,7 @@ class Run:
         if is_finished:
             recorded = read_manifest(final)["identity"]
         else:
-            recorded = read_identity(folder)
+            recorded = engine_choice.begun_identity(folder)
         changes = _known_differences(recorded, identity)
         if changes and not is_finished and _is_cheap(identity["stage"], folder):
             changes = []
@@ -317,6 +323,7 @@ class Run:
                 discard(partial)  # nothing half-written stays
             raise
         seconds_of_all_attempts = seconds()
+        identity = engine_choice.identity_with(identity, engine_choice.pinned_engine(partial))
         known = self._verified.by_inode
         commit(partial, final, identity, job, counts, outcome.metrics, seconds_of_all_attempts, known)
         artifact = self._own(final)
@@ -334,6 +341,8 @@ class Run:
         for path in damaged_shards(partial):
             self.say(f"  ! {path}: not what was written; it is thrown away and made again")
             path.unlink()
+        if not _has_work(partial):
+            engine_choice.unpin(partial)
         return partial
 
     def _own(self, final: Path) -> Artifact:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+from rlhf.config.choices import Engine
 from rlhf.config.stage_configs import ComparisonStage, ScoreStage
 from rlhf.models.fallback import load_in_engine
+from rlhf.scoring.auto_engine import why_transformers
 from rlhf.scoring.judge import Judge, RuleJudge
 from rlhf.scoring.tournament import Tournament
 
 
-def load_judge(config: ScoreStage, inputs: dict[str, str]) -> Judge | Tournament:
+def load_judge(config: ScoreStage, inputs: dict[str, str], lengths: Iterable[int] = ()) -> Judge | Tournament:
     """The rule that `config.rule` names, else the reward model `inputs["judge"]`: at `config.url`, or loaded.
 
-    Where transformers stands in for vLLM, the judge's `note` says why.
+    Where `config.engine` leaves the engine open, the judge's `note` says which it is and why.
+
+    Args:
+        config: what the stage is told.
+        inputs: of the stage.
+        lengths: characters of every conversation that is to be scored, for the choice of the engine.
     """
     if config.rule:
         return RuleJudge(config.rule)
@@ -42,6 +50,11 @@ def load_judge(config: ScoreStage, inputs: dict[str, str]) -> Judge | Tournament
         from rlhf.scoring.preference_judge import PairwiseJudge
 
         return Tournament(PairwiseJudge(path, **arguments), config.opponents)
+    return _loaded(config, path, arguments, lengths)
+
+
+def _loaded(config: ScoreStage, path: str, arguments: dict[str, Any], lengths: Iterable[int]) -> Judge:
+    """A scalar judge in the engine that the config names, or that `auto` comes to."""
 
     def with_vllm() -> Judge:
         from rlhf.scoring.vllm_judge import VllmJudge
@@ -51,6 +64,7 @@ def load_judge(config: ScoreStage, inputs: dict[str, str]) -> Judge | Tournament
             **arguments,
             tensor_parallel_size=config.tensor_parallel_size,
             gpu_memory_utilization=config.gpu_memory_utilization,
+            note="vllm" if is_open else "",
         )
 
     def with_transformers(note: str) -> Judge:
@@ -58,4 +72,11 @@ def load_judge(config: ScoreStage, inputs: dict[str, str]) -> Judge | Tournament
 
         return ClassifierJudge(path, **arguments, note=note)
 
+    is_open = config.engine is Engine.auto
+    if is_open:
+        import torch
+
+        reason = why_transformers(path, lengths, torch.cuda.is_available())
+        if reason:
+            return with_transformers(f"transformers ({reason})")
     return load_in_engine(config.engine, with_vllm, with_transformers)

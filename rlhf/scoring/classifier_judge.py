@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from rlhf.config.choices import SpecialTokens
+from rlhf.config.choices import Engine, SpecialTokens
 from rlhf.data.records import Message
 from rlhf.errors import ModelError
+from rlhf.models.batches import budget
 from rlhf.models.chat import load_tokenizer
 from rlhf.models.context import judge_context
 from rlhf.models.folder import load_weights, own_classifier, require_trust
@@ -34,12 +35,14 @@ class ClassifierJudge:
     anywhere, so its rows are never padded.
     """
 
+    loaded_in = Engine.transformers
+
     def __init__(
         self,
         path: str,
         dtype: str = "auto",
         max_tokens: int = 4096,
-        batch_tokens: int = 16384,
+        batch_tokens: int | None = None,
         trust_remote_code: bool = False,
         note: str = "",
         special_tokens: SpecialTokens = SpecialTokens.text,
@@ -49,8 +52,8 @@ class ClassifierJudge:
         self._path = path
         self.note = note
         self._max_tokens = max_tokens
-        self._batch_tokens = batch_tokens
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._batch_tokens = budget(batch_tokens, self._device.type == "cuda")
         own = own_classifier(path)
         config = judge_config(path, trust_remote_code)
         # Before the weights are read: a judge that cannot be used is refused at once.

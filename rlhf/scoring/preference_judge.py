@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from rlhf.config.choices import SpecialTokens
+from rlhf.models.batches import budget
 from rlhf.models.chat import load_tokenizer
 from rlhf.models.comparison import answer_ids, render_comparison, require_causal_lm
 from rlhf.models.context import judge_context
@@ -57,14 +58,14 @@ class PairwiseJudge:
         path: str,
         dtype: str = "auto",
         max_tokens: int = 4096,
-        batch_tokens: int = 16384,
+        batch_tokens: int | None = None,
         trust_remote_code: bool = False,
         special_tokens: SpecialTokens = SpecialTokens.text,
     ) -> None:
         self._tokenizer = load_tokenizer(path, trust_remote_code, special_tokens=special_tokens)
         self._max_tokens = max_tokens
-        self._batch_tokens = batch_tokens
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._batch_tokens = budget(batch_tokens, self._device.type == "cuda")
         answers = answer_ids(self._tokenizer)
         config = load_config(path, trust_remote_code)
         require_causal_lm(path, config)

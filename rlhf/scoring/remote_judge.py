@@ -15,7 +15,7 @@ import httpx
 from rlhf.config.choices import SpecialTokens
 from rlhf.data.records import Message
 from rlhf.errors import ConfigError, ModelError, WorkerFailed, one_line
-from rlhf.models.batches import bins_by_tokens, unbinned
+from rlhf.models.batches import bins_by_tokens, budget, unbinned
 from rlhf.models.chat import load_tokenizer
 from rlhf.models.context import judge_context
 from rlhf.models.heads import judge_config, require_one_logit
@@ -55,7 +55,7 @@ class RemoteJudge:
         path: str,
         url: str,
         max_tokens: int = 4096,
-        batch_tokens: int = 16384,
+        batch_tokens: int | None = None,
         trust_remote_code: bool = False,
         concurrency: int = 8,
         timeout_seconds: float = 120,
@@ -68,7 +68,8 @@ class RemoteJudge:
         self._tokenizer = load_tokenizer(path, trust_remote_code, special_tokens=special_tokens)
         self._url = url.rstrip("/")
         self._max_tokens = max_tokens
-        self._batch_tokens = batch_tokens
+        # Whatever this machine is: the server is taken to have a GPU.
+        self._batch_tokens = budget(batch_tokens, on_gpu=True)
         self._concurrency = concurrency
         self._timeout_seconds = timeout_seconds
         self._retry_seconds = retry_seconds

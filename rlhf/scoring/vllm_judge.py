@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from rlhf.config.choices import SpecialTokens
+from rlhf.config.choices import Engine, SpecialTokens
 from rlhf.data.records import Message
 from rlhf.errors import ConfigError, ModelError
+from rlhf.models.batches import budget
 from rlhf.models.chat import load_tokenizer
 from rlhf.models.context import judge_context
 from rlhf.models.engine_folder import EngineFolder, import_classes
@@ -27,16 +28,19 @@ class VllmJudge:
     The prompt that the candidates share is computed once. `batch_tokens` is what one forward pass may hold.
     """
 
+    loaded_in = Engine.vllm
+
     def __init__(
         self,
         path: str,
         dtype: str = "auto",
         max_tokens: int = 4096,
-        batch_tokens: int = 16384,
+        batch_tokens: int | None = None,
         trust_remote_code: bool = False,
         tensor_parallel_size: int = 1,
         gpu_memory_utilization: float = 0.9,
         special_tokens: SpecialTokens = SpecialTokens.text,
+        note: str = "",
     ) -> None:
         try:
             from vllm import LLM, PoolingParams
@@ -46,6 +50,7 @@ class VllmJudge:
                 "(README, set-up), or use score.engine=transformers."
             ) from error
         self._tokenizer = load_tokenizer(path, trust_remote_code, special_tokens=special_tokens)
+        self.note = note
         self._max_tokens = max_tokens
         config = judge_config(path, trust_remote_code)
         require_one_logit(path, config)
@@ -57,13 +62,14 @@ class VllmJudge:
         # Kept for as long as the engine is: links into the judge's folder may end with it.
         self._folder = EngineFolder(path)
         import_classes(self._folder.path)
+        on_gpu = torch.cuda.is_available()
         arguments: dict[str, Any] = {
             "model": self._folder.path,
             "runner": "pooling",
             "dtype": saved_dtype(path, dtype),
             "max_model_len": max_tokens,
             # Prefills are whole here, so one forward pass must have room for the longest conversation.
-            "max_num_batched_tokens": max(batch_tokens, max_tokens),
+            "max_num_batched_tokens": max(budget(batch_tokens, on_gpu), max_tokens),
             "enable_chunked_prefill": False,
             "hf_overrides": overrides,
             # Never pickled weights, which can run code when loaded.
@@ -71,7 +77,7 @@ class VllmJudge:
             "trust_remote_code": trust_remote_code,
             "disable_log_stats": True,
         }
-        if torch.cuda.is_available():
+        if on_gpu:
             arguments["tensor_parallel_size"] = tensor_parallel_size
             arguments["gpu_memory_utilization"] = gpu_memory_utilization
         else:
@@ -80,9 +86,11 @@ class VllmJudge:
         try:
             self.engine = LLM(**arguments)
             tasks = self.engine.supported_tasks
-        except (ValueError, NotImplementedError) as error:
+        except Exception as error:
+            # Of any type, for its loaders are many: a tensor that one does not know is a KeyError.
+            problem = str(error) or type(error).__name__
             raise ModelError(
-                f"{path}: vLLM cannot load it as a judge: {error}. Lower "
+                f"{path}: vLLM cannot load it as a judge: {problem}. Lower "
                 f"score.max_tokens={max_tokens} if it is about length, or use "
                 "score.engine=transformers."
             ) from error

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rlhf.config.stage_configs import ComparisonStage, ScoreStage
 from rlhf.data.records import SCORES_SCHEMA, Message
 from rlhf.data.shards import read_all_rows, read_rows, shard_name, shard_paths, sum_counts, write_shard
-from rlhf.errors import TemplateRefuses
+from rlhf.errors import ModelError, TemplateRefuses, UserError
+from rlhf.run.engine_choice import is_open, pin_engine, with_engine
 from rlhf.run.job import Job, Outcome, Worker
 from rlhf.run.stage_table import num_shards
 from rlhf.scoring.judge import Scored
@@ -37,8 +39,6 @@ def run(job: Job[ScoreStage], worker: Worker) -> Outcome:
     Raises:
         TemplateRefuses: the judge's chat template takes none of the prompts.
     """
-    from rlhf.scoring.choose_judge import load_judge
-
     judge = None
     metrics: dict[str, str] = {}
     for index in worker.shards():
@@ -49,7 +49,7 @@ def run(job: Job[ScoreStage], worker: Worker) -> Outcome:
         if groups:
             if judge is None:
                 # Not before it is needed: loading takes minutes, and there may be nothing left to score.
-                judge = load_judge(job.config, job.inputs)
+                judge = _judge(job)
                 worker.keep(getattr(judge, "engine", None))
                 if worker.rank == 0:
                     _add_warning(metrics, **_golden_pair(job, judge))
@@ -70,6 +70,43 @@ def run(job: Job[ScoreStage], worker: Worker) -> Outcome:
         metrics["engine"] = note
     _refuse_if_all_are_refused(job)
     return Outcome(metrics=metrics)
+
+
+def _judge(job: Job[ScoreStage]) -> Any:
+    """The judge of the stage, in the engine of all its shards.
+
+    Raises:
+        ModelError: another worker has begun in an engine that this one cannot load it in.
+    """
+    from rlhf.scoring.choose_judge import load_judge
+
+    judge: Any = load_judge(job.config, job.inputs, _lengths(job))
+    loaded_in = getattr(judge, "loaded_in", None)
+    if loaded_in is None or not is_open(job.config):
+        return judge
+    first = pin_engine(job.out_path, loaded_in)
+    if first is loaded_in:
+        return judge
+    # Gone before the other one comes: both may not fit.
+    del judge
+    try:
+        judge = load_judge(with_engine(job.config, first), job.inputs)
+    except UserError as error:
+        raise ModelError(
+            f"Another worker has begun this stage with {first.value} (score.engine=auto), in which this one "
+            f"cannot load the judge: {error} One engine scores a stage. Make that one work for all workers, "
+            "or name the other one; the command then says what of the work goes."
+        ) from error
+    judge.note = f"{first.value} (as another worker)"
+    return judge
+
+
+def _lengths(job: Job[ScoreStage]) -> Iterator[int]:
+    """Characters of each conversation of the stage."""
+    for row in read_all_rows(job.input_path("candidates"), ["messages", "candidates.list.element.text"]):
+        prompt = sum(len(message["content"]) for message in row["messages"])
+        for candidate in row["candidates"]:
+            yield prompt + len(candidate["text"])
 
 
 def _groups(

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from rlhf.data.digest import sealed
+
 ROOT = Path(__file__).resolve().parents[3]
 ARCHIVE = ROOT / "tests" / "data" / "old_run.tar.gz"
 NUM_STAGES = 41
@@ -117,6 +119,31 @@ def test_a_pasted_way_out_makes_the_run_anew_of_what_is_the_same(old):
     assert f'run_dir="{old / "my run, it"}\'s-2"' in words and "pair.length_penalty=0.5" in words, words
     code, said = typed(old, *words, "until=iteration_001/score")
     assert code == 0 and "taken from" in said and "✓" not in said, said
+
+
+def test_scores_go_on_in_the_engine_that_began_them(old):
+    """That run was made when `score.engine` was transformers where nobody said another; now it is auto."""
+    iteration = old / "run" / "iteration_001"
+    for path in [old / "run" / "iteration_002", old / "run" / "summary.json", *iteration.iterdir()]:
+        if path.name in ("generate", "score"):
+            continue
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    partial = iteration / ".score.partial"
+    os.rename(iteration / "score", partial)
+    record = json.loads((partial / "artifact.json").read_text())
+    (partial / "artifact.json").unlink()
+    (partial / ".identity.json").write_bytes(sealed(record["identity"]))
+    first, *others = sorted(partial.glob("shard_*.parquet"))
+    assert others, "a part of it is to be left"
+    for path in others:
+        path.unlink()
+    (partial / f".{first.name}.sha256").write_text(record["files"][first.name]["sha256"])
+    begun = first.stat().st_mtime_ns
+    code, said = resume(old, "until=iteration_001/score")
+    assert code == 0 and "✓ iteration_001/score" in said, said
+    now = json.loads((iteration / "score" / "artifact.json").read_text())
+    assert now["identity"] == record["identity"] and record["identity"]["config"]["engine"] == "transformers"
+    assert (iteration / "score" / first.name).stat().st_mtime_ns == begun
 
 
 def test_what_is_redone_without_a_model_has_the_same_bytes(old):

@@ -17,8 +17,9 @@ from rlhf.config.schema import ScoreConfig
 from rlhf.config.stage_configs import ScoreStage
 from rlhf.config.training import RewardModelConfig
 from rlhf.data.records import CANDIDATES_SCHEMA, Candidate
-from rlhf.data.shards import shard_name, write_shard
+from rlhf.data.shards import read_rows, shard_name, write_shard
 from rlhf.errors import ModelError
+from rlhf.run.engine_choice import pin_engine, pinned_engine
 from rlhf.scoring.choose_judge import load_judge
 from rlhf.scoring.classifier_judge import ClassifierJudge
 from rlhf.scoring.vllm_judge import VllmJudge
@@ -129,19 +130,76 @@ def test_a_trained_judge_scores_the_same_in_the_pipeline_and_in_both_engines(tmp
     assert VllmJudge(folder, max_tokens=512).score(pairs).scores == pytest.approx(plain, abs=1e-4)
 
 
-def test_what_cannot_be_served_names_the_other_engine(path, tmp_path):
-    with pytest.raises(ModelError, match=r"score\.max_tokens=9000 .* score\.engine=transformers"):
-        VllmJudge(path, max_tokens=9000)
-    candidates = tmp_path / "candidates"
-    candidates.mkdir()
+@pytest.fixture
+def candidates(tmp_path):
+    folder = tmp_path / "candidates"
+    folder.mkdir()
     said = [Candidate([], text, "stop", math.nan, 0, math.nan) for text in ("yes", "no")]
     row = {"id": "1", "messages": [{"role": "user", "content": "q"}], "prompt_token_ids": []}
-    write_shard(
-        candidates / shard_name(0), CANDIDATES_SCHEMA, [row | {"candidates": [vars(c) for c in said]}]
-    )
-    section = ScoreConfig(engine=Engine.auto, max_tokens=9000)
-    inputs = {"candidates": candidates, "judge": Path(path)}
-    outcome = run_here(make_job("score", section, inputs, tmp_path / "scores", rule=None))
+    write_shard(folder / shard_name(0), CANDIDATES_SCHEMA, [row | {"candidates": [vars(c) for c in said]}])
+    return folder
+
+
+@pytest.fixture
+def every_work_is_enough(monkeypatch):
+    monkeypatch.setattr("rlhf.scoring.auto_engine._SMALL_WORK", -1e12)
+
+
+def auto_job(path, candidates, out, **told):
+    section = ScoreConfig(**told)
+    assert section.engine is Engine.auto
+    return make_job("score", section, {"candidates": candidates, "judge": Path(path)}, out, rule=None)
+
+
+def scores_in(folder):
+    (row,) = read_rows(folder / shard_name(0))
+    return row["scores"]
+
+
+def test_auto_says_which_engine_it_took_and_their_scores_agree(path, candidates, tmp_path, monkeypatch):
+    small = run_here(auto_job(path, candidates, tmp_path / "small"))
+    assert small.metrics["engine"] == "transformers (so little work is not worth vLLM's start)"
+    assert pinned_engine(tmp_path / "small") is Engine.transformers
+    monkeypatch.setattr("rlhf.scoring.auto_engine._SMALL_WORK", -1e12)
+    large = run_here(auto_job(path, candidates, tmp_path / "large", max_tokens=512))
+    assert large.metrics["engine"] == "vllm" and pinned_engine(tmp_path / "large") is Engine.vllm
+    assert scores_in(tmp_path / "large") == pytest.approx(scores_in(tmp_path / "small"), abs=1e-4)
+
+
+@pytest.mark.usefixtures("every_work_is_enough")
+def test_a_worker_takes_the_engine_of_the_one_before_it_or_says_why_not(path, candidates, tmp_path):
+    for name in ("transformers", "vllm"):
+        (tmp_path / name).mkdir()
+        pin_engine(tmp_path / name, Engine(name))
+    # This one would take vLLM, where the other has begun without.
+    outcome = run_here(auto_job(path, candidates, tmp_path / "transformers", max_tokens=512))
+    assert outcome.metrics["engine"] == "transformers (as another worker)"
+    # This one cannot have vLLM, and does not go on with what it can have.
+    with pytest.raises(
+        ModelError, match=r"(?s)begun this stage with vllm .*max_tokens=9000.* One engine scores a"
+    ):
+        run_here(auto_job(path, candidates, tmp_path / "vllm", max_tokens=9000))
+    assert not (tmp_path / "vllm" / shard_name(0)).exists()
+
+
+@pytest.mark.usefixtures("every_work_is_enough")
+def test_a_judge_that_vllm_fails_on_in_any_way_is_scored_by_transformers(
+    path, candidates, tmp_path, monkeypatch
+):
+    def load(**arguments):
+        raise KeyError("score.bias")
+
+    monkeypatch.setattr("vllm.LLM", load)
+    outcome = run_here(auto_job(path, candidates, tmp_path / "scores"))
+    assert "vLLM refuses" in outcome.metrics["engine"] and "score.bias" in outcome.metrics["engine"]
+    assert pinned_engine(tmp_path / "scores") is Engine.transformers
+
+
+@pytest.mark.usefixtures("every_work_is_enough")
+def test_what_cannot_be_served_names_the_other_engine(path, candidates, tmp_path):
+    with pytest.raises(ModelError, match=r"score\.max_tokens=9000 .* score\.engine=transformers"):
+        VllmJudge(path, max_tokens=9000)
+    outcome = run_here(auto_job(path, candidates, tmp_path / "scores", max_tokens=9000))
     assert outcome.metrics["engine"].startswith(
         "transformers, since vLLM refuses: "
     )  # which the console shows

@@ -463,7 +463,7 @@ def test_the_golden_pair_is_asked_once_of_a_judge(tmp_path):
 
 
 def test_the_golden_pairs_warning_is_said_and_changes_no_file(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("rlhf.scoring.choose_judge.load_judge", lambda config, inputs: Preferring(2.0))
+    monkeypatch.setattr("rlhf.scoring.choose_judge.load_judge", lambda *told: Preferring(2.0))
     made, candidates, console = {}, tmp_path / "candidates", Console(tmp_path)
     candidates.mkdir()
     answer = {
