@@ -13,11 +13,11 @@ import random
 import statistics
 import string
 import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.one_worker import OneWorker
 from benchmarks.rows import Cost, Row, Stopwatch, cost_in_a_process, in_turn
 
 NUM_PROMPTS = 300
@@ -33,35 +33,6 @@ TEMPLATE = (
     "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant: {% endif %}"
 )
-
-
-class OneWorker:
-    """The only worker of the stage; its engine is there already."""
-
-    rank, world_size, num_threads = 0, 1, 1
-
-    def __init__(self, num_shards: int) -> None:
-        self._num_shards = num_shards
-
-    def shards(self) -> Iterator[int]:
-        """All of them."""
-        return iter(range(self._num_shards))
-
-    def shards_ahead(self) -> Iterator[int | None]:
-        """All of them: there is nobody else."""
-        return iter(range(self._num_shards))
-
-    def made(self, index: int) -> None:
-        """Nobody counts."""
-
-    def progress(self, done: float, total: float, note: str = "") -> None:
-        """Nobody watches."""
-
-    def say(self, text: str) -> None:
-        """Nobody listens."""
-
-    def keep(self, engine: object) -> None:
-        """It is kept by who measures."""
 
 
 def make_model(folder: Path) -> None:

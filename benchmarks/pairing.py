@@ -13,13 +13,13 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from benchmarks.one_worker import OneWorker
 from benchmarks.rows import (
     Cost,
     Row,
@@ -54,29 +54,6 @@ MISSED_PARQUET = (
     "without compression and dictionaries pairs are written in 0.8 µs, and equal work would have other bytes",
     "reading with one thread: 2.6 µs of processor in place of 2.9, and twice the wall time",
 )
-
-
-@dataclass
-class _Alone:
-    """The worker of a stage that one process runs."""
-
-    num_shards: int
-    rank: int = 0
-    world_size: int = 1
-    num_threads: int = 1
-
-    def shards(self) -> Iterator[int]:
-        """All of them."""
-        return iter(range(self.num_shards))
-
-    def progress(self, done: float, total: float, note: str = "") -> None:
-        """Nobody watches."""
-
-    def say(self, text: str) -> None:
-        """Nobody listens."""
-
-    def keep(self, engine: object) -> None:
-        """There is none."""
 
 
 def scored_rows(number: int) -> Iterator[dict[str, Any]]:
@@ -160,7 +137,7 @@ def run_stage(folder: Path, num_shards: int) -> Cost:
     inputs = {"candidates": str(folder / "candidates"), "scores": str(folder / "scores")}
     job = Job("pair", "pair", PairSettings(), inputs, str(folder / "pairs"), 42)
     watch = Stopwatch()
-    outcome = stage.run(job, _Alone(num_shards))
+    outcome = stage.run(job, OneWorker(num_shards))
     return watch.cost(proof=outcome.counts["pairs"])
 
 

@@ -10,11 +10,12 @@ import os
 import resource
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.one_worker import OneWorker
 from gpu_kit.models import Shape, device_name, model_dtype, on_gpu, random_model, save_header
 
 Tokens = list[list[list[int]]]
@@ -92,19 +93,12 @@ def _reserved() -> int:
     return 0
 
 
-class _Worker:
-    """`rlhf.run.job.Worker` of the only rank; it hears of each step once it is done."""
-
-    rank = 0
-    world_size = 1
-    num_threads = 1
+class _Worker(OneWorker):
+    """The only rank; it hears of each step once it is done."""
 
     def __init__(self, num_shards: int) -> None:
-        self.num_shards = num_shards
+        super().__init__(num_shards)
         self.clock: Clock | None = None
-
-    def shards(self) -> Iterator[int]:
-        yield from range(self.num_shards)
 
     def progress(self, done: float, total: float, note: str = "") -> None:
         if self.clock is not None:
@@ -112,9 +106,6 @@ class _Worker:
 
     def say(self, text: str) -> None:
         print(text, flush=True)
-
-    def keep(self, engine: object) -> None:
-        pass
 
 
 def ours(shape: Shape, pairs: Tokens, work: Path) -> Trained:
