@@ -259,9 +259,7 @@ def _logits(shape: Shape, how: HowTrained) -> float:
     kept = _kept_logits(shape, how)
     if shape.changes_logits:
         kept *= _COPIES_OF_CHANGED_LOGITS
-    # Kept logits in fp32 are worked on where they lie; of others there is a wider copy too.
-    num_chunks = 1 if kept and each == FP32 else 2
-    chunks = num_chunks * _chunk(shape, how)
+    chunks = _chunks(shape, how)
     head = 0.0
     if not how.lora_rank:
         head = each * shape.vocabulary * shape.hidden
@@ -272,7 +270,7 @@ def _logits(shape: Shape, how: HowTrained) -> float:
 
 
 def _logits_without_gradient(shape: Shape, how: HowTrained) -> float:
-    return _kept_logits(shape, how) + 2 * _chunk(shape, how)
+    return _kept_logits(shape, how) + _chunks(shape, how)
 
 
 def _kept_logits(shape: Shape, how: HowTrained) -> float:
@@ -283,6 +281,10 @@ def _kept_logits(shape: Shape, how: HowTrained) -> float:
     return kept
 
 
-def _chunk(shape: Shape, how: HowTrained) -> float:
+def _chunks(shape: Shape, how: HowTrained) -> float:
+    """Bytes of what is made of a chunk of logits."""
     rows = min(how.tokens, rows_of_chunk(shape.vocabulary, how.on_gpu))
-    return float(FP32 * rows * shape.vocabulary)
+    # Kept logits in fp32 are worked on where they lie; of others there is a wider copy too.
+    in_place = _kept_logits(shape, how) > 0 and how.bytes_per_weight == FP32
+    num_chunks = 1 if in_place else 2
+    return float(num_chunks * FP32 * rows * shape.vocabulary)
