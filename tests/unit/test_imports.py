@@ -99,7 +99,13 @@ def third_party(*folders):
     """The distributions that the Python files of some folders import, functions included."""
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     # A script also finds those that lie beside it.
-    ours = {"rlhf", "scripts", "tests", *(path.stem for path in (ROOT / "scripts").rglob("*.py"))}
+    ours = {
+        "rlhf",
+        "scripts",
+        "tests",
+        "benchmarks",
+        *(path.stem for path in (ROOT / "scripts").rglob("*.py")),
+    }
     names = set()
     for path in files:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
