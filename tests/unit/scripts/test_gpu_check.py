@@ -14,17 +14,18 @@ ROOT = Path(__file__).resolve().parents[3]
 SCRIPTS = ROOT / "scripts"
 
 STEPS = {
-    "good": "kit.add('a figure', 2.0, 'of them', bar=1)",
-    "missing": "",
-    "refusing": "raise SkipStepError('there is no room')",
-    "failing": "kit.add('before', 1)\n    raise ValueError('it broke\\nin two lines')",
-    "dying": "import os, signal\n    os.kill(os.getpid(), signal.SIGKILL)",
+    # First: what the others leave is not its.
     "hanging": (
         "import subprocess, sys, time\n"
         "    child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True)\n"
         "    kit.add('child', child.pid)\n"
         "    time.sleep(600)"
     ),
+    "good": "kit.add('a figure', 2.0, 'of them', bar=1)",
+    "missing": "",
+    "refusing": "raise SkipStepError('there is no room')",
+    "failing": "kit.add('before', 1)\n    raise ValueError('it broke\\nin two lines')",
+    "dying": "import os, signal\n    os.kill(os.getpid(), signal.SIGKILL)",
     "low": "kit.add('too low', 1.0, bar=2)",
     "late": (
         "import json\n"
@@ -45,7 +46,9 @@ DRIVER = """
 import sys
 sys.path[:0] = {paths!r}
 import gpu_check
-gpu_check.STEPS = tuple(gpu_check.Step(name, "what " + name, 1) for name in {names!r})
+# So long that only a step that hangs runs out of it, also on a machine that is busy.
+SHARES = {{"hanging": 15}}
+gpu_check.STEPS = tuple(gpu_check.Step(name, "what " + name, SHARES.get(name, 82)) for name in {names!r})
 sys.exit(gpu_check.main({words!r}))
 """
 
@@ -73,11 +76,11 @@ def ended(tmp_path_factory):
     # Steps are modules of `gpu_kit`: in their processes it has one more folder.
     hook = f"import sys\nsys.path[:0] = {[str(ROOT), str(SCRIPTS)]!r}\nimport gpu_kit\n"
     (folder / "sitecustomize.py").write_text(hook + f"gpu_kit.__path__.append({str(folder / 'steps')!r})\n")
-    words = ["size=toy", f"out={out}", "minutes=0.5"]
+    words = ["size=toy", f"out={out}", "minutes=10"]
     code = DRIVER.format(paths=[str(ROOT), str(SCRIPTS)], names=list(STEPS), words=words)
     environment = os.environ | {"PYTHONPATH": str(folder), "CUDA_VISIBLE_DEVICES": "", "TMPDIR": str(folder)}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=900
     )
     result = json.loads((out / "result.json").read_text())
     return done, folder, {step["name"]: step for step in result["steps"]}
