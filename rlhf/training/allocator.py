@@ -11,10 +11,10 @@ _LARGEST = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep what it frees, for its next tensors; to be called where tensors lie in CPU memory.
+    """Let this process keep what it frees, for its next tensors; for those that compute in CPU memory.
 
     glibc gives blocks of more than 32 MiB back when they are freed. A step takes the same ones over and over,
-    and each time the system would clear their pages anew: a twentieth of a step's time, most of it on one core.
+    and each time the system would clear their pages anew: a twentieth of the time, much of it on one core.
 
     Returns:
         Whether the C library took it: others than glibc do not.

@@ -14,6 +14,10 @@ from rlhf.config.schema import ComputeConfig
 
 _MAX_BUCKET = 500_000_000
 """DeepSpeed's own default number of elements in a communication bucket."""
+_CPU_BUCKET = 2**20
+"""On a CPU, where messages cost little: a bucket is allocated anew in each backward pass, and gradients that
+are larger go round it, uncopied."""
+_BUCKETS = ("reduce_bucket_size", "allgather_bucket_size")
 _MIN_BUCKET = 1024
 """Of models of a few weights, which tests train."""
 _FOR_EVER = 365 * 24 * 3600.0
@@ -112,6 +116,8 @@ def deepspeed_config(
         "overlap_comm": on_gpu(compute),
         "contiguous_gradients": True,
     }
+    for name in _BUCKETS:
+        zero[name] = _MAX_BUCKET if on_gpu(compute) else _CPU_BUCKET
     if stage == 3:
         # DeepSpeed's defaults; weights smaller than the threshold stay whole on every rank. What is
         # fetched ahead are all weights, also those that are not trained.
@@ -145,8 +151,9 @@ def fit_buckets(config: dict[str, Any], num_trained: int) -> None:
     Those are of trained weights alone, and DeepSpeed allocates buckets whole. To be called before a
     Trainer wraps its model.
     """
-    config["zero_optimization"]["reduce_bucket_size"] = _bucket(num_trained)
-    config["zero_optimization"]["allgather_bucket_size"] = _bucket(num_trained)
+    zero = config["zero_optimization"]
+    for name in _BUCKETS:
+        zero[name] = _bucket(min(num_trained, zero[name]))
 
 
 def _bucket(num_elements: int) -> int:

@@ -118,7 +118,7 @@ def segment_attention(
         window_size=(left, 0),
         enable_gqa=key.shape[1] != query.shape[1],
     )
-    return output[None]  # type: ignore[index]  # a tuple only where more is asked for
+    return output[None]
 
 
 def why_not_one_call(
