@@ -237,6 +237,14 @@ def test_target_logprobs_and_their_gradient(monkeypatch, dtype, chunk):
     assert torch.allclose(logits.grad.double(), plain.grad, rtol=gradient, atol=gradient)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_logits_become_their_gradient_where_they_lie(dtype):
+    logits = torch.randn(3, 5).to(dtype).requires_grad_()
+    made = logits * 1
+    target_logprobs.target_logprobs(made, torch.tensor([0, 4, 2])).sum().backward()
+    assert torch.equal(made, logits.grad)
+
+
 def test_bf16_logits_are_summed_in_fp32():
     def constant(input_ids, logits_to_keep, **_):
         logits = torch.zeros(1, len(logits_to_keep), 3, dtype=torch.bfloat16)
