@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+import torch
 
 from rlhf.config.schema import ComputeConfig, ReferenceConfig
 from rlhf.config.training import DpoConfig
-from rlhf.training.deepspeed import group_timeout
+from rlhf.training.deepspeed import deepspeed_config, fit_buckets, group_timeout
 from tests.stage_runner import make_job, run_here, run_ranks
 from tests.tiny import random_pairs, tiny_llama, write_pairs
 
@@ -52,3 +53,11 @@ def test_every_group_of_a_training_waits_as_long_as_the_driver(tmp_path, zero_st
 )
 def test_for_ever_is_a_year(hang_seconds, expected):
     assert group_timeout(ComputeConfig(hang_seconds=hang_seconds)) == expected
+
+
+def test_buckets_are_small_on_a_cpu_and_never_larger_than_what_goes_through_them():
+    config = deepspeed_config(ComputeConfig(device="cpu"), torch.float32, 20_000_000)
+    zero = config["zero_optimization"]
+    assert zero["reduce_bucket_size"] == zero["allgather_bucket_size"] == 2**20
+    fit_buckets(config, 5_000)
+    assert zero["reduce_bucket_size"] == zero["allgather_bucket_size"] == 5_000
