@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf.training.shared_attention import PromptGroup
+from rlhf.training.segment_attention import PromptGroup
 from rlhf.training.target_head import predicting
 from rlhf.training.target_logprobs import target_logprobs
 

@@ -12,6 +12,7 @@ from rlhf.models.batches import bins_by_tokens
 from rlhf.training.logprobs import Sequences, collate, response_logprobs
 from rlhf.training.memory_forecast import default_tokens
 from rlhf.training.packed import Packed, first_fit, pack, packed_logprobs
+from rlhf.training.segment_attention import why_not_one_call_of
 from rlhf.training.shared_attention import share_prompts
 from rlhf.training.target_head import use_target_head
 
@@ -59,7 +60,7 @@ class Batching:
 
 
 def batching_of(model: Any, batch_tokens: int | None, on_gpu: bool) -> tuple[Batching, str]:
-    """How a model is given its batches, and why not packed; "" where it is.
+    """How a model is given its batches, and what makes it slower than others; "" where nothing does.
 
     A model that allows packing computes packed batches from here on.
 
@@ -69,11 +70,15 @@ def batching_of(model: Any, batch_tokens: int | None, on_gpu: bool) -> tuple[Bat
         on_gpu: whether it is a GPU.
     """
     why_padded = share_prompts(model)
-    if not why_padded:
+    if why_padded:
+        slower = f"slower, with every prompt twice and padding: {why_padded}"
+    else:
         use_target_head(model)
+        why_apart = why_not_one_call_of(model, on_gpu)
+        slower = f"slower, with attention one sequence after the other: {why_apart}" if why_apart else ""
     if batch_tokens is None:
         batch_tokens = default_tokens(on_gpu)
-    return Batching(not why_padded, batch_tokens), why_padded
+    return Batching(not why_padded, batch_tokens), slower
 
 
 def batch_logprobs(model: Any, batch: Batch) -> Tensor:

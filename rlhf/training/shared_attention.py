@@ -16,6 +16,13 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
+from rlhf.training.segment_attention import (
+    PromptGroup,
+    segment_attention,
+    segments_of,
+    why_not_one_call,
+)
+
 NAME = "rlhf_shared_prompt"
 """What this attention is called in a model's config."""
 
@@ -91,19 +98,6 @@ class CannotShareError(Exception):
     """This model's attention is not one that packed groups can be computed with; the text says why."""
 
 
-@dataclass(frozen=True)
-class PromptGroup:
-    """How many tokens of a packed row are a prompt, and how many each response that follows it."""
-
-    prompt: int
-    responses: tuple[int, ...]
-
-    @property
-    def first(self) -> int:
-        """Tokens of the prompt and its first response, which are an ordinary causal sequence."""
-        return self.prompt + self.responses[0]
-
-
 def shared_prompt_attention(
     module: nn.Module,
     query: Tensor,
@@ -142,6 +136,9 @@ def shared_prompt_attention(
     how = _How(module, dropout, scaling, sliding_window, softcap)
     if prompt_groups is None:
         return how.attend(query, key, value), None
+    if not how.why_not_one_call(query):
+        segments = segments_of(tuple(prompt_groups), query.device)
+        return segment_attention(query, key, value, segments, scaling, sliding_window), None
     # Split once a layer: the gradient of a slice would be as large as the whole row.
     lengths: list[int] = []
     for group in prompt_groups:
@@ -180,6 +177,13 @@ class _How:
     scaling: float | None
     sliding_window: int | None
     softcap: float | None
+
+    def why_not_one_call(self, query: Tensor) -> str:
+        """Why a row does not go through one kernel; "" where it does."""
+        dropout = self.dropout if self.module.training else 0.0
+        return why_not_one_call(
+            query.device, query.dtype, query.shape[3], capped=self.softcap is not None, dropout=dropout
+        )
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attention of a sequence's last tokens (`query`) to all of it (`key`): each sees those before it.

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_CHUNK = 2**24
-"""Logits turned to fp32 at a time: 64 MiB."""
+_CHUNK = {"cpu": 2**21, "cuda": 2**24}
+"""Logits in work at a time, by device: on a CPU as many as stay in its cache (8 MiB in fp32), on a GPU
+enough that few kernels are launched."""
 
 
 def target_logprobs(logits_S_V: Tensor, targets_S: Tensor) -> Tensor:
@@ -47,18 +48,21 @@ class _TargetLogprobs(torch.autograd.Function):
             strict=True,
         )
         for logits_C_V, targets_C, logsumexp_C, grad_C in chunks:
-            probabilities_C_V = _wide(logits_C_V).sub(logsumexp_C[:, None]).exp_()
-            probabilities_C_V.mul_(-grad_C[:, None])
-            probabilities_C_V.scatter_add_(1, targets_C[:, None], grad_C[:, None])
-            # In place: a gradient of its own would take as much memory again.
-            logits_C_V.copy_(probabilities_C_V)
+            # In place: a gradient of its own would take as much memory again. Logits that are wide
+            # enough are worked on where they lie, too.
+            gradient_C_V = _wide(logits_C_V)
+            gradient_C_V.sub_(logsumexp_C[:, None]).exp_()
+            gradient_C_V.mul_(-grad_C[:, None])
+            gradient_C_V.scatter_add_(1, targets_C[:, None], grad_C[:, None])
+            if gradient_C_V is not logits_C_V:
+                logits_C_V.copy_(gradient_C_V)
         return logits_S_V, None
 
 
 def _wide(values: Tensor) -> Tensor:
-    """In fp32 where they are narrower."""
+    """In fp32 where they are narrower; else the values themselves, not a copy."""
     return values.to(torch.promote_types(torch.float32, values.dtype))
 
 
 def _rows_of_chunk(logits_S_V: Tensor) -> int:
-    return max(1, _CHUNK // logits_S_V.shape[1])
+    return max(1, _CHUNK[logits_S_V.device.type] // logits_S_V.shape[1])

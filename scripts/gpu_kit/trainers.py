@@ -322,7 +322,7 @@ def plain(shape: Shape, pairs: Tokens, work: Path) -> Trained:
     from rlhf.training.response_batches import batch_logprobs, batching_of
 
     model = random_model(shape.config(), model_dtype())
-    batching, why_padded = batching_of(model, None, on_gpu())
+    batching, slower = batching_of(model, None, on_gpu())
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     lengths = [(len(prompt), (len(chosen), len(rejected))) for prompt, chosen, rejected in pairs]
     batches = []
@@ -364,8 +364,8 @@ def plain(shape: Shape, pairs: Tokens, work: Path) -> Trained:
         optimizer.zero_grad()
         clock.lap()
     note = "plain loop without DeepSpeed and TRL"
-    if why_padded:
-        note += f", padded: {why_padded}"
+    if slower:
+        note += f", {slower}"
     return Trained(clock.laps[1:], first_loss, _peak(), _reserved(), clock.laps[0], note)
 
 

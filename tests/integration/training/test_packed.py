@@ -217,7 +217,7 @@ def test_fifty_steps_are_those_of_padded_batches():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("chunk", [1, 150, 2**24])
 def test_target_logprobs_and_their_gradient(monkeypatch, dtype, chunk):
-    monkeypatch.setattr(target_logprobs, "_CHUNK", chunk)
+    monkeypatch.setitem(target_logprobs._CHUNK, "cpu", chunk)
     generator = torch.Generator().manual_seed(0)
     start = (5 * torch.randn(7, 50, generator=generator)).to(dtype).double()
     targets = torch.randint(50, (7,), generator=generator)
@@ -235,6 +235,14 @@ def test_target_logprobs_and_their_gradient(monkeypatch, dtype, chunk):
     assert got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert torch.allclose(got.double(), want, rtol=value, atol=value)
     assert torch.allclose(logits.grad.double(), plain.grad, rtol=gradient, atol=gradient)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_logits_become_their_gradient_where_they_lie(dtype):
+    logits = torch.randn(3, 5).to(dtype).requires_grad_()
+    made = logits * 1
+    target_logprobs.target_logprobs(made, torch.tensor([0, 4, 2])).sum().backward()
+    assert torch.equal(made, logits.grad)
 
 
 def test_bf16_logits_are_summed_in_fp32():
@@ -281,6 +289,6 @@ def test_the_name_in_a_config_is_not_saved(tmp_path):
     ],
 )
 def test_the_budget_suits_the_device_unless_it_is_said(model_type, batch_tokens, on_gpu, expected):
-    batching, why_padded = batching_of(of_family(model_type), batch_tokens, on_gpu)
+    batching, slower = batching_of(of_family(model_type), batch_tokens, on_gpu)
     assert batching == expected
-    assert bool(why_padded) != batching.packed
+    assert ("every prompt twice" in slower) != batching.packed
