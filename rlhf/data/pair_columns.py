@@ -124,6 +124,13 @@ def pair_table(
     return _table(shard, pairs, terminators), counts
 
 
+def _arrow(numbers: np.ndarray) -> pa.Array:
+    """Numbers of numpy as Arrow's, without a copy."""
+    dtype = pa.from_numpy_dtype(numbers.dtype)
+    data = np.packbits(numbers, bitorder="little") if pa.types.is_boolean(dtype) else numbers
+    return pa.Array.from_buffers(dtype, len(numbers), [None, pa.py_buffer(np.ascontiguousarray(data))])
+
+
 def _only_chunk(table: pa.Table, name: str) -> pa.Array:
     """A column in one piece; nothing may be missing in it, nor in what it holds."""
     column = table[name].combine_chunks()
@@ -196,7 +203,7 @@ def _are_blank(texts: pa.StringArray) -> np.ndarray:
     blank[some] = False
     # Most text begins with a letter of ASCII, and one look tells. Arrow has another idea of white space.
     doubtful = some[(first_bytes <= _BLANK) | (first_bytes >= _PAST_ASCII)]
-    for position, text in zip(doubtful.tolist(), texts.take(pa.array(doubtful)).to_pylist(), strict=True):
+    for position, text in zip(doubtful.tolist(), texts.take(_arrow(doubtful)).to_pylist(), strict=True):
         blank[position] = not text.strip()
     return blank
 
@@ -274,9 +281,7 @@ def _extremes(shard: _Shard, config: PairSettings) -> _Pairs:
         best[each, chosen] = -np.inf
         worst[each, rejected] = np.inf
     pairs = _joined(found)
-    differ = pc.not_equal(
-        shard.texts.take(pa.array(pairs.chosen)), shard.texts.take(pa.array(pairs.rejected))
-    )
+    differ = pc.not_equal(shard.texts.take(_arrow(pairs.chosen)), shard.texts.take(_arrow(pairs.rejected)))
     return pairs.of(differ.to_numpy(zero_copy_only=False))
 
 
@@ -327,11 +332,11 @@ def _table(shard: _Shard, pairs: _Pairs, terminators: Terminators | None) -> pa.
     if not len(pairs.prompts):
         return PAIRS_SCHEMA.empty_table()
     columns: dict[str, Any] = {}
-    prompts = pa.array(pairs.prompts)
+    prompts = _arrow(pairs.prompts)
     for name in ("id", "messages", "prompt_token_ids"):
         columns[name] = _only_chunk(shard.prompts, name).take(prompts)
-    chosen_ids = shard.token_ids.take(pa.array(pairs.chosen))
-    rejected_ids = shard.token_ids.take(pa.array(pairs.rejected))
+    chosen_ids = shard.token_ids.take(_arrow(pairs.chosen))
+    rejected_ids = shard.token_ids.take(_arrow(pairs.rejected))
     columns["chosen_token_ids"] = chosen_ids
     columns["rejected_token_ids"] = rejected_ids
     if terminators is not None:
@@ -340,7 +345,7 @@ def _table(shard: _Shard, pairs: _Pairs, terminators: Terminators | None) -> pa.
         columns["rejected_token_ids"] = _ended(rejected_ids, ~shard.truncated[pairs.rejected], terminators)
     for side in SIDES:
         positions = getattr(pairs, side)
-        columns[side] = shard.texts.take(pa.array(positions))
+        columns[side] = shard.texts.take(_arrow(positions))
         columns[f"{side}_score"] = shard.scores[positions]
         columns[f"{side}_penalised"] = shard.penalised[positions]
         columns[f"{side}_rank"] = getattr(pairs, f"{side}_ranks")
@@ -349,7 +354,7 @@ def _table(shard: _Shard, pairs: _Pairs, terminators: Terminators | None) -> pa.
     arrays = []
     for field in PAIRS_SCHEMA:
         column = columns[field.name]
-        array = column if isinstance(column, pa.Array) else pa.array(column)
+        array = column if isinstance(column, pa.Array) else _arrow(column)
         arrays.append(array.cast(field.type))
     return pa.Table.from_arrays(arrays, schema=PAIRS_SCHEMA)
 
@@ -379,4 +384,4 @@ def _ended(ids: pa.ListArray, finished: np.ndarray, terminators: Terminators) ->
     # A copy: Arrow's own numbers must not change.
     values = ids.values.to_numpy().copy()
     values[offsets[1:][finished] - 1] = terminators.end_of_turn_id
-    return pa.ListArray.from_arrays(ids.offsets, pa.array(values))
+    return pa.ListArray.from_arrays(ids.offsets, _arrow(values))
