@@ -10,7 +10,6 @@ the same way with tiny shapes on a CPU. docs/gpu.md says how to read the result.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -30,6 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 from gpu_kit.figures import FULL, TOY, as_text, read_lines, table  # noqa: E402
 from gpu_kit.step import SKIPPED  # noqa: E402
 
+from rlhf.data.json_text import json_text  # noqa: E402
 from rlhf.launch.machine import starting_environment, visible_gpus  # noqa: E402
 from rlhf.run.processes import adopt_orphans, end_children  # noqa: E402
 
@@ -202,7 +202,7 @@ def write(out: Path, settings: Settings, steps: list[dict[str, Any]], seconds: f
         "date": time.strftime("%Y-%m-%d"),
         "steps": steps,
     }
-    text_of_result = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
+    text_of_result = json_text(result, indent=1, ascii_only=False) + "\n"
     texts = {"result.json": text_of_result, "table.txt": table(steps)}
     for name, text in texts.items():
         partial = out / f".{name}.partial"

@@ -22,8 +22,9 @@ _HIDDEN = ("nvcc", "ninja")
 _LARGEST_MEAN = 5e-3
 """Nats per token, in bf16: more means that one of the two engines computes something else."""
 _SAMPLE = """
-import json, sys, time
+import sys, time
 began = time.monotonic()
+from rlhf.data.json_text import json_text
 from rlhf.config.stage_configs import GenerateStage
 from rlhf.generation.request import Request, Sampling
 from rlhf.generation.vllm_sampler import VllmSampler
@@ -44,8 +45,8 @@ for order in (1, 1, -1):
     said["samples"].append(rows)
     said["seconds"] = time.monotonic() - began
 said["prompts"] = [request.prompt_token_ids for request in requests]
-with open(out, "w") as stream:
-    json.dump(said, stream)
+with open(out, "w", encoding="utf-8") as stream:
+    stream.write(json_text(said))
 sys.stdout.flush()
 import os
 os._exit(0)

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf.data.json_text import json_text
+
 TOY = "toy"
 FULL = "full"
 NEEDS_GPU = "needs a GPU"
@@ -96,7 +98,7 @@ class Kit:
 def append_line(file: Path, row: dict[str, Any]) -> None:
     """Add a row to a file of JSON lines, and make sure that it is there."""
     with file.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(row) + "\n")
+        stream.write(json_text(row) + "\n")
         stream.flush()
         os.fsync(stream.fileno())
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from gpu_kit.figures import Kit, SkipStepError
 from gpu_kit.own_process import in_a_process
+from rlhf.data.json_text import json_text
 from rlhf.launch.machine import visible_gpus
 
 VOCABULARY = 128_256
@@ -158,7 +159,7 @@ def save_header(folder: Path, shape: Shape) -> Path:
     end = shape.num_parameters * itemsize
     dtype = "BF16" if itemsize == 2 else "F32"
     entry = {"dtype": dtype, "shape": [shape.num_parameters], "data_offsets": [0, end]}
-    header = json.dumps({"weights": entry}).encode()
+    header = json_text({"weights": entry}).encode()
     with (folder / "model.safetensors").open("wb") as stream:
         stream.write(struct.pack("<Q", len(header)) + header)
         # A hole: it takes no room.
@@ -191,7 +192,7 @@ def tokenizer_of(vocabulary: int) -> Any:
         "chat_template": base.chat_template,
     }
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(core)),
+        tokenizer_object=Tokenizer.from_str(json_text(core)),
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
         **options,
@@ -214,6 +215,6 @@ def random_pairs(kit: Kit, vocabulary: int, number: int) -> list[list[list[int]]
 
 def write_prompts(path: Path, number: int) -> Path:
     """Prompts as JSON lines."""
-    lines = [json.dumps({"prompt": f"Say {index} in words"}) + "\n" for index in range(number)]
+    lines = [json_text({"prompt": f"Say {index} in words"}) + "\n" for index in range(number)]
     path.write_text("".join(lines), encoding="utf-8")
     return path

@@ -18,6 +18,7 @@ began = time.monotonic()
 import rlhf.launch.preload as preload
 seconds = time.monotonic() - began
 import torch
+from rlhf.data.json_text import json_text
 tasks = Path("/proc/self/task")
 threads = sorted((task / "comm").read_text().strip() for task in tasks.iterdir())
 # Not by the kernel's own list of children, which not every kernel has.
@@ -46,14 +47,14 @@ for _ in range(2):
             answer = {"sum": total, "seconds": time.monotonic() - began, "error": ""}
         except BaseException as error:
             answer = {"sum": 0.0, "seconds": 0.0, "error": f"{type(error).__name__}: {error}"[:400]}
-        os.write(here, json.dumps(answer).encode())
+        os.write(here, json_text(answer).encode())
         os._exit(0)
     os.close(here)
     with os.fdopen(there) as pipe:
         text = pipe.read()
     os.waitpid(child, 0)
     said["forks"].append(json.loads(text) if text else {"sum": 0, "seconds": 0, "error": "the child died"})
-print("SAID" + json.dumps(said))
+print("SAID" + json_text(said))
 """
 """Two children, one after another: the first one's end must leave the GPU usable for the next."""
 

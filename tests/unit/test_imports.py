@@ -107,6 +107,7 @@ def third_party(*folders):
         "tests",
         "benchmarks",
         *(path.stem for path in (ROOT / "scripts").rglob("*.py")),
+        *(path.name for path in (ROOT / "scripts").iterdir() if path.is_dir()),
     }
     names = set()
     for path in files:

@@ -27,7 +27,6 @@ OTHERWISE = {
     tools.FileTool: {},
     tools.GenerateTool: {"generate.engine": "auto"},
     tools.ScoreTool: {},
-    tools.PairTool: {"compute.preload": False},
     tools.RewardBenchTool: {},
     tools.BestOfNTool: {"reward_model.path": ""},
     tools.AnswerTool: {
