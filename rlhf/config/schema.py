@@ -207,7 +207,7 @@ class ReferenceConfig:
 
     batch_tokens: Optional[int] = setting(None, compared=False)
     """Tokens of one forward pass, a prompt counted once for its responses. null finds what memory allows, up
-    to 2048 on a CPU and 16384 on a GPU, and halves it when memory runs out."""
+    to 1536 on a CPU and 16384 on a GPU, and halves it when memory runs out."""
 
 
 @dataclass

@@ -66,7 +66,7 @@ class DpoConfig:
     """Tokens of prompt plus response; longer responses are cut at the end and counted (paper: 2048)."""
     batch_tokens: Optional[int] = setting(None, compared=False)
     """Tokens of one forward and backward pass on one rank, a prompt and its two responses counted once; never
-    changes which pairs form a step. null finds what memory allows, up to 2048 on a CPU and 16384 on a GPU,
+    changes which pairs form a step. null finds what memory allows, up to 1536 on a CPU and 16384 on a GPU,
     and halves it when memory runs out."""
     warmup_ratio: float = setting(0.03, within=SHARE_OF_STEPS)
     """Share of the steps with a rising learning rate (paper: 0.03)."""

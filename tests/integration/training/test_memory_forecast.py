@@ -90,9 +90,10 @@ def test_dpo(world, tmp_path, batch_tokens, checkpointing):
 
 def test_reference(world, tmp_path):
     inputs = {"model": world / "policy", "pairs": world / "pairs"}
-    job = make_job("reference", ReferenceConfig(), inputs, tmp_path, max_length=PAIR)
+    section = ReferenceConfig(batch_tokens=2 * PAIR)
+    job = make_job("reference", section, inputs, tmp_path, max_length=PAIR)
     run_ranks(job, 1, MEASURED)
     peak = json.loads((tmp_path / "peak.json").read_text())
     assert peak == pytest.approx(
-        forecast(world, reference_memory, batch_tokens=2048, longest_pair=PAIR), rel=TOLERANCE
+        forecast(world, reference_memory, batch_tokens=2 * PAIR, longest_pair=PAIR), rel=TOLERANCE
     )

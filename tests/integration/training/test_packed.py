@@ -282,10 +282,10 @@ def test_the_name_in_a_config_is_not_saved(tmp_path):
 @pytest.mark.parametrize(
     ("model_type", "batch_tokens", "on_gpu", "expected"),
     [
-        ("llama", None, False, Batching(True, 2048)),
+        ("llama", None, False, Batching(True, 1536)),
         ("llama", None, True, Batching(True, 16384)),
         ("llama", 77, True, Batching(True, 77)),
-        ("bloom", None, False, Batching(False, 2048)),
+        ("bloom", None, False, Batching(False, 1536)),
     ],
 )
 def test_the_budget_suits_the_device_unless_it_is_said(model_type, batch_tokens, on_gpu, expected):

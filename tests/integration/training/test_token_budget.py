@@ -116,13 +116,13 @@ def job_of(tmp_path, found=None, **config):
 @pytest.mark.parametrize(
     ("left", "found", "expected", "ran_out"),
     [
-        (None, None, 2048, False),
+        (None, None, 1536, False),
         ({"batch_tokens": 512}, None, 512, True),
         (None, {"batch_tokens": 256}, 256, True),
         ({"batch_tokens": 512}, {"batch_tokens": 256}, 256, True),
         # Of another machine, or where memory was only thought to be short.
-        (None, {"batch_tokens": 256, "device": "cpu, 1 GB"}, 2048, False),
-        (None, {"batch_tokens": 256, "ran_out": False}, 2048, False),
+        (None, {"batch_tokens": 256, "device": "cpu, 1 GB"}, 1536, False),
+        (None, {"batch_tokens": 256, "ran_out": False}, 1536, False),
     ],
 )
 def test_what_was_found_is_where_the_next_attempt_begins(tmp_path, left, found, expected, ran_out):
@@ -167,7 +167,7 @@ def world(tmp_path_factory):
         max_length=MAX_LENGTH,
     )
     outcome = run_here(job)
-    assert outcome.metrics["budget"] == {"batch_tokens": 2048, "device": DEVICE, "ran_out": False}
+    assert outcome.metrics["budget"] == {"batch_tokens": 1536, "device": DEVICE, "ran_out": False}
     return folder
 
 
@@ -256,7 +256,7 @@ def test_memory_that_really_runs_out(tmp_path):
         with contextlib.suppress(AssertionError):
             outcome = run_ranks(job, 1, LIMITED)
             break
-    assert outcome.metrics["budget"]["batch_tokens"] in (256, 512, 1024)
+    assert outcome.metrics["budget"]["batch_tokens"] in (192, 384, 768)
     assert outcome.metrics["budget"]["ran_out"]
     assert [json.loads(line)["step"] for line in (tmp_path / "out" / "metrics.jsonl").open()] == [1, 2]
     # A person's own number is no trial.

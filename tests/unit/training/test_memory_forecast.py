@@ -120,4 +120,4 @@ def test_the_peak_is_of_a_pass_or_of_the_optimizers_step():
 
 
 def test_a_device_has_a_budget_that_suits_it():
-    assert (default_tokens(False), default_tokens(True)) == (2048, 16384)
+    assert (default_tokens(False), default_tokens(True)) == (1536, 16384)
