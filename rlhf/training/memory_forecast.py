@@ -17,7 +17,7 @@ KEPT_LOGITS = 2**28
 """Bytes of logits that are kept from the forward pass to the backward pass; where they would take more, the
 head is computed again in the backward pass, in chunks (`rlhf.training.target_head`)."""
 CPU_TOKENS = 1536
-"""Budget of a pass on a CPU, measured with 20 M parameters: 2048 take no less time, and a tenth more memory."""
+"""Budget of a pass on a CPU. Measured with 20 M parameters: 2048 take no less time, and more memory."""
 GPU_TOKENS = 16384
 _USED = 0.85
 """Share of the free memory that a forecast may fill: it may be wrong by as much as is left."""
