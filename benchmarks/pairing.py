@@ -193,7 +193,7 @@ def jsonl_rows(folder: Path, runs: int) -> list[Row]:
         reached = times_faster(taken["hold"], taken["ours"], f"{name}_seconds")
         detail = (
             f"{seconds['ours']:.2f} s of {num_pairs} pairs (of {FEW_ROWS} {seconds['few']:.2f}), the script "
-            f"{seconds['hold']:.2f}; one that streams, without checks, drops or resume {seconds['stream']:.2f}"
+            f"{seconds['hold']:.2f}; one that streams {seconds['stream']:.2f}"
         )
         attempts = () if reached >= 2 else MISSED_JSONL
         rows.append(
