@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.data.json_text import json_text
+from rlhf.run.processes import end_children
 
 TOPICS: tuple[str, ...] = ("dpo_step", "scoring", "generation", "pairing", "startup")
 RESULTS = Path(__file__).parent / "results" / "latest.json"
@@ -32,7 +33,7 @@ def measure_topic(topic: str, runs: int, pipe: Any) -> None:
     try:
         module = importlib.import_module(f"benchmarks.{topic}")
         pipe.send([row.as_json() for row in module.rows(runs)])
-    except Exception:
+    except BaseException:
         pipe.send(traceback.format_exc())
 
 
@@ -52,11 +53,13 @@ def rows_of(topic: str, runs: int) -> list[dict[str, Any]]:
     except EOFError:
         answer = "its process died"
     if isinstance(answer, str):
-        process.kill()
+        end_children()
         print(answer)
         row = {"name": topic, "reached": None, "bar": None, "met": False, "unit": "", "detail": answer}
         answer = [row]
-    process.join()
+    # Libraries may have threads that hang at exit; what matters is said.
+    process.join(10)
+    end_children()
     return [{"topic": topic} | row for row in answer]
 
 
@@ -69,8 +72,6 @@ def machine() -> dict[str, Any]:
     return {
         "processor": name,
         "cores": len(os.sched_getaffinity(0)),
-        "date": time.strftime("%Y-%m-%d"),
-        "load_before": round(os.getloadavg()[0], 2),
     }
 
 
@@ -101,24 +102,32 @@ def main(words: list[str]) -> int:
     unknown = sorted(set(topics) - set(TOPICS))
     if unknown:
         sys.exit(f"error: only={','.join(unknown)}: no such topic; there are {', '.join(TOPICS)}.")
-    began = time.perf_counter()
-    result: dict[str, Any] = {"machine": machine(), "runs": runs, "rows": []}
-    for topic in topics:
-        for row in rows_of(topic, runs):
-            print(line_of(row), flush=True)
-            result["rows"].append(row)
-    result["seconds"] = round(time.perf_counter() - began)
-    result["machine"]["load_after"] = round(os.getloadavg()[0], 2)
-    # A part of the topics takes the place of their own rows alone.
+    rows_by_topic: dict[str, list[dict[str, Any]]] = {}
     if RESULTS.is_file() and topics != TOPICS:
-        earlier = json.loads(RESULTS.read_text(encoding="utf-8"))
-        others = [row for row in earlier["rows"] if row["topic"] not in topics]
-        result["rows"] = others + result["rows"]
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json_text(result, indent=1) + "\n", encoding="utf-8")
-    missed = [row["name"] for row in result["rows"] if not row["met"]]
-    print(f"{len(result['rows'])} rows, {len(missed)} bars missed; {RESULTS}")
+        # A part of the topics takes the place of their own rows alone.
+        for row in json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]:
+            rows_by_topic.setdefault(row["topic"], []).append(row)
+    missed = 0
+    for topic in topics:
+        taken = {"date": time.strftime("%Y-%m-%d"), "runs": runs, "load": round(os.getloadavg()[0], 2)}
+        began = time.perf_counter()
+        rows = rows_of(topic, runs)
+        taken["seconds"] = round(time.perf_counter() - began)
+        for row in rows:
+            print(line_of(row), flush=True)
+            missed += not row["met"]
+        rows_by_topic[topic] = [row | taken for row in rows]
+        # After every topic, so that Ctrl-C costs one at most.
+        write_results(rows_by_topic)
+    print(f"{missed} bars missed; {RESULTS}")
     return 1 if missed else 0
+
+
+def write_results(rows_by_topic: dict[str, list[dict[str, Any]]]) -> None:
+    """All rows, in the order of the topics, and the machine that they were taken on."""
+    rows = [row for topic in TOPICS for row in rows_by_topic.get(topic, [])]
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json_text({"machine": machine(), "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -36,9 +36,7 @@ def measured_table(results: dict[str, Any] | None) -> str:
         return _NOT_MEASURED
     machine = results["machine"]
     lines = [
-        f"{machine['date']}, {machine['cores']} cores of {machine['processor']}, "
-        f"load {machine['load_before']} before and {machine['load_after']} after, "
-        f"median of {results['runs']} runs, {results['seconds'] / 60:.0f} minutes in all.",
+        f"{machine['cores']} cores of {machine['processor']}; {_when(results['rows'])}.",
         "",
         "| claim | reached | bar | met | unit | how |",
         "|---|---|---|---|---|---|",
@@ -49,6 +47,18 @@ def measured_table(results: dict[str, Any] | None) -> str:
         if row.get("attempts"):
             lines += ["", f"Tried for {_plain(row['name'])}: {_plain('; '.join(row['attempts']))}."]
     return "\n".join(lines)
+
+
+def _when(rows: list[dict[str, Any]]) -> str:
+    """Days, repetitions, and how busy the machine was when each topic began.
+
+    Example:
+        "2026-11-27, medians of 5 runs, load 0.2 to 1.9"
+    """
+    dates = sorted({row["date"] for row in rows})
+    runs = " or ".join(str(number) for number in sorted({row["runs"] for row in rows}))
+    loads = [row["load"] for row in rows]
+    return f"{' to '.join(dates)}, medians of {runs} runs, load {min(loads)} to {max(loads)}"
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -207,6 +207,15 @@ def tokens_of(cost: Cost) -> int:
     return sum(len(ids) for ids in cost.proof)
 
 
+MISSED = (
+    "vLLM does not count the rank of every sampled token over the vocabulary: 6 of 82 seconds of a profile",
+    "log-probabilities flat, parameters not copied, texts not decoded by vLLM, a record as a response ends",
+    "one shard for all, or shards that overlap: both 13.9 s against 14.0, and raw vLLM 13.2; what is left is "
+    "the log-probability of each response, which the stage writes down and raw vLLM was not asked for",
+)
+"""Of the two rows against raw vLLM."""
+
+
 def compared(name: str, bar: float, theirs: list[Cost], mine: list[Cost], more: str) -> Row:
     """The median over rounds of our tokens per second over theirs."""
     ratios = []
@@ -216,7 +225,9 @@ def compared(name: str, bar: float, theirs: list[Cost], mine: list[Cost], more: 
     our_seconds = statistics.median(cost.wall_seconds for cost in mine)
     raw_seconds = statistics.median(cost.wall_seconds for cost in theirs)
     detail = f"{our_seconds:.1f} s against {raw_seconds:.1f} s{more}"
-    return Row(name, statistics.median(ratios), bar, "× raw vLLM's tokens per second", detail=detail)
+    reached = statistics.median(ratios)
+    attempts = () if reached >= bar else MISSED
+    return Row(name, reached, bar, "× raw vLLM's tokens per second", detail=detail, attempts=attempts)
 
 
 def drain_row(folder: Path, sampler: Any) -> Row:

@@ -34,7 +34,8 @@ JUDGES: dict[str, dict[str, int]] = {
     "20M": {"num_hidden_layers": 8, "hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8},
 }
 BARS = {"1M": 2.2, "20M": 1.7}
-NUM_RESPONSES = 160
+NUM_RESPONSES = {"1M": 480, "20M": 160}
+"""So many that a stage with as much to do is worth vLLM's start (`rlhf.scoring.auto_engine`)."""
 NUM_ROWS_OF_COMMAND = 400
 MAX_TOKENS = 2048
 TOLERANCE = 1e-4
@@ -152,7 +153,7 @@ def require_equal(theirs: list[float], ours: list[float]) -> float:
 
 def rows_of_judge(name: str, folder: Path, runs: int) -> list[Row]:
     """The judge's rows: processor and wall seconds of scoring, without loading."""
-    talks = conversations(NUM_RESPONSES)
+    talks = conversations(NUM_RESPONSES[name])
     subjects: dict[str, Callable[[], Cost]] = {
         "snippet": partial(cost_in_a_process, score_as_published, str(folder), talks),
         "ours": partial(cost_in_a_process, score_by_default, str(folder), talks),

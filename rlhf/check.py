@@ -34,7 +34,7 @@ def check(cfg: CheckConfig) -> None:
         folder = Path(name)
         with hold_run(folder, show) as token:
             device = cfg.compute.device.value
-            launcher = LocalLauncher(folder, token, device=device)
+            launcher = LocalLauncher(folder, token, cfg.compute.preload, device=device)
             # What calls rules and reads tokenizers is on its way while the rest is looked at; no engine is
             # needed, and importing those would take longer than the look.
             launcher.warm_up(engines=False)

@@ -23,7 +23,6 @@ from rlhf.loop.shard_sizes import train_shard_size
 from rlhf.loop.step import iteration_step, policy_dtype
 from rlhf.preflight.capacity import check_capacity
 from rlhf.preflight.look import require
-from rlhf.preflight.spent import tell_planned_and_spent
 from rlhf.run import sources
 from rlhf.run.artifact import Artifact
 from rlhf.run.console import Console, show
@@ -118,6 +117,9 @@ def execute(cfg: Config, only: str | None = None) -> None:
         try:
             iterate(cfg, run)
             seconds = {name: artifact.record.get("seconds", 0) for name, artifact in run.made.items()}
+            # Here, for it takes a moment that a wrong config need not wait for.
+            from rlhf.preflight.spent import tell_planned_and_spent
+
             tell_planned_and_spent(cfg, folder, seconds, console.say)
         except AloneDone:
             if only is None:

@@ -62,11 +62,16 @@ def unsealed(data: bytes) -> dict[str, Any]:
 def digest_file(path: Path, stop: threading.Event | None = None) -> str:
     """SHA-256 of a file's bytes, 64 hex digits; given up when `stop` is set."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            if stop is not None and stop.is_set():
-                break
-            digest.update(block)
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(_BLOCK_BYTES):
+                if stop is not None and stop.is_set():
+                    break
+                digest.update(block)
+    except OSError as error:
+        # Python names the file where one cannot be opened, not where a disk cannot read it.
+        error.filename = error.filename or str(path)
+        raise
     return digest.hexdigest()
 
 

@@ -328,7 +328,8 @@ def _end(workers: list[_WorkerProcess]) -> None:
             worker.process.join()
         if worker.process.exitcode == _UNKNOWN_CODE:
             _wait_for_the_end(worker.process)
-    for server in (LIGHT, HEAVY):
+    # The others' children are none of ours: an import that goes on meanwhile may have started some.
+    for server in {worker.server for worker in workers if worker.server is not None}:
         server.end_orphans()
     _wait_for_children(workers)
 

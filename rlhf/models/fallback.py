@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TypeVar
@@ -47,4 +48,19 @@ def load_in_engine(
             raise
         note = f"transformers, since vLLM refuses: {error}"
     # Outside of the handler: an error raised there would drag that of vLLM along as its context.
+    free_engine()
     return load_transformers(note)
+
+
+def free_engine() -> None:
+    """Give back the memory of a vLLM engine that nobody holds any more, before another model is loaded.
+
+    One that failed while it started takes nothing down by itself.
+    """
+    import torch
+
+    # Those of the preloading process, among them, are out of collections.
+    gc.unfreeze()
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

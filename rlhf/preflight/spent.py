@@ -12,7 +12,6 @@ from rlhf.loop.figures import add_seconds
 from rlhf.preflight.devices import machine_here
 from rlhf.preflight.forecast import Forecast, forecast_of
 from rlhf.preflight.forecast_table import duration
-from rlhf.preflight.lengths import sampled_lengths
 
 
 def tell_planned_and_spent(
@@ -73,12 +72,9 @@ def _text(planned: Mapping[str, float], spent: Mapping[str, float]) -> str:
 
 
 def _rests_on(forecast: Forecast, folder: Path) -> str:
-    """What the plan was made with, and what came true of it."""
+    """What the plan was made with."""
     lengths = forecast.lengths
-    sampled = sampled_lengths(folder)
-    came_true = f" (sampled: {sampled[1]:.0f} and {sampled[2]:.0f})" if sampled is not None else ""
     return (
         f"              planned for {forecast.machine}, {lengths.prompt_tokens:.0f} tokens a prompt and "
-        f"{lengths.response_tokens:.0f} a response{came_true}; "
-        f"{plan_command(folder)}"
+        f"{lengths.response_tokens:.0f} a response; {plan_command(folder)}"
     )

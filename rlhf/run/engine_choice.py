@@ -7,6 +7,7 @@ the engine that made it; `auto` is content with whichever that was.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Iterable, Mapping
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rlhf.config.choices import Engine
-from rlhf.data.shards import fsync_dir
+from rlhf.data.shards import fsync_dir, write_atomic
 from rlhf.errors import RunChanged
 from rlhf.run.artifact import Artifact
 from rlhf.run.commit import MANIFEST, damaged
@@ -34,12 +35,13 @@ def pin_engine(partial: Path, engine: Engine) -> Engine:
     Returns:
         the engine that was said first, which is the stage's.
     """
-    try:
-        # A link that leads nowhere: it is there with all that it says or not at all, and one worker is first.
-        os.symlink(engine.value, partial / _PINNED)
-        fsync_dir(partial)
-    except FileExistsError:
-        pass
+    own = partial / f"{_PINNED}.{os.getpid()}"
+    write_atomic(own, engine.value.encode())
+    # Under its name it is there with all that it says or not at all, and one worker is first.
+    with contextlib.suppress(FileExistsError):
+        _link_or_create(own, partial / _PINNED)
+    own.unlink()
+    fsync_dir(partial)
     pinned = pinned_engine(partial)
     assert pinned is not None, "it was pinned a moment ago"
     return pinned
@@ -53,11 +55,31 @@ def pinned_engine(partial: Path) -> Engine | None:
     """
     path = partial / _PINNED
     try:
-        return Engine(os.readlink(path))
+        word = path.read_text(encoding="utf-8")
+        if word not in [engine.value for engine in NAMED]:
+            raise ValueError(f"{word!r} is no engine")
+        return Engine(word)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise damaged(path, str(error), partial) from None
+
+
+def _link_or_create(own: Path, path: Path) -> None:
+    """Give a file a second name; where the file system has no links, write it there.
+
+    Raises:
+        FileExistsError: that name is taken.
+    """
+    try:
+        os.link(own, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(own.read_text(encoding="utf-8"))
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def unpin(partial: Path) -> None:

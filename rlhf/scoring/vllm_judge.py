@@ -44,7 +44,8 @@ class VllmJudge:
     ) -> None:
         try:
             from vllm import LLM, PoolingParams
-        except ImportError as error:
+        # Of any type: a library of another build is an OSError, one of another version an AttributeError.
+        except Exception as error:
             raise ConfigError(
                 f"score.engine=vllm, but vLLM cannot be imported here ({error}). Install it "
                 "(README, set-up), or use score.engine=transformers."

@@ -121,9 +121,11 @@ def _engine_seed(job: Job[GenerateStage], first: int) -> int:
     """The seed of an engine that begins with a shard."""
     if job.config.seeds is Seeds.request:
         return job.seed
-    # No two engines of a run may draw the same numbers: not those of two workers, nor of two iterations, nor
-    # that of a worker which goes on after a kill.
-    return seed_of(job.seed, job.config.iteration, f"engine that begins with shard {first}", 0)
+    # No two engines of a run may draw the same numbers: not those of two workers, nor of two stages, nor that
+    # of a worker which goes on after a kill.
+    num_made = len(shard_paths(job.out_path))
+    begins = f"engine of {job.name} that begins with shard {first}, {num_made} made before"
+    return seed_of(job.seed, job.config.iteration, begins, 0)
 
 
 class _Shards:

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rlhf.config.choices import Engine
 from rlhf.config.stage_configs import ComparisonStage, ScoreStage
 from rlhf.data.records import SCORES_SCHEMA, Message
 from rlhf.data.shards import read_all_rows, read_rows, shard_name, shard_paths, sum_counts, write_shard
 from rlhf.errors import ModelError, TemplateRefuses, UserError
+from rlhf.models.fallback import free_engine
 from rlhf.run.engine_choice import is_open, pin_engine, with_engine
 from rlhf.run.job import Job, Outcome, Worker
 from rlhf.run.stage_table import num_shards
@@ -49,7 +51,7 @@ def run(job: Job[ScoreStage], worker: Worker) -> Outcome:
         if groups:
             if judge is None:
                 # Not before it is needed: loading takes minutes, and there may be nothing left to score.
-                judge = _judge(job)
+                judge = _judge(job, worker)
                 worker.keep(getattr(judge, "engine", None))
                 if worker.rank == 0:
                     _add_warning(metrics, **_golden_pair(job, judge))
@@ -72,7 +74,7 @@ def run(job: Job[ScoreStage], worker: Worker) -> Outcome:
     return Outcome(metrics=metrics)
 
 
-def _judge(job: Job[ScoreStage]) -> Any:
+def _judge(job: Job[ScoreStage], worker: Worker) -> Any:
     """The judge of the stage, in the engine of all its shards.
 
     Raises:
@@ -84,11 +86,18 @@ def _judge(job: Job[ScoreStage]) -> Any:
     loaded_in = getattr(judge, "loaded_in", None)
     if loaded_in is None or not is_open(job.config):
         return judge
+    # Of rank 0 the stage's line has it, at the end.
+    if worker.rank > 0 and loaded_in is Engine.transformers and judge.note:
+        worker.say(f"  ! {job.name}, rank {worker.rank}: {judge.note}")
     first = pin_engine(job.out_path, loaded_in)
     if first is loaded_in:
         return judge
     # Gone before the other one comes: both may not fit.
+    worker.say(
+        f"  ! {job.name}: one of its workers takes {first.value}, as another does, and not {loaded_in.value}"
+    )
     del judge
+    free_engine()
     try:
         judge = load_judge(with_engine(job.config, first), job.inputs)
     except UserError as error:

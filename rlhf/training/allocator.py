@@ -23,7 +23,7 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:
         return False
-    took_both = True
-    for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
-        took_both &= mallopt(parameter, _LARGEST) == 1
-    return took_both
+    # Older ones refuse so large a threshold. The other setting alone would fix the threshold where it is.
+    if mallopt(_M_MMAP_THRESHOLD, _LARGEST) != 1:
+        return False
+    return bool(mallopt(_M_TRIM_THRESHOLD, _LARGEST) == 1)

@@ -188,7 +188,7 @@ def free_memory(is_on_gpu: bool, num_processes: int) -> float:
     if is_on_gpu:
         free, _ = torch.cuda.mem_get_info()
         return float(free)
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, KeyError):
         own = _status(Path("/proc/self/status"))
         shared = _status(Path("/proc/meminfo"))["MemAvailable"]
         shared = min(shared, _free_in_the_container())
@@ -220,11 +220,28 @@ def _status(path: Path) -> dict[str, float]:
 
 
 def _free_in_the_container() -> float:
-    group = Path("/sys/fs/cgroup")
-    if not (group / "memory.max").is_file():
-        return math.inf
-    text = (group / "memory.max").read_text(encoding="utf-8").replace("max", "inf")
-    return float(text) - float((group / "memory.current").read_text(encoding="utf-8"))
+    """Below the least limit of this process's groups (cgroup v2); a container sees its own as the root."""
+    root = Path("/sys/fs/cgroup")
+    own = root
+    for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+        if line.startswith("0::/"):
+            own = root / line.removeprefix("0::/")
+    left = math.inf
+    for group in (own, *own.parents):
+        if group.is_relative_to(root) and (group / "memory.max").is_file():
+            left = min(left, _free_in_group(group))
+    return left
+
+
+def _free_in_group(group: Path) -> float:
+    limit = float((group / "memory.max").read_text(encoding="utf-8").replace("max", "inf"))
+    used = float((group / "memory.current").read_text(encoding="utf-8"))
+    for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines():
+        name, _, value = line.partition(" ")
+        # Pages of files that were read, weights among them: the kernel takes them back when it needs them.
+        if name == "inactive_file":
+            used -= float(value)
+    return limit - used
 
 
 def _under_limits(own: dict[str, float]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import threading
 
@@ -82,3 +83,22 @@ def test_a_folder_is_told_by_the_files_below_it(below, of):
 
 def test_one_file_is_told_by_its_own_digest():
     assert digest.digest_of_files(FILES, "d") == "dd"
+
+
+def test_a_disk_that_cannot_read_names_the_file(tmp_path, monkeypatch):
+    path = write(tmp_path / "file")
+
+    class Broken:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            return None
+
+        def read(self, size):
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("builtins.open", lambda *arguments: Broken())
+    with pytest.raises(OSError, match="Input/output error") as raised:
+        digest.digest_file(path)
+    assert raised.value.filename == str(path)

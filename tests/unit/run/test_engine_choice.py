@@ -1,6 +1,7 @@
 """One engine for a stage, and one for a judge in a run, where `engine: auto` leaves the choice open."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,23 @@ def test_a_damaged_word_of_the_engine_is_refused(tmp_path, damage):
     (tmp_path / ".engine").write_text(damage)
     with pytest.raises(RunChanged, match=r"\.engine is damaged"):
         engine_choice.pinned_engine(tmp_path)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_system_without_links_has_one_choice_too(tmp_path, monkeypatch, links):
+    if not links:
+
+        def refuse(*names):
+            raise PermissionError(1, "Operation not permitted")
+
+        monkeypatch.setattr("os.link", refuse)
+        monkeypatch.setattr("os.symlink", refuse)
+    assert engine_choice.pin_engine(tmp_path, VLLM) is VLLM
+    assert engine_choice.pin_engine(tmp_path, TRANSFORMERS) is VLLM
+    # A copy of the folder, links followed, says the same.
+    copy = shutil.copytree(tmp_path, tmp_path / "copy")
+    assert engine_choice.pinned_engine(copy) is VLLM
+    assert [path.name for path in tmp_path.glob(".*")] == [".engine"]
 
 
 def test_a_stage_without_engine_is_left_alone(tmp_path):
