@@ -17,7 +17,7 @@ from rlhf.config.stage_configs import PairSettings
 from rlhf.data.pair_columns import pair_table
 from rlhf.data.pairing import Drop, Terminators
 from rlhf.data.records import PAIRS_SCHEMA, SIDES, dropped, what_became
-from rlhf.data.shards import WriteBehind, read_table, shard_name, shard_paths, sum_counts
+from rlhf.data.shards import read_table, shard_name, shard_paths, sum_counts, write_table
 from rlhf.errors import DataError
 from rlhf.run.job import Job, Outcome, Worker
 from rlhf.run.stage_table import num_shards
@@ -57,25 +57,22 @@ def run(job: Job[PairSettings], worker: Worker) -> Outcome:
             f"{candidates} has {total} shards, {scores} has {num_score_shards}: they do not belong together. "
             "Score these candidates anew, or name the candidates that were scored."
         )
-    with WriteBehind() as shards:
-        for index in worker.shards():
-            _pair_shard(job, terminators, index, shards)
-            worker.progress(index + 1, total, "shards")
+    for index in worker.shards():
+        _pair_shard(job, terminators, index)
+        worker.progress(index + 1, total, "shards")
     # From the shards, not from what this attempt counted: earlier attempts have made some of them.
     counts = sum_counts(job.out_path)
     check_counts(counts)
     return Outcome(counts=counts, metrics=pair_metrics(job.out_path))
 
 
-def _pair_shard(
-    job: Job[PairSettings], terminators: Terminators | None, index: int, shards: WriteBehind
-) -> None:
+def _pair_shard(job: Job[PairSettings], terminators: Terminators | None, index: int) -> None:
     name = shard_name(index)
     candidates_path = job.input_path("candidates") / name
     scores_path = job.input_path("scores") / name
     candidates, scores = _joined(candidates_path, scores_path)
     pairs, counts = pair_table(candidates, scores, job.config, terminators, job.seed)
-    shards.write(job.out_path / name, pairs, counts)
+    write_table(job.out_path / name, pairs, counts)
 
 
 def read_terminators(candidates: Path) -> Terminators | None:

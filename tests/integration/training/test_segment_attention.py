@@ -27,7 +27,9 @@ from tests.integration.training.test_packed import (
 CUDA = torch.device("cuda")
 
 
-def plain_varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size, enable_gqa):
+def plain_varlen(
+    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size, enable_gqa=False
+):
     """What torch says that `varlen_attn` does, one sequence and one query at a time."""
     assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
     assert enable_gqa or key.shape[1] == query.shape[1]
