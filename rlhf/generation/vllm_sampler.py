@@ -24,7 +24,6 @@ _CPU_MAX_SEQS = 512
 _CPU_BATCHED_TOKENS = 8192
 """Tokens of one forward pass on a CPU, unless one prompt and response have more."""
 
-
 _BATCH_INVARIANT_CAPABILITY = (8, 0)
 """Of a GPU, at least, for vLLM's batch-invariant mode (its documentation of 0.32)."""
 

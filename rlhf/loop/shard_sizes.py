@@ -11,7 +11,7 @@ import math
 from rlhf.config.schema import Config
 from rlhf.run.plan import Run
 
-_SMALLEST_SHARD = 8
+SMALLEST_SHARD = 8
 """Prompts: fewer are not worth an engine's start."""
 _SHARDS_EACH = 4
 """Of one worker in an iteration: who is slower makes fewer of them, and a kill costs a quarter at most."""
@@ -41,4 +41,4 @@ def _settled(cfg: Config, run: Run, pattern: str, evenly: int) -> int:
     if recorded is not None:
         # A run of `reuse` may have had another limit than the one that is asked for now.
         return min(largest, int(recorded["shard_size"]))
-    return min(largest, max(_SMALLEST_SHARD, evenly))
+    return min(largest, max(SMALLEST_SHARD, evenly))

@@ -16,6 +16,7 @@ from rlhf.config.schema import Config
 from rlhf.config.training import MAIN_JUDGE
 from rlhf.data.files import resolved
 from rlhf.loop.prompt_sets import has_set_per_iteration, prompt_paths, samples_to_train
+from rlhf.loop.shard_sizes import SMALLEST_SHARD
 from rlhf.preflight.costs import Texts
 from rlhf.preflight.devices import Machine
 from rlhf.preflight.lengths import Lengths, lengths_of
@@ -186,8 +187,8 @@ def _evaluation(cfg: Config, lengths: Lengths, costs: StageCosts, t: int) -> Ite
     step = f"iteration_{t:03d}/held_out"
     section = cfg.evaluate
     texts = costs.texts(lengths.num_held_out, section.n)
-    # Cut so that every engine has a shard, of eight prompts at least.
-    yield costs.generate(f"{step}/generate", lengths.num_held_out, section.n, shard_size=8)
+    # Cut so that every engine has a shard, if it can be.
+    yield costs.generate(f"{step}/generate", lengths.num_held_out, section.n, SMALLEST_SHARD)
     yield from _scores(cfg, costs, step, texts, against_initial=t > 0)
     if section.gold is not None:
         yield costs.by_rule(f"{step}/gold", texts.prompts * texts.responses)

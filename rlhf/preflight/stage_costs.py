@@ -11,6 +11,7 @@ from rlhf.config.schema import Config
 from rlhf.data.files import resolved
 from rlhf.errors import ConfigError
 from rlhf.loop.judges import models_of
+from rlhf.loop.shard_sizes import SMALLEST_SHARD
 from rlhf.models.shape import Shape
 from rlhf.models.weight_files import has_weights, saved_dtype
 from rlhf.preflight import costs
@@ -22,8 +23,6 @@ from rlhf.training.memory_forecast import HowTrained, default_tokens, dpo_memory
 
 _WORLD_BATCH = 16
 """Conversations of a step of pre-training in the quickstart's world."""
-_FEWEST_PROMPTS = 8
-"""Of one held-out shard: with fewer an engine is not worth its start (`rlhf.loop.evaluate`)."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +177,7 @@ class StageCosts:
         # vLLM keeps a prompt for its n responses; transformers reads it n times.
         texts = replace(texts, shared=by_vllm)
         tensor_parallel = section.tensor_parallel_size if by_vllm and not machine.is_cpu else 1
-        workers = self._workers(tensor_parallel, texts.prompts / _FEWEST_PROMPTS)
+        workers = self._workers(tensor_parallel, texts.prompts / SMALLEST_SHARD)
         devices = self._on(workers * tensor_parallel)
         weights = shape.parameters * bytes_each
         time = costs.starting(machine, "sampling" if by_vllm else "reading", weights)
@@ -198,7 +197,7 @@ class StageCosts:
         if self._cfg.compute.zero_stage == 3:
             processes = self._ranks()
         else:
-            processes = self._workers(1, texts.prompts / _FEWEST_PROMPTS)
+            processes = self._workers(1, texts.prompts / SMALLEST_SHARD)
             how = replace(how, ranks=1)
         devices = self._on(processes)
         time = costs.starting(self._machine, "reading", shape.parameters * bytes_each)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -12,27 +11,28 @@ from rlhf.run.artifact import Artifact
 from rlhf.run.job import Job, Outcome
 from rlhf.run.stage_table import kind_of, num_shards
 
-_MOST_ATTEMPTS = 20
-"""More than halvings from any budget to a token."""
-
 if TYPE_CHECKING:
     from rlhf.run.plan import Launcher
+
+_MOST_ATTEMPTS = 20
+"""More than halvings from any budget to a token."""
 
 
 def run_to_the_end(launcher: Launcher, job: Job[Any], say: Callable[[str], None]) -> Outcome:
     """Run a stage; where memory runs out, again from what is finished, while it finds smaller batches."""
     kind = kind_of(job.stage, job.compute)
-    # Each takes half of the tokens; workers whose devices are unlike may take back what another has found.
-    for attempt in itertools.count(1):
+    num_failed = 0
+    while True:
         shards = range(num_shards(job))
         missing = [index for index in shards if not (job.out_path / shard_name(index)).exists()]
         try:
             return launcher.launch(job, kind, missing)
         except SmallerBatches as error:
-            if attempt == _MOST_ATTEMPTS:
+            num_failed += 1
+            # Workers whose devices are unlike may take back what another has found, for ever.
+            if num_failed == _MOST_ATTEMPTS:
                 raise
             say(f"  ! {job.name}: {error}")
-    raise AssertionError("counting has no end")
 
 
 def found_budget(made: Iterable[Artifact], stage: str) -> dict[str, Any] | None:

@@ -84,23 +84,7 @@ class VllmJudge:
         else:
             arguments["enforce_eager"] = True
             arguments["max_num_seqs"] = _CPU_MAX_SEQS
-        try:
-            self.engine = LLM(**arguments)
-            tasks = self.engine.supported_tasks
-        except Exception as error:
-            # Of any type, for its loaders are many: a tensor that one does not know is a KeyError.
-            problem = str(error) or type(error).__name__
-            raise ModelError(
-                f"{path}: vLLM cannot load it as a judge: {problem}. Lower "
-                f"score.max_tokens={max_tokens} if it is about length, or use "
-                "score.engine=transformers."
-            ) from error
-        if "classify" not in tasks:
-            raise ModelError(
-                f"{path}: vLLM does not serve it as a classifier (it offers {', '.join(tasks)}). "
-                "Use score.engine=transformers, or a judge whose architecture vLLM knows as a "
-                "sequence classifier."
-            )
+        self.engine = _loaded(LLM, path, arguments)
         # Without this vLLM puts a sigmoid over the only logit.
         self._raw_logits = PoolingParams(use_activation=False)
 
@@ -120,3 +104,29 @@ class VllmJudge:
             logit = output.outputs.probs[0]
             scores.append(float(logit))
         return scores
+
+
+def _loaded(llm: type, path: str, arguments: dict[str, Any]) -> Any:
+    """vLLM's engine with a judge in it, which serves it as a classifier.
+
+    Raises:
+        ModelError: it cannot.
+    """
+    try:
+        engine = llm(**arguments)
+        tasks = engine.supported_tasks
+    except Exception as error:
+        # Of any type, for its loaders are many: a tensor that one does not know is a KeyError.
+        problem = str(error) or type(error).__name__
+        raise ModelError(
+            f"{path}: vLLM cannot load it as a judge: {problem}. Lower "
+            f"score.max_tokens={arguments['max_model_len']} if it is about length, or use "
+            "score.engine=transformers."
+        ) from error
+    if "classify" not in tasks:
+        raise ModelError(
+            f"{path}: vLLM does not serve it as a classifier (it offers {', '.join(tasks)}). "
+            "Use score.engine=transformers, or a judge whose architecture vLLM knows as a "
+            "sequence classifier."
+        )
+    return engine

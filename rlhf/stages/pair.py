@@ -39,7 +39,7 @@ _NOT_READ = ("logprob", "seed", "temperature", "extra")
 
 
 def run(job: Job[PairSettings], worker: Worker) -> Outcome:
-    """Make the pairs of every shard; memory holds one, and the pairs of the one before.
+    """Make the pairs of every shard; memory holds one shard at a time.
 
     Counts: `prompts` = `prompts_with_pairs` + the sum of `dropped/<reason>`; `pairs`;
     `candidates/<fault>` are candidates with that fault, whether their prompt was dropped or not.

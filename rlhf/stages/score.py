@@ -92,10 +92,10 @@ def _judge(job: Job[ScoreStage], worker: Worker) -> Any:
     first = pin_engine(job.out_path, loaded_in)
     if first is loaded_in:
         return judge
-    # Gone before the other one comes: both may not fit.
     worker.say(
         f"  ! {job.name}: one of its workers takes {first.value}, as another does, and not {loaded_in.value}"
     )
+    # Gone before the other one comes: both may not fit.
     del judge
     free_engine()
     try:
