@@ -22,6 +22,7 @@ GPU_TOKENS = 16384
 _USED = 0.85
 """Share of the free memory that a forecast may fill: it may be wrong by as much as is left."""
 _CHUNK = 2**24
+"""Logits in work at a time. On a CPU smaller pieces leave holes in the memory (measured)."""
 _ROWS_ON_A_GPU = 512
 _COPIES_OF_CHANGED_LOGITS = 3
 """Capping divides, takes the tanh and multiplies; all three are kept for the backward pass."""

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_CHUNK = 2**24
-"""Logits in work at a time: few kernels on a GPU. Smaller pieces on a CPU leave holes in its memory."""
+from rlhf.training.memory_forecast import rows_of_chunk
 
 
 def target_logprobs(logits_S_V: Tensor, targets_S: Tensor) -> Tensor:
@@ -64,4 +63,5 @@ def _wide(values: Tensor) -> Tensor:
 
 
 def _rows_of_chunk(logits_S_V: Tensor) -> int:
-    return max(1, _CHUNK // logits_S_V.shape[1])
+    # On a GPU too: no head's weight is read here, for which a chunk would have to be larger.
+    return rows_of_chunk(logits_S_V.shape[1], on_gpu=False)

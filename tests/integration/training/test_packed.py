@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rlhf.training import shared_attention, target_logprobs
+from rlhf.training import memory_forecast, shared_attention, target_logprobs
 from rlhf.training.packed import first_fit, pack, packed_logprobs
 from rlhf.training.response_batches import Batching, batch_logprobs, batching_of
 from rlhf.training.shared_attention import NAME, share_prompts
@@ -217,7 +217,7 @@ def test_fifty_steps_are_those_of_padded_batches():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("chunk", [1, 150, 2**24])
 def test_target_logprobs_and_their_gradient(monkeypatch, dtype, chunk):
-    monkeypatch.setattr(target_logprobs, "_CHUNK", chunk)
+    monkeypatch.setattr(memory_forecast, "_CHUNK", chunk)
     generator = torch.Generator().manual_seed(0)
     start = (5 * torch.randn(7, 50, generator=generator)).to(dtype).double()
     targets = torch.randint(50, (7,), generator=generator)
