@@ -152,14 +152,12 @@ def trainer_of_ours(model: Path, pairs: list[Tokens], references: list[list[floa
     from trl import DPOConfig
 
     from rlhf.config.schema import ComputeConfig
-    from rlhf.training.allocator import keep_freed_memory
     from rlhf.training.deepspeed import deepspeed_config, init_process_group
     from rlhf.training.dpo import DpoTrainer
     from rlhf.training.response_batches import batching_of
     from rlhf.training.step_plan import Pair, StepShares
     from rlhf.training.weights import load_model
 
-    keep_freed_memory()
     compute = ComputeConfig()
     os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(random.randrange(20_000, 60_000))}

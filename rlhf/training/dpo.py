@@ -17,7 +17,6 @@ from trl import DPOConfig
 from rlhf.config.stage_configs import DpoStage
 from rlhf.config.step_count import steps_of
 from rlhf.run.job import Job, Outcome, Worker
-from rlhf.training.allocator import keep_freed_memory
 from rlhf.training.arguments import stage_arguments
 from rlhf.training.deepspeed import fit_buckets, on_gpu
 from rlhf.training.fit import fit, step_rows
@@ -185,8 +184,6 @@ def train_dpo(job: Job[DpoStage], worker: Worker) -> Outcome:
     steps = plan_steps(len(pairs), config.batch_size, config.num_epochs, job.seed)
     # The arguments before the model: with them transformers knows of ZeRO-3 when it loads weights.
     args = _arguments(job, policy)
-    if not on_gpu(job.compute):
-        keep_freed_memory()
     longest = max(pair.num_tokens for pair in pairs)
     budget = find_budget(job, worker, forecast_of(dpo_memory, job, worker, policy, longest), longest)
     model = load_model(policy, resolve_dtype(config.dtype, policy), config.trust_remote_code)
