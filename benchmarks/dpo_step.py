@@ -152,6 +152,7 @@ def trainer_of_ours(model: Path, pairs: list[Tokens], references: list[list[floa
     from trl import DPOConfig
 
     from rlhf.config.schema import ComputeConfig
+    from rlhf.launch.ports import free_port
     from rlhf.training.deepspeed import deepspeed_config, init_process_group
     from rlhf.training.dpo import DpoTrainer
     from rlhf.training.response_batches import batching_of
@@ -160,7 +161,7 @@ def trainer_of_ours(model: Path, pairs: list[Tokens], references: list[list[floa
 
     compute = ComputeConfig()
     os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(random.randrange(20_000, 60_000))}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     init_process_group(compute)
     args = DPOConfig(
         output_dir=out,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import httpx
+
+from rlhf.launch.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -17,9 +18,7 @@ class Server:
     """vLLM's server in a process of its own, which can be killed and started again."""
 
     def __init__(self, path: str, log: Path, max_tokens: int) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self.path, self.url = path, f"http://127.0.0.1:{port}"
         arguments = ["--model", path, "--host", "127.0.0.1", "--port", str(port), "--runner", "pooling"]
         arguments += ["--hf-overrides", '{"head_dtype": "float32"}', "--max-model-len", str(max_tokens)]

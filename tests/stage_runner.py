@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import socket
 import sys
 import time
 import traceback
@@ -21,6 +20,7 @@ from rlhf.config.fields import filled
 from rlhf.config.schema import ComputeConfig
 from rlhf.config.stage_configs import StageCompute
 from rlhf.data.shards import shard_name
+from rlhf.launch.ports import free_port
 from rlhf.run.job import Job, Outcome
 from rlhf.run.stage_table import STAGES, num_shards, stage_function
 
@@ -136,9 +136,7 @@ def start_ranks(job: Job, num_ranks: int = 1, hook: str = "") -> Ranks:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.preload"])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     processes = []
     for rank in range(num_ranks):
         environment = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -13,6 +12,7 @@ from rlhf.config.choices import Device
 from rlhf.config.schema import ComputeConfig
 from rlhf.errors import ConfigError
 from rlhf.launch.nvidia import ask, listed_gpus
+from rlhf.launch.ports import free_port
 from rlhf.run.job import Kind
 
 _DEVICE_FILES = Path("/dev")
@@ -226,7 +226,7 @@ def _process_group(base: dict[str, str], world_size: int, devices: list[str]) ->
     group = {
         **base,
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
+        "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": str(world_size),
     }
     if devices:
@@ -281,11 +281,3 @@ def _ways_out(compute: ComputeConfig) -> str:
     if compute.num_gpus is not None and compute.num_gpus < len(visible_gpus()):
         more = f"raise compute.num_gpus={compute.num_gpus}"
     return f"{more}, or do without GPUs: compute.device=cpu."
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        # Port 0: the kernel chooses one that nobody has.
-        probe.bind(("127.0.0.1", 0))
-        _, port = probe.getsockname()
-        return int(port)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import resource
-import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -214,11 +213,10 @@ def _forget() -> None:
 
 def _join_alone() -> None:
     """The environment of a process group of one rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    from rlhf.launch.ports import free_port
+
     os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
 
 
 def write_pairs(folder: Path, pairs: Tokens) -> None:

@@ -16,6 +16,7 @@ import pytest
 from rlhf.config.schema import Config
 from rlhf.launch.machine import num_devices, visible_gpus
 from rlhf.launch.nvidia import driver_cuda, is_too_old, listed_gpus
+from rlhf.launch.ports import free_port
 from rlhf.preflight.cuda import cuda, cuda_of_torch
 from rlhf.preflight.findings import Level
 from tests.gpu.needs import ENGINE, needs_deepspeed, needs_the_command, needs_vllm
@@ -117,7 +118,7 @@ def test_groups_on_gpus_wait_as_long_as_the_driver():
         "LOCAL_RANK": "0",
         "WORLD_SIZE": "1",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "29511",
+        "MASTER_PORT": str(free_port()),
     }
     assert "timeouts [5000.0, 5000.0] nccl" in said(GROUPS, **place)
 
