@@ -1,0 +1,114 @@
+"""A run's folder as it is read for people: whole, damaged, under way, or none at all."""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from rlhf.errors import ConfigError
+from rlhf.view.run_folder import iteration_of, open_run
+
+OLD_RUN = Path(__file__).resolve().parents[2] / "data" / "old_run.tar.gz"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A finished run of an older version."""
+    with tarfile.open(OLD_RUN) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (config,) = tmp_path.rglob("config.yaml")
+    return config.parent
+
+
+def test_a_finished_run(run):
+    read = open_run(str(run))
+    assert read.damaged == {} and read.unfinished == []
+    assert read.config["num_iterations"] == len(read.rows) - 1
+    assert [row.iteration for row in read.rows] == list(range(len(read.rows)))
+    assert read.rows[0].win_rate is None and 0 <= read.rows[1].win_rate <= 1
+    names = list(read.artifacts)
+    assert names.index("iteration_000/held_out/generate") < names.index("iteration_001/generate")
+    assert names.index("iteration_001/generate") < names.index("iteration_001/score")
+    assert names.index("iteration_001/dpo") < names.index("iteration_001/held_out/generate")
+
+
+def test_a_copy_is_read_without_what_it_was_made_of(run, tmp_path):
+    figures = open_run(str(run)).rows
+    shutil.rmtree(run / "prompts")
+    (run / "config.yaml").unlink()
+    moved = run.rename(tmp_path / "elsewhere")
+    assert open_run(str(moved)).rows == figures
+
+
+def test_a_run_under_way(run):
+    (run / "iteration_001" / "dpo").rename(run / "iteration_001" / ".dpo.partial")
+    shutil.rmtree(run / "iteration_001" / "held_out")
+    read = open_run(str(run))
+    assert read.unfinished == ["iteration_001/dpo"]
+    assert 1 not in [row.iteration for row in read.rows]
+
+
+@pytest.mark.parametrize("what", ["manifest", "size", "missing", "more"])
+def test_damage_is_told_and_the_rest_is_read(run, what):
+    stage = run / "iteration_001" / "pair"
+    file = next(stage.glob("*.parquet"))
+    if what == "manifest":
+        (stage / "artifact.json").write_text("{}")
+    elif what == "size":
+        file.write_bytes(file.read_bytes() + b"x")
+    elif what == "missing":
+        file.unlink()
+    else:
+        (stage / "more.parquet").write_bytes(b"")
+    read = open_run(str(run))
+    assert list(read.damaged) == ["iteration_001/pair"]
+    assert str(stage) in read.damaged["iteration_001/pair"]
+    assert read.rows[1].pairs is None and read.rows[1].win_rate is not None
+
+
+def test_without_pi0_there_is_nothing_to_compare_with(run):
+    shutil.rmtree(run / "iteration_000")
+    assert open_run(str(run)).rows == []
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda folder: None, "does not exist"),
+        (lambda folder: folder.write_text(""), "is a file"),
+        (lambda folder: folder.mkdir(), "is empty"),
+        (lambda folder: (folder / "iteration_001").mkdir(parents=True), "but iteration_001"),
+        (lambda folder: (folder / "notes").mkdir(parents=True), "no finished or unfinished stage"),
+    ],
+)
+def test_no_run(tmp_path, make, said):
+    make(tmp_path / "x")
+    with pytest.raises(ConfigError, match=said) as error:
+        open_run(str(tmp_path / "x"))
+    assert str(error.value).startswith("run_dir=")
+
+
+def test_a_part_of_a_run_and_a_folder_of_runs(run):
+    with pytest.raises(ConfigError, match="is a part of the run"):
+        open_run(str(run / "iteration_001"))
+    with pytest.raises(ConfigError, match="is a part of the run"):
+        open_run(str(run / "iteration_001" / "pair"))
+    with pytest.raises(ConfigError, match=f"1 of them: {run.name}"):
+        open_run(str(run.parent), "runs")
+
+
+@pytest.mark.parametrize("text", ["", "- a\n", "a: [", "\x00", "a: ${b}\n"])
+def test_settings_that_cannot_be_read_leave_the_figures(run, text):
+    (run / "config.yaml").write_text(text)
+    read = open_run(str(run))
+    assert read.rows
+    assert set(read.config) <= {"a"}
+
+
+def test_iteration_of():
+    assert iteration_of("iteration_002/held_out/score") == 2
+    assert iteration_of("iteration_1234/dpo") == 1234
+    assert iteration_of("world") is None
