@@ -26,9 +26,23 @@ from rlhf.run.commit import MANIFEST
 
 _ITERATION = re.compile(r"iteration_(\d{3,})")
 _PARTIAL = re.compile(r"\.(?P<stage>.+)\.partial")
-_ORDER = (
-    "world sft judge reward_model prompts generate score mix pair preferences reference dpo held_out gold export"
-).split()
+_ORDER = [
+    "world",
+    "sft",
+    "judge",
+    "reward_model",
+    "prompts",
+    "generate",
+    "score",
+    "mix",
+    "pair",
+    "preferences",
+    "reference",
+    "dpo",
+    "held_out",
+    "gold",
+    "export",
+]
 """Stages in the order in which a loop makes them."""
 _HOLDS_STAGES = re.compile(r"judge|iteration_\d{3,}(/held_out)?")
 """Folders of a run that are no stage themselves, and hold some."""
