@@ -30,10 +30,10 @@ def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: Seque
     Example:
         `text_table(["policy", "score"], [["π0", "-0.27"], ["π1", "+0.62"]])` gives
 
-        policy  score
-        ─────────────
-        π0      -0.27
-        π1      +0.62
+        policy   score
+        ──────────────
+        π0       -0.27
+        π1       +0.62
     """
     # SIMPLE_HEAD has a rule below the heads and nothing else.
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)

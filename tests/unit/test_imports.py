@@ -26,7 +26,18 @@ HEAVY = {
     "safetensors",
     "tokenizers",
 }
-TORCH_FREE_ROOMS = ("config", "data", "evaluation", "run", "loop", "preflight", "command", "launch", "stages")
+TORCH_FREE_ROOMS = (
+    "config",
+    "data",
+    "evaluation",
+    "run",
+    "loop",
+    "preflight",
+    "command",
+    "launch",
+    "stages",
+    "view",
+)
 TORCH_FREE_FILES = (
     "models/folder.py",
     "models/weight_files.py",
