@@ -37,8 +37,17 @@ def train_shard_size(cfg: Config, run: Run, num_workers: int) -> int:
 def _settled(cfg: Config, run: Run, pattern: str, evenly: int) -> int:
     """What such a stage of the run has been told already; else `evenly` within the limits."""
     largest = cfg.generate.shard_size
+    suits = min(largest, max(SMALLEST_SHARD, evenly))
     recorded = run.recorded_config(pattern)
-    if recorded is not None:
-        # A run of `reuse` may have had another limit than the one that is asked for now.
-        return min(largest, int(recorded["shard_size"]))
-    return min(largest, max(SMALLEST_SHARD, evenly))
+    if recorded is None:
+        return suits
+    settled = int(recorded["shard_size"])
+    if settled < suits and not run.planning:
+        stage = pattern.removeprefix("iteration_*/")
+        run.say_once(
+            f"  ! {stage}: shards of {settled} prompts, as when the run began; {suits} would suit "
+            f"generate.shard_size={largest} and the workers there are now, but where shards end is part of "
+            "what is made. A new run_dir begins with them."
+        )
+    # A run of `reuse` may have had another limit than the one that is asked for now.
+    return min(largest, settled)

@@ -169,22 +169,35 @@ def _need(
     way_out: str,
 ) -> _Need:
     """Of a stage with a budget of tokens: that of the config, or the one that it will begin with."""
-
-    def forecast(tokens: int) -> Memory:
-        return formula(shape, replace(how, batch_tokens=tokens))
-
     tokens = said_tokens
     if tokens is None:
-        room = available if how.on_gpu else available / processes
-        most = default_tokens(how.on_gpu)
-        tokens = fitting(most, how.longest_pair, forecast, room - forecast(most).base)
-    memory = forecast(tokens)
+        tokens = first_tokens(formula, shape, how, available if how.on_gpu else available / processes)
+    memory = formula(shape, replace(how, batch_tokens=tokens))
     if not shape.layers:
         # Nothing is known of it but its size.
         num_bytes = memory.held - memory.base
         return _Need(stage, num_bytes, processes, 1, way_out, least=num_bytes)
     what = f"{max(tokens, how.longest_pair)} tokens at a time"
     return _Need(stage, memory.peak, processes, 1, way_out, least=memory.held - memory.base, what=what)
+
+
+def first_tokens(
+    formula: Callable[[Shape, HowTrained], Memory], shape: Shape, how: HowTrained, room: float
+) -> int:
+    """The budget of tokens that a stage begins with where the config names none, as its workers choose it.
+
+    Args:
+        formula: what the stage holds.
+        shape: of its model.
+        how: it is trained; its own `batch_tokens` are not looked at.
+        room: bytes that one process has, with what it holds without a model.
+    """
+
+    def forecast(tokens: int) -> Memory:
+        return formula(shape, replace(how, batch_tokens=tokens))
+
+    most = default_tokens(how.on_gpu)
+    return fitting(most, how.longest_pair, forecast, room - forecast(most).base)
 
 
 def longest_pair(cfg: Config) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,14 +13,16 @@ from rlhf.data.files import resolved
 from rlhf.errors import ConfigError
 from rlhf.loop.judges import models_of
 from rlhf.loop.shard_sizes import SMALLEST_SHARD
+from rlhf.models.forward_tokens import forward_tokens
 from rlhf.models.shape import Shape
 from rlhf.models.weight_files import has_weights, saved_dtype
 from rlhf.preflight import costs
 from rlhf.preflight.costs import FP32, Engines, Texts, Time
 from rlhf.preflight.devices import Machine
 from rlhf.preflight.lengths import Lengths
+from rlhf.preflight.memory import first_tokens, longest_pair
 from rlhf.preflight.shapes import WORLD_JUDGE, WORLD_MODEL, shape_of
-from rlhf.training.memory_forecast import HowTrained, default_tokens, dpo_memory, reference_memory
+from rlhf.training.memory_forecast import HowTrained, Memory, dpo_memory, reference_memory
 
 _WORLD_BATCH = 16
 """Conversations of a step of pre-training in the quickstart's world."""
@@ -183,7 +186,8 @@ class StageCosts:
         time = costs.starting(machine, "sampling" if by_vllm else "reading", weights)
         # A head of one logit costs nothing.
         time += self._reading(costs.forward_flops(shape, texts, 0), devices, bytes_each)
-        memory = reference_memory(shape, self._how(bytes_each, section.batch_tokens, section.max_tokens)).peak
+        tokens = forward_tokens(section.batch_tokens, on_gpu=not machine.is_cpu)
+        memory = reference_memory(shape, self._how(bytes_each, tokens, section.max_tokens)).peak
         if by_vllm and not machine.is_cpu:
             memory = max(weights / tensor_parallel, section.gpu_memory_utilization * machine.memory)
         return StageForecast(
@@ -193,12 +197,13 @@ class StageCosts:
     def reference(self, name: str, texts: Texts) -> StageForecast:
         """Log-probabilities of responses under a policy."""
         shape, bytes_each = self._shapes["model.path"], self._bytes_each["model.path"]
-        how = self._how(bytes_each, self._cfg.reference.batch_tokens, self._cfg.dpo.max_length)
+        how = self._how(bytes_each, 0, self._cfg.dpo.max_length)
         if self._cfg.compute.zero_stage == 3:
             processes = self._ranks()
         else:
             processes = self._workers(1, texts.prompts / SMALLEST_SHARD)
             how = replace(how, ranks=1)
+        how = self._with_budget(reference_memory, shape, how, self._cfg.reference.batch_tokens, processes)
         devices = self._on(processes)
         time = costs.starting(self._machine, "reading", shape.parameters * bytes_each)
         flops = costs.forward_flops(shape, texts, texts.of_responses)
@@ -246,8 +251,10 @@ class StageCosts:
         """DPO on pairs, whose prompt is read once."""
         section = self._cfg.dpo
         bytes_each = self._bytes_each["model.path"]
-        how = self._how(bytes_each, section.batch_tokens, longest=2 * section.max_length)
-        how = replace(how, lora_rank=section.lora.rank)
+        how = self._how(bytes_each, 0, longest_pair(self._cfg))
+        how = replace(how, lora_rank=section.lora.rank, gradient_checkpointing=section.gradient_checkpointing)
+        shape = self._shapes["model.path"]
+        how = self._with_budget(dpo_memory, shape, how, section.batch_tokens, how.ranks)
         head_tokens = pairs.of_responses
         return self._training(name, "model.path", section, pairs, pairs.prompts, head_tokens, how)
 
@@ -301,10 +308,24 @@ class StageCosts:
     def _reading(self, flops: float, devices: int, bytes_each: int) -> Time:
         return costs.computing(self._machine, flops, costs.READING_SHARE, devices, bytes_each == FP32)
 
-    def _how(self, bytes_each: int, batch_tokens: int | None, longest: int) -> HowTrained:
+    def _with_budget(
+        self,
+        formula: Callable[[Shape, HowTrained], Memory],
+        shape: Shape,
+        how: HowTrained,
+        said: int | None,
+        processes: int,
+    ) -> HowTrained:
+        """The same with the budget of tokens that is said, or that the stage would begin with here."""
+        if said is None:
+            room = self._machine.memory
+            if self._machine.is_cpu:
+                room /= processes
+            said = first_tokens(formula, shape, how, room)
+        return replace(how, batch_tokens=said)
+
+    def _how(self, bytes_each: int, batch_tokens: int, longest: int) -> HowTrained:
         compute = self._cfg.compute
-        if batch_tokens is None:
-            batch_tokens = default_tokens(on_gpu=not self._machine.is_cpu)
         return HowTrained(
             bytes_per_weight=bytes_each,
             batch_tokens=batch_tokens,

@@ -84,7 +84,7 @@ class Run:
     refusals: list[tuple[str, list[str]]] = field(default_factory=list)
     stale: list[str] = field(default_factory=list)
     _reusable: dict[str, Path] | None = field(default=None, repr=False)
-    _code_announced: set[str] = field(default_factory=set, repr=False)
+    _said: set[str] = field(default_factory=set, repr=False)
     _verified: Verified = field(default_factory=Verified, repr=False)
 
     def stage(
@@ -166,6 +166,12 @@ class Run:
         """Tell the person who watches."""
         if self.console is not None:
             self.console.say(text)
+
+    def say_once(self, text: str) -> None:
+        """Tell it the first time; an iteration that finds the same again is silent."""
+        if text not in self._said:
+            self._said.add(text)
+            self.say(text)
 
     def refuse_changes(self) -> None:
         """Raise for every change the plan found, all at once.
@@ -354,13 +360,10 @@ class Run:
     def _announce_code(self, paths: Iterable[str]) -> None:
         """Say, once per model, that Python code which came with it is about to run."""
         for path in paths:
-            if path in self._code_announced:
-                continue
             code = own_code(path)
             if code:
-                self._code_announced.add(path)
                 names = one_line(", ".join(code.values()))
-                self.say(f"  ! runs the Python code of {path} (trust_remote_code=true): {names}")
+                self.say_once(f"  ! runs the Python code of {path} (trust_remote_code=true): {names}")
 
     def _refusal(self, changes: list[tuple[str, list[str]]], stale: list[str]) -> RunChanged:
         return refusal(self.folder, changes, stale, self.elsewhere)

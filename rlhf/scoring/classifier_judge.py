@@ -14,10 +14,10 @@ from transformers import AutoModelForSequenceClassification
 from rlhf.config.choices import Engine, SpecialTokens
 from rlhf.data.records import Message
 from rlhf.errors import ModelError
-from rlhf.models.batches import budget
 from rlhf.models.chat import load_tokenizer
 from rlhf.models.context import judge_context
 from rlhf.models.folder import load_weights, own_classifier, require_trust
+from rlhf.models.forward_tokens import forward_tokens
 from rlhf.models.heads import judge_config, require_one_logit
 from rlhf.models.weight_files import saved_dtype
 from rlhf.scoring.judge import Scored
@@ -53,7 +53,7 @@ class ClassifierJudge:
         self.note = note
         self._max_tokens = max_tokens
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._batch_tokens = budget(batch_tokens, self._device.type == "cuda")
+        self._batch_tokens = forward_tokens(batch_tokens, self._device.type == "cuda")
         own = own_classifier(path)
         config = judge_config(path, trust_remote_code)
         # Before the weights are read: a judge that cannot be used is refused at once.

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from rlhf.config.choices import SpecialTokens
-from rlhf.models.batches import budget
 from rlhf.models.chat import load_tokenizer
 from rlhf.models.comparison import answer_ids, render_comparison, require_causal_lm
 from rlhf.models.context import judge_context
 from rlhf.models.folder import load_config, load_weights
+from rlhf.models.forward_tokens import forward_tokens
 from rlhf.models.weight_files import saved_dtype
 from rlhf.scoring.token_rows import (
     TokenIds,
@@ -65,7 +65,7 @@ class PairwiseJudge:
         self._tokenizer = load_tokenizer(path, trust_remote_code, special_tokens=special_tokens)
         self._max_tokens = max_tokens
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._batch_tokens = budget(batch_tokens, self._device.type == "cuda")
+        self._batch_tokens = forward_tokens(batch_tokens, self._device.type == "cuda")
         answers = answer_ids(self._tokenizer)
         config = load_config(path, trust_remote_code)
         require_causal_lm(path, config)

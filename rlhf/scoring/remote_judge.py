@@ -15,9 +15,10 @@ import httpx
 from rlhf.config.choices import SpecialTokens
 from rlhf.data.records import Message
 from rlhf.errors import ConfigError, ModelError, WorkerFailed, one_line
-from rlhf.models.batches import bins_by_tokens, budget, unbinned
+from rlhf.models.batches import bins_by_tokens, unbinned
 from rlhf.models.chat import load_tokenizer
 from rlhf.models.context import judge_context
+from rlhf.models.forward_tokens import forward_tokens
 from rlhf.models.heads import judge_config, require_one_logit
 from rlhf.run.console import show
 from rlhf.scoring.judge import Scored
@@ -69,7 +70,7 @@ class RemoteJudge:
         self._url = url.rstrip("/")
         self._max_tokens = max_tokens
         # Whatever this machine is: the server is taken to have a GPU.
-        self._batch_tokens = budget(batch_tokens, on_gpu=True)
+        self._batch_tokens = forward_tokens(batch_tokens, on_gpu=True)
         self._concurrency = concurrency
         self._timeout_seconds = timeout_seconds
         self._retry_seconds = retry_seconds

@@ -9,11 +9,11 @@ import torch
 from rlhf.config.choices import Engine, SpecialTokens
 from rlhf.data.records import Message
 from rlhf.errors import ConfigError, ModelError
-from rlhf.models.batches import budget
 from rlhf.models.chat import load_tokenizer
 from rlhf.models.context import judge_context
 from rlhf.models.engine_folder import EngineFolder, import_classes
 from rlhf.models.folder import engine_alive
+from rlhf.models.forward_tokens import forward_tokens
 from rlhf.models.heads import judge_config, require_one_logit, unnamed_labels
 from rlhf.models.weight_files import saved_dtype
 from rlhf.scoring.judge import Scored
@@ -70,7 +70,7 @@ class VllmJudge:
             "dtype": saved_dtype(path, dtype),
             "max_model_len": max_tokens,
             # Prefills are whole here, so one forward pass must have room for the longest conversation.
-            "max_num_batched_tokens": max(budget(batch_tokens, on_gpu), max_tokens),
+            "max_num_batched_tokens": max(forward_tokens(batch_tokens, on_gpu), max_tokens),
             "enable_chunked_prefill": False,
             "hf_overrides": overrides,
             # Never pickled weights, which can run code when loaded.

@@ -256,14 +256,18 @@ def forecast_of_dpo(kit: Kit, shape: Shape, max_length: int) -> float | None:
         "compute.num_training_ranks=1",
     ]
     seconds = max(5.0, kit.seconds_left)
-    done = subprocess.run(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=seconds,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        print(f"no forecast within {seconds:.0f} s")
+        return None
     print(done.stdout)
     found = _FORECAST.search(done.stdout)
     return float(found[1]) * 1e9 if found else None

@@ -44,6 +44,7 @@ TORCH_FREE_FILES = (
     "models/kinds.py",
     "models/heads.py",
     "models/context.py",
+    "models/forward_tokens.py",
     "models/shape.py",
     "models/template_files.py",
     "generation/request.py",

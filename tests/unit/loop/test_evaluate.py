@@ -85,6 +85,43 @@ def test_a_damaged_record_is_left_to_the_stage_itself(tmp_path: Path) -> None:
     assert size(tmp_path, num_workers=8) == 256
 
 
+class Said:
+    """A console that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str = "") -> None:
+        self.lines.append(text)
+
+
+@pytest.mark.parametrize(
+    ("settled", "asked_for", "num_workers", "is_said"),
+    [
+        (256, 512, 1, True),
+        (256, 256, 1, False),
+        (32, 256, 1, True),
+        (256, 100, 1, False),
+        (32, 256, 8, False),
+    ],
+)
+def test_shards_that_cannot_grow_any_more_are_told_of_once(
+    tmp_path: Path, settled: int, asked_for: int, num_workers: int, is_said: bool
+) -> None:
+    record(tmp_path, FINISHED, settled)
+    console = Said()
+    cfg = Config()
+    cfg.prompts.num_held_out = 4096 if asked_for > 256 else 256
+    cfg.generate.shard_size = asked_for
+    run = Run(tmp_path, cfg, console=console)  # type: ignore[arg-type]
+    for _ in range(3):
+        held_out_shard_size(cfg, run, num_workers)
+    assert len(console.lines) == is_said
+    if is_said:
+        assert f"shards of {settled} prompts" in console.lines[0]
+        assert f"generate.shard_size={asked_for}" in console.lines[0]
+
+
 def train_size(folder: Path, num_workers: int, num_prompts: int, shard_size: int = 256) -> int:
     cfg = Config()
     cfg.prompts.num_per_iteration = num_prompts

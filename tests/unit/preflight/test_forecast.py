@@ -117,6 +117,23 @@ def test_memory_follows_the_settings():
     assert stages(two, named_machine("8xcpu"))["iteration_001/generate"].memory == 2 * one
 
 
+def test_memory_is_of_the_tokens_that_the_stages_take():
+    dpo, score = "iteration_001/dpo", "iteration_001/score"
+    # 16384 at a time as its workers do without a word; not DPO's budget, which is another one on a CPU.
+    judge = stages(config())[score].memory
+    assert stages(config(score__batch_tokens=16384))[score].memory == judge
+    on_cpu = named_machine("8xcpu")
+    assert (
+        stages(config(score__batch_tokens=2048), on_cpu)[score].memory
+        == stages(config(), on_cpu)[score].memory
+    )
+    # Where 16384 do not fit, DPO begins with fewer by itself, and so does its plan.
+    tight = replace(H100S, memory=50e9)
+    unbound = stages(config(dpo__batch_tokens=16384), tight)[dpo].memory
+    assert stages(config(), tight)[dpo].memory < unbound
+    assert stages(config())[dpo].memory == stages(config(dpo__batch_tokens=16384))[dpo].memory
+
+
 def test_a_judge_elsewhere_and_a_rule_cost_next_to_nothing_here():
     served = stages(config(reward_model__url="http://127.0.0.1:1"))["iteration_001/score"]
     by_rule = stages(config(reward_model__rule="m:f"))["iteration_001/score"]
