@@ -13,43 +13,45 @@ the MFU. Published peaks: NVIDIA's data sheets, without sparsity.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from gpu_kit.models import Shape
+from rlhf.preflight.devices import GPUS
 
 MFU_FORMULA = (
     "(6 × layer weights × tokens, a prompt once, + 6 × head weights × response tokens + 12 × layers × hidden "
     "× visible query-key pairs) / (seconds × peak); recomputing is not counted"
 )
 
-# Longer names first: "H100 PCIe" is no "H100".
-_PEAKS = {
+# Of GPUs that `rlhf.plan` does not know.
+_OTHER_PEAKS = {
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
-    "H100": 989e12,
-    "H200": 989e12,
+    "H200 NVL": 835e12,
     "H20": 148e12,
     "H800": 989e12,
     "GH200": 989e12,
     "B200": 2250e12,
     "B100": 1750e12,
-    "A100": 312e12,
     "A800": 312e12,
-    "L40S": 362e12,
     "L40": 181e12,
     "L4": 121e12,
     "A10": 125e12,
     "RTX 6000 Ada": 364e12,
-    "RTX 4090": 165e12,
     "RTX 3090": 71e12,
 }
 
 
 def published_peak(name: str) -> float | None:
     """FLOP/s of a GPU in dense bf16 by the name its driver gives; None where it is not in the list."""
-    for part in sorted(_PEAKS, key=len, reverse=True):
-        if part in name:
-            return _PEAKS[part]
+    for gpu in GPUS.values():
+        if re.search(gpu.named, name):
+            return gpu.flops
+    # Longer names first, "H100 PCIe" before "H100"; and whole ones: an H200 is no H20.
+    for part in sorted(_OTHER_PEAKS, key=len, reverse=True):
+        if re.search(rf"\b{part}\b", name):
+            return _OTHER_PEAKS[part]
     return None
 
 

@@ -174,10 +174,13 @@ def test_what_a_step_needs_is_counted_as_stated(kit):
     assert needed_flops(shape, [(3, [2, 1])]) == expected
     assert LLAMA_8B.num_parameters == pytest.approx(8.03e9, rel=1e-3)
     assert LLAMA_1B.num_parameters == pytest.approx(1.236e9, rel=1e-3)
-    assert published_peak("GPU 0: NVIDIA H100 80GB HBM3") == 989e12
+    assert published_peak("GPU 0: NVIDIA H100 80GB HBM3") == 989.4e12
     assert published_peak("GPU 0: NVIDIA H100 PCIe") == 756e12
     assert published_peak("GPU 0: NVIDIA L4") == 121e12
-    assert published_peak("GPU 0: NVIDIA L40S") == 362e12
+    assert published_peak("GPU 0: NVIDIA L40S") == 362.05e12
+    assert published_peak("GPU 0: NVIDIA L40") == 181e12
+    assert published_peak("GPU 0: NVIDIA H200 NVL") == 835e12
+    assert published_peak("GPU 0: NVIDIA A100X") is None
     assert published_peak("GPU 0: something new") is None
 
 
