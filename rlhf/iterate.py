@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from rlhf.command.line import main
@@ -26,6 +27,7 @@ from rlhf.preflight.look import require
 from rlhf.run import sources
 from rlhf.run.artifact import Artifact
 from rlhf.run.console import Console, show
+from rlhf.run.engine_choice import as_begun
 from rlhf.run.lock import hold_run
 from rlhf.run.plan import AloneDone, Run
 from rlhf.run.until import last_stage
@@ -108,7 +110,9 @@ def execute(cfg: Config, only: str | None = None) -> None:
                 # The imports go on while the preflight looks.
                 launcher.warm_up(not plan.needing_engines.isdisjoint(pending))
                 if only is None:
-                    require(cfg, launcher, console.say)
+                    # With the engine that has begun to score, which has to be installed to go on.
+                    score = as_begun(cfg.score, plan.made.values())
+                    require(replace(cfg, score=score), launcher, console.say)
         console.say(f"{folder}: {_todo(len(names), len(pending))}")
         if only is None:
             write_saved(folder, cfg, chosen_experiment())

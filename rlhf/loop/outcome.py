@@ -15,7 +15,7 @@ from rlhf.loop.figures import Evaluation, Row, best, distance_text, measured, ro
 from rlhf.loop.gates import Gates
 from rlhf.loop.table import table
 from rlhf.run.artifact import Artifact
-from rlhf.run.engine_choice import engine_of_scores, is_open, with_engine
+from rlhf.run.engine_choice import as_begun
 from rlhf.run.plan import Run
 
 
@@ -48,10 +48,7 @@ def conclude(run: Run, evaluations: Sequence[Evaluation], dtype: str) -> Artifac
         # A model from outside keeps its place and its own card; what the run made is exported.
         policies = [evaluation.policy for evaluation in evaluations]
         # The card says which engine scored, not that it was left open.
-        score = run.cfg.score
-        if is_open(score):
-            score = with_engine(score, engine_of_scores(run.made.values()))
-        cfg = replace(run.cfg, score=score)
+        cfg = replace(run.cfg, score=as_begun(run.cfg.score, run.made.values()))
         facts = card.facts(cfg, rows, policies, chosen.iteration, card.licences(cfg))
         name = f"iteration_{chosen.iteration:03d}/export"
         model = run.stage("export", name, ExportStage(dtype, facts), {"model": model}).part("model")

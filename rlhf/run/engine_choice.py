@@ -99,6 +99,16 @@ def with_engine(config: ConfigT, engine: Engine | None) -> ConfigT:
     return dataclasses.replace(config, engine=engine)  # type: ignore[type-var]
 
 
+def as_begun(config: ConfigT, made: Iterable[Artifact]) -> ConfigT:
+    """A config of judges with the engine that a run has asked them in; as it is where it has asked none yet.
+
+    Args:
+        config: the section `score`.
+        made: what the run has made or found, in order.
+    """
+    return with_engine(config, engine_of_scores(made)) if is_open(config) else config
+
+
 def engine_of_work(final: Path, partial: Path) -> Engine | None:
     """The engine that a stage was finished with, or begun; None where there is none, or it is damaged.
 

@@ -152,3 +152,24 @@ def test_a_stage_without_engine_is_left_alone(tmp_path):
     identity = json.loads('{"config": {"beta": 0.1}}')
     assert engine_choice.identities_of(identity) == [identity]
     assert engine_choice.identity_with(identity, VLLM) == identity
+
+
+@pytest.mark.parametrize(
+    ("asked_for", "made", "wanted"),
+    [
+        (AUTO, [], AUTO),
+        (AUTO, [VLLM], VLLM),
+        (AUTO, [TRANSFORMERS, VLLM], TRANSFORMERS),
+        # A named one is not changed: the plan has refused it where it does not fit.
+        (TRANSFORMERS, [VLLM], TRANSFORMERS),
+    ],
+)
+def test_what_a_run_needs_to_go_on_is_the_engine_that_it_began_with(asked_for, made, wanted):
+    artifacts = [Artifact(Path("/pending"), None)]
+    for engine in made:
+        identity = {"stage": "score", "config": {"engine": engine.value}, "inputs": {"judge": "j"}}
+        artifacts.append(Artifact(Path("/score"), "s", {"identity": identity}))
+    cfg = Config()
+    cfg.score.engine = asked_for
+    assert engine_choice.as_begun(cfg.score, artifacts).engine is wanted
+    assert cfg.score.engine is asked_for
