@@ -8,6 +8,7 @@ figures and gates are made by its own code and committed by it. So the folder is
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 import sys
@@ -37,23 +38,15 @@ END_OF_TURN = 2
 """Token that ends a response."""
 TOPICS = (
     "gradient descent",
-    "a sourdough starter",
+    "sourdough",
     "the French Revolution",
     "binary search",
     "tides",
-    "a budget for a trip",
-    "photosynthesis",
-    "unit tests",
-    "compound interest",
-    "rainbows",
     "a cover letter",
-    "prime numbers",
 )
 QUESTIONS = (
     "Explain {topic} to a twelve-year-old.",
-    "Write a short note about {topic}.",
     "What do most people get wrong about {topic}?",
-    "Give me three facts about {topic}, with an example for each.",
     "¿Puedes explicarme {topic} en pocas palabras?",
     "请用简单的话解释 {topic}。",
     "Объясни, что такое {topic}.",
@@ -61,19 +54,13 @@ QUESTIONS = (
 SENTENCES = (
     "Start with the simplest case and see what changes. ",
     "In practice the first step matters more than all the others together. ",
-    "There is one exception, and it is easy to miss. ",
     "**Note:** the numbers below are rounded. ",
-    "A good rule of thumb is to check twice and to measure once. ",
     "This works because every part is smaller than the whole. ",
     "\n\n1. Look at the input.\n2. Split it.\n3. Put the parts together.\n\n",
     "\n\n```python\ndef step(x):\n    return x - 0.1 * gradient(x)\n```\n\n",
     "So the answer follows from the definition alone. ",
-    "Of course, it depends on what you want to do with it. ",
     "I hope this helps! ",
-    "Let me know if you would like more detail. ",
-    "The same idea appears in many places under other names. ",
     "Think of it as a hill: you walk down, and stop where it is flat. ",
-    "It is often said that more is better, which is not true here. ",
     "First of all, thank you for the excellent question. ",
 )
 HOSTILE = (
@@ -166,8 +153,8 @@ class SyntheticLauncher:
             first += num_sentences
         if self.hostile and is_held_out and index == 0:
             texts[: len(HOSTILE)] = HOSTILE[:num_responses]
-        # About four characters a token, and the one that ends the response.
-        nums_tokens = np.array([1 + len(text) // 4 for text in texts])
+        # About four characters a token, and one for the end; 2048 is `generate.max_new_tokens`.
+        nums_tokens = np.array([min(2048, 1 + len(text) // 4) for text in texts])
         columns = {
             "token_ids": _token_ids(rng, nums_tokens, is_cut),
             "text": pa.array(texts),
@@ -180,7 +167,12 @@ class SyntheticLauncher:
         candidates = pa.StructArray.from_arrays([columns[field.name] for field in fields], fields=fields)
         offsets = pa.array(np.arange(0, num_responses + 1, n), pa.int32())
         prompt_ids = _token_ids(rng, np.full(len(prompts), 12), np.ones(len(prompts), bool))
-        arrays = [prompts["id"], prompts["messages"], prompt_ids, pa.ListArray.from_arrays(offsets, candidates)]
+        arrays = [
+            prompts["id"],
+            prompts["messages"],
+            prompt_ids,
+            pa.ListArray.from_arrays(offsets, candidates),
+        ]
         counts = {
             "prompts": len(prompts),
             "prompts_sampled": len(prompts),
@@ -400,23 +392,25 @@ def make_run(
         write_prompts(folder / "inputs" / "prompts.jsonl", prompts * iterations + held_out)
     plan = Run(folder, cfg, planning=True)
     iterate(cfg, plan)
-    _pretend_seconds(folder, plan.pending, prompts)
+    names = plan.pending
+    if until is not None:
+        names = names[: names.index(until) + 1]
+    _pretend_seconds(folder, names, prompts, held_out)
     write_saved(folder, cfg, "synthetic")
-    try:
+    with contextlib.suppress(AloneDone):
         iterate(cfg, Run(folder, cfg, SyntheticLauncher(seed, hostile), until=until))
-    except AloneDone:
-        pass
     return cfg
 
 
-def _pretend_seconds(folder: Path, names: list[str], prompts: int) -> None:
+def _pretend_seconds(folder: Path, names: list[str], prompts: int, held_out: int) -> None:
     """Let stages seem to have been worked on before, as long as an 8B model on eight GPUs might take.
 
     Their work lasts a moment here, and a picture of that would say nothing.
     """
     per_prompt = {"generate": 0.05, "score": 0.012, "reference": 0.008, "dpo": 0.09, "pair": 0.0005}
     for name in names:
-        seconds = 5 + per_prompt.get(name.rsplit("/", 1)[-1], 0.001) * prompts
+        num_prompts = held_out if "held_out" in name else prompts
+        seconds = 5 + per_prompt.get(name.rsplit("/", 1)[-1], 0.001) * num_prompts
         final = folder / name
         partial = final.with_name(f".{final.name}.partial")
         make_folders(partial)
