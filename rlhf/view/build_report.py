@@ -20,11 +20,21 @@ from rlhf.data.json_text import json_text
 from rlhf.data.shards import write_atomic
 from rlhf.errors import one_line
 from rlhf.loop.card import name_of
-from rlhf.loop.figures import row_of
+from rlhf.loop.figures import Evaluation, Row, row_of
 from rlhf.run.artifact import Artifact
 from rlhf.run.plan import Run
+from rlhf.view.report_figures import (
+    judge_disagreement,
+    kl_frontier,
+    pair_plots,
+    score_against_length,
+    score_spread,
+    seconds_plot,
+    training_curves,
+    win_rates,
+)
 from rlhf.view.report_library import LIBRARY
-from rlhf.view.report_numbers import GOLD, MAIN, Pairs, held_out_of, pairs_of
+from rlhf.view.report_numbers import GOLD, MAIN, HeldOut, Pairs, held_out_of, pairs_of
 from rlhf.view.report_page import page, script_json
 from rlhf.view.report_plots import Plot
 from rlhf.view.report_records import NUM_PAIRS, NUM_RECORDS, Sample, records_of, shown_pairs
@@ -36,20 +46,7 @@ from rlhf.view.report_sections import (
     plot_places,
     record_section,
 )
-from rlhf.view.report_trend import (
-    Trend,
-    judge_disagreement,
-    judge_title,
-    kl_frontier,
-    pair_plots,
-    policy_name,
-    score_against_length,
-    score_spread,
-    seconds_plot,
-    training_curves,
-    why_best,
-    win_rates,
-)
+from rlhf.view.report_trend import Trend, judge_title, policy_name, why_best
 from rlhf.view.run_folder import RunFolder, iteration_of, open_run
 
 FILE = "report.html"
@@ -173,24 +170,26 @@ def _how_far(run: RunFolder) -> list[str]:
 
 def _trend_of(run: RunFolder, contents: _Contents) -> Trend | None:
     """Figures of every policy whose files can be read, π0 first; None without π0's."""
-    trend = Trend([], [], [])
+    evaluations: list[Evaluation] = []
+    rows: list[Row] = []
+    policies: list[HeldOut] = []
     for evaluation in run.evaluations:
         name = policy_name(evaluation.iteration)
         numbers = contents.part(f"{name}'s held-out responses", partial(held_out_of, evaluation))
-        if numbers is None and not trend.policies:
+        if numbers is None and not policies:
             return None  # π0 itself
         if numbers is None:
             continue
-        initial = trend.evaluations[0] if trend.evaluations else evaluation
+        initial = evaluations[0] if evaluations else evaluation
         row = contents.part(f"{name}'s distance to π0", partial(row_of, evaluation, initial))
         if row is None:
             evaluation = replace(evaluation, reference=None)
             initial = evaluation if initial.iteration == evaluation.iteration else initial
             row = row_of(evaluation, initial)
-        trend.evaluations.append(evaluation)
-        trend.policies.append(numbers)
-        trend.rows.append(row)
-    return trend if trend.rows else None
+        evaluations.append(evaluation)
+        policies.append(numbers)
+        rows.append(row)
+    return Trend(evaluations, rows, policies) if rows else None
 
 
 def _plots_of_trend(contents: _Contents, trend: Trend, is_sum: bool, seed: int) -> list[Plot]:
@@ -269,7 +268,7 @@ def _is_sum(run: RunFolder) -> bool:
 
 
 def _subtitle(run: RunFolder) -> str:
-    """Which models and prompts, as far as the settings tell; names and not places, for a page is passed on."""
+    """Which models and prompts, as far as the settings tell; no places, for a page is passed on."""
     parts = []
     for section, what in (("model", "policy"), ("reward_model", "judge"), ("prompts", "prompts")):
         values = run.config.get(section)

@@ -10,6 +10,7 @@ from typing import Any
 
 from rlhf.config.fields import plain
 from rlhf.config.schema import Config
+from rlhf.data.digest import digest_of_files
 from rlhf.data.json_text import json_text
 from rlhf.errors import one_line
 from rlhf.view.run_folder import RunFolder
@@ -74,14 +75,18 @@ class Stage:
 
 def stages_of(run: RunFolder) -> list[Stage]:
     """Every finished stage of a run."""
-    by_digest = {str(artifact.digest): name for name, artifact in run.artifacts.items()}
+    by_digest = _names_by_digest(run)
     stages = []
     for name, artifact in run.artifacts.items():
-        inputs = artifact.record["identity"]["inputs"]
         made_of = []
-        for key, digest in inputs.items():
-            # Parts of a stage (`model` of `dpo`) have a digest of their own, and what is from outside too.
-            made_of.append(f"{key}: {by_digest.get(digest, digest[:12])}")
+        num_known = 0
+        for key, digest in artifact.record["identity"]["inputs"].items():
+            if key.startswith("known_"):
+                num_known += 1  # what a judge has said of earlier policies, of each of them
+            else:
+                made_of.append(f"{key} {by_digest.get(digest, digest[:12])}")
+        if num_known:
+            made_of.append(f"{num_known // 2} earlier policies' scores")
         files = artifact.record["files"].values()
         counts = [f"{key} {value:,}" for key, value in artifact.counts.items() if value]
         stages.append(
@@ -95,6 +100,17 @@ def stages_of(run: RunFolder) -> list[Stage]:
             )
         )
     return stages
+
+
+def _names_by_digest(run: RunFolder) -> dict[str, str]:
+    """Names of stages, and of files and folders at the top of each, such as `iteration_001/dpo/model`."""
+    names = {}
+    for name, artifact in run.artifacts.items():
+        files = artifact.record["files"]
+        for part in {file.split("/")[0] for file in files}:
+            names[digest_of_files(files, part)] = f"{name}/{part}"
+        names[str(artifact.digest)] = name
+    return names
 
 
 def versions_of(run: RunFolder) -> dict[str, str]:

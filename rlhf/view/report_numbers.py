@@ -215,7 +215,7 @@ def pairs_of(iteration: int, folder: Path) -> Pairs:
     return Pairs(iteration, margins, values["chosen_chars"], values["rejected_chars"])
 
 
-def histogram(groups: dict[str, np.ndarray], num_bins: int = 32) -> tuple[list[dict[str, object]], float]:
+def histogram(groups: dict[str, np.ndarray], num_bins: int = 24) -> tuple[list[dict[str, object]], float]:
     """How the finite values of several groups are spread over common bins.
 
     The bins span all but the last 0.5 % of the values on either side, so that one outlier does not make a

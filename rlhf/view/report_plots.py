@@ -1,7 +1,7 @@
 """The plots of a report, as Vega-Lite specifications: plain data, drawn in the reader's browser.
 
-No colour stands here: the page has a palette for light and one for dark surroundings, both of colours that
-people who confuse some can tell apart. Where lines cross, dashes tell them apart too.
+No colour stands here but by its number: the page has a palette for light and one for dark surroundings, both of
+colours that people who confuse some can tell apart. Where lines cross, dashes tell them apart too.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any
 
 HEIGHT = 230
 """Pixels of a plot."""
+_NUM_COLOURS = 8
+"""Of the page's palette (`--plot-1` and so on, in its style sheet)."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Plot:
     caption: str
     spec: dict[str, Any]
     table: list[list[str]] = field(default_factory=list)
+    is_wide: bool = False
 
 
 def _plain(values: Sequence[dict[str, Any]], description: str, **parts: Any) -> dict[str, Any]:
@@ -45,26 +48,34 @@ def _number(name: str, title: str, *, zero: bool = False, **more: Any) -> dict[s
 
 
 def _colour(name: str, groups: Sequence[str], title: str | None = None) -> dict[str, Any]:
-    """A colour for each group, in the order given; more of them than the palette has make a ramp."""
-    # Eight colours can be told apart, more cannot.
-    kind = "nominal" if len(groups) <= 8 else "ordinal"
-    return {
-        "field": name,
-        "type": kind,
-        "title": title,
-        "scale": {"domain": list(groups)},
-        "legend": {"orient": "top", "columns": 6},
-    }
+    """A colour for each group, in the order given; more of them than the palette has make a ramp.
+
+    The first colour is π0's alone, so that iteration t has the colour of π_t everywhere.
+    """
+    if len(groups) > _NUM_COLOURS:
+        kind, scale = "ordinal", {"domain": list(groups)}
+    else:
+        first = 1 if groups and groups[0] == "π0" else 2
+        numbers = [(first + place - 1) % _NUM_COLOURS + 1 for place in range(len(groups))]
+        kind, scale = (
+            "nominal",
+            {"domain": list(groups), "range": [f"var(--plot-{each})" for each in numbers]},
+        )
+    return {"field": name, "type": kind, "title": title, "scale": scale}
 
 
-def _dash(name: str, groups: Sequence[str]) -> dict[str, Any]:
-    return {"field": name, "type": "nominal", "scale": {"domain": list(groups)}, "legend": None}
+def _dash(name: str, groups: Sequence[str], title: str | None = None) -> dict[str, Any]:
+    return {"field": name, "type": "nominal", "title": title, "scale": {"domain": list(groups)}}
 
 
 def spread_lines(
-    rows: Sequence[dict[str, Any]], groups: Sequence[str], x_title: str, description: str
+    rows: Sequence[dict[str, Any]],
+    groups: Sequence[str],
+    x_title: str,
+    description: str,
+    what: str | None = None,
 ) -> dict[str, Any]:
-    """Lines of how values are spread: rows of `rlhf.view.report_numbers.histogram`."""
+    """Lines of how values are spread: rows of `rlhf.view.report_numbers.histogram`; `what` groups are."""
     middles = [row | {"middle": (row["from"] + row["to"]) / 2} for row in rows]
     tooltip = [
         {"field": "group", "title": "of"},
@@ -75,8 +86,8 @@ def spread_lines(
     encoding = {
         "x": _number("middle", x_title),
         "y": _number("share", "share", zero=True, axis={"format": "%"}),
-        "color": _colour("group", groups),
-        "strokeDash": _dash("group", groups),
+        "color": _colour("group", groups, what),
+        "strokeDash": _dash("group", groups, what),
         "tooltip": tooltip,
     }
     mark = {"type": "line", "interpolate": "step", "strokeWidth": 2}
@@ -133,7 +144,7 @@ def rates(rows: Sequence[dict[str, Any]], groups: Sequence[str], description: st
             "xOffset": offset,
             "y": _number("rate", "win rate"),
             "color": colour,
-            "shape": {"field": "judge", "scale": {"domain": list(groups)}, "legend": None},
+            "shape": _dash("judge", groups),
             "tooltip": tooltip,
         },
     }
@@ -150,6 +161,7 @@ def frontier(rows: Sequence[dict[str, Any]], distance: str, description: str) ->
     iterations, `distance`, `score`.
     """
     axes = {"x": _number("distance", distance, zero=True), "y": _number("score", "mean score")}
+    axes["y"]["scale"]["padding"] = 20  # pixels, for the policies' names
     way = {
         "mark": {"type": "line", "point": {"size": 60, "filled": True}, "strokeWidth": 1.5},
         "encoding": {
@@ -163,7 +175,7 @@ def frontier(rows: Sequence[dict[str, Any]], distance: str, description: str) ->
         },
     }
     names = {
-        "mark": {"type": "text", "dy": -12, "fontSize": 12},
+        "mark": {"type": "text", "dy": -10, "dx": 6, "align": "left", "fontSize": 12},
         "encoding": {**axes, "text": {"field": "policy"}},
     }
     return _plain(rows, description, layer=[way, names])
@@ -176,7 +188,7 @@ def curve(
     encoding = {
         "x": _number("step", "optimizer step, over all iterations", zero=True),
         "y": _number(name, title),
-        "color": _colour("iteration", groups),
+        "color": _colour("iteration", groups, "iteration"),
         "tooltip": [
             {"field": "iteration"},
             {"field": "step"},
@@ -220,5 +232,6 @@ def bars(
         encoding["order"] = {"field": "place"}
     else:
         encoding["yOffset"] = {"field": "group", "scale": {"domain": list(groups)}}
-    height = {"step": 30} if stacked else {"step": 16}
+    num_bars = len({row[per[0]] for row in rows}) * (1 if stacked else len(groups))
+    height = num_bars * (30 if stacked else 20)
     return _plain(rows, description, mark={"type": "bar"}, encoding=encoding) | {"height": height}

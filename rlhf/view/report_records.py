@@ -161,7 +161,7 @@ def record_figures(policies: Sequence[HeldOut], judges: Sequence[str]) -> dict[s
 
 
 def _disagreement(policies: Sequence[HeldOut], judge: str) -> np.ndarray:
-    """How often a judge and the training judge order a prompt's responses differently, of all policies (P)."""
+    """How often a judge and the one that trains order a prompt's responses differently (P)."""
     ids = policies[0].ids
     both = []
     for name in (MAIN, judge):
@@ -180,7 +180,8 @@ def records_of(
     """Held-out prompts with the responses of π0 and of every iterate, and their scores by some judges.
 
     Example:
-        one of `shown`: {"id": "d776…", "writing": "Latin", "disagreement": 0.25, "prompt": [["user", "Hi", 0]],
+        one of `shown`: {"id": "d776…", "writing": "Latin", "disagreement": 0.25,
+        "prompt": [["user", "Hi", 0]],
         "responses": [[["Hello!", 0, 3, 0, [1.52, 0.9]], …], …]}, where a response has its text, the
         characters that are not shown, its tokens, whether the token limit cut it, and a score by each judge
     """

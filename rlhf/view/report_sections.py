@@ -1,4 +1,4 @@
-"""The sections of a report as markup: notices, the table of figures, places for plots and records, lineage."""
+"""The sections of a report as markup: notices, figures, places for plots and records, lineage."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def headline_table(trend: Trend | None, is_sum: bool) -> Html:
             body.append(tag("tr", *row_cells))
     whole = tag(
         "table",
-        tag("caption", "Held-out figures of every policy. Win rates are with 95 % intervals over prompts."),
         tag("thead", tag("tr", *heads)),
         tag("tbody", *body),
         class_="headline",
     )
+    note = "Figures of the held-out prompts; win rates with 95 % intervals over prompts."
     scroller = tag("div", whole, class_="scroll", tabindex="0", role="group", aria_label="Table of figures")
-    return joined([tag("p", tag("strong", reason)), scroller])
+    return joined([tag("p", reason), tag("p", note, class_="quiet"), scroller])
 
 
 def plot_places(plots: Sequence[Plot]) -> Html:
@@ -74,9 +74,15 @@ def plot_places(plots: Sequence[Plot]) -> Html:
             caption.append(table(plot.table[0], plot.table[1:]))
         title = tag("h3", plot.title, id=f"title-{plot.key}")
         place = tag("div", id=f"plot-{plot.key}", class_="plot")
-        figures.append(
-            tag("figure", title, place, tag("figcaption", *caption), aria_labelledby=f"title-{plot.key}")
+        figure = tag(
+            "figure",
+            title,
+            place,
+            tag("figcaption", *caption),
+            aria_labelledby=f"title-{plot.key}",
+            class_="wide" if plot.is_wide else None,
         )
+        figures.append(figure)
     return joined(figures)
 
 

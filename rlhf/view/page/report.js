@@ -64,7 +64,10 @@
         labelColor: ink, titleColor: ink, gridColor: "var(--line)", domainColor: "var(--quiet)",
         tickColor: "var(--quiet)", labelFontSize: 12, titleFontSize: 12, titleFontWeight: "normal",
       },
-      legend: { labelColor: ink, titleColor: ink, labelFontSize: 12, symbolOpacity: 1 },
+      legend: {
+        orient: "top", columns: window.innerWidth < 600 ? 2 : 4,
+        labelColor: ink, titleColor: ink, labelFontSize: 12, symbolOpacity: 1,
+      },
       text: { fill: ink },
       rule: { color: "var(--quiet)" },
       line: { color: palette[1] },
