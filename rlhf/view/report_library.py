@@ -9,11 +9,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from rlhf.errors import ConfigError
 
 _PACKAGE = "vl-convert-python"
-_PROGRAM = "import sys, vl_convert; sys.stdout.buffer.write(vl_convert.javascript_bundle().encode())"
+_PROGRAM = Path(__file__).with_name("plot_script.py")
 _SECONDS = 120
 """What the slowest machine may take."""
 
@@ -30,7 +31,7 @@ class Library:
         if self._process is None and not self._script:
             # Its errors come by the pipe too: a terminal shows a run, and nothing else.
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM],
+                [sys.executable, "-P", str(_PROGRAM)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

@@ -121,9 +121,10 @@ def versions_of(run: RunFolder) -> dict[str, str]:
     """
     found: dict[str, dict[str, None]] = {}
     for artifact in run.artifacts.values():
-        for package, version in artifact.record.get("versions", {}).items():
-            found.setdefault(one_line(package), {})[one_line(version)] = None
-    return {package: ", ".join(versions) for package, versions in found.items()}
+        versions = artifact.record.get("versions", {})
+        for package, version in versions.items():
+            found.setdefault(package, {})[one_line(version)] = None
+    return {package: ", ".join(different) for package, different in found.items()}
 
 
 def machine_of(run: RunFolder) -> dict[str, str]:

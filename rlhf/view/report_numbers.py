@@ -111,9 +111,14 @@ def _rows(lists: pa.ListArray, values: pa.Array) -> np.ndarray:
 
 
 def _stacked(parts: Sequence[np.ndarray]) -> np.ndarray:
-    width = max((part.shape[1] for part in parts), default=0)
-    wide = [np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=np.nan) for part in parts]
-    return np.concatenate(wide) if wide else np.empty((0, 0))
+    if not parts:
+        return np.empty((0, 0))
+    width = max(part.shape[1] for part in parts)
+    wide = []
+    for part in parts:
+        missing = width - part.shape[1]
+        wide.append(np.pad(part, ((0, 0), (0, missing)), constant_values=np.nan))
+    return np.concatenate(wide)
 
 
 @dataclass(frozen=True)
@@ -157,20 +162,28 @@ class Trend:
 def trend_of(x: np.ndarray, y: np.ndarray) -> Trend | None:
     """The line through the points whose two numbers are finite; None where they lie on no line."""
     is_known = np.isfinite(x) & np.isfinite(y)
-    x, y = x[is_known], y[is_known]
-    if len(x) < 3 or x.std() == 0 or y.std() == 0:
+    if is_known.sum() < 3:
         return None
-    covariance = float(((x - x.mean()) * (y - y.mean())).mean())
-    slope = covariance / float(x.var())
-    return Trend(slope, float(y.mean() - slope * x.mean()), covariance / float(x.std() * y.std()))
+    x = x[is_known]
+    y = y[is_known]
+    spread_x = float(x.std())
+    spread_y = float(y.std())
+    if spread_x == 0 or spread_y == 0:
+        return None
+    covariance = float(np.mean((x - x.mean()) * (y - y.mean())))
+    slope = covariance / spread_x**2
+    intercept = float(y.mean()) - slope * float(x.mean())
+    return Trend(slope, intercept, covariance / (spread_x * spread_y))
 
 
 def in_order_of(ids: Sequence[str], held_out: HeldOut, values: np.ndarray) -> np.ndarray:
     """A policy's values (P, …) for prompts in the order of `ids`; NaN for one that it has no response to."""
     place = {name: index for index, name in enumerate(held_out.ids)}
-    rows = np.array([place.get(name, -1) for name in ids], dtype=int)
-    ordered = np.full((len(ids), *values.shape[1:]), np.nan)
-    ordered[rows >= 0] = values[rows[rows >= 0]]
+    places_P = np.array([place.get(name, -1) for name in ids], dtype=int)
+    is_there_P = places_P >= 0
+    shape = (len(ids), *values.shape[1:])
+    ordered = np.full(shape, np.nan)
+    ordered[is_there_P] = values[places_P[is_there_P]]
     return ordered
 
 
@@ -179,18 +192,20 @@ def disagreement_of(first_PR: np.ndarray, second_PR: np.ndarray) -> np.ndarray:
 
     Pairs in which either has a tie or no finite score do not count; NaN where none counts.
     """
-    if first_PR.shape[1] > _MOST_RESPONSES:
-        chosen = np.linspace(0, first_PR.shape[1] - 1, _MOST_RESPONSES).astype(int)
-        first_PR, second_PR = first_PR[:, chosen], second_PR[:, chosen]
-    one, other = np.triu_indices(first_PR.shape[1], k=1)
-    # NaN of a missing score becomes a tie.
-    first_orders = np.nan_to_num(np.sign(first_PR[:, one] - first_PR[:, other]))
-    second_orders = np.nan_to_num(np.sign(second_PR[:, one] - second_PR[:, other]))
-    product = first_orders * second_orders
-    num_compared_P = (product != 0).sum(axis=1)
-    num_against_P = (product < 0).sum(axis=1)
-    no_share = np.full(len(first_PR), np.nan)
-    return np.divide(num_against_P, num_compared_P, out=no_share, where=num_compared_P > 0)
+    num_responses = first_PR.shape[1]
+    if num_responses > _MOST_RESPONSES:
+        chosen = np.linspace(0, num_responses - 1, _MOST_RESPONSES).astype(int)
+        return disagreement_of(first_PR[:, chosen], second_PR[:, chosen])
+    one, other = np.triu_indices(num_responses, k=1)
+    first_orders = np.sign(first_PR[:, one] - first_PR[:, other])
+    second_orders = np.sign(second_PR[:, one] - second_PR[:, other])
+    # 1 where both agree, −1 where not; a tie is 0, and NaN, of a score that is missing, compares false.
+    agreement = first_orders * second_orders
+    num_against_P = np.sum(agreement < 0, axis=1)
+    num_compared_P = num_against_P + np.sum(agreement > 0, axis=1)
+    shares_P = np.full(len(first_PR), np.nan)
+    np.divide(num_against_P, num_compared_P, out=shares_P, where=num_compared_P > 0)
+    return shares_P
 
 
 @dataclass(frozen=True)
@@ -240,6 +255,7 @@ def histogram(groups: dict[str, np.ndarray], num_bins: int = 24) -> tuple[list[d
     for name, values in finite.items():
         counts, _ = np.histogram(np.clip(values, low, high), edges)
         for start, stop, count in zip(edges[:-1], edges[1:], counts, strict=True):
-            share = float(count) / max(1, len(values))
-            rows.append({"group": name, "from": float(start), "to": float(stop), "share": share})
+            share = count / max(1, len(values))
+            row = {"from": float(start), "to": float(stop), "share": float(share)}
+            rows.append({"group": name, **row})
     return rows, outside

@@ -1,7 +1,7 @@
 """The plots of a report, as Vega-Lite specifications: plain data, drawn in the reader's browser.
 
-No colour stands here but by its number: the page has a palette for light and one for dark surroundings, both of
-colours that people who confuse some can tell apart. Where lines cross, dashes tell them apart too.
+No colour stands here but by its number: the page has a palette for light and one for dark surroundings, both
+of colours that people who confuse some can tell apart. Where lines cross, dashes tell them apart too.
 """
 
 from __future__ import annotations

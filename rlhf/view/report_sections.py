@@ -103,7 +103,8 @@ def _list(name: str) -> Html:
     back = tag("button", "Back", type="button", id=f"{name}-back")
     on = tag("button", "More", type="button", id=f"{name}-on")
     found = tag("span", id=f"{name}-found", role="status", class_="quiet")
-    return joined([tag("div", id=f"{name}-list"), tag("div", back, on, found, class_="pages")])
+    pages = tag("div", back, on, found, class_="pages")
+    return joined([tag("div", id=f"{name}-list"), pages])
 
 
 def _how_many(sample: Sample, what: str, seed: int) -> Html:
