@@ -7,6 +7,7 @@ page is opened. docs/report.md says how to read it.
 from __future__ import annotations
 
 from rlhf.command.line import main
+from rlhf.config.limits import check_numbers
 from rlhf.config.view_tools import ReportTool
 from rlhf.data.files import resolved
 from rlhf.errors import ConfigError
@@ -17,6 +18,7 @@ from rlhf.view.run_folder import open_run
 
 def report(tool: ReportTool) -> None:
     """Write the page and say where it is."""
+    check_numbers(tool)
     run = open_run(tool.run_dir)
     target = run.path / FILE
     if tool.output is not None:

@@ -11,17 +11,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rlhf import __version__
 from rlhf.config.overrides import override, pasted
 from rlhf.data.digest import digest_of
 from rlhf.data.json_text import json_text
 from rlhf.data.shards import write_atomic
-from rlhf.errors import one_line
+from rlhf.errors import UserError, one_line
 from rlhf.loop.card import name_of
 from rlhf.loop.figures import Evaluation, Row, row_of
-from rlhf.run.artifact import Artifact
 from rlhf.run.plan import Run
 from rlhf.view.report_figures import (
     judge_disagreement,
@@ -37,7 +36,7 @@ from rlhf.view.report_library import LIBRARY
 from rlhf.view.report_numbers import GOLD, MAIN, HeldOut, Pairs, held_out_of, pairs_of
 from rlhf.view.report_page import page, script_json
 from rlhf.view.report_plots import Plot
-from rlhf.view.report_records import NUM_PAIRS, NUM_RECORDS, Sample, records_of, shown_pairs
+from rlhf.view.report_records import NUM_PAIRS, NUM_RECORDS, Sample, chosen_pairs, records_of, shown_pairs
 from rlhf.view.report_sections import (
     headline_table,
     lineage_section,
@@ -51,6 +50,7 @@ from rlhf.view.run_folder import RunFolder, iteration_of, open_run
 
 FILE = "report.html"
 """In the run's folder."""
+_MARK = "a report of rlhf-iterate, made of "
 _HEAD_BYTES = 200
 """Of a report: so far stands what it was made of."""
 Part = TypeVar("Part")
@@ -89,7 +89,14 @@ def write_report(run: RunFolder, target: Path, most: int = NUM_RECORDS, seed: in
     Raises:
         ConfigError: the library that draws plots is not there.
         StorageError: the file cannot be written.
+        UserError: something lies there that is no report.
     """
+    if target.exists() and _MARK not in _head_of(target):
+        raise UserError(
+            f"{target} exists and is no report of this program, and nothing is written over it. Ways out: "
+            "name another file (output=….html), or move that one away: "
+            f"{pasted('mv', str(target), f'{target}.mine')}"
+        )
     LIBRARY.begin()  # while the run is read
     contents = _contents_of(run, most, seed)
     text = _page_of(run, contents, seed)
@@ -121,11 +128,16 @@ def begin_report(run: Run) -> None:
 
 def _is_of_now(target: Path, run: RunFolder) -> bool:
     """Whether a report is there that was made of just what the run has now."""
+    return f"{_MARK}{_state_of(run)}" in _head_of(target)
+
+
+def _head_of(target: Path) -> str:
+    """The beginning of a file, where a report says what it was made of; "" of none, or of a folder."""
     try:
         with open(target, "rb") as file:
-            return _state_of(run).encode() in file.read(_HEAD_BYTES)
+            return file.read(_HEAD_BYTES).decode(errors="replace")
     except OSError:
-        return False
+        return ""
 
 
 def _state_of(run: RunFolder) -> str:
@@ -216,21 +228,28 @@ def _plots_of_trend(contents: _Contents, trend: Trend, is_sum: bool, seed: int) 
 
 def _add_pairs(contents: _Contents, run: RunFolder, seed: int) -> None:
     """The training pairs of every iteration: plots, and some of them to read."""
-    found: list[tuple[Pairs, Artifact]] = []
+    found: list[Pairs] = []
+    chosen: list[dict[str, Any]] = []
     numbers = {iteration_of(name) for name in run.artifacts}
     for iteration in sorted(number for number in numbers if number is not None):
         artifact = run.artifact(iteration, "pair") or run.artifact(iteration, "preferences")
         if artifact is None:
             continue
         what = f"The pairs of iteration {iteration}"
-        pairs = contents.part(what, partial(pairs_of, iteration, artifact.path))
-        if pairs is not None:
-            found.append((pairs, artifact))
-    contents.iterations_with_pairs = [pairs.iteration for pairs, _ in found]
+        pairs = contents.part(f"{what} as figures", partial(pairs_of, iteration, artifact.path))
+        if pairs is None:
+            continue
+        found.append(pairs)
+        texts = contents.part(
+            f"{what} as texts", partial(chosen_pairs, pairs, artifact.path, NUM_PAIRS, seed)
+        )
+        chosen += texts or []
+    contents.iterations_with_pairs = [pairs.iteration for pairs in found]
     if found:
-        plots = contents.part("Margins and lengths", partial(pair_plots, [pairs for pairs, _ in found]))
+        plots = contents.part("Margins and lengths", partial(pair_plots, found))
         contents.plots += plots or []
-        contents.pairs = contents.part("Pairs", partial(shown_pairs, found, NUM_PAIRS, seed))
+        total = sum(len(pairs.margins) for pairs in found)
+        contents.pairs = shown_pairs(chosen, total)
 
 
 def _page_of(run: RunFolder, contents: _Contents, seed: int) -> str:
@@ -247,7 +266,7 @@ def _page_of(run: RunFolder, contents: _Contents, seed: int) -> str:
         "pairs": contents.pairs.shown if contents.pairs else [],
     }
     parts = {
-        "made_of": f"made of {_state_of(run)}",
+        "made_of": f"{_MARK}{_state_of(run)}",
         "title": f"Report of {run.path.name}",
         "subtitle": _subtitle(run),
         "headline": headline or "",

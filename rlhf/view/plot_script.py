@@ -1,4 +1,4 @@
-"""Write the script that draws plots to standard output; `report_library` runs this in a process of its own."""
+"""Write the script that draws plots to standard output: a process of `report_library`."""
 
 from __future__ import annotations
 

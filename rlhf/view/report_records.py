@@ -20,7 +20,6 @@ from rlhf.data.json_text import json_text
 from rlhf.data.shards import read_table, shard_paths
 from rlhf.errors import visible
 from rlhf.loop.figures import Evaluation
-from rlhf.run.artifact import Artifact
 from rlhf.view.report_numbers import MAIN, HeldOut, Pairs, disagreement_of, in_order_of, means_of
 
 NUM_RECORDS = 300
@@ -251,26 +250,35 @@ def _record_as_json(record: _Record, cut: int) -> dict[str, Any]:
     }
 
 
-def shown_pairs(of_iterations: Sequence[tuple[Pairs, Artifact]], most: int, seed: int) -> Sample:
-    """Pairs of every iteration: those with extreme margins or lengths, and others as drawn.
+def chosen_pairs(pairs: Pairs, folder: Path, most: int, seed: int) -> list[dict[str, Any]]:
+    """Some pairs of an iteration: those with extreme margins or lengths, and others as drawn.
+
+    Args:
+        pairs: all of them as numbers.
+        folder: where they lie.
+        most: how many are chosen at most.
+        seed: of the draw.
+    """
+    figures = [pairs.margins, pairs.chosen_chars - pairs.rejected_chars]
+    places = chosen_places(figures, len(pairs.margins), most, seed + pairs.iteration)
+    chosen = []
+    for place, row in _rows_at(places, folder, _NO_TEXT):
+        row["chosen"] = text_of(row["chosen"])
+        row["rejected"] = text_of(row["rejected"])
+        # A prompt may have several pairs: the place in the stage tells them apart.
+        chosen.append(row | {"iteration": pairs.iteration, "place": place})
+    return chosen
+
+
+def shown_pairs(chosen: Sequence[dict[str, Any]], total: int) -> Sample:
+    """Chosen pairs of all iterations, of so many in all.
 
     Example:
         one of `shown`: {"iteration": 1, "key": "1-d776…-0", "prompt": [["user", "Hi", 0]], "margin": 1.3,
         "chosen": ["Hello!", 0, 6, 1.5, 0], "rejected": ["Go away.", 0, 8, 0.2, 0]}, where a side has its
         text, the characters that are not shown, its characters, its score, and whether it was cut
     """
-    records: list[dict[str, Any]] = []
-    total = 0
-    for pairs, artifact in of_iterations:
-        total += len(pairs.margins)
-        figures = [pairs.margins, pairs.chosen_chars - pairs.rejected_chars]
-        places = chosen_places(figures, len(pairs.margins), most, seed + pairs.iteration)
-        for place, row in _rows_at(places, artifact.path, _NO_TEXT):
-            row["chosen"] = text_of(row["chosen"])
-            row["rejected"] = text_of(row["rejected"])
-            # A prompt may have several pairs: the place in the stage tells them apart.
-            records.append(row | {"iteration": pairs.iteration, "place": place})
-    return fitted(records, _pair_as_json, _PAIR_BYTES, total)
+    return fitted(chosen, _pair_as_json, _PAIR_BYTES, total)
 
 
 def _pair_as_json(row: dict[str, Any], cut: int) -> dict[str, Any]:

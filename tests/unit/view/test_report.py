@@ -104,7 +104,8 @@ def test_a_finished_run(made_up):
     for name, artifact in run.artifacts.items():
         assert name in page.text and artifact.digest[:12] in page.text
     assert len(page.data["records"]) == 10 and "All 10 held-out prompts are here" in page.text
-    assert len(page.data["pairs"]) == 36
+    num_pairs = sum(run.artifact(number, "pair").counts["pairs"] for number in (1, 2, 3))
+    assert len(page.data["pairs"]) == num_pairs and f"All {num_pairs} training pairs are here" in page.text
     record = page.data["records"][0]
     assert [len(responses) for responses in record["responses"]] == [4, 4, 4, 4]
     assert len(record["responses"][0][0][4]) == 3
@@ -191,7 +192,7 @@ def _flip(path):
         ("iteration_002/held_out/generate", ["π2's held-out responses cannot be shown"]),
         ("iteration_002/held_out/score_second", ["π2's held-out responses cannot be shown"]),
         ("iteration_002/held_out/reference", ["π2's distance to π0 cannot be shown"]),
-        ("iteration_001/pair", ["The pairs of iteration 1 cannot be shown"]),
+        ("iteration_001/pair", ["The pairs of iteration 1 as", "cannot be shown"]),
         ("iteration_001/dpo", ["iteration_001/dpo/metrics.jsonl cannot be read"]),
     ],
 )
@@ -204,7 +205,7 @@ def test_damage_inside_files_is_told_and_the_rest_is_shown(made_up, stage, lost)
         assert each in page.text
     keys = {plot["key"] for plot in page.data["plots"]}
     assert "seconds" in keys
-    assert ("margins" in keys) and ("training-loss" in keys)
+    assert ("margins" in keys) and ("training-loss" in keys) and page.data["pairs"]
     if "iteration_000" not in stage:
         assert "wins" in keys and page.data["records"]
 
@@ -255,9 +256,9 @@ def test_of_many_records_a_sample_with_the_extremes_is_shown_and_counted(made_up
 
 def test_places_are_chosen_by_figures_and_seed():
     figures = [np.array([0.0, 5, NAN, -3, 1, 2] * 20), np.arange(120.0)]
-    chosen = chosen_places(figures, 120, 30, seed=3)
-    assert chosen == chosen_places(figures, 120, 30, seed=3) != chosen_places(figures, 120, 30, seed=4)
-    assert len(chosen) == 30 and chosen == sorted(set(chosen))
+    chosen = chosen_places(figures, 120, 50, seed=3)
+    assert chosen == chosen_places(figures, 120, 50, seed=3) != chosen_places(figures, 120, 50, seed=4)
+    assert len(chosen) == 50 and chosen == sorted(set(chosen))
     assert {0, 119, 3} <= set(chosen)
     assert chosen_places([], 3, 30, seed=0) == [0, 1, 2]
     assert chosen_places([np.full(4, NAN)], 4, 2, seed=0) == chosen_places([], 4, 2, seed=0)
@@ -369,7 +370,9 @@ def test_a_run_goes_on_without_a_report(made_up, monkeypatch):
     monkeypatch.setattr(build_report, "write_report", lambda *_: 1 / 0)
     update_report(_loop(made_up, said))
     assert len(said) == 1
-    assert said[0].startswith("  ! no report.html: division by zero. To make it: python -m rlhf.report run_dir=")
+    assert said[0].startswith(
+        "  ! no report.html: division by zero. To make it: python -m rlhf.report run_dir="
+    )
 
 
 def test_a_plan_and_a_stage_alone_leave_the_report(made_up):
@@ -409,15 +412,18 @@ def test_a_library_that_is_not_there_is_named(made_up, monkeypatch, tmp_path):
         ("run_dir={folder}", "it holds 1 of them: made_up. Name one of those"),
         ("run_dir={folder}/made_up output={folder}/x.txt", "give a name that ends in .html"),
         ("run_dir={folder}/made_up output={folder}/no/x.html", "there is no folder"),
+        ("run_dir={folder}/made_up output={folder}/mine.html", "exists and is no report of this program"),
         ("run_dir={folder}/made_up records=0", "must be a positive number"),
         ("run_dir={folder}/made_up seed=-1", "must not be negative"),
     ],
 )
 def test_bad_input(made_up, monkeypatch, capsys, arguments, said):
+    (made_up.parent / "mine.html").write_text("mine")
     command = f"report {arguments.format(folder=made_up.parent)}"
     assert run_here(monkeypatch, command) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and said in error and "Traceback" not in error
+    assert (made_up.parent / "mine.html").read_text() == "mine"
 
 
 def test_the_command(made_up, monkeypatch, capsys):
