@@ -40,8 +40,14 @@ _CREDENTIALS = re.compile(r"(?<=://)[^/\s]+@")
 
 def printable(text: str) -> str:
     """Text fit for a terminal or a log: control characters escaped but line ends, no password in a URL."""
-    without_credentials = _CREDENTIALS.sub("***@", text)
-    return _UNSEEN.sub(_escape, without_credentials)
+    return visible(_CREDENTIALS.sub("***@", text))
+
+
+def visible(text: str) -> str:
+    """Text with all that would act on a terminal, turn the direction of writing or be seen by nobody as
+    escapes; line ends stay.
+    """
+    return _UNSEEN.sub(_escape, text)
 
 
 def one_line(text: object) -> str:

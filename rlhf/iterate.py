@@ -31,6 +31,7 @@ from rlhf.run.engine_choice import as_begun
 from rlhf.run.lock import hold_run
 from rlhf.run.plan import AloneDone, Run
 from rlhf.run.until import last_stage
+from rlhf.view.build_report import begin_report, update_report
 
 
 def iterate(cfg: Config, run: Run) -> Artifact:
@@ -51,6 +52,7 @@ def iterate(cfg: Config, run: Run) -> Artifact:
     yardstick = yardstick_of(cfg, run, initial, judges, prompts.held_out, num_workers)
 
     evaluations.append(evaluate(iteration_step(run, 0, dtype), initial, yardstick))
+    begin_report(run)
     for t in range(1, cfg.num_iterations + 1):
         step = iteration_step(run, t, dtype, watcher=gates)
         if cfg.pair.data is None:
@@ -80,8 +82,13 @@ def iterate(cfg: Config, run: Run) -> Artifact:
         logprobs = step.stage("reference", model=anchor, pairs=pairs)
         policy = step.stage("dpo", policy=policy, pairs=pairs, reference=logprobs).part("model")
         evaluations.append(evaluate(step, policy, yardstick, evaluations, candidates, pairs))
-        report(run, evaluations, gates)
-    return conclude(run, evaluations, dtype)
+        try:
+            report(run, evaluations, gates)
+        finally:  # a gate may stop the run here, and people look at why
+            update_report(run)
+    chosen = conclude(run, evaluations, dtype)
+    update_report(run)
+    return chosen
 
 
 def execute(cfg: Config, only: str | None = None) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 # Where a distribution has another name than what is imported of it.
-DISTRIBUTIONS = {"hydra": "hydra-core", "yaml": "pyyaml"}
+DISTRIBUTIONS = {"hydra": "hydra-core", "vl_convert": "vl-convert-python", "yaml": "pyyaml"}
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "rlhf"
