@@ -1,0 +1,151 @@
+"""A comparison as one HTML file: no script, nothing from elsewhere, every text escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from rlhf.errors import one_line
+from rlhf.view.comparison import Comparison
+from rlhf.view.pareto import Front, Point
+from rlhf.view.section import Section, number
+
+GENERATOR = '<meta name="generator" content="rlhf.compare">'
+"""By this a file is known as one of ours, which may be written anew."""
+_STYLE = """
+:root { color-scheme: light dark; --text: #1b1b1b; --soft: #5a5a5a; --line: #c9c9c9; --back: #ffffff; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e8e8e8; --soft: #a8a8a8; --line: #4a4a4a; --back: #16181b; }
+}
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--text); background: var(--back); margin: 1.5rem;
+  max-width: 75rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+.table { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.25rem 0.75rem 0.25rem 0; text-align: left; border-bottom: 1px solid var(--line);
+  vertical-align: top; unicode-bidi: isolate; overflow-wrap: anywhere; }
+th { white-space: nowrap; } .right { text-align: right; }
+p { margin: 0.5rem 0; color: var(--soft); overflow-wrap: anywhere; unicode-bidi: isolate; }
+svg { width: 100%; max-width: 42rem; height: auto; } svg text { font-size: 13px; fill: var(--text); }
+.axis { stroke: var(--soft); } .grid { stroke: var(--line); stroke-dasharray: 2 4; }
+.front { fill: none; stroke: var(--soft); stroke-width: 1.5; }
+@media print { :root { --text: #000; --soft: #333; --line: #999; --back: #fff; } body { margin: 0; }
+  section { break-inside: avoid; } .table { overflow: visible; } }
+"""
+# Okabe and Ito's, which stay apart for the colour-blind; the letter beside each point says the run as well.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _MARGIN = 640, 400, 70, 50, 20
+
+
+def page_of(comparison: Comparison) -> str:
+    """The whole file."""
+    parts = [
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        GENERATOR,
+        f"<title>Comparison of {len(comparison.runs)} runs</title>\n<style>{_STYLE}</style>\n</head>\n<body>",
+        f"<h1>Comparison of {len(comparison.runs)} runs</h1>",
+    ]
+    for section in comparison.sections:
+        parts.append(_section_html(section))
+    if comparison.front.points:
+        parts.append(_scatter(comparison.front, [run.letter for run in comparison.runs]))
+    return "\n".join([*parts, "</body>\n</html>\n"])
+
+
+def _text(text: str) -> str:
+    """Any text as HTML that shows it and does nothing else, marks that turn the direction of writing too."""
+    return escape(one_line(text))
+
+
+def _section_html(section: Section) -> str:
+    parts = [f"<section>\n<h2>{_text(section.title)}</h2>"]
+    if section.rows:
+        heads = [_cell("th", head, head in section.right, ' scope="col"') for head in section.heads]
+        parts.append(f'<div class="table"><table>\n<thead><tr>{"".join(heads)}</tr></thead>\n<tbody>')
+        for row in section.rows:
+            cells = []
+            for head, text in zip(section.heads, row, strict=True):
+                cells.append(_cell("td", text, head in section.right))
+            parts.append(f"<tr>{''.join(cells)}</tr>")
+        parts.append("</tbody></table></div>")
+    for note in section.notes:
+        parts.append(f"<p>{_text(note)}</p>")
+    return "\n".join([*parts, "</section>"])
+
+
+def _cell(tag: str, text: str, is_right: bool, more: str = "") -> str:
+    align = ' class="right"' if is_right else ""
+    return f"<{tag}{more}{align}>{_text(text)}</{tag}>"
+
+
+class _Scale:
+    """Places figures on a line of the drawing, with a margin around the smallest and the largest."""
+
+    def __init__(self, values: Sequence[float], start: float, end: float) -> None:
+        low, high = min(values), max(values)
+        span = (high - low) or abs(high) or 1.0  # one figure alone stands in the middle
+        self.low, self.high = low - 0.08 * span, high + 0.08 * span
+        self._start, self._end = start, end
+
+    def place(self, value: float) -> float:
+        """Where a figure stands, in units of the drawing."""
+        share = (value - self.low) / (self.high - self.low)
+        return self._start + share * (self._end - self._start)
+
+    def ticks(self) -> list[float]:
+        """Five figures, evenly apart."""
+        return [self.low + share / 4 * (self.high - self.low) for share in range(5)]
+
+
+def _scatter(front: Front, letters: Sequence[str]) -> str:
+    """Every policy as a point, KL to the right and the figure upwards; those on the front are joined."""
+    across = _Scale([point.kl for point in front.points], _LEFT, _WIDTH - _MARGIN)
+    up = _Scale([point.value for point in front.points], _HEIGHT - _BOTTOM, _MARGIN)
+    figure = _text(front.figure)
+    title = f"{figure} against KL to π0 in nats per response, of {len(front.points)} policies"
+    parts = [
+        f'<section>\n<h2>{title}</h2>\n<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{title}; '
+        'the table above has the figures">'
+    ]
+    for tick in across.ticks():
+        x = across.place(tick)
+        parts.append(
+            f'<line class="grid" x1="{x:.1f}" y1="{_MARGIN}" x2="{x:.1f}" y2="{_HEIGHT - _BOTTOM}"/>'
+        )
+        parts.append(
+            f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">{number(tick, ".3g")}</text>'
+        )
+    for tick in up.ticks():
+        y = up.place(tick)
+        parts.append(f'<line class="grid" x1="{_LEFT}" y1="{y:.1f}" x2="{_WIDTH - _MARGIN}" y2="{y:.1f}"/>')
+        parts.append(
+            f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{number(tick, ".3g")}</text>'
+        )
+    parts.append(
+        f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 8}" text-anchor="middle">KL to π0</text>'
+        f'<text x="{_LEFT - 60}" y="14">{figure}</text>'
+    )
+    best = sorted((point for point in front.points if _on(front, point)), key=lambda point: point.kl)
+    line = " ".join(f"{across.place(point.kl):.1f},{up.place(point.value):.1f}" for point in best)
+    parts.append(f'<polyline class="front" points="{line}"/>')
+    for point in front.points:
+        parts.append(_point(point, across, up, letters.index(point.letter), _on(front, point), figure))
+    return "\n".join([*parts, "</svg>\n</section>"])
+
+
+def _on(front: Front, point: Point) -> bool:
+    return (point.letter, point.iteration) in front.best
+
+
+def _point(point: Point, across: _Scale, up: _Scale, run: int, is_best: bool, figure: str) -> str:
+    """A filled circle on the front, an empty one elsewhere, and beside it which policy of which run it is."""
+    colour = _COLOURS[run % len(_COLOURS)]
+    x, y = across.place(point.kl), up.place(point.value)
+    name = f"{point.letter} π{point.iteration}"
+    fill = colour if is_best else "none"
+    return (
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{fill}" stroke="{colour}" stroke-width="2">'
+        f"<title>{name}: KL {point.kl:.2f}, {figure} {point.value:+.3f}</title></circle>"
+        f'<text x="{x + 8:.1f}" y="{y - 6:.1f}">{name}</text>'
+    )
