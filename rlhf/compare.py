@@ -15,10 +15,10 @@ from rlhf.data.files import resolved
 from rlhf.data.shards import make_folders, write_atomic
 from rlhf.errors import ConfigError, StorageError, UserError
 from rlhf.run.console import output_error, show
-from rlhf.view.comparison import compared_runs
 from rlhf.view.comparison_page import GENERATOR, page_of
 from rlhf.view.section import as_text
 from rlhf.view.several_runs import runs_of
+from rlhf.view.side_by_side import compared_runs
 
 _HEAD = 1000
 """Bytes of a file in which it says what it is."""

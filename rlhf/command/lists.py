@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString, Transformer
 from hydra.errors import OverrideParseException
 
 from rlhf.config.overrides import override
@@ -59,28 +60,36 @@ def _lists(section: Any, prefix: str = "") -> Iterator[tuple[str, bool]]:
 
 def _values(key: str, text: str, are_folders: bool) -> list[str]:
     """The values of one word, each as Hydra reads it."""
-    if are_folders and os.path.exists(text):
-        return [_written(text)]
+    paths = _paths(text) if are_folders else []
+    if paths and all(map(os.path.exists, paths)):
+        return [_written(path) for path in paths]
     try:
         (found,) = OverridesParser.create().parse_overrides([f"{key}={text}"])
     except OverrideParseException:
         # The folders of a sweep have an equals sign in their names, and others letters that Hydra has not.
         if not are_folders:
             raise
-        return [_written(path) for path in _paths(text)]
+        return [_written(path) for path in paths]
     if found.is_sweep_override():
-        return [str(value) for value in found.sweep_iterator()]
+        return [_written(_plain(value)) for value in found.sweep_iterator(Transformer.identity)]
     value = found.value()
     return [_written(item) for item in (value if isinstance(value, list) else [value])]
 
 
+def _plain(value: Any) -> Any:
+    """An element of a sweep; Hydra keeps the quotes that it was typed with."""
+    return value.text if isinstance(value, QuotedString) else value
+
+
 def _paths(text: str) -> list[str]:
-    """The paths in a list that Hydra cannot read; a comma may be a part of a name.
+    """The paths in a list, taken as they stand; a comma may be a part of a name.
 
     Example:
         "[s/beta=0.1,seed=1,s/beta=0.2,seed=1]" gives ["s/beta=0.1,seed=1", "s/beta=0.2,seed=1"] where there
         are two such folders
     """
+    if os.path.exists(text):
+        return [text]
     pieces = text.removeprefix("[").removesuffix("]").split(",")
     paths = []
     while pieces:

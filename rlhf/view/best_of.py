@@ -18,7 +18,7 @@ from rlhf.data.pairing import Drop, candidate_pool, select
 from rlhf.data.records import Candidate, ScoredPrompt
 from rlhf.loop.figures import finite
 
-_DRAWS = 40_000
+_DRAWS = 80_000
 """Draws of k responses in all, over all prompts, for the share that gives a pair."""
 
 
@@ -42,8 +42,8 @@ class OfK:
 def weights(num_scores: int, k: int) -> np.ndarray:
     """How likely each of m scores, in ascending order, is the largest of k that are drawn.
 
-    C(i, k − 1) of the C(m, k) draws have the score of index i and k − 1 below it. Of ties the later one counts
-    as the larger, which is the same score.
+    C(i, k − 1) of the C(m, k) draws have the score of index i and k − 1 below it. Of ties the later one
+    counts as the larger, which is the same score.
 
     Example:
         weights(3, 2) is [0, 1/3, 2/3]
@@ -80,7 +80,8 @@ class BestOf:
     def __init__(self, num_candidates: int, settings: PairSettings, seed: int, num_prompts: int) -> None:
         self.of = [OfK(k) for k in ladder(num_candidates)]
         self.draws = max(1, _DRAWS // max(1, num_prompts))
-        self.is_exact = all(math.comb(num_candidates, each.k) <= self.draws for each in self.of)
+        # The most choices that a k has.
+        self.is_exact = max(math.comb(num_candidates, each.k) for each in self.of) <= self.draws
         # It is drawn here how many are looked at.
         self._settings = replace(settings, num_candidates=None)
         self._seed = seed

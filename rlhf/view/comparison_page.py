@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from html import escape
 
 from rlhf.errors import one_line
-from rlhf.view.comparison import Comparison
 from rlhf.view.pareto import Front, Point
 from rlhf.view.section import Section, number
+from rlhf.view.side_by_side import Comparison
 
 GENERATOR = '<meta name="generator" content="rlhf.compare">'
 """By this a file is known as one of ours, which may be written anew."""
@@ -24,7 +24,7 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.25rem 0.75rem 0.25rem 0; text-align: left; border-bottom: 1px solid var(--line);
   vertical-align: top; unicode-bidi: isolate; overflow-wrap: anywhere; }
-th { white-space: nowrap; } .right { text-align: right; }
+th, td:first-child { white-space: nowrap; } .right { text-align: right; }
 p { margin: 0.5rem 0; color: var(--soft); overflow-wrap: anywhere; unicode-bidi: isolate; }
 svg { width: 100%; max-width: 42rem; height: auto; } svg text { font-size: 13px; fill: var(--text); }
 .axis { stroke: var(--soft); } .grid { stroke: var(--line); stroke-dasharray: 2 4; }
@@ -34,7 +34,8 @@ svg { width: 100%; max-width: 42rem; height: auto; } svg text { font-size: 13px;
 """
 # Okabe and Ito's, which stay apart for the colour-blind; the letter beside each point says the run as well.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _MARGIN = 640, 400, 70, 50, 20
+_WIDTH, _HEIGHT, _LEFT, _FLOOR, _TOP, _MARGIN = 640, 400, 70, 350, 34, 20
+"""Of the drawing, in its own units: its size, where its lines begin and end, the space on the right."""
 
 
 def page_of(comparison: Comparison) -> str:
@@ -83,10 +84,14 @@ class _Scale:
     """Places figures on a line of the drawing, with a margin around the smallest and the largest."""
 
     def __init__(self, values: Sequence[float], start: float, end: float) -> None:
-        low, high = min(values), max(values)
-        span = (high - low) or abs(high) or 1.0  # one figure alone stands in the middle
-        self.low, self.high = low - 0.08 * span, high + 0.08 * span
-        self._start, self._end = start, end
+        low = min(values)
+        high = max(values)
+        # One figure alone stands in the middle of some.
+        margin = 0.08 * ((high - low) or abs(high) or 1.0)
+        self.low = low - margin
+        self.high = high + margin
+        self._start = start
+        self._end = end
 
     def place(self, value: float) -> float:
         """Where a figure stands, in units of the drawing."""
@@ -101,37 +106,41 @@ class _Scale:
 def _scatter(front: Front, letters: Sequence[str]) -> str:
     """Every policy as a point, KL to the right and the figure upwards; those on the front are joined."""
     across = _Scale([point.kl for point in front.points], _LEFT, _WIDTH - _MARGIN)
-    up = _Scale([point.value for point in front.points], _HEIGHT - _BOTTOM, _MARGIN)
+    up = _Scale([point.value for point in front.points], _FLOOR, _TOP)
     figure = _text(front.figure)
     title = f"{figure} against KL to π0 in nats per response, of {len(front.points)} policies"
     parts = [
-        f'<section>\n<h2>{title}</h2>\n<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{title}; '
-        'the table above has the figures">'
+        f"<section>\n<h2>{title}</h2>",
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{title}; the table has the figures">',
+        *_grid(across, up),
+        _label(_WIDTH / 2, _HEIGHT - 8, "KL to π0", "middle"),
+        _label(8, 16, figure, "start"),
     ]
-    for tick in across.ticks():
-        x = across.place(tick)
-        parts.append(
-            f'<line class="grid" x1="{x:.1f}" y1="{_MARGIN}" x2="{x:.1f}" y2="{_HEIGHT - _BOTTOM}"/>'
-        )
-        parts.append(
-            f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">{number(tick, ".3g")}</text>'
-        )
-    for tick in up.ticks():
-        y = up.place(tick)
-        parts.append(f'<line class="grid" x1="{_LEFT}" y1="{y:.1f}" x2="{_WIDTH - _MARGIN}" y2="{y:.1f}"/>')
-        parts.append(
-            f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{number(tick, ".3g")}</text>'
-        )
-    parts.append(
-        f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 8}" text-anchor="middle">KL to π0</text>'
-        f'<text x="{_LEFT - 60}" y="14">{figure}</text>'
-    )
     best = sorted((point for point in front.points if _on(front, point)), key=lambda point: point.kl)
-    line = " ".join(f"{across.place(point.kl):.1f},{up.place(point.value):.1f}" for point in best)
-    parts.append(f'<polyline class="front" points="{line}"/>')
+    corners = [f"{across.place(point.kl):.1f},{up.place(point.value):.1f}" for point in best]
+    parts.append(f'<polyline class="front" points="{" ".join(corners)}"/>')
     for point in front.points:
         parts.append(_point(point, across, up, letters.index(point.letter), _on(front, point), figure))
     return "\n".join([*parts, "</svg>\n</section>"])
+
+
+def _grid(across: _Scale, up: _Scale) -> list[str]:
+    """Dotted lines with their figures."""
+    parts = []
+    for tick in across.ticks():
+        x = across.place(tick)
+        parts.append(f'<line class="grid" x1="{x:.1f}" y1="{_TOP}" x2="{x:.1f}" y2="{_FLOOR}"/>')
+        parts.append(_label(x, _FLOOR + 18, number(tick, ".3g"), "middle"))
+    for tick in up.ticks():
+        y = up.place(tick)
+        right = _WIDTH - _MARGIN
+        parts.append(f'<line class="grid" x1="{_LEFT}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}"/>')
+        parts.append(_label(_LEFT - 8, y + 4, number(tick, ".3g"), "end"))
+    return parts
+
+
+def _label(x: float, y: float, text: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>'
 
 
 def _on(front: Front, point: Point) -> bool:
@@ -144,8 +153,8 @@ def _point(point: Point, across: _Scale, up: _Scale, run: int, is_best: bool, fi
     x, y = across.place(point.kl), up.place(point.value)
     name = f"{point.letter} π{point.iteration}"
     fill = colour if is_best else "none"
-    return (
+    circle = (
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{fill}" stroke="{colour}" stroke-width="2">'
         f"<title>{name}: KL {point.kl:.2f}, {figure} {point.value:+.3f}</title></circle>"
-        f'<text x="{x + 8:.1f}" y="{y - 6:.1f}">{name}</text>'
     )
+    return circle + _label(x + 8, y - 6, name, "start")

@@ -30,7 +30,9 @@ class Tried:
     changes: Mapping[str, Any]
 
 
-def tried_settings(others: OtherPairs, own: PairSettings, num_candidates: int) -> tuple[list[Tried], list[str]]:
+def tried_settings(
+    others: OtherPairs, own: PairSettings, num_candidates: int
+) -> tuple[list[Tried], list[str]]:
     """The run's own settings and all others that are typed; and which of their combinations are left out.
 
     Args:
@@ -45,7 +47,7 @@ def tried_settings(others: OtherPairs, own: PairSettings, num_candidates: int) -
     tried = [Tried(OWN, {})]
     notes = []
     reasons: dict[tuple[str, Any], str] = {}
-    working = set()
+    working: set[tuple[str, Any]] = set()
     for values in itertools.product(*typed.values()) if typed else ():
         changes = dict(zip(typed, values, strict=True))
         name = " ".join(f"{key}={written(value)}" for key, value in changes.items())

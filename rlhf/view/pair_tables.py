@@ -32,7 +32,9 @@ _LEGEND = (
 )
 
 
-def pair_section(title: str, tried: Sequence[Tried], outcomes: Sequence[Outcome], num_present: int) -> Section:
+def pair_section(
+    title: str, tried: Sequence[Tried], outcomes: Sequence[Outcome], num_present: int
+) -> Section:
     """A line for each choice of settings.
 
     Args:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rlhf.loop.figures import Row
-from rlhf.view.same_judge import GOLD, SCORE, judged
+from rlhf.view.same_judge import GOLD, SCORE, judged, role_of
 from rlhf.view.section import Section, number
 from rlhf.view.several_runs import NamedRun
 
@@ -92,7 +92,10 @@ def _value(row: Row, role: str) -> float | None:
         return row.mean_score
     if role == GOLD:
         return row.gold_accuracy
-    return row.judges[role].mean_score if role in row.judges else None
+    for name, verdict in row.judges.items():
+        if role_of(name) == role:
+            return verdict.mean_score
+    return None
 
 
 def _is_better(other: Point, point: Point) -> bool:
@@ -107,13 +110,14 @@ def front_section(front: Front, runs: Sequence[NamedRun]) -> Section:
     section = Section(title, ["run", "policy", "KL to π0", front.figure, "front"], notes=list(front.notes))
     section.right = ["KL to π0", front.figure]
     order = [run.letter for run in runs]
+    form = ".3f" if front.figure == GOLD else "+.3f"
     points = sorted(front.points, key=lambda point: (order.index(point.letter), point.iteration))
     for point in points:
         mark = "★" if (point.letter, point.iteration) in front.best else ""
-        cells = [point.letter, f"π{point.iteration}", number(point.kl, ".2f"), number(point.value, "+.3f")]
+        cells = [point.letter, f"π{point.iteration}", number(point.kl, ".2f"), number(point.value, form)]
         section.rows.append([*cells, mark])
     if front.points:
-        section.notes.append(f"★ on the front: no other policy has as much {front.figure} at a smaller KL.")
+        section.notes.append(f"★ on the front: no other policy has as much {front.figure} at as small a KL.")
     elif not front.notes:
         section.notes.append("No policy of any run is evaluated.")
     return section

@@ -35,17 +35,23 @@ class Judged:
 
 def judged(evaluation: Evaluation) -> list[Judged]:
     """All scores of a policy: what policies are compared by first, then gold, then each further judge's."""
-    roles = {SCORE: evaluation.scores}
+    roles = [(SCORE, evaluation.scores)]
     if evaluation.gold is not None:
-        roles[GOLD] = evaluation.gold
-    roles |= evaluation.others
+        roles.append((GOLD, evaluation.gold))
+    for name, scores in evaluation.others.items():
+        roles.append((role_of(name), scores))
     found = []
-    for role, scores in roles.items():
+    for role, scores in roles:
         identity, who = _sum(evaluation) if _is_sum(scores) else _one(scores)
         config = scores.record["identity"]["config"]
         told = {key: value for key, value in config.items() if key not in _WHO}
         found.append(Judged(role, scores, identity, who, told))
     return found
+
+
+def role_of(name: str) -> str:
+    """The role of a further judge: its name, unless a person has given it one of the two above."""
+    return f"judge {name}" if name in (SCORE, GOLD) else name
 
 
 def _is_sum(scores: Artifact) -> bool:
@@ -86,5 +92,3 @@ def _sum(evaluation: Evaluation) -> tuple[str | None, str]:
         parts.append([identity, weight, metrics.get(f"mean/{name}"), metrics.get(f"std/{name}")])
     written = [f"{weight:g} × {name}" for name, weight in sorted(weights.items())]
     return json_text(parts), f"the sum {' + '.join(written)}, on the scale of π0"
-
-

@@ -135,4 +135,4 @@ def _why_not(run: RunFolder, iteration: int) -> str:
             reasons.append(f"{full} is unfinished.")
     if f"{prefix}preferences" in run.artifacts:
         reasons.append("its pairs were given (pair.data), and not chosen among candidates.")
-    return " ".join(reasons) or "its candidates are not there, not scored yet, or not what its pairs were made of."
+    return " ".join(reasons) or "it has no scored candidates yet, or others than its pairs were made of."

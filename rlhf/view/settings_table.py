@@ -23,7 +23,7 @@ def settings_section(runs: Sequence[NamedRun]) -> Section:
     known = [run for run in runs if run.folder.config]
     for run in runs:
         if not run.folder.config:
-            section.notes.append(f"{run.letter}: its settings are not known (no config.yaml that can be read).")
+            section.notes.append(f"{run.letter}: its settings are not known (no readable config.yaml).")
     defaults = dict(_flat(plain(Config())))
     settings = {run.letter: dict(_flat(run.folder.config)) for run in known}
     for key in _keys(settings.values()):

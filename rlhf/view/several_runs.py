@@ -11,7 +11,7 @@ from string import ascii_uppercase
 
 from rlhf.data.files import resolved
 from rlhf.errors import ConfigError
-from rlhf.loop.figures import Evaluation, measured
+from rlhf.loop.figures import measured
 from rlhf.run.artifact import Artifact
 from rlhf.view.run_folder import RunFolder, open_run
 from rlhf.view.sound import sound

@@ -36,8 +36,8 @@ def _fault(artifact: Artifact, verified: Verified) -> str | None:
     schema = artifact.record["identity"]["schema"]
     if schema != SCHEMA:
         return (
-            f"{artifact.path} was made by another version, whose files are of schema {schema}; this one reads "
-            f"schema {SCHEMA}. Look at the run with the version that made it."
+            f"{artifact.path} was made by another version, whose files are of schema {schema}; this one "
+            f"reads schema {SCHEMA}. Look at the run with the version that made it."
         )
     try:
         verified.check([artifact])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rlhf.loop.figures import finite, scores_by_prompt, win_rate
 from rlhf.view.contenders import Contender, judges_of_role, who_text
@@ -17,6 +18,15 @@ Scores = dict[str, list[float]]
 """Of each prompt's responses, by the prompt's id."""
 
 
+@dataclass(frozen=True)
+class _Player:
+    """A run's policy: the prompts that it answered, and its scores by the identity of each judge."""
+
+    name: str
+    ids: set[str]
+    scores: dict[str, Scores]
+
+
 def win_rate_section(contenders: Sequence[Contender]) -> Section:
     """A line for each two runs, a column for each judge that any two of them have.
 
@@ -26,37 +36,35 @@ def win_rate_section(contenders: Sequence[Contender]) -> Section:
     there = [contender for contender in contenders if contender.evaluation is not None]
     section = Section("Win rate of one against the other")
     if len(there) < 2:
-        section.notes.append("Fewer than two runs have an evaluated policy, so there is nobody to win against.")
+        section.notes.append("Fewer than two runs have an evaluated policy: nobody to win against.")
         return section
-    pairs = list(itertools.combinations(there, 2))
-    if len(there) > _ALL_PAIRS:
+    columns = _columns(there)
+    players = [_player(contender, columns) for contender in there]
+    pairs = list(itertools.combinations(players, 2))
+    if len(players) > _ALL_PAIRS:
         section.notes.append(
-            f"Each against {there[0].letter}, the first one: {len(there) - 1} of {len(pairs)} pairs. "
+            f"Each against {players[0].name}, the first one: {len(players) - 1} of {len(pairs)} pairs. "
             f"Of {_ALL_PAIRS} runs or fewer all pairs are shown; sort= says which is the first."
         )
-        pairs = [(there[0], other) for other in there[1:]]
-    columns = _columns(there)
+        pairs = [(players[0], other) for other in players[1:]]
     section.heads = ["run", "against", "common prompts", *(f"by {name} (95 %)" for name in columns.values())]
-    scores = {}
-    for contender in there:
-        scores[contender.letter] = {
-            each.identity: scores_by_prompt(each.scores)
-            for each in contender.judged
-            if each.identity in columns
-        }
-        ids = scores_by_prompt(contender.judged[0].scores)
-        scores[contender.letter][None] = ids
     for one, other in pairs:
-        cells = _pair_cells(scores[one.letter], scores[other.letter], list(columns))
-        section.rows.append([_name(one), _name(other), *cells])
-        section.notes += _notes_of_pair(one, other, scores, columns)
+        section.rows.append([one.name, other.name, *_pair_cells(one, other, list(columns))])
+        section.notes += _notes_of_pair(one, other, columns)
     section.notes += _notes_of_judges(there, columns)
     return section
 
 
-def _name(contender: Contender) -> str:
+def _player(contender: Contender, columns: dict[str, str]) -> _Player:
     assert contender.row is not None, "only those with a policy are compared"
-    return f"{contender.letter} π{contender.row.iteration}"
+    ids: set[str] = set()
+    scores = {}
+    for each in contender.judged:
+        by_prompt = scores_by_prompt(each.scores)
+        ids |= set(by_prompt)
+        if each.identity in columns:
+            scores[each.identity] = by_prompt
+    return _Player(f"{contender.letter} π{contender.row.iteration}", ids, scores)
 
 
 def _columns(contenders: Sequence[Contender]) -> dict[str, str]:
@@ -78,36 +86,30 @@ def _columns(contenders: Sequence[Contender]) -> dict[str, str]:
     return columns
 
 
-def _pair_cells(one: dict[str | None, Scores], other: dict[str | None, Scores], judges: list[str]) -> list[str]:
-    ids, others = set(one[None]), set(other[None])
-    num_common = len(ids & others)
-    common = str(num_common) if ids == others else f"{num_common} of {len(ids)} and {len(others)}"
-    cells = [common]
+def _pair_cells(one: _Player, other: _Player, judges: list[str]) -> list[str]:
+    num_common = len(one.ids & other.ids)
+    is_same = one.ids == other.ids
+    cells = [str(num_common) if is_same else f"{num_common} of {len(one.ids)} and {len(other.ids)}"]
     for judge in judges:
-        if judge in one and judge in other and num_common:
-            cells.append(rate(*win_rate(one[judge], other[judge])))
+        if judge in one.scores and judge in other.scores and num_common:
+            cells.append(rate(*win_rate(one.scores[judge], other.scores[judge])))
         else:
             cells.append(NOTHING)
     return cells
 
 
-def _notes_of_pair(
-    one: Contender,
-    other: Contender,
-    scores: dict[str, dict[str | None, Scores]],
-    columns: dict[str, str],
-) -> list[str]:
+def _notes_of_pair(one: _Player, other: _Player, columns: dict[str, str]) -> list[str]:
     """That two runs have no prompt in common, or how many of those a judge gave no number for."""
-    between = f"{_name(one)} and {_name(other)}"
-    own, others = scores[one.letter], scores[other.letter]
-    common = set(own[None]) & set(others[None])
+    between = f"{one.name} and {other.name}"
+    common = one.ids & other.ids
     if not common:
         return [f"{between} have no held-out prompt in common, so neither can win against the other."]
     notes = []
     for judge, name in columns.items():
-        if judge not in own or judge not in others:
+        if judge not in one.scores or judge not in other.scores:
             continue
-        silent = [key for key in common if not finite(own[judge][key]) or not finite(others[judge][key])]
+        own, others = one.scores[judge], other.scores[judge]
+        silent = [key for key in common if not finite(own[key]) or not finite(others[key])]
         if silent:
             notes.append(
                 f"{between}: {len(silent)} common prompts are left out of {name}, for one of the two has no "

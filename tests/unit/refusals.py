@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 from rlhf import stage
 from rlhf.command.line import main
 from rlhf.config import tools as tools_config
+from rlhf.config import view_tools
 from rlhf.config.schema import Config
 from rlhf.launch.local import LocalLauncher
 from rlhf.run.console import Console
@@ -38,6 +39,8 @@ SCHEMAS: dict[str, tuple[str, str, Any]] = {
     "bestofn": ("bestofn", "tool", tools_config.BestOfNTool),
     "check": ("check", "iterate", tools_config.CheckConfig),
     "plan": ("plan", "iterate", tools_config.PlanConfig),
+    "compare": ("compare", "tool", view_tools.CompareTool),
+    "whatif": ("whatif", "tool", view_tools.WhatIfTool),
 }
 Content = bytes | str | list[Any] | dict[str, Any]
 """Bytes and text as they are; rows as JSON lines, an object as JSON."""
