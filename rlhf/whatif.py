@@ -42,9 +42,7 @@ def whatif(tool: WhatIfTool) -> None:
         num_present_together += num_present
         section = pair_section(f"Iteration {scored.iteration}", tried, outcomes, num_present)
         if scored.pairs is None:
-            section.notes.append(
-                "Its pairs are not finished; those of the run's own settings stand for them."
-            )
+            section.notes.append("It has no pairs to read; those of the run's own settings stand for them.")
         elif outcomes[0].shared != num_present or outcomes[0].pairs != num_present:
             section.notes.append("The run's own settings now give others than its pairs: look at versions.")
         sections.append(section)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rlhf.loop.figures import Row
-from rlhf.view.same_judge import GOLD, SCORE, judged, role_of
+from rlhf.view.same_judge import GOLD, SCORE, Judged, judged, role_of
 from rlhf.view.section import Section, number
 from rlhf.view.several_runs import NamedRun
 
@@ -67,14 +67,16 @@ def front_of(runs: Sequence[NamedRun]) -> Front:
 def _figure_of_all(runs: Sequence[NamedRun], front: Front) -> dict[str, str]:
     """The role, in each run by its letter, of the first judge in order that all runs have; {} of none."""
     roles: dict[str, dict[str, str]] = {}
+    places: dict[str, int] = {}
     for run in runs:
         for each in judged(run.folder.evaluations[0]):
             if each.identity is not None:
                 roles.setdefault(each.identity, {}).setdefault(run.letter, each.role)
-    order = {GOLD: 0, SCORE: 2}
-    common = [of_run for of_run in roles.values() if len(of_run) == len(runs)]
-    # What the policies are trained on comes last: it is what they may have learned to please.
-    common.sort(key=lambda of_run: order.get(next(iter(of_run.values())), 1))
+                places[each.identity] = max(places.get(each.identity, 0), _place(each))
+    common = []
+    for identity in sorted(roles, key=places.__getitem__):
+        if len(roles[identity]) == len(runs):
+            common.append(roles[identity])
     if not common:
         front.notes.append(
             "No judge and no gold scored all runs, so that their policies cannot be put in one order."
@@ -85,6 +87,15 @@ def _figure_of_all(runs: Sequence[NamedRun], front: Front) -> dict[str, str]:
     if front.figure != GOLD:
         front.notes.append(f"By {front.figure}, for the runs have no gold in common.")
     return chosen
+
+
+def _place(each: Judged) -> int:
+    """Gold first; what policies are trained on comes last, for they may have learned to please it."""
+    if each.role == GOLD:
+        return 0
+    if not each.trained_on:
+        return 1
+    return 2 if each.role == SCORE else 3
 
 
 def _value(row: Row, role: str) -> float | None:

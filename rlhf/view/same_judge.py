@@ -23,7 +23,8 @@ class Judged:
     """Scores of a policy's responses and who gave them.
 
     `role` is `score`, `gold`, or the judge's name in its run. Equal `identity` means comparable scores; None
-    is comparable with nothing. `told` is how the judge was asked.
+    is comparable with nothing. `told` is how the judge was asked; `trained_on` says that policies learned to
+    please it.
     """
 
     role: str
@@ -31,6 +32,7 @@ class Judged:
     identity: str | None
     who: str
     told: Mapping[str, Any]
+    trained_on: bool
 
 
 def judged(evaluation: Evaluation) -> list[Judged]:
@@ -40,18 +42,25 @@ def judged(evaluation: Evaluation) -> list[Judged]:
         roles.append((GOLD, evaluation.gold))
     for name, scores in evaluation.others.items():
         roles.append((role_of(name), scores))
+    summed = [SCORE, *map(role_of, _weights(evaluation))]
     found = []
     for role, scores in roles:
         identity, who = _sum(evaluation) if _is_sum(scores) else _one(scores)
         config = scores.record["identity"]["config"]
         told = {key: value for key, value in config.items() if key not in _WHO}
-        found.append(Judged(role, scores, identity, who, told))
+        found.append(Judged(role, scores, identity, who, told, role in summed))
     return found
 
 
 def role_of(name: str) -> str:
     """The role of a further judge: its name, unless a person has given it one of the two above."""
     return f"judge {name}" if name in (SCORE, GOLD) else name
+
+
+def _weights(evaluation: Evaluation) -> dict[str, float]:
+    """The weight of each judge of a sum, by name; {} of one judge alone."""
+    config = evaluation.scores.record["identity"]["config"]
+    return dict(config["weights"]) if _is_sum(evaluation.scores) else {}
 
 
 def _is_sum(scores: Artifact) -> bool:
@@ -81,7 +90,7 @@ def _one(scores: Artifact) -> tuple[str | None, str]:
 
 def _sum(evaluation: Evaluation) -> tuple[str | None, str]:
     """The identity of a sum: of its judges, their weights, and the scales on which π0 has put them."""
-    weights = evaluation.scores.record["identity"]["config"]["weights"]
+    weights = _weights(evaluation)
     metrics = evaluation.scores.metrics
     parts: list[Any] = ["sum"]
     for name, weight in sorted(weights.items()):

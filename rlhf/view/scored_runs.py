@@ -62,6 +62,9 @@ def scored_iterations(run: RunFolder, wanted: Collection[int]) -> tuple[list[Sco
         scored = _scored(run, iteration)
         if scored is not None:
             found[iteration] = scored
+            pairs = f"iteration_{iteration:03d}/pair"
+            if pairs in run.damaged:
+                notes.append(f"iteration {iteration}: its pairs are left out: {run.damaged[pairs]}")
         else:
             notes.append(f"iteration {iteration} is left out: {_why_not(run, iteration)}")
     if not found:

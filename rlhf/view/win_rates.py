@@ -72,11 +72,11 @@ def _columns(contenders: Sequence[Contender]) -> dict[str, str]:
     num_runs: dict[str, int] = {}
     names: dict[str, str] = {}
     for contender in contenders:
-        own = {each.identity: each for each in reversed(contender.judged)}  # the first role of a judge counts
-        for identity, each in own.items():
-            if identity is not None:
-                num_runs[identity] = num_runs.get(identity, 0) + 1
-                names.setdefault(identity, each.role)
+        for identity in {each.identity for each in contender.judged if each.identity is not None}:
+            num_runs[identity] = num_runs.get(identity, 0) + 1
+        for each in contender.judged:
+            if each.identity is not None:
+                names.setdefault(each.identity, each.role)
     columns: dict[str, str] = {}
     for identity, name in names.items():
         if num_runs[identity] < 2:

@@ -37,7 +37,9 @@ def test_every_form_of_a_list(words, runs):
     assert typed(*words) == {"runs": runs}
 
 
-@pytest.mark.parametrize("name", ["beta=0.1,seed=1", "π", "with space", "a[1]", "it's", '"quoted"', "${x}", "1e5"])
+@pytest.mark.parametrize(
+    "name", ["beta=0.1,seed=1", "π", "with space", "a[1]", "it's", '"quoted"', "${x}", "1e5"]
+)
 def test_names_that_hydra_has_no_grammar_for(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).mkdir()
