@@ -23,19 +23,26 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 .table { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.25rem 0.75rem 0.25rem 0; text-align: left; border-bottom: 1px solid var(--line);
-  vertical-align: top; unicode-bidi: isolate; overflow-wrap: anywhere; }
-th, td:first-child { white-space: nowrap; } .right { text-align: right; }
+  vertical-align: top; unicode-bidi: isolate; white-space: nowrap; }
+.long { min-width: 14rem; white-space: normal; overflow-wrap: anywhere; } .right { text-align: right; }
 p { margin: 0.5rem 0; color: var(--soft); overflow-wrap: anywhere; unicode-bidi: isolate; }
-svg { width: 100%; max-width: 42rem; height: auto; } svg text { font-size: 13px; fill: var(--text); }
+svg { width: 100%; min-width: 32rem; max-width: 42rem; height: auto; }
+svg text { font-size: 13px; fill: var(--text); }
 .axis { stroke: var(--soft); } .grid { stroke: var(--line); stroke-dasharray: 2 4; }
 .front { fill: none; stroke: var(--soft); stroke-width: 1.5; }
 @media print { :root { --text: #000; --soft: #333; --line: #999; --back: #fff; } body { margin: 0; }
   section { break-inside: avoid; } .table { overflow: visible; } }
 """
+_LONG = 32
+"""Characters of a cell, beyond which it is broken into lines: also on a phone never into narrow ones."""
 # Okabe and Ito's, which stay apart for the colour-blind; the letter beside each point says the run as well.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _WIDTH, _HEIGHT, _LEFT, _FLOOR, _TOP, _MARGIN = 640, 400, 70, 350, 34, 20
 """Of the drawing, in its own units: its size, where its lines begin and end, the space on the right."""
+
+_NAME_WIDTH, _NAME_HEIGHT = 34, 14
+_BESIDE = ((8, -6, "start"), (8, 14, "start"), (-8, -6, "end"), (-8, 14, "end"))
+"""Where a point's name may stand: so far to the right and down, and which end of it is there."""
 
 
 def page_of(comparison: Comparison) -> str:
@@ -63,7 +70,9 @@ def _section_html(section: Section) -> str:
     parts = [f"<section>\n<h2>{_text(section.title)}</h2>"]
     if section.rows:
         heads = [_cell("th", head, head in section.right, ' scope="col"') for head in section.heads]
-        parts.append(f'<div class="table"><table>\n<thead><tr>{"".join(heads)}</tr></thead>\n<tbody>')
+        parts.append(
+            f'<div class="table" tabindex="0"><table>\n<thead><tr>{"".join(heads)}</tr></thead>\n<tbody>'
+        )
         for row in section.rows:
             cells = []
             for head, text in zip(section.heads, row, strict=True):
@@ -76,8 +85,11 @@ def _section_html(section: Section) -> str:
 
 
 def _cell(tag: str, text: str, is_right: bool, more: str = "") -> str:
-    align = ' class="right"' if is_right else ""
-    return f"<{tag}{more}{align}>{_text(text)}</{tag}>"
+    classes = ["right"] if is_right else []
+    if len(text) > _LONG:
+        classes.append("long")
+    named = f' class="{" ".join(classes)}"' if classes else ""
+    return f"<{tag}{more}{named}>{_text(text)}</{tag}>"
 
 
 class _Scale:
@@ -111,6 +123,7 @@ def _scatter(front: Front, letters: Sequence[str]) -> str:
     title = f"{figure} against KL to π0 in nats per response, of {len(front.points)} policies"
     parts = [
         f"<section>\n<h2>{title}</h2>",
+        '<div class="table" tabindex="0">',
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{title}; the table has the figures">',
         *_grid(across, up),
         _label(_WIDTH / 2, _HEIGHT - 8, "KL to π0", "middle"),
@@ -119,9 +132,13 @@ def _scatter(front: Front, letters: Sequence[str]) -> str:
     best = sorted((point for point in front.points if _on(front, point)), key=lambda point: point.kl)
     corners = [f"{across.place(point.kl):.1f},{up.place(point.value):.1f}" for point in best]
     parts.append(f'<polyline class="front" points="{" ".join(corners)}"/>')
+    taken: list[tuple[float, float]] = []
     for point in front.points:
-        parts.append(_point(point, across, up, letters.index(point.letter), _on(front, point), figure))
-    return "\n".join([*parts, "</svg>\n</section>"])
+        x = across.place(point.kl)
+        y = up.place(point.value)
+        parts.append(_circle(point, x, y, letters.index(point.letter), _on(front, point), figure))
+        parts += _name(point, x, y, taken)
+    return "\n".join([*parts, "</svg></div>\n</section>"])
 
 
 def _grid(across: _Scale, up: _Scale) -> list[str]:
@@ -147,14 +164,36 @@ def _on(front: Front, point: Point) -> bool:
     return (point.letter, point.iteration) in front.best
 
 
-def _point(point: Point, across: _Scale, up: _Scale, run: int, is_best: bool, figure: str) -> str:
-    """A filled circle on the front, an empty one elsewhere, and beside it which policy of which run it is."""
+def _circle(point: Point, x: float, y: float, run: int, is_best: bool, figure: str) -> str:
+    """Filled on the front, empty elsewhere; a pointer that rests on it is told the figures."""
     colour = _COLOURS[run % len(_COLOURS)]
-    x, y = across.place(point.kl), up.place(point.value)
-    name = f"{point.letter} π{point.iteration}"
     fill = colour if is_best else "none"
-    circle = (
+    name = f"{point.letter} π{point.iteration}"
+    return (
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{fill}" stroke="{colour}" stroke-width="2">'
         f"<title>{name}: KL {point.kl:.2f}, {figure} {point.value:+.3f}</title></circle>"
     )
-    return circle + _label(x + 8, y - 6, name, "start")
+
+
+def _name(point: Point, x: float, y: float, taken: list[tuple[float, float]]) -> list[str]:
+    """Which policy of which run a point is, where there is room beside it; `taken` holds the places of the
+    names before.
+    """
+    name = f"{point.letter} π{point.iteration}"
+    for right, down, anchor in _BESIDE:
+        left = x + right
+        if anchor == "end":
+            left -= _NAME_WIDTH
+        top = y + down
+        if any(_overlap(left, top, *other) for other in taken):
+            continue
+        taken.append((left, top))
+        return [_label(x + right, top, name, anchor)]
+    return []
+
+
+def _overlap(left: float, top: float, other_left: float, other_top: float) -> bool:
+    """Whether two names would stand over each other."""
+    is_beside = abs(left - other_left) > _NAME_WIDTH
+    is_below = abs(top - other_top) > _NAME_HEIGHT
+    return not (is_beside or is_below)
