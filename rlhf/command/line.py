@@ -25,6 +25,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from rlhf.command.lists import with_lists
 from rlhf.command.saved import going_on, merged, says, typed_settings
 from rlhf.command.settings import check_written, explained, to_config, typed_words
 from rlhf.command.sweep import is_sweep, job_name, join_sweep, no_traces, swept_keys
@@ -77,6 +78,7 @@ def main(
 
 def _run_all_jobs(line: _CommandLine) -> None:
     """Compose the config of every job and run it; raises the first job's error when all have been tried."""
+    sys.argv[1:] = with_lists(sys.argv[1:], line.schema)
     if is_sweep(sys.argv):
         # A sweep in which nothing takes several values has one job, named by its run folder.
         line.swept = swept_keys(sys.argv[1:]) or {"run_dir"}

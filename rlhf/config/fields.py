@@ -73,6 +73,8 @@ def setting(
     compared: bool = True,
     later: bool = False,
     code: bool = False,
+    several: bool = False,
+    folders: bool = False,
 ) -> Any:
     """A field of a config section.
 
@@ -86,8 +88,19 @@ def setting(
             the comparison, so that those runs go on.
         code: True for what has Python code run that is not this package's, or hands out a key: a run folder
             of another user cannot set it (`rlhf.command.foreign`).
+        several: True for a list whose values may be typed as `key=a,b` too, or one by one
+            (`rlhf.command.lists`).
+        folders: True for the one such list of a tool that words without a key belong to, where they name
+            something on disk.
     """
-    metadata = {"within": within, "compared": compared, "later": later, "code": code}
+    metadata = {
+        "within": within,
+        "compared": compared,
+        "later": later,
+        "code": code,
+        "several": several,
+        "folders": folders,
+    }
     if factory is not MISSING:
         return field(default_factory=factory, metadata=metadata)
     return field(default=default, metadata=metadata)

@@ -2,12 +2,63 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Optional
 
 from omegaconf import MISSING
 
+from rlhf.config.choices import Strategy, Truncated
 from rlhf.config.fields import NOT_NEGATIVE, setting
+
+
+@dataclass
+class CompareTool:
+    """`python -m rlhf.compare`: what differs between runs, and which is better."""
+
+    runs: list[str] = setting(factory=list, several=True, folders=True)
+    """Run folders, folders that hold runs, or patterns such as `runs/sweep/*`; words without a key are runs
+    too."""
+    iteration: Optional[int] = setting(None, within=NOT_NEGATIVE)
+    """Which policy of each run; null is its best one."""
+    sort: Optional[str] = None
+    """The figure by which runs are sorted, the best one first: `score`, `gold`, `win_rate`, `kl`, `tokens` or
+    `cut`; null leaves them in the order given."""
+    output: Optional[str] = None
+    """An .html file to write, too; one of an earlier comparison is written anew."""
+    debug: bool = False
+    """Show tracebacks for the user's errors too."""
+
+
+@dataclass
+class OtherPairs:
+    """Other settings of `pair`, each one or several; an empty list is what the run has."""
+
+    strategy: list[Strategy] = setting(factory=list, several=True)
+    """As `pair.strategy` of a run."""
+    truncated: list[Truncated] = setting(factory=list, several=True)
+    """As `pair.truncated` of a run."""
+    length_penalty: list[float] = setting(factory=list, several=True)
+    """As `pair.length_penalty` of a run."""
+    min_margin: list[float] = setting(factory=list, several=True)
+    """As `pair.min_margin` of a run."""
+    num_candidates: list[Optional[int]] = setting(factory=list, several=True)
+    """As `pair.num_candidates` of a run."""
+    max_pairs_per_prompt: list[int] = setting(factory=list, several=True)
+    """As `pair.max_pairs_per_prompt` of a run."""
+
+
+@dataclass
+class WhatIfTool:
+    """`python -m rlhf.whatif`: what other settings of `pair` would have given."""
+
+    run_dir: str = MISSING
+    """The run whose candidates and scores are looked at; nothing is written into it."""
+    iterations: list[int] = setting(factory=list, several=True)
+    """Which ones; an empty list is all."""
+    pair: OtherPairs = field(default_factory=OtherPairs)
+    """What is tried, every value of each setting with every value of the others."""
+    debug: bool = False
+    """Show tracebacks for the user's errors too."""
 
 
 @dataclass

@@ -104,7 +104,7 @@ class RunFolder:
         scores = mix or main
         if candidates is None or scores is None or main is None:
             return None
-        if mix is None and self._is_summed():
+        if mix is None and self.is_summed:
             return None  # the sum, by which policies are compared, is not made yet
         others = {MAIN_JUDGE: main} if mix is not None else {}
         prefix = f"iteration_{iteration:03d}/held_out/score_"
@@ -123,7 +123,9 @@ class RunFolder:
             others=others,
         )
 
-    def _is_summed(self) -> bool:
+    @property
+    def is_summed(self) -> bool:
+        """Whether policies are compared by a sum of judges."""
         section = self.config.get("reward_model")
         return isinstance(section, dict) and bool(section.get("others"))
 

@@ -22,8 +22,8 @@ from safetensors.numpy import save_file
 from rlhf import stage
 from rlhf.command.line import main
 from rlhf.config import tools as tools_config
+from rlhf.config import view_tools
 from rlhf.config.schema import Config
-from rlhf.config.view_tools import ReportTool
 from rlhf.launch.local import LocalLauncher
 from rlhf.run.console import Console
 from rlhf.run.stage_table import stage_function
@@ -39,7 +39,9 @@ SCHEMAS: dict[str, tuple[str, str, Any]] = {
     "bestofn": ("bestofn", "tool", tools_config.BestOfNTool),
     "check": ("check", "iterate", tools_config.CheckConfig),
     "plan": ("plan", "iterate", tools_config.PlanConfig),
-    "report": ("report", "tool", ReportTool),
+    "report": ("report", "tool", view_tools.ReportTool),
+    "compare": ("compare", "tool", view_tools.CompareTool),
+    "whatif": ("whatif", "tool", view_tools.WhatIfTool),
 }
 Content = bytes | str | list[Any] | dict[str, Any]
 """Bytes and text as they are; rows as JSON lines, an object as JSON."""
