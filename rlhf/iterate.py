@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from rlhf.config.choices import Reference, Sampled
 from rlhf.config.schema import Config
 from rlhf.data.files import resolved
 from rlhf.errors import ConfigError, RunChanged
-from rlhf.launch.local import LocalLauncher
+from rlhf.launch.local import watched_launcher
 from rlhf.launch.machine import gpu_workers
 from rlhf.loop.evaluate import evaluate, yardstick_of
 from rlhf.loop.figures import Evaluation
@@ -32,6 +33,7 @@ from rlhf.run.lock import hold_run
 from rlhf.run.plan import AloneDone, Run
 from rlhf.run.until import last_stage
 from rlhf.view.build_report import begin_report, update_report
+from rlhf.view.live import drawn_lines
 
 
 def iterate(cfg: Config, run: Run) -> Artifact:
@@ -104,10 +106,8 @@ def execute(cfg: Config, only: str | None = None) -> None:
     with also_saying(held):
         if not (folder / "summary.json").is_file():
             check_capacity(cfg)  # before the Hub is asked for anything
-    with hold_run(folder, show) as token:
-        console = Console(folder)
-        device = cfg.compute.device.value
-        launcher = LocalLauncher(folder, token, cfg.compute.preload, device, console.progress, console.say)
+    with hold_run(folder, show) as token, Console(folder, drawn_lines, recorded=True) as console:
+        launcher = watched_launcher(cfg, folder, token, console)
         elsewhere = begun_anew(cfg, folder, alone=only is not None)
         with also_saying(held):
             plan = _planned(cfg, folder, elsewhere)
@@ -121,17 +121,17 @@ def execute(cfg: Config, only: str | None = None) -> None:
                     score = as_begun(cfg.score, plan.made.values())
                     require(replace(cfg, score=score), launcher, console.say)
         console.say(f"{folder}: {_todo(len(names), len(pending))}")
+        console.plan(names, _seconds(plan, names))
         if only is None:
             write_saved(folder, cfg, chosen_experiment())
         until = names[-1] if len(names) < len(plan.made) else None
         run = Run(folder, cfg, launcher, only=only, until=until, console=console, elsewhere=elsewhere)
         try:
             iterate(cfg, run)
-            seconds = {name: artifact.record.get("seconds", 0) for name, artifact in run.made.items()}
             # Here, for it takes a moment that a wrong config need not wait for.
             from rlhf.preflight.spent import tell_planned_and_spent
 
-            tell_planned_and_spent(cfg, folder, seconds, console.say)
+            tell_planned_and_spent(cfg, folder, _seconds(run, run.made), console.say)
         except AloneDone:
             if only is None:
                 console.say(
@@ -162,6 +162,12 @@ def _wanted(plan: Run, cfg: Config, only: str | None) -> list[str]:
         return names
     last = last_stage(cfg.until, names)
     return names if last is None else names[: names.index(last) + 1]
+
+
+def _seconds(run: Run, names: Iterable[str]) -> dict[str, float]:
+    """What each of some stages took, of those that are finished."""
+    finished = [name for name in names if run.made[name].digest is not None]
+    return {name: run.made[name].record.get("seconds", 0.0) for name in finished}
 
 
 def _todo(num_stages: int, num_pending: int) -> str:

@@ -24,12 +24,13 @@ from rlhf.data.records import dropped
 from rlhf.data.responses import Form, write_rows
 from rlhf.data.shards import fsync_dir
 from rlhf.errors import ConfigError, UserError
-from rlhf.launch.local import LocalLauncher
+from rlhf.launch.local import watched_launcher
 from rlhf.run import sources
 from rlhf.run.artifact import Artifact
 from rlhf.run.console import Console, show
 from rlhf.run.lock import hold_run
 from rlhf.run.plan import Run
+from rlhf.view.live import drawn_lines
 
 ROWS_PER_SHARD = 256
 """Rows that are read, scored or paired together: at most so many are done again after a kill."""
@@ -68,16 +69,15 @@ def write_file(tool: FileTool, make: Make, rows: Rows, form: Form = Form.lines) 
     check_output(output, suffix, work)
     cfg = as_config(tool)
     check_stages(cfg)
-    with hold_run(work, show, _ELSEWHERE) as token:
-        console = Console(work)
-        device = cfg.compute.device.value
-        launcher = LocalLauncher(work, token, cfg.compute.preload, device, console.progress, console.say)
+    with hold_run(work, show, _ELSEWHERE) as token, Console(work, drawn_lines) as console:
+        launcher = watched_launcher(cfg, work, token, console)
         unfinished = work / output.name
         try:
             plan = _planned(cfg, work, make)
             if plan.pending:
                 launcher.warm_up(bool(plan.needing_engines))
             console.say(f"{output}: {_todo(plan)}")
+            console.plan(list(plan.made), {name: 0.0 for name in plan.made if name not in plan.pending})
             run = Run(work, cfg, launcher, console=console, elsewhere=_ELSEWHERE)
             artifacts = make(run)
             # Stages verify what they read; what the output is made of is read here.

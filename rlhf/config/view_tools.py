@@ -75,3 +75,13 @@ class ReportTool:
     """Of that draw."""
     debug: bool = False
     """Show tracebacks for the user's errors too."""
+
+
+@dataclass
+class StatusTool:
+    """`python -m rlhf.status`: how far a run is."""
+
+    run_dir: str = MISSING
+    """The run's folder; nothing is written into it, and no lock is taken."""
+    debug: bool = False
+    """Show tracebacks for the user's errors too."""

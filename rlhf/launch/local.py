@@ -7,19 +7,21 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from rlhf.data.shards import read_counts, shard_name
 from rlhf.errors import USER_ERRORS, WorkerFailed, one_line
 from rlhf.launch import worker as inside
 from rlhf.launch.groups import wait_for_groups
 from rlhf.launch.handout import LATER, Handout
 from rlhf.launch.machine import environments, starting_environment
 from rlhf.launch.server import HEAVY, LIGHT, Server, without_main
+from rlhf.run.console import Console
 from rlhf.run.job import Job, Kind, Outcome
 from rlhf.run.processes import descendants_of, is_gone, send, state_of
 from rlhf.run.stage_table import needs_engine
@@ -78,6 +80,8 @@ class LocalLauncher:
     device: str = "auto"
     on_progress: Callable[[float, float, str], None] = lambda done, total, note: None
     say: Callable[[str], None] = lambda text: None
+    on_shard: Callable[[Mapping[str, int]], None] = lambda counts: None
+    """Told what was counted in each shard that has been made."""
 
     def warm_up(self, engines: bool = True) -> None:
         """Begin the imports in the background; the heavy ones only where `engines` will be needed."""
@@ -195,9 +199,11 @@ class LocalLauncher:
         elif kind == "made":
             shards.made(worker.rank, body)
             worker.last_report = f"shard {body} made"
+            self.on_progress(shards.num_made(), shards.total, "shards")
+            self.on_shard(_counts_of(job, body))
         elif kind == "progress":
             done, total, note = body
-            worker.last_report = f"{done:g} of {total:g} {note}"
+            worker.last_report = f"{done:g} of {total:g} {note}" if total else note
             self.on_progress(done, total, note)
         elif kind == "say":
             self.say(body)
@@ -253,6 +259,28 @@ def _receive(worker: _WorkerProcess) -> tuple[str, Any]:
     except (EOFError, OSError):
         worker.is_open = False
         return "closed", None
+
+
+def watched_launcher(cfg: Any, folder: Path, token: str, console: Console) -> LocalLauncher:
+    """The launcher of a run, whose stages a person sees on a console.
+
+    Args:
+        cfg: the run's config.
+        folder: of the run.
+        token: of its driver (`rlhf.run.lock.hold_run`).
+        console: what it tells.
+    """
+    compute = cfg.compute
+    device = compute.device.value
+    return LocalLauncher(folder, token, compute.preload, device, console.progress, console.say, console.held)
+
+
+def _counts_of(job: Job[Any], shard: int) -> dict[str, int]:
+    """What was counted in a shard; it is only shown, so that no failure to read it is one of the run."""
+    try:
+        return read_counts(job.out_path / shard_name(shard))
+    except (OSError, ValueError):
+        return {}
 
 
 def _send(worker: _WorkerProcess, message: Any) -> None:

@@ -13,7 +13,7 @@ from rlhf.loop import card
 from rlhf.loop.best import link_best
 from rlhf.loop.figures import Evaluation, Row, best, distance_text, measured, rows_of, write_summary
 from rlhf.loop.gates import Gates
-from rlhf.loop.table import table
+from rlhf.loop.table import headline, table
 from rlhf.run.artifact import Artifact
 from rlhf.run.engine_choice import as_begun
 from rlhf.run.plan import Run
@@ -32,6 +32,8 @@ def report(run: Run, evaluations: Sequence[Evaluation], gates: Gates) -> None:
         return
     rows = verified_rows(run, evaluations)
     run.say("\n" + table(rows) + "\n")
+    if run.console is not None:
+        run.console.figures([headline(vars(rows[-1]))])
     gates.iteration_finished(rows)
     write_summary(run.folder, rows, rows[best(rows)].iteration, gates.violations)
 

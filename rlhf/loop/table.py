@@ -3,30 +3,54 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rlhf.loop.figures import Row, Verdict
 
 
 def table(rows: Sequence[Row]) -> str:
     """The figures as text, a line per policy; below them what they leave out, where they do."""
+    # Here, for rich takes a moment that a run with a wrong config, or nothing to do, need not wait for.
+    from rlhf.run.text_table import text_table
+
     # Every policy is evaluated by the same judges, so that the first row names all columns.
-    lines = [_heads(rows[0])]
-    for row in rows:
-        lines.append(_cells(row))
-    widths = []
-    for column in zip(*lines, strict=True):
-        widths.append(max(map(len, column)))
-    text = [_aligned(line, widths) for line in lines]
-    rule = "  ".join("─" * width for width in widths)
-    text.insert(1, rule)
+    lines = [text_table(_heads(rows[0]), [_cells(row) for row in rows])]
     for row in rows:
         if row.left_out:
             counts = ", ".join(f"{number} of {column}" for column, number in row.left_out.items())
-            text.append(
+            lines.append(
                 f"π{row.iteration}: responses left out, for their figure is no finite number: {counts}"
             )
-    return "\n".join(text)
+    return "\n".join(lines)
+
+
+_HEADLINE = (
+    ("mean_score", "score", "+.3f"),
+    ("gold_accuracy", "gold", ".3f"),
+    ("win_rate", "win rate vs π0", ".3f"),
+    ("mean_response_tokens", "tokens", ".1f"),
+    ("kl", "KL to π0", ".2f"),
+    ("log_ratio", "log π/π0", ".2f"),
+)
+"""Fields of a row, what they are called, and how they are written."""
+
+
+def headline(row: Mapping[str, Any]) -> str:
+    """A policy's figures in one line; those that are not known are left out.
+
+    Args:
+        row: the fields of a `Row`, as `summary.json` has them too.
+
+    Example:
+        "π1: score +0.618, gold 0.464, win rate vs π0 0.671, tokens 5.4, KL to π0 0.37"
+    """
+    parts = []
+    for key, label, form in _HEADLINE:
+        value = row.get(key)
+        if isinstance(value, int | float) and math.isfinite(value):
+            parts.append(f"{label} {value:{form}}")
+    return f"π{row['iteration']}: {', '.join(parts)}"
 
 
 def _heads(row: Row) -> list[str]:
@@ -54,14 +78,6 @@ def _cells(row: Row) -> list[str]:
     reasons = [f"{reason} {count}" for reason, count in sorted(row.dropped.items())]
     cells.append(", ".join(reasons) or "–")
     return cells
-
-
-def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
-    padded = []
-    for cell, width in zip(cells, widths, strict=True):
-        padded.append(cell.ljust(width))
-    # The last cell's padding would only make copies of the table wrap.
-    return "  ".join(padded).rstrip()
 
 
 def _number(value: float | None, form: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from rlhf.preflight.forecast import Forecast
 from rlhf.preflight.stage_costs import StageForecast
+from rlhf.run.stopwatch import duration
 
 _TOO_LONG = 7 * 86400.0
 """Seconds: a run on a CPU that hardly anybody means."""
@@ -103,19 +104,6 @@ def _remarks(forecast: Forecast) -> list[str]:
 
 def _too_large(forecast: Forecast, stage: StageForecast) -> bool:
     return stage.memory > forecast.machine.memory
-
-
-def duration(seconds: float) -> str:
-    """In the unit that reads best: `4.2 s`, `3.5 min`, `35 min`, `2.4 h`, `12 days`."""
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    if seconds < 600:
-        return f"{seconds / 60:.1f} min"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    if seconds < 100 * 3600:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 86400:,.0f} days"
 
 
 def _count(number: float) -> str:

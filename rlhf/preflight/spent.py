@@ -11,7 +11,7 @@ from rlhf.errors import UserError
 from rlhf.loop.figures import add_seconds
 from rlhf.preflight.devices import machine_here
 from rlhf.preflight.forecast import Forecast, forecast_of
-from rlhf.preflight.forecast_table import duration
+from rlhf.run.stopwatch import duration
 
 
 def tell_planned_and_spent(

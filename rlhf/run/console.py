@@ -1,5 +1,5 @@
-"""How anything is printed, and what a person sees while a run goes on: a line per stage, and how far the
-present one is.
+"""How anything is printed, and what a person sees while a run goes on: a line per stage that has ended, and
+how far the run is. On a terminal that is a view at its bottom, elsewhere a line now and then.
 
 Nothing that is printed can end a run: an output that is closed, full, gone, or of an encoding without our
 signs, loses text and no more (`prepare_output`). What is printed by this package goes through `show`.
@@ -13,16 +13,23 @@ import io
 import os
 import select
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from rlhf.data.records import dropped
-from rlhf.errors import one_line, printable
+from rlhf.errors import Stopped, one_line, printable
+from rlhf.run.progress import Progress, State, here, write_progress
+from rlhf.run.progress_line import progress_line
 
 EVERY_SECONDS = 30.0
-"""Between progress lines where the output is no terminal."""
+"""Between lines where the output is no terminal."""
+_LOOK_SECONDS = 1.0
+"""Between two pictures of the view, and between two notes of how far the run is."""
 
 _SHOWN = [
     "rows",
@@ -53,10 +60,6 @@ _SHOWN = [
     "engine",
 ]
 """Counts and metrics worth a place on a stage's line, beside what was dropped."""
-# To the start of the terminal's line, and clear it: the progress shown there is overwritten.
-_CLEAR_LINE = "\r\x1b[K"
-
-
 # A reader that has seen enough (`| head`), a terminal that is gone, an output that was closed from the start.
 _NOBODY_READS = (errno.EPIPE, errno.EIO, errno.EBADF)
 
@@ -152,35 +155,175 @@ def output_error() -> OSError | None:
     return error
 
 
-class Console:
-    """Prints to standard output and keeps a copy with times in `logs/driver.log`."""
+def show_drawn(text: str) -> None:
+    """Print what is drawn with a terminal's commands, as it stands: whoever draws escapes what it shows."""
+    with contextlib.suppress(ValueError):
+        print(text, end="", file=sys.stdout, flush=True)
 
-    def __init__(self, folder: Path) -> None:
+
+def can_draw() -> bool:
+    """Whether standard output is a terminal that can be drawn on, and has our signs."""
+    try:
+        if sys.stdout is None or not sys.stdout.isatty():
+            return False
+        "✓▶─…·π".encode(sys.stdout.encoding)
+    except (ValueError, LookupError):  # closed, or an encoding without them
+        return False
+    return os.environ.get("TERM", "") not in ("", "dumb", "unknown")
+
+
+class _Screen:
+    """The view at the bottom of a terminal. It is drawn over itself, and goes before a line is said.
+
+    The cursor stays visible, below the view, and no other screen is taken: a process that is killed has to
+    leave the terminal as it was.
+    """
+
+    def __init__(self) -> None:
+        self._num_lines = 0
+
+    def draw(self, lines: Sequence[str]) -> None:
+        """Put these lines in the place of the ones before."""
+        if not _is_in_front():
+            self._num_lines = 0  # what is above the cursor now is another program's
+            return
+        text = self._to_the_top()
+        for line in lines:
+            text += f"{line}\x1b[K\n"  # clear what the line before was longer by
+        show_drawn(f"{text}\x1b[J")  # and the lines below it
+        self._num_lines = len(lines)
+
+    def clear(self) -> None:
+        """Take the view away."""
+        if self._num_lines and _is_in_front():
+            show_drawn(f"{self._to_the_top()}\x1b[J")
+        self._num_lines = 0
+
+    def _to_the_top(self) -> str:
+        return f"\r\x1b[{self._num_lines}A" if self._num_lines else "\r"
+
+
+def _is_in_front() -> bool:
+    """Whether this process is the one that its terminal belongs to now: a shell may have sent it behind."""
+    try:
+        return os.tcgetpgrp(1) == os.getpgrp()
+    except OSError:
+        return True  # not the terminal that this process is controlled by: nobody can send it behind
+
+
+Draw = Callable[[Progress, int, int], Sequence[str]]
+"""Lines of a view for so many columns and at most so many lines (`rlhf.view.progress_view.drawn_lines`)."""
+
+_watching: Console | None = None
+
+
+@contextmanager
+def phase(text: str) -> Iterator[None]:
+    """Tell who watches what goes on meanwhile, where nothing can be counted and it may take long."""
+    if _watching is None:
+        yield
+        return
+    with _watching.phase(text):
+        yield
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """Leave the terminal to others meanwhile, such as a library that draws how far it is by itself."""
+    if _watching is None:
+        yield
+        return
+    with _watching.aside():
+        yield
+
+
+class Console:
+    """Prints to standard output and keeps a copy with times in `logs/driver.log`.
+
+    As a context it tells, every second, how far the run is. A thread does that, for the driver itself may be
+    busy for long.
+
+    Args:
+        folder: of the run.
+        draw: makes the view; None shows lines on a terminal too.
+        recorded: whether `logs/progress.json` is kept for those who look from elsewhere.
+    """
+
+    def __init__(self, folder: Path, draw: Draw | None = None, recorded: bool = False) -> None:
         (folder / "logs").mkdir(parents=True, exist_ok=True)
         # Appended to, for a run may be resumed; open for the run's life, so there is no `with`.
         log = _Output(folder / "logs" / "driver.log", "logs/driver.log")
         self._log = _text_output(log, "utf-8")
-        self._is_terminal = sys.stdout is not None and sys.stdout.isatty()
-        self._progress_printed_at = time.monotonic()
-        self._stage_name = ""
+        self._folder = folder
+        self._draw = draw if can_draw() else None
+        self._recorded = recorded
+        self._run = here([], {}, time.time())
+        self._is_planned = False
+        self._is_aside = False
+        self._said_at = time.monotonic()
+        self._screen = _Screen()
+        # Of the main thread, which says lines, and of the one that draws.
+        self._lock = threading.RLock()
+        self._is_over = threading.Event()
+        self._keeper = threading.Thread(target=self._keep, name="console", daemon=True)
+
+    def __enter__(self) -> Self:
+        global _watching
+        _watching = self
+        self._keeper.start()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        global _watching
+        _watching = None
+        self._is_over.set()
+        self._keeper.join(2 * _LOOK_SECONDS)  # it may hang in a terminal that is stopped by Ctrl-S
+        with self._lock:
+            self._screen.clear()
+            self._draw = None
+            self._run.ended = _how_it_ended(error)
+            self._write_down()
+
+    def plan(self, names: Sequence[str], seconds: Mapping[str, float]) -> None:
+        """Show how far a run is from now on.
+
+        Args:
+            names: of its stages, in order.
+            seconds: of those that are finished, by name.
+        """
+        with self._lock:
+            # What was warned of while the plan was made stays.
+            warnings, number = self._run.warnings, self._run.num_warnings
+            self._run = here(names, seconds, time.time())
+            self._run.warnings, self._run.num_warnings = warnings, number
+            self._is_planned = True
+            self._write_down()
 
     def say(self, text: str = "") -> None:
         """Print some lines."""
-        if self._is_terminal:
-            self._draw(_CLEAR_LINE)
-        show(text)
-        now = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
-        for line in printable(text).split("\n"):
-            self._log.write(f"{now} {line}\n")
-        # A driver that is killed leaves the log complete.
-        self._log.flush()
+        with self._lock:
+            self._screen.clear()
+            show(text)
+            self._said_at = time.monotonic()
+            now = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
+            for line in printable(text).split("\n"):
+                self._log.write(f"{now} {line}\n")
+                if line.lstrip().startswith(("! ", "⚠ ")):
+                    self._run.warn(line.strip())
+            # A driver that is killed leaves the log complete.
+            self._log.flush()
+            self._redraw()
 
     def begin(self, name: str) -> None:
         """Say that a stage begins."""
-        self._stage_name = name
-        self._progress_printed_at = time.monotonic()
-        if self._is_terminal:
-            self._draw(f"  … {printable(name)}")
+        with self._lock:
+            stage = self._run.stage(name)
+            stage.state = State.running
+            stage.began_at = time.time()
+            self._run.phase, self._run.phase_at = "starting", time.time()
+            self._said_at = time.monotonic()
+            self._write_down()
+            self._redraw()
 
     def end(self, name: str, seconds: float, figures: dict[str, Any]) -> None:
         """Say that a stage has ended well, how long it took and what came out."""
@@ -191,24 +334,112 @@ class Console:
         for reason, count in dropped(figures).items():
             parts.append(_labelled(count, f"{reason} dropped"))
         text = one_line(", ".join(parts))
+        self.done(name, seconds)
         self.say(f"  ✓ {name:<32}{seconds:6.1f} s  {text}")
         if figures.get("warning"):
             self.say(f"  ⚠ {figures['warning']}")
 
-    def progress(self, done: float, total: float, note: str) -> None:
-        """Show how far the present stage is."""
-        text = f"  … {self._stage_name}  {done:g}/{total:g} {note}"
-        now = time.monotonic()
-        # Without a terminal every report would be a line of its own, and a file of them unreadable.
-        if self._is_terminal:
-            self._draw(f"{_CLEAR_LINE}{printable(text)}")
-        elif now - self._progress_printed_at > EVERY_SECONDS:
-            self._progress_printed_at = now
-            self.say(text)
+    def done(self, name: str, seconds: float) -> None:
+        """Take note of a stage that is finished, made here or taken from another run."""
+        with self._lock:
+            stage = self._run.stage(name)
+            stage.state = State.done
+            stage.seconds = seconds
+            self._run.phase = ""
+            self._write_down()
 
-    def _draw(self, text: str) -> None:
-        """Write on the terminal's present line, with its commands as they stand."""
-        print(text, end="", flush=True)
+    def figures(self, lines: Sequence[str]) -> None:
+        """Keep the last figures in sight."""
+        with self._lock:
+            self._run.figures = list(lines)
+
+    def progress(self, done: float, total: float, note: str) -> None:
+        """Take note of how far the present stage is; with a total of 0 only what goes on."""
+        with self._lock:
+            stage = self._run.running
+            if total == 0:
+                self._run.phase, self._run.phase_at = one_line(note), time.time()
+            elif stage is not None and stage.count(time.time(), done, total, one_line(note)) and done:
+                self._run.phase = ""
+
+    def held(self, counts: Mapping[str, int]) -> None:
+        """Take note of what the shard held that has just been made."""
+        with self._lock:
+            if self._run.running is not None:
+                self._run.running.hold(counts.get("responses", 0), counts.get("response_tokens", 0))
+
+    @contextmanager
+    def phase(self, text: str) -> Iterator[None]:
+        """Tell what goes on until the end of the block."""
+        before = self._run.phase, self._run.phase_at
+        with self._lock:
+            self._run.phase, self._run.phase_at = one_line(text), time.time()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._run.phase, self._run.phase_at = before
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Draw nothing until the end of the block."""
+        with self._lock:
+            self._screen.clear()
+            self._is_aside = True
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._is_aside = False
+
+    def _keep(self) -> None:
+        while not self._is_over.wait(_LOOK_SECONDS):
+            with self._lock:
+                self.tick()
+
+    def tick(self) -> None:
+        """Show how far the run is: drawn on a terminal, as a line now and then elsewhere."""
+        self._write_down()
+        if self._draw is not None and self._is_planned:
+            self._redraw()
+            return
+        is_busy = self._run.running is not None or self._run.phase != ""
+        # A file of lines for every report could not be read.
+        if is_busy and time.monotonic() - self._said_at >= EVERY_SECONDS:
+            self.say(f"  … {progress_line(self._run, time.time())}")
+
+    def _redraw(self) -> None:
+        if self._draw is None or self._is_aside or not self._is_planned or self._is_over.is_set():
+            return
+        columns, lines = _size_of_terminal()
+        try:
+            self._screen.draw(self._draw(self._run, columns, lines))
+        except Exception as error:  # whatever it is: a picture is no reason to lose a run
+            self._draw = None
+            self.say(f"  ! the view cannot be drawn ({one_line(repr(error))}); lines tell how far the run is")
+
+    def _write_down(self) -> None:
+        if self._recorded and self._is_planned:
+            self._run.written_at = time.time()
+            write_progress(self._folder, self._run)
+
+
+def _size_of_terminal() -> tuple[int, int]:
+    try:
+        size = os.get_terminal_size(1)
+    except OSError:
+        return 80, 24
+    # Some give 0 for what they do not know.
+    return size.columns or 80, size.lines or 24
+
+
+def _how_it_ended(error: BaseException | None) -> str:
+    if error is None:
+        return "finished"
+    if isinstance(error, Stopped):
+        return one_line(str(error).partition(";")[0])
+    first, _, _ = (str(error) or type(error).__name__).partition("\n")
+    return f"failed: {one_line(first)}"
 
 
 def _labelled(value: Any, key: str) -> str:

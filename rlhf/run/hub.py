@@ -10,6 +10,7 @@ from typing import Literal
 
 from rlhf.data.files import READERS
 from rlhf.errors import DataError, ModelError, UserError
+from rlhf.run.console import aside, phase
 
 CARD = "README.md"
 """The card of a model or data set, whose front matter names its licence."""
@@ -144,14 +145,16 @@ def _snapshot(
     if revision:
         download += f" --revision {revision}"
     try:
-        folder = snapshot_download(
-            repo,
-            revision=revision,
-            repo_type=kind,
-            allow_patterns=patterns,
-            ignore_patterns=ignored,
-            local_files_only=_is_silent(repo, revision, kind),
-        )
+        # The library draws by itself how far it is, where it has to download anything.
+        with phase(f"fetching the {what} {repo} from the Hub or its cache"), aside():
+            folder = snapshot_download(
+                repo,
+                revision=revision,
+                repo_type=kind,
+                allow_patterns=patterns,
+                ignore_patterns=ignored,
+                local_files_only=_is_silent(repo, revision, kind),
+            )
         return Path(folder)
     except HFValidationError as error:
         raise error_type(

@@ -98,7 +98,10 @@ class Worker(Protocol):
         ...
 
     def progress(self, done: float, total: float, note: str = "") -> None:
-        """Tell the driver how far this worker is."""
+        """Tell the driver how far this worker is.
+
+        With a total of 0 nothing can be counted, and `note` says what goes on: "loading the model".
+        """
         ...
 
     def say(self, text: str) -> None:

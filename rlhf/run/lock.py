@@ -19,13 +19,14 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from rlhf.data.json_text import json_text
 from rlhf.data.shards import make_folders
 from rlhf.errors import ConfigError, RunInUse, UserError, WorkerFailed, one_line
-from rlhf.run.processes import holders_of, state_of
+from rlhf.run.processes import holders_of, holds, state_of
 
 DRIVER_LOCK = ".driver.lock"
 WORKERS_LOCK = ".workers.lock"
@@ -45,6 +46,34 @@ def _read_holder(driver_file: IO[str]) -> dict[str, str]:
     except (ValueError, RecursionError):
         return {}
     return holder if isinstance(holder, dict) else {}
+
+
+@dataclass(frozen=True)
+class Driver:
+    """Who has taken a run folder last. `is_alive` is None where that cannot be seen from here: on another
+    machine, in another container, or without /proc.
+    """
+
+    pid: str
+    host: str
+    is_alive: bool | None
+
+
+def driver_of(folder: Path) -> Driver | None:
+    """The last driver of a run folder, without touching its lock; None where there has been none.
+
+    Who tries a lock holds it for a moment, and would send a driver away that begins just then.
+    """
+    lock = folder / DRIVER_LOCK
+    try:
+        with open(lock, encoding="utf-8", errors="replace") as driver_file:
+            holder = _read_holder(driver_file)
+    except OSError:
+        return None
+    pid, host = one_line(holder.get("pid", "")), one_line(holder.get("host", ""))
+    if not pid.isdecimal():
+        return None
+    return Driver(pid, host, holds(int(pid), lock) if host == socket.gethostname() else None)
 
 
 @contextmanager

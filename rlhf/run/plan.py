@@ -28,7 +28,7 @@ from rlhf.run import engine_choice
 from rlhf.run.artifact import Artifact, open_artifact
 from rlhf.run.attempts import found_budget, run_to_the_end
 from rlhf.run.commit import MANIFEST, commit, discard, take, tidy
-from rlhf.run.console import Console
+from rlhf.run.console import Console, phase
 from rlhf.run.job import JUDGE_INPUT, Job, Kind, Outcome
 from rlhf.run.manifest import read_identity, read_manifest
 from rlhf.run.owner import require_own_code
@@ -137,7 +137,8 @@ class Run:
 
         Everything that reads a finished stage comes by here first. Checksums are taken once per process.
         """
-        self._verified.check(artifacts)
+        with phase("looking at the checksums of what will be read"):
+            self._verified.check(artifacts)
 
     def recorded_config(self, pattern: str) -> dict[str, Any] | None:
         """What the first stage of such a name was told, finished or begun, here or in a run of `reuse`.
@@ -222,8 +223,11 @@ class Run:
                 raise
             self.say(f"  ! {source} was deleted or made again while it was taken: {name} is made here")
             return None
+        artifact = self._own(final)
+        if self.console is not None:
+            self.console.done(name, artifact.record.get("seconds", 0.0))
         self.say(f"  = {name:<32}          taken from {source}")
-        return self._own(final)
+        return artifact
 
     def _finished(self, name: str, final: Path, identity: Identity) -> Artifact | None:
         """The stage's artifact where it is finished; None where it has to be made.
@@ -331,7 +335,8 @@ class Run:
         seconds_of_all_attempts = seconds()
         identity = engine_choice.identity_with(identity, engine_choice.pinned_engine(partial))
         known = self._verified.by_inode
-        commit(partial, final, identity, job, counts, outcome.metrics, seconds_of_all_attempts, known)
+        with phase("taking checksums of what was made"):
+            commit(partial, final, identity, job, counts, outcome.metrics, seconds_of_all_attempts, known)
         artifact = self._own(final)
         if self.console is not None:
             self.console.end(name, seconds_of_all_attempts, artifact.counts | artifact.metrics)
@@ -344,7 +349,9 @@ class Run:
         partial = _partial(final)
         make_folders(partial)
         write_atomic(partial / ".identity.json", sealed(identity))
-        for path in damaged_shards(partial):
+        with phase("taking the checksums of what an earlier attempt has kept"):
+            damaged = damaged_shards(partial)
+        for path in damaged:
             self.say(f"  ! {path}: not what was written; it is thrown away and made again")
             path.unlink()
         if not _has_work(partial):

@@ -82,6 +82,29 @@ def holders_of(file: Path) -> list[int]:
     return holders
 
 
+def holds(pid: int, file: Path) -> bool | None:
+    """Whether a process lives and has a file open; None where that cannot be seen (no /proc).
+
+    A number alone says little: it may be another process's by now.
+    """
+    if not (_PROC / "self").exists():
+        return None
+    if is_gone(pid):
+        return False
+    try:
+        wanted = file.stat()
+        descriptors = list((_PROC / str(pid) / "fd").iterdir())
+    except PermissionError:
+        return True  # another user's: that it lives is all that is seen
+    except OSError:
+        return False
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):
+            if os.path.samestat(descriptor.stat(), wanted):
+                return True
+    return False
+
+
 def adopt_orphans() -> None:
     """Become the parent of all processes below this one whose own parent ends, in place of the first of all.
 

@@ -17,6 +17,7 @@ from rlhf.models.weight_files import second_copies
 from rlhf.run import hub
 from rlhf.run.artifact import Artifact, artifact_around
 from rlhf.run.commit import check_files
+from rlhf.run.console import phase
 from rlhf.run.plan import Run
 from rlhf.run.refusal import rule_file
 
@@ -188,7 +189,8 @@ def _remembered_digest(run: Run, folder: Path, names: list[str]) -> str:
         stats[name] = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
     stamp = digest_of([str(folder), stats])
     if not isinstance(known.get(stamp), str):
-        known[stamp] = digest_of_files(digest_files(folder, names))
+        with phase(f"taking the checksums of {folder}"):
+            known[stamp] = digest_of_files(digest_files(folder, names))
         if run.folder.is_dir():
             write_atomic(memory, sealed(known))
     digest: str = known[stamp]

@@ -48,6 +48,24 @@ def stopwatch(partial: Path) -> Iterator[Callable[[], float]]:
         os.close(descriptor)
 
 
+def seconds_so_far(partial: Path) -> float:
+    """What has been counted in a folder of unfinished work; 0 where nothing has."""
+    return _read(partial / _FILE)
+
+
+def duration(seconds: float) -> str:
+    """In the unit that reads best: `4.2 s`, `3.5 min`, `35 min`, `2.4 h`, `12 days`."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    if seconds < 600:
+        return f"{seconds / 60:.1f} min"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 100 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:,.0f} days"
+
+
 def _write(descriptor: int, seconds: float) -> None:
     # Always as long as before, and in one call: half of it is never seen.
     with contextlib.suppress(OSError):  # a full disk stops the work itself, with a better message

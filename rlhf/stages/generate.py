@@ -58,6 +58,7 @@ def run(job: Job[GenerateStage], worker: Worker) -> Outcome:
     # Only where something is left to sample: an engine and each judge's tokenizer take seconds to load.
     if first is not None:
         shards = _Shards(job, tokenizer, _judges(job), limit)
+        worker.progress(0, 0, "loading the model, and compiling kernels where its engine does")
         sampler = load_sampler(config, model, _engine_seed(job, first), limit)
         worker.keep(sampler.engine)
         if sampler.note:

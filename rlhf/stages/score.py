@@ -82,6 +82,8 @@ def _judge(job: Job[ScoreStage], worker: Worker) -> Any:
     """
     from rlhf.scoring.choose_judge import load_judge
 
+    if job.config.rule is None and job.config.url is None:
+        worker.progress(0, 0, "loading the judge, and compiling kernels where its engine does")
     judge: Any = load_judge(job.config, job.inputs, _lengths(job))
     loaded_in = getattr(judge, "loaded_in", None)
     if loaded_in is None or not is_open(job.config):

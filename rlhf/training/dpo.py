@@ -177,6 +177,7 @@ def train_dpo(job: Job[DpoStage], worker: Worker) -> Outcome:
     Writes `model/` and `metrics.jsonl`. With adapters (`lora`), `model/` is the policy with the
     adapter merged, and `adapter/` the adapter alone.
     """
+    worker.progress(0, 0, "reading the data and loading the model")
     config = job.config
     policy = job.input_path("policy")
     reference = job.input_path("reference")

@@ -56,10 +56,13 @@ def fit(
         worker.say(_announcement(job.name, step_count))
     # Whole steps in place of the share: transformers takes a share of 1 for one step.
     trainer.args.warmup_steps = step_count.warmup
+    worker.progress(0, 0, "the first step")
     train_resumable(trainer, job.out_path)
     metrics: dict[str, Any] = {}
     if measure is not None:
+        worker.progress(0, 0, "measuring on held-out data")
         metrics |= measure()
+    worker.progress(0, 0, "exporting the model, with its adapters merged where it has some")
     export()
     rows = step_rows(trainer)
     # After the export, so that no rank reads the token files any more.

@@ -124,6 +124,7 @@ def train_preference_model(job: Job[PreferenceModelStage], worker: Worker) -> Ou
         ModelError: `model` is a classifier, or has no single token for an answer.
         ConfigError: the batch size cannot be cut evenly, or `trainer_args` has a wrong key.
     """
+    worker.progress(0, 0, "reading the data and loading the model")
     config = job.config
     source = job.input_path("model")
     own = micro_batches("reward_model", config, worker.world_size) | {

@@ -186,6 +186,7 @@ def compute_logprobs(job: Job[ReferenceStage], worker: Worker) -> Outcome:
     for index in _shards(job, worker):
         # Loaded with the first shard: a worker for which none is left does not load it at all.
         if model is None:
+            worker.progress(0, 0, "loading the model")
             budget = _budget(job, worker)
             outcome.metrics["budget"] = budget.record()
             model = ReferenceModel(job, budget)

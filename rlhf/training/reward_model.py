@@ -242,6 +242,7 @@ def train_reward_model(job: Job[RewardModelStage], worker: Worker) -> Outcome:
         DataError: there is no pair to train on.
         ConfigError: the batch size cannot be cut evenly, or `trainer_args` has a wrong key.
     """
+    worker.progress(0, 0, "reading the data and loading the model")
     config = job.config
     source = job.input_path("model")
     own: dict[str, Any] = micro_batches("reward_model", config, worker.world_size)

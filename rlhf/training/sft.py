@@ -279,6 +279,7 @@ def train_sft(job: Job[SftStage], worker: Worker) -> Outcome:
         ConfigError: the batch size cannot be cut evenly, packed conversations would see each other
             in this model, or `trainer_args` has a wrong key.
     """
+    worker.progress(0, 0, "reading the data and loading the model")
     config = job.config
     source = job.input_path("model")
     own = micro_batches("sft", config, worker.world_size) | {

@@ -10,7 +10,8 @@ from rlhf.config.schema import Config
 from rlhf.errors import ConfigError
 from rlhf.preflight.devices import named_machine
 from rlhf.preflight.forecast import forecast_of, spent_in, with_spent
-from rlhf.preflight.forecast_table import duration, forecast_text
+from rlhf.preflight.forecast_table import forecast_text
+from rlhf.run.stopwatch import duration
 from tests.unit.refusals import model
 
 H100S = named_machine("8xH100")
