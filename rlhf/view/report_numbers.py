@@ -221,7 +221,7 @@ def win_rate_of(ours: HeldOut, theirs: HeldOut, judge: str) -> tuple[float, floa
         rows = slice(start, start + _PROMPTS_AT_A_TIME)
         # Every response of one against every response of the other; NaN where either has no score.
         differences = ours_PN[rows, :, None] - theirs_PN[rows, None, :]
-        wins = np.where(np.isnan(differences), np.nan, (np.sign(differences) + 1) / 2)
+        wins = (np.sign(differences) + 1) / 2
         rates.append(means_of(wins.reshape(len(wins), -1)))
     rates_P = np.concatenate([np.empty(0), *rates])
     return mean_and_interval(rates_P[np.isfinite(rates_P)].tolist())
