@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from rlhf.data.pairing import LARGEST_SCORE
 from rlhf.data.records import FINISHED, PAIRS_SCHEMA
 from rlhf.data.shards import read_table, shard_paths
-from rlhf.loop.figures import Evaluation
+from rlhf.loop.figures import Evaluation, mean_and_interval
 
 MAIN = "score"
 """What the table of a run calls the judge that trains, or the sum of several."""
@@ -30,6 +30,7 @@ _OF_PAIRS = (
     "rejected_chars",
 )
 _NOT_OF_PAIRS = [name for name in PAIRS_SCHEMA.names if name not in _OF_PAIRS]
+_PROMPTS_AT_A_TIME = 1000
 _MOST_RESPONSES = 32
 """Of one prompt, when judges are compared: their pairs grow with the square."""
 
@@ -206,6 +207,24 @@ def disagreement_of(first_PR: np.ndarray, second_PR: np.ndarray) -> np.ndarray:
     shares_P = np.full(len(first_PR), np.nan)
     np.divide(num_against_P, num_compared_P, out=shares_P, where=num_compared_P > 0)
     return shares_P
+
+
+def win_rate_of(ours: HeldOut, theirs: HeldOut, judge: str) -> tuple[float, float, float]:
+    """How often one policy's response scores higher than another's: `rlhf.loop.figures.win_rate`, of columns.
+
+    Returns (rate, low, high) in 0–1, NaN where nothing can be compared.
+    """
+    ours_PN = ours.scores[judge]
+    theirs_PN = in_order_of(ours.ids, theirs, theirs.scores[judge])
+    rates = []
+    for start in range(0, len(ours_PN), _PROMPTS_AT_A_TIME):
+        rows = slice(start, start + _PROMPTS_AT_A_TIME)
+        # Every response of one against every response of the other; NaN where either has no score.
+        differences = ours_PN[rows, :, None] - theirs_PN[rows, None, :]
+        wins = (np.sign(differences) + 1) / 2
+        rates.append(means_of(wins.reshape(len(wins), -1)))
+    rates_P = np.concatenate([np.empty(0), *rates])
+    return mean_and_interval(rates_P[np.isfinite(rates_P)].tolist())
 
 
 @dataclass(frozen=True)

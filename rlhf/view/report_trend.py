@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlhf.loop.figures import Evaluation, Row, best, scores_by_prompt, win_rate
-from rlhf.view.report_numbers import GOLD, MAIN, HeldOut, spread_of
+from rlhf.loop.figures import Evaluation, Row, best
+from rlhf.view.report_numbers import GOLD, MAIN, HeldOut, spread_of, win_rate_of
 
 
 @dataclass(frozen=True)
@@ -97,17 +97,7 @@ def against(
     if opponent == 0 and judge != GOLD:
         verdict = row if judge == MAIN else row.judges[judge]
         return verdict.win_rate, verdict.win_rate_low, verdict.win_rate_high
-    ours = _scores(trend.evaluations[place], judge)
-    theirs = _scores(trend.evaluations[opponent], judge)
-    return win_rate(ours, theirs)
-
-
-def _scores(evaluation: Evaluation, judge: str) -> dict[str, list[float]]:
-    if judge == MAIN:
-        return scores_by_prompt(evaluation.scores)
-    if judge == GOLD and evaluation.gold is not None:
-        return scores_by_prompt(evaluation.gold)
-    return scores_by_prompt(evaluation.others[judge])
+    return win_rate_of(trend.policies[place], trend.policies[opponent], judge)
 
 
 def _response_lines(rows: Sequence[Row]) -> list[list[str]]:
@@ -153,7 +143,7 @@ def why_best(trend: Trend) -> tuple[int, str]:
     second = max(others, key=lambda other: other.mean_score)
     opponent = trend.rows.index(second)
     text = f"{text}; next is {policy_name(second.iteration)} with {second.mean_score:+.3f}."
-    found = win_rate(_scores(trend.evaluations[place], MAIN), _scores(trend.evaluations[opponent], MAIN))
+    found = win_rate_of(trend.policies[place], trend.policies[opponent], MAIN)
     text += f" Against that one it wins {rate(found)} of the comparisons (95 % interval)"
     if found[1] <= 0.5:
         return place, f"{text}, so the two cannot be told apart."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from rlhf.loop.figures import scores_by_prompt, win_rate
 from rlhf.view.report_numbers import (
     HeldOut,
     disagreement_of,
@@ -15,6 +16,7 @@ from rlhf.view.report_numbers import (
     pairs_of,
     spread_of,
     trend_of,
+    win_rate_of,
 )
 from rlhf.view.run_folder import open_run
 
@@ -96,6 +98,22 @@ def test_numbers_are_those_of_the_run(made_up):
     pairs = pairs_of(2, artifact.path)
     assert pairs.margins.mean() == pytest.approx(artifact.metrics["mean_margin"])
     assert pairs.chosen_chars.mean() == pytest.approx(artifact.metrics["mean_chosen_chars"])
+
+
+def test_win_rates_are_those_of_the_table(made_up):
+    evaluations = open_run(str(made_up)).evaluations
+    policies = [held_out_of(evaluation) for evaluation in evaluations]
+    policies[2].scores["score"][3] = NAN
+    policies[2].scores["score"][0, 1:] = NAN
+    policies[1].scores["score"][1] = policies[2].scores["score"][1]
+    for ours, theirs in ((0, 1), (2, 1), (3, 0)):
+        for judge in ("score", "second", "gold"):
+            by_prompt = []
+            for policy in (policies[ours], policies[theirs]):
+                by_prompt.append(dict(zip(policy.ids, policy.scores[judge].tolist(), strict=True)))
+            expected = win_rate(*by_prompt)
+            assert win_rate_of(policies[ours], policies[theirs], judge) == pytest.approx(expected)
+    assert win_rate(*map(scores_by_prompt, (evaluations[3].scores, evaluations[0].scores)))[0] > 0.5
 
 
 def test_scores_of_other_prompts_are_not_shown_as_these(made_up):
