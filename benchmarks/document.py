@@ -16,7 +16,7 @@ from benchmarks.__main__ import RESULTS
 from rlhf.config.schema import Config
 from rlhf.preflight.devices import named_machine
 from rlhf.preflight.forecast import Forecast, forecast_of
-from rlhf.preflight.forecast_table import duration
+from rlhf.run.stopwatch import duration
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 MEASURED = "measured"

@@ -251,7 +251,7 @@ class Console:
 
     def __init__(self, folder: Path, draw: Draw | None = None, recorded: bool = False) -> None:
         (folder / "logs").mkdir(parents=True, exist_ok=True)
-        # Appended to, for a run may be resumed; open for the run's life, so there is no `with`.
+        # Appended to, for a run may be resumed; open for the life of this context, so there is no other `with`.
         log = _Output(folder / "logs" / "driver.log", "logs/driver.log")
         self._log = _text_output(log, "utf-8")
         self._folder = folder
@@ -283,6 +283,7 @@ class Console:
             self._draw = None
             self._run.ended = _how_it_ended(error)
             self._write_down()
+            self._log.close()
 
     def plan(self, names: Sequence[str], seconds: Mapping[str, float]) -> None:
         """Show how far a run is from now on.

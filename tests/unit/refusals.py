@@ -23,6 +23,7 @@ from rlhf import stage
 from rlhf.command.line import main
 from rlhf.config import tools as tools_config
 from rlhf.config.schema import Config
+from rlhf.config.view_tools import StatusTool
 from rlhf.launch.local import LocalLauncher
 from rlhf.run.console import Console
 from rlhf.run.stage_table import stage_function
@@ -38,6 +39,7 @@ SCHEMAS: dict[str, tuple[str, str, Any]] = {
     "bestofn": ("bestofn", "tool", tools_config.BestOfNTool),
     "check": ("check", "iterate", tools_config.CheckConfig),
     "plan": ("plan", "iterate", tools_config.PlanConfig),
+    "status": ("status", "tool", StatusTool),
 }
 Content = bytes | str | list[Any] | dict[str, Any]
 """Bytes and text as they are; rows as JSON lines, an object as JSON."""
