@@ -12,6 +12,7 @@ import errno
 import io
 import os
 import select
+import signal
 import sys
 import threading
 import time
@@ -251,7 +252,7 @@ class Console:
 
     def __init__(self, folder: Path, draw: Draw | None = None, recorded: bool = False) -> None:
         (folder / "logs").mkdir(parents=True, exist_ok=True)
-        # Appended to, for a run may be resumed; open for the life of this context, so there is no other `with`.
+        # Appended to, for a run may be resumed; open for the run's life, so there is no `with`.
         log = _Output(folder / "logs" / "driver.log", "logs/driver.log")
         self._log = _text_output(log, "utf-8")
         self._folder = folder
@@ -438,7 +439,8 @@ def _how_it_ended(error: BaseException | None) -> str:
     if error is None:
         return "finished"
     if isinstance(error, Stopped):
-        return one_line(str(error).partition(";")[0])
+        number = error.exit_code - 128
+        return f"stopped by {signal.Signals(number).name}" + (" (Ctrl-C)" if number == signal.SIGINT else "")
     first, _, _ = (str(error) or type(error).__name__).partition("\n")
     return f"failed: {one_line(first)}"
 

@@ -143,17 +143,21 @@ def test_notes_are_kept_for_those_who_look_from_elsewhere(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("error", "ended"),
     [
-        (Stopped(2), "stopped by signal 2"),
+        (Stopped(2), "stopped by SIGINT (Ctrl-C)"),
+        (Stopped(15), "stopped by SIGTERM"),
         (UserError("bad\nsecond line"), "failed: bad"),
         (WorkerFailed("its worker was killed\x1b[2J"), "failed: its worker was killed\\x1b[2J"),
         (ValueError(), "failed: ValueError"),
     ],
 )
 def test_how_it_ended_is_noted(tmp_path, error, ended):
-    console = Console(tmp_path, recorded=True)
-    with pytest.raises(type(error)), console:
-        console.plan(["pair"], {})
-        raise error
+    def run():
+        with Console(tmp_path, recorded=True) as console:
+            console.plan(["pair"], {})
+            raise error
+
+    with pytest.raises(type(error)):
+        run()
     assert read_progress(tmp_path).ended == ended
 
 

@@ -18,7 +18,7 @@ from rlhf import status as module
 from rlhf.config.view_tools import StatusTool
 from rlhf.data.shards import write_atomic
 from rlhf.run.console import Console
-from rlhf.run.lock import DRIVER_LOCK, driver_of, hold_run
+from rlhf.run.lock import DRIVER_LOCK, hold_run
 from rlhf.run.progress import State, read_progress, write_progress
 from rlhf.view.run_folder import open_run
 from rlhf.view.standing import standing_of
@@ -131,9 +131,13 @@ def test_an_odd_lock_file_is_no_driver_at_work(run, text):
 
 
 def test_how_a_run_ended_is_said(run):
-    with pytest.raises(KeyboardInterrupt), hold_run(run, print), Console(run, recorded=True) as console:
-        console.plan(["iteration_001/dpo"], {})
-        raise KeyboardInterrupt("stopped\x1b[2J")
+    def fail():
+        with hold_run(run, print), Console(run, recorded=True) as console:
+            console.plan(["iteration_001/dpo"], {})
+            raise KeyboardInterrupt("stopped\x1b[2J")
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
     assert "failed: stopped\\x1b[2J, 0." in lines_of(run)[0]
     with hold_run(run, print), Console(run, recorded=True) as console:
         console.plan(["iteration_001/dpo"], {})
