@@ -108,6 +108,8 @@ class LocalLauncher:
         if self.preload:
             # Who reads and writes rows does not wait until torch is imported.
             server = HEAVY if engines else LIGHT
+        # Until a worker says more: with its server's imports that may take a minute on a busy machine.
+        self.on_progress(0, 0, "importing torch and the engines" if engines else "starting")
         workers: list[_WorkerProcess] = []
         try:
             tensor_parallel = int(getattr(job.config, "tensor_parallel_size", 1))

@@ -12,6 +12,7 @@ import errno
 import io
 import os
 import select
+import signal
 import sys
 import threading
 import time
@@ -283,6 +284,7 @@ class Console:
             self._draw = None
             self._run.ended = _how_it_ended(error)
             self._write_down()
+            self._log.close()
 
     def plan(self, names: Sequence[str], seconds: Mapping[str, float]) -> None:
         """Show how far a run is from now on.
@@ -437,7 +439,8 @@ def _how_it_ended(error: BaseException | None) -> str:
     if error is None:
         return "finished"
     if isinstance(error, Stopped):
-        return one_line(str(error).partition(";")[0])
+        number = error.exit_code - 128
+        return f"stopped by {signal.Signals(number).name}" + (" (Ctrl-C)" if number == signal.SIGINT else "")
     first, _, _ = (str(error) or type(error).__name__).partition("\n")
     return f"failed: {one_line(first)}"
 

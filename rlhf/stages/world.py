@@ -43,11 +43,17 @@ def run(job: Job[WorldConfig], worker: Worker) -> Outcome:
     }
     # Each draws from a stream of its own, so none depends on the number of the others.
     counts = {}
+    worker.progress(0, 0, "making up the data")
     for name, rows in rows_by_file.items():
         counts[name] = _write_jsonl(out / f"{name}.jsonl", rows)
     tokenizer = build_tokenizer()
     base_rows = tasks.base_rows(seed, config.num_base_examples)
-    model = build.pretrain(tokenizer, base_rows, config, seed, out)
+
+    def tell(step: int, steps: int) -> None:
+        worker.progress(step, steps, "steps of the base model")
+
+    model = build.pretrain(tokenizer, base_rows, config, seed, out, tell)
+    worker.progress(0, 0, "writing the policy and the judge")
     build.save_model(model, tokenizer, out / "model")
     # It has still to be trained, by the run's reward-model stage.
     judge = build.judge_from(model, seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rlhf.config.overrides import iterate_command
@@ -12,7 +12,7 @@ from rlhf.data.shards import shard_paths
 from rlhf.errors import one_line
 from rlhf.loop.table import headline
 from rlhf.run.lock import Driver, driver_of
-from rlhf.run.progress import Progress, State, read_progress
+from rlhf.run.progress import Progress, State, pid_space, read_progress
 from rlhf.run.stopwatch import duration, seconds_so_far
 from rlhf.view.run_folder import RunFolder
 
@@ -39,24 +39,30 @@ def standing_of(run: RunFolder) -> Standing:
     now = time.time()
     noted = read_progress(run.path)
     driver = driver_of(run.path)
-    # Notes of an earlier driver say nothing of the one that is at work.
-    is_of_this_driver = noted is not None and driver is not None and driver.pid == str(noted.pid)
-    progress = noted if noted is not None else Progress()
+    if driver is not None and noted is not None and noted.pid_space not in ("", pid_space()):
+        driver = replace(driver, is_alive=None)  # another container of the same host name
     is_working = _is_working(driver, noted, now)
-    if not is_working or not is_of_this_driver:
+    lines = _lines(run, driver, noted, is_working, now)
+    progress = noted if noted is not None else Progress()
+    if not is_working or not _is_of(noted, driver):
         for stage in progress.stages:
             if stage.state is State.running:
                 stage.state = State.unfinished
         progress.phase = ""
+        progress.ended = progress.ended or "died"
     _take_the_folder_in(run, progress)
     if not progress.figures:
         progress.figures = _last_figures(run.path)
-    lines = _lines(run, driver, noted, is_working, now)
     at = now if is_working or noted is None else noted.written_at
     notes = _unfinished(run) if not is_working else []
     for name, what in run.damaged.items():
         notes.append(f"✗ {one_line(name)} cannot be used: {one_line(what.partition(chr(10))[0])}")
     return Standing(lines, progress, at, notes)
+
+
+def _is_of(noted: Progress | None, driver: Driver | None) -> bool:
+    """Whether notes are those of a driver: what an earlier one has left says nothing of it."""
+    return noted is not None and driver is not None and driver.pid == str(noted.pid)
 
 
 def _is_working(driver: Driver | None, noted: Progress | None, now: float) -> bool:
@@ -98,6 +104,8 @@ def _lines(
     title = one_line(run.path)
     sign = "" if noted is None else f", last sign {_ago(now - noted.written_at)}"
     if driver is not None and is_working:
+        if not _is_of(noted, driver):
+            sign = ", which has not begun a stage yet"
         return [f"{title}: goes on, process {driver.pid} on {driver.host}{sign}"]
     if noted is None:
         if _is_finished(run):
@@ -108,14 +116,13 @@ def _lines(
             return [f"{title}: finished {_ago(now - noted.written_at)}"]
         return [f"{title}: finished what it was asked for {_ago(now - noted.written_at)}", goes_on]
     if noted.ended:
-        return [f"{title}: {one_line(noted.ended)}, {_ago(now - noted.written_at)}", goes_on]
+        return [f"{title}: {one_line(noted.ended).rstrip('.')} ({_ago(now - noted.written_at)})", goes_on]
     if driver is not None and driver.is_alive is None:
         return [
             f"{title}: process {driver.pid} on {driver.host} cannot be seen from here{sign}",
             f"It writes every second while it lives. If it is gone there too: {iterate_command(run.path)}",
         ]
-    stage = noted.running or next((each for each in noted.stages if each.state is State.unfinished), None)
-    where = "" if stage is None else f" in {one_line(stage.name)}"
+    where = "" if noted.running is None else f" in {one_line(noted.running.name)}"
     return [f"{title}: died{where}{sign}; process {noted.pid} on {one_line(noted.host)} is gone", goes_on]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,6 +17,9 @@ from transformers import (
     LlamaForSequenceClassification,
     PreTrainedTokenizerBase,
     Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
     TrainingArguments,
 )
 
@@ -147,6 +150,7 @@ def pretrain(
     settings: WorldConfig,
     seed: int,
     out: Path,
+    tell: Callable[[int, int], None] = lambda step, steps: None,
 ) -> LlamaForCausalLM:
     """Train the base model from scratch; killed and called again, it goes on from its last checkpoint.
 
@@ -156,6 +160,7 @@ def pretrain(
         settings: the `world` section of the config.
         seed: of the weights and of the order of the data.
         out: folder for checkpoints.
+        tell: called after each step with its number and how many there are.
 
     Example:
         {"messages": [{"role": "user", "content": "Sort: 3101"}, {"role": "assistant", "content": "0113."}]}
@@ -187,8 +192,20 @@ def pretrain(
         seed=seed,
     )
     trainer = _LeanTrainer(model=model, args=arguments, train_dataset=batches, data_collator=_single_item)
+    trainer.add_callback(_Told(tell))
     train_resumable(trainer, out)
     return model
+
+
+class _Told(TrainerCallback):
+    """Tells how far a training is."""
+
+    def __init__(self, tell: Callable[[int, int], None]) -> None:
+        self._tell = tell
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Called after an optimizer step."""
+        self._tell(state.global_step, state.max_steps)
 
 
 def judge_from(base: LlamaForCausalLM, seed: int) -> LlamaForSequenceClassification:
