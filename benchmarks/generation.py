@@ -81,7 +81,8 @@ def make_model(folder: Path) -> None:
 
 def make_prompts(path: Path) -> None:
     """Questions of 2 to 12 words."""
-    from rlhf.data.records import PROMPT_SCHEMA, prompt_id
+    from rlhf.data.records import prompt_id
+    from rlhf.data.schemas import PROMPT_SCHEMA
     from rlhf.data.shards import write_shard
 
     rng = random.Random(1)

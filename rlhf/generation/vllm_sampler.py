@@ -227,7 +227,11 @@ def _leave_out_idle_blocks() -> None:
     """
     from vllm.v1.core import kv_cache_utils
 
-    names = ("get_kv_cache_config_from_groups", "_max_memory_usage_bytes_from_groups", "_pool_bytes_per_block")
+    names = (
+        "get_kv_cache_config_from_groups",
+        "_max_memory_usage_bytes_from_groups",
+        "_pool_bytes_per_block",
+    )
     if not all(hasattr(kv_cache_utils, name) for name in names):
         return
     configured = kv_cache_utils.get_kv_cache_config_from_groups

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from rlhf.data.records import CANDIDATES_SCHEMA, LOGPROBS_SCHEMA, SCORES_SCHEMA
+from rlhf.data.schemas import CANDIDATES_SCHEMA, LOGPROBS_SCHEMA, SCORES_SCHEMA
 from rlhf.data.shards import shard_name, write_shard
 from rlhf.loop.figures import (
     Evaluation,
