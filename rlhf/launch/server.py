@@ -1,8 +1,8 @@
 """The processes that workers are forked from: Python's forkservers, with imports done once.
 
-There are three of them. The light one is up in a moment and has what reads and writes rows; the heavy one takes
-ten seconds to import torch and the engines, in the background. The third one is for looks that call rules, and
-has next to nothing.
+There are three of them. The light one is up in a moment and has what reads and writes rows; the heavy one
+takes ten seconds to import torch and the engines, in the background. The third one is for looks that call
+rules, and has next to nothing.
 """
 
 from __future__ import annotations
