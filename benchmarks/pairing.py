@@ -31,7 +31,8 @@ from benchmarks.rows import (
     times_faster,
 )
 from rlhf.config.schema import GenerateConfig, PairSettings
-from rlhf.data.records import CANDIDATES_SCHEMA, SCORES_SCHEMA, prompt_id
+from rlhf.data.records import prompt_id
+from rlhf.data.schemas import CANDIDATES_SCHEMA, SCORES_SCHEMA
 from rlhf.data.shards import read_all_rows, shard_name, write_table
 from rlhf.run.job import Job
 from rlhf.stages import pair as stage

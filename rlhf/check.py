@@ -35,9 +35,9 @@ def check(cfg: CheckConfig) -> None:
         with hold_run(folder, show) as token:
             device = cfg.compute.device.value
             launcher = LocalLauncher(folder, token, cfg.compute.preload, device=device)
-            # What calls rules and reads tokenizers is on its way while the rest is looked at; no engine is
-            # needed, and importing those would take longer than the look.
-            launcher.warm_up(engines=False)
+            # What calls rules is on its way while the rest is looked at. Nothing else is imported ahead: that
+            # would take longer than the look.
+            launcher.warm_up(engines=False, rows=False)
             findings = look(cfg, launcher, call_rules=True)
     fine = all(item.level is not Level.error for item in findings)
     if cfg.json:

@@ -24,7 +24,6 @@ from rlhf.loop.prompt_sets import prompt_sets
 from rlhf.loop.shard_sizes import train_shard_size
 from rlhf.loop.step import iteration_step, policy_dtype
 from rlhf.preflight.capacity import check_capacity
-from rlhf.preflight.look import require
 from rlhf.run import sources
 from rlhf.run.artifact import Artifact
 from rlhf.run.console import Console, show
@@ -102,14 +101,13 @@ def execute(cfg: Config, only: str | None = None) -> None:
     """
     assert cfg.run_dir is not None, "set on the command line or from the experiment's name"
     folder = resolved(cfg.run_dir, "run_dir")
-    held = other_run(folder, cfg)
-    with also_saying(held):
+    with also_saying(lambda: other_run(folder, cfg)):
         if not (folder / "summary.json").is_file():
             check_capacity(cfg)  # before the Hub is asked for anything
     with hold_run(folder, show) as token, Console(folder, drawn_lines, recorded=True) as console:
         launcher = watched_launcher(cfg, folder, token, console)
         elsewhere = begun_anew(cfg, folder, alone=only is not None)
-        with also_saying(held):
+        with also_saying(lambda: other_run(folder, cfg)):
             plan = _planned(cfg, folder, elsewhere)
             names = _wanted(plan, cfg, only)
             pending = [name for name in plan.pending if name in names]
@@ -117,6 +115,9 @@ def execute(cfg: Config, only: str | None = None) -> None:
                 # The imports go on while the preflight looks.
                 launcher.warm_up(not plan.needing_engines.isdisjoint(pending))
                 if only is None:
+                    # Here, for a run that is finished need not wait for the import.
+                    from rlhf.preflight.look import require
+
                     # With the engine that has begun to score, which has to be installed to go on.
                     score = as_begun(cfg.score, plan.made.values())
                     require(replace(cfg, score=score), launcher, console.say)

@@ -7,7 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf.data.records import PAIRS_SCHEMA, prompt_id, side_columns
+from rlhf.data.records import prompt_id, side_columns
+from rlhf.data.schemas import PAIRS_SCHEMA
 from rlhf.data.shards import shard_name, write_shard
 
 if TYPE_CHECKING:

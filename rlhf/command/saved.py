@@ -11,7 +11,7 @@ import io
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -299,14 +299,15 @@ _TOLD = ("model.path", "model.revision", "reward_model.path", "reward_model.rule
 
 
 @contextmanager
-def also_saying(note: str) -> Iterator[None]:
-    """Put a note behind the user's errors that come up meanwhile."""
+def also_saying(note: Callable[[], str]) -> Iterator[None]:
+    """Put a note behind the user's errors that come up meanwhile; it is asked for then, and may be empty."""
     try:
         yield
     except UserError as error:
-        if not note:
+        text = note()
+        if not text:
             raise
-        raise type(error)(f"{error}\n{note}") from error
+        raise type(error)(f"{error}\n{text}") from error
 
 
 def other_run(folder: Path, cfg: Config) -> str:

@@ -14,12 +14,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 
 from rlhf.errors import ConfigError, DataError, one_line
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Record = dict[str, Any]
 
@@ -312,6 +312,10 @@ def _read_csv(path: Path) -> Iterator[Record]:
 
 
 def _read_parquet(path: Path) -> Iterator[Record]:
+    # Here, as below: a command that reads no Parquet need not wait for Arrow.
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=_BATCH_ROWS):
@@ -333,6 +337,8 @@ def _rows_of(batch: pa.RecordBatch) -> list[Record]:
 
 def _plain_times(batch: pa.RecordBatch) -> pa.RecordBatch:
     """The same rows with times as text."""
+    import pyarrow as pa
+
     columns = []
     for column in batch.columns:
         columns.append(column.cast(pa.string()) if pa.types.is_temporal(column.type) else column)

@@ -25,7 +25,8 @@ from rlhf.data.pairing import (
     select,
     training_target,
 )
-from rlhf.data.records import FINISHED, PAIRS_SCHEMA, SIDES, Candidate, ScoredPrompt
+from rlhf.data.records import FINISHED, SIDES, Candidate, ScoredPrompt
+from rlhf.data.schemas import PAIRS_SCHEMA
 from rlhf.errors import DataError
 
 CANDIDATE_COLUMNS = ("token_ids", "text", "finish_reason")

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlhf.data.json_text import json_text
-from rlhf.data.records import PAIRS_SCHEMA, SIDES
+from rlhf.data.records import SIDES
 from rlhf.data.responses import pair_line
+from rlhf.data.schemas import PAIRS_SCHEMA
 from rlhf.data.shards import shard_paths
 
 _BATCH_ROWS = 2048

@@ -25,9 +25,10 @@ from rlhf.data.finish_reasons import REASON_COLUMNS
 from rlhf.data.pairing import LARGEST_SCORE
 from rlhf.data.prompts import parsed_row
 from rlhf.data.questions import TABLE
-from rlhf.data.records import CANDIDATES_SCHEMA, FINISHED, SCORES_SCHEMA
+from rlhf.data.records import FINISHED
 from rlhf.data.responses import Distinct, read_responses, to_candidates
 from rlhf.data.rows import Row, plain_name
+from rlhf.data.schemas import CANDIDATES_SCHEMA, SCORES_SCHEMA
 from rlhf.data.turns import ROLES, marked_turns
 
 _LARGEST_INTEGER = 2**63

@@ -1,4 +1,7 @@
-"""Parquet shards that appear whole or not at all, and are read as a stream."""
+"""Parquet shards that appear whole or not at all, and are read as a stream.
+
+Arrow is imported by the first that reads or writes one: a command that does neither need not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any, Self
 
 from rlhf.data.digest import digest_files
 from rlhf.data.json_text import json_text
 from rlhf.errors import writing
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _COUNTS = b"rlhf.counts"
 _BATCH_ROWS = 256
@@ -120,6 +123,8 @@ def write_shard(
         rows: rows such as `{"id": "5f1c…", "scores": [1.5, -0.3]}` for `SCORES_SCHEMA`.
         counts: such as `{"rows": 2, "dropped/empty": 1}`.
     """
+    import pyarrow as pa
+
     write_table(path, pa.Table.from_pylist([dict(row) for row in rows], schema=schema), counts)
 
 
@@ -138,6 +143,9 @@ def write_table(
         unpacked: of a shard that is read once and thrown away: the columns whose values repeat, by their
             names in Parquet. The rest is written as it stands, in a third of the time.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     # Sorted keys, for the order of counting may differ between two runs that count the same.
     counts_json = json_text(dict(counts or {}), sort_keys=True)
     table = table.replace_schema_metadata({_COUNTS: counts_json.encode()})
@@ -186,6 +194,8 @@ def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[dict[str
     Example:
         {"id": "5f1c…", "scores": [1.5, -0.3]}
     """
+    import pyarrow.parquet as pq
+
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
             yield from batch.to_pylist()
@@ -204,6 +214,8 @@ def read_table(path: Path, leave_out: Sequence[str] = ()) -> pa.Table:
         path: of the shard.
         leave_out: names of columns, and of parts of columns wherever they stand, that are not read.
     """
+    import pyarrow.parquet as pq
+
     wanted = []
     with pq.ParquetFile(path) as file:
         for number in range(len(file.schema)):
@@ -215,12 +227,16 @@ def read_table(path: Path, leave_out: Sequence[str] = ()) -> pa.Table:
 
 def num_rows(path: Path) -> int:
     """Rows of one shard, from its footer."""
+    import pyarrow.parquet as pq
+
     footer = pq.read_metadata(path)
     return footer.num_rows
 
 
 def read_counts(path: Path) -> dict[str, int]:
     """What was counted while a shard was made."""
+    import pyarrow.parquet as pq
+
     metadata = pq.read_schema(path).metadata or {}
     counts_json = metadata.get(_COUNTS, b"{}")
     return json.loads(counts_json)

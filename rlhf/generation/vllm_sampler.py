@@ -47,6 +47,7 @@ class VllmSampler:
         if not torch.cuda.is_available():
             _check_head_size(model, config.trust_remote_code)
             _leave_out_ranks()
+            _leave_out_idle_blocks()
         check_batch_invariant(config, torch.cuda.is_available())
         if config.batch_invariant:
             _make_batch_invariant()
@@ -215,6 +216,40 @@ def _leave_out_ranks() -> None:
 def _no_ranks(logprobs: torch.Tensor, sampled: torch.Tensor) -> torch.Tensor:
     """A rank of 0 for each row: [tokens, vocabulary] and [tokens, 1] give [tokens]."""
     return torch.zeros(len(sampled), dtype=torch.int64)
+
+
+def _leave_out_idle_blocks() -> None:
+    """Let vLLM's cache have room for as many sequences of full length as may run at once, and no more.
+
+    `compute.kv_cache_gib` is the most that it may take. The system gives out and takes back every page of it,
+    half a second for each GiB, whether a token comes to stand there or not. No setting of vLLM takes less
+    than a GiB by what is needed: only here does it know what a token of this model takes.
+    """
+    from vllm.v1.core import kv_cache_utils
+
+    names = (
+        "get_kv_cache_config_from_groups",
+        "_max_memory_usage_bytes_from_groups",
+        "_pool_bytes_per_block",
+    )
+    if not all(hasattr(kv_cache_utils, name) for name in names):
+        return
+    configured = kv_cache_utils.get_kv_cache_config_from_groups
+    if getattr(configured, "leaves_out_idle_blocks", False):
+        return
+
+    def bounded(vllm_config: Any, groups: Any, available_memory: int) -> Any:
+        # Without such groups the model has no cache at all.
+        if groups and vllm_config.cache_config.num_gpu_blocks_override is None:
+            of_one = kv_cache_utils._max_memory_usage_bytes_from_groups(vllm_config, groups)
+            # vLLM keeps one block for itself.
+            spare = kv_cache_utils._pool_bytes_per_block(vllm_config, groups)
+            most = vllm_config.scheduler_config.max_num_seqs * of_one + spare
+            available_memory = min(available_memory, most)
+        return configured(vllm_config, groups, available_memory)
+
+    bounded.leaves_out_idle_blocks = True  # type: ignore[attr-defined]
+    kv_cache_utils.get_kv_cache_config_from_groups = bounded
 
 
 def _make_batch_invariant() -> None:

@@ -20,7 +20,7 @@ from rlhf.launch import worker as inside
 from rlhf.launch.groups import wait_for_groups
 from rlhf.launch.handout import LATER, Handout
 from rlhf.launch.machine import environments, starting_environment
-from rlhf.launch.server import HEAVY, LIGHT, Server, without_main
+from rlhf.launch.server import HEAVY, LIGHT, RULES, Server, without_main
 from rlhf.run.console import Console
 from rlhf.run.job import Job, Kind, Outcome
 from rlhf.run.processes import descendants_of, is_gone, send, state_of
@@ -83,15 +83,23 @@ class LocalLauncher:
     on_shard: Callable[[Mapping[str, int]], None] = lambda counts: None
     """Told what was counted in each shard that has been made."""
 
-    def warm_up(self, engines: bool = True) -> None:
-        """Begin the imports in the background; the heavy ones only where `engines` will be needed."""
+    def warm_up(self, engines: bool = True, rows: bool = True) -> None:
+        """Begin the imports in the background.
+
+        Args:
+            engines: whether to begin the heavy ones too.
+            rows: whether rows will be read or written; else no more than rules will be called.
+        """
         # Here and by no other process: where a refused run's folder was removed, none may make it again.
         (self.run_folder / "logs").mkdir(parents=True, exist_ok=True)
         os.environ.update(starting_environment(self.device))
         if not self.preload:
             return
         log = str(self.run_folder / "logs" / "preload.log")
-        LIGHT.warm_up(log)
+        if rows:
+            LIGHT.warm_up(log)
+        else:
+            RULES.warm_up(log)
         if engines:
             HEAVY.warm_up(log)
 
@@ -103,9 +111,12 @@ class LocalLauncher:
             WorkerFailed: a worker raised or died; the first one's message.
         """
         engines = needs_engine(job.stage, job.config)
-        self.warm_up(engines)
+        only_calls_a_rule = job.stage == "call_rule"
+        self.warm_up(engines, rows=not only_calls_a_rule)
         server = None
-        if self.preload:
+        if self.preload and only_calls_a_rule:
+            server = RULES
+        elif self.preload:
             # Who reads and writes rows does not wait until torch is imported.
             server = HEAVY if engines else LIGHT
         # Until a worker says more: with its server's imports that may take a minute on a busy machine.

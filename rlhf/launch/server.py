@@ -1,7 +1,8 @@
 """The processes that workers are forked from: Python's forkservers, with imports done once.
 
-There are two of them. The light one is up in a moment and has what reads and writes rows; the heavy one takes
-ten seconds to import torch and the engines, in the background.
+There are three of them. The light one is up in a moment and has what reads and writes rows; the heavy one
+takes ten seconds to import torch and the engines, in the background. The third one is for looks that call
+rules, and has next to nothing.
 """
 
 from __future__ import annotations
@@ -116,6 +117,7 @@ class Server:
 
 LIGHT = Server(["rlhf.launch.preload_light"])
 HEAVY = Server(["rlhf.launch.preload"])
+RULES = Server(["rlhf.launch.preload_rules"])
 
 
 @contextmanager

@@ -43,6 +43,8 @@ class Evaluation:
     pair: Artifact | None = None
     others: dict[str, Artifact] = field(default_factory=dict)
     """Scores by judges that only evaluate, and by each judge of a sum, by the judge's name."""
+    rows: list[tuple[Evaluation, Row]] = field(init=False, default_factory=list, repr=False, compare=False)
+    """π0's evaluation and the figures beside it, once they are known: artifacts do not change."""
 
 
 def measured(evaluation: Evaluation) -> list[Artifact | None]:
@@ -306,9 +308,16 @@ def _dropped(evaluation: Evaluation) -> dict[str, int]:
 
 
 def rows_of(evaluations: Sequence[Evaluation]) -> list[Row]:
-    """The figures of every evaluated policy, π0 first."""
+    """The figures of every evaluated policy, π0 first; each is worked out once in a process."""
     initial = evaluations[0]
-    return [row_of(evaluation, initial) for evaluation in evaluations]
+    rows = []
+    for evaluation in evaluations:
+        known = [row for beside, row in evaluation.rows if beside is initial]
+        if not known:
+            known = [row_of(evaluation, initial)]
+            evaluation.rows.append((initial, known[0]))
+        rows.append(known[0])
+    return rows
 
 
 def best(rows: Sequence[Row]) -> int:

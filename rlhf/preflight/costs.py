@@ -36,16 +36,20 @@ SAMPLING_SEQUENCE_SECONDS_CPU = 3e-5
 """The same on a CPU: of the quickstart on two cores."""
 TRAINING_STEP_SECONDS = 0.04
 """Per optimizer step, of Trainer and DeepSpeed: of the quickstart on two cores."""
+WORLD_STEP_SECONDS = 0.013
+"""Per step of the world's pre-training, where one process trains without DeepSpeed: of the quickstart on two
+cores."""
 CANDIDATE_SECONDS = 2.5e-6
 """Per response that is paired. Assumption: 1 M prompts × 8 in 20 s."""
 ROW_SECONDS = 1e-4
 """Per row of a data set or prompt file that is read, rendered and written. Assumption."""
 
 # Seconds until a stage's processes compute their first batch, without those that loading weights takes.
-START_SECONDS = {"single": 0.5, "reading": 15.0, "sampling": 60.0, "training": 40.0}
+START_SECONDS = {"single": 0.5, "world": 5.0, "reading": 15.0, "sampling": 60.0, "training": 40.0}
 """On GPUs: imports, CUDA's context, an engine's profiling and graphs. Assumptions."""
-START_SECONDS_CPU = {"single": 0.3, "reading": 0.5, "sampling": 1.5, "training": 1.0}
-"""On CPUs: of the quickstart on two cores, where the imports are done before."""
+START_SECONDS_CPU = {"single": 0.1, "world": 3.0, "reading": 0.5, "sampling": 1.5, "training": 1.0}
+"""On CPUs: of the quickstart on two cores, where the imports are done before, but for those of `world`, the
+first stage of a run."""
 
 # Files.
 READ_BYTES_PER_SECOND = 2e9

@@ -15,7 +15,6 @@ from statistics import fmean
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rlhf.config.limits import value_at
@@ -113,6 +112,8 @@ def sampled_lengths(folder: Path) -> tuple[str, float, float] | None:
 
     None where there are none, or what is there cannot be read.
     """
+    import pyarrow.compute as pc  # slow to import, and nobody else here needs it
+
     manifests = [*folder.glob(f"iteration_*/generate/{MANIFEST}")]
     if not manifests:
         manifests = [*folder.glob(f"iteration_*/held_out/generate/{MANIFEST}")]

@@ -217,7 +217,7 @@ class StageCosts:
         texts = self.texts(steps * _WORLD_BATCH, 1)
         forward = costs.forward_flops(WORLD_MODEL, texts, texts.tokens)
         flops = costs.training_flops(forward, gradient_checkpointing=False)
-        time = costs.starting(self._machine, "training") + Time(steps * costs.TRAINING_STEP_SECONDS)
+        time = costs.starting(self._machine, "world") + Time(steps * costs.WORLD_STEP_SECONDS)
         time += costs.computing(self._machine, flops, costs.TRAINING_SHARE, 1, fp32=True)
         return StageForecast(name, texts.tokens, time=time, devices=1)
 

@@ -12,7 +12,8 @@ from typing import Any
 from rlhf.config.choices import Seeds
 from rlhf.config.stage_configs import GenerateStage
 from rlhf.data.json_text import json_text
-from rlhf.data.records import CANDIDATES_SCHEMA, Candidate, Message, dropped, what_became
+from rlhf.data.records import Candidate, Message, dropped, what_became
+from rlhf.data.schemas import CANDIDATES_SCHEMA
 from rlhf.data.shards import read_rows, shard_name, shard_paths, sum_counts, write_atomic, write_shard
 from rlhf.errors import DataError, ModelError, TemplateRefuses
 from rlhf.generation.request import Request, Sampling, ShardOfRequests, seed_of, temperatures_of

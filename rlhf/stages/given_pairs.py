@@ -14,7 +14,8 @@ from typing import Any
 from rlhf.config.stage_configs import GivenPairsStage
 from rlhf.data.preferences import Preference, read_preferences
 from rlhf.data.reading_notes import reading_notes
-from rlhf.data.records import PAIRS_SCHEMA, SIDES, prompt_id, side_columns, what_became
+from rlhf.data.records import SIDES, prompt_id, side_columns, what_became
+from rlhf.data.schemas import PAIRS_SCHEMA
 from rlhf.data.shards import shard_name, write_shard
 from rlhf.errors import TemplateRefuses
 from rlhf.run.job import Job, Outcome, Worker

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rlhf.config.stage_configs import MixStage
-from rlhf.data.records import SCORES_SCHEMA
+from rlhf.data.schemas import SCORES_SCHEMA
 from rlhf.data.shards import read_all_rows, read_rows, shard_name, write_shard
 from rlhf.errors import DataError
 from rlhf.run.job import Job, Outcome, Worker

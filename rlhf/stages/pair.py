@@ -13,7 +13,8 @@ import numpy as np
 from rlhf.config.stage_configs import PairSettings
 from rlhf.data.pair_columns import pair_table
 from rlhf.data.pairing import Drop, Terminators
-from rlhf.data.records import PAIRS_SCHEMA, SIDES, dropped, what_became
+from rlhf.data.records import SIDES, dropped, what_became
+from rlhf.data.schemas import PAIRS_SCHEMA
 from rlhf.data.scored_shards import read_terminators, scored_shard
 from rlhf.data.shards import read_table, shard_name, shard_paths, sum_counts, write_table
 from rlhf.errors import DataError

@@ -15,9 +15,10 @@ from rlhf.data.benchmarks import read_questions
 from rlhf.data.json_text import json_text
 from rlhf.data.prompts import read_prompts
 from rlhf.data.reading_notes import reading_notes
-from rlhf.data.records import CANDIDATES_SCHEMA, PROMPT_SCHEMA, SCORES_SCHEMA, to_row
+from rlhf.data.records import to_row
 from rlhf.data.response_columns import scored_tables
 from rlhf.data.responses import read_best_of_n, read_comparisons, read_responses
+from rlhf.data.schemas import CANDIDATES_SCHEMA, PROMPT_SCHEMA, SCORES_SCHEMA
 from rlhf.data.shards import WriteBehind, shard_name, write_atomic
 from rlhf.run.job import Job, Outcome, Worker
 

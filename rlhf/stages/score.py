@@ -9,7 +9,8 @@ from typing import Any
 
 from rlhf.config.choices import Engine
 from rlhf.config.stage_configs import ComparisonStage, ScoreStage
-from rlhf.data.records import SCORES_SCHEMA, Message
+from rlhf.data.records import Message
+from rlhf.data.schemas import SCORES_SCHEMA
 from rlhf.data.shards import read_all_rows, read_rows, shard_name, shard_paths, sum_counts, write_shard
 from rlhf.errors import ModelError, TemplateRefuses, UserError
 from rlhf.models.fallback import free_engine

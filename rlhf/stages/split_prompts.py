@@ -19,7 +19,8 @@ from typing import Any
 from rlhf.config.stage_configs import PromptsStage
 from rlhf.data.prompts import load_prompts
 from rlhf.data.reading_notes import reading_notes
-from rlhf.data.records import PROMPT_SCHEMA, Prompt, dropped, to_row, what_became
+from rlhf.data.records import Prompt, dropped, to_row, what_became
+from rlhf.data.schemas import PROMPT_SCHEMA
 from rlhf.data.shards import read_rows, write_shard
 from rlhf.errors import ConfigError, DataError
 from rlhf.run.job import Job, Outcome, Worker

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from rlhf.config.stage_configs import ReferenceStage
-from rlhf.data.records import LOGPROBS_SCHEMA
+from rlhf.data.schemas import LOGPROBS_SCHEMA
 from rlhf.data.shards import read_rows, shard_name, write_shard
 from rlhf.models.weight_files import num_parameters
 from rlhf.run.job import Job, Kind, Outcome, Worker

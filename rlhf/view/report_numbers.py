@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rlhf.data.pairing import LARGEST_SCORE
-from rlhf.data.records import FINISHED, PAIRS_SCHEMA
+from rlhf.data.records import FINISHED
+from rlhf.data.schemas import PAIRS_SCHEMA
 from rlhf.data.shards import read_table, shard_paths
 from rlhf.loop.figures import Evaluation, mean_and_interval
 

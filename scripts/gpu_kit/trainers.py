@@ -221,7 +221,8 @@ def _join_alone() -> None:
 
 def write_pairs(folder: Path, pairs: Tokens) -> None:
     """Pairs as an artifact of the stage `pair` has them."""
-    from rlhf.data.records import PAIRS_SCHEMA, side_columns
+    from rlhf.data.records import side_columns
+    from rlhf.data.schemas import PAIRS_SCHEMA
     from rlhf.data.shards import shard_name, write_shard
 
     folder.mkdir(parents=True)

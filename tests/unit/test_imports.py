@@ -172,3 +172,11 @@ def _opens_text(call):
         return False
     modes = [argument.value for argument in call.args[1:] if isinstance(argument, ast.Constant)]
     return not any("b" in mode for mode in modes)
+
+
+@pytest.mark.parametrize("module", ["iterate", "check", "launch.preload_rules"])
+def test_what_reads_no_shard_does_not_wait_for_arrow(module):
+    """`--cfg job`, a look, and what calls its rules take half a second in all, and Arrow a third of one."""
+    code = f"import sys, rlhf.{module}; print([name for name in ('pyarrow', 'numpy') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"

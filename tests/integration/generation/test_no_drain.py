@@ -13,7 +13,8 @@ import pytest
 from rlhf.config.choices import Device, Engine
 from rlhf.config.schema import Config
 from rlhf.config.stage_configs import GenerateStage
-from rlhf.data.records import PROMPT_SCHEMA, prompt_id
+from rlhf.data.records import prompt_id
+from rlhf.data.schemas import PROMPT_SCHEMA
 from rlhf.data.shards import read_all_rows, shard_paths, write_shard
 from rlhf.errors import WorkerFailed
 from rlhf.launch.local import LocalLauncher

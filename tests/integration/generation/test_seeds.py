@@ -4,8 +4,9 @@ import pytest
 
 from rlhf.config.choices import Seeds
 from rlhf.config.schema import GenerateConfig
-from rlhf.data.records import CANDIDATES_SCHEMA, PROMPT_SCHEMA, prompt_id
+from rlhf.data.records import prompt_id
 from rlhf.data.responses import candidates_line
+from rlhf.data.schemas import CANDIDATES_SCHEMA, PROMPT_SCHEMA
 from rlhf.data.shards import read_all_rows, shard_name, write_shard
 from tests.stage_runner import make_job, run_here
 from tests.tiny import tiny_llama

@@ -18,7 +18,8 @@ from rlhf.config.choices import Engine
 from rlhf.config.limits import problems
 from rlhf.config.schema import Config, GenerateConfig
 from rlhf.config.stage_configs import GenerateStage
-from rlhf.data.records import PROMPT_SCHEMA, prompt_id
+from rlhf.data.records import prompt_id
+from rlhf.data.schemas import PROMPT_SCHEMA
 from rlhf.data.shards import read_all_rows, shard_name, sum_counts, write_shard
 from rlhf.errors import ConfigError
 from rlhf.generation.vllm_args import prompt_limit

@@ -25,7 +25,9 @@ print("threads", [name for name in names if not name.startswith(("python", "jema
 """
 
 
-@pytest.mark.parametrize(("module", "is_heavy"), [("preload", True), ("preload_light", False)])
+@pytest.mark.parametrize(
+    ("module", "is_heavy"), [("preload", True), ("preload_light", False), ("preload_rules", False)]
+)
 def test_preloading_touches_no_gpu_and_starts_no_thread_that_a_fork_would_lose(module, is_heavy):
     environment = dict(os.environ, **starting_environment("cpu"), PYTHONPATH=str(ROOT))
     done = subprocess.run(

@@ -9,7 +9,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from rlhf.config.schema import GenerateConfig, ScoreConfig
-from rlhf.data.records import CANDIDATES_SCHEMA, PROMPT_SCHEMA, prompt_id
+from rlhf.data.records import prompt_id
+from rlhf.data.schemas import CANDIDATES_SCHEMA, PROMPT_SCHEMA
 from rlhf.data.shards import shard_name, write_shard
 from rlhf.errors import DataError, ModelError
 from tests.stage_runner import make_job, run_here

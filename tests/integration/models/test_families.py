@@ -18,7 +18,8 @@ os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
 from rlhf.config.choices import Engine
 from rlhf.config.schema import GenerateConfig
 from rlhf.config.stage_configs import GenerateStage
-from rlhf.data.records import PROMPT_SCHEMA, prompt_id
+from rlhf.data.records import prompt_id
+from rlhf.data.schemas import PROMPT_SCHEMA
 from rlhf.data.shards import read_all_rows, sum_counts, write_shard
 from rlhf.errors import TemplateRefuses
 from rlhf.generation.choose_engine import load_sampler

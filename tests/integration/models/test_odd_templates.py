@@ -19,7 +19,8 @@ from rlhf.config.choices import SpecialTokens
 from rlhf.config.fields import compared
 from rlhf.config.schema import Config, GenerateConfig, ScoreConfig
 from rlhf.config.stage_configs import GenerateStage, GivenPairsStage, RewardModelStage, SftStage
-from rlhf.data.records import CANDIDATES_SCHEMA, PROMPT_SCHEMA, prompt_id
+from rlhf.data.records import prompt_id
+from rlhf.data.schemas import CANDIDATES_SCHEMA, PROMPT_SCHEMA
 from rlhf.data.shards import read_all_rows, shard_name, sum_counts, write_shard
 from rlhf.errors import DataError, TemplateChanges, TemplateHangs, TemplateRefuses
 from rlhf.loop.judges import Judge, reading, trusted

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from rlhf.config.schema import ScoreConfig
 from rlhf.config.stage_configs import ComparisonStage, PreflightStage
-from rlhf.data.records import CANDIDATES_SCHEMA, Candidate
+from rlhf.data.records import Candidate
+from rlhf.data.schemas import CANDIDATES_SCHEMA
 from rlhf.data.shards import shard_name, sum_counts, write_shard
 from rlhf.errors import ModelError
 from rlhf.preflight.look import Level

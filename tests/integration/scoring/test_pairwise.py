@@ -12,7 +12,8 @@ import torch
 from rlhf.config.schema import ScoreConfig
 from rlhf.config.stage_configs import ComparisonStage, PreferenceModelStage
 from rlhf.config.training import RewardModelConfig
-from rlhf.data.records import CANDIDATES_SCHEMA, prompt_id
+from rlhf.data.records import prompt_id
+from rlhf.data.schemas import CANDIDATES_SCHEMA
 from rlhf.data.shards import read_all_rows, shard_name, sum_counts, write_shard
 from rlhf.errors import ModelError
 from rlhf.models.comparison import answer_ids, comparison_text, render_comparison

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.config.schema import Config
-from rlhf.data.records import CANDIDATES_SCHEMA
+from rlhf.data.schemas import CANDIDATES_SCHEMA
 from rlhf.data.shards import read_all_rows, shard_name, write_shard
 from rlhf.errors import ModelError, WorkerFailed
 from rlhf.scoring.classifier_judge import ClassifierJudge

@@ -16,7 +16,8 @@ from rlhf.config.choices import Engine
 from rlhf.config.schema import ScoreConfig
 from rlhf.config.stage_configs import ScoreStage
 from rlhf.config.training import RewardModelConfig
-from rlhf.data.records import CANDIDATES_SCHEMA, Candidate
+from rlhf.data.records import Candidate
+from rlhf.data.schemas import CANDIDATES_SCHEMA
 from rlhf.data.shards import read_rows, shard_name, write_shard
 from rlhf.errors import ModelError
 from rlhf.run.engine_choice import pin_engine, pinned_engine

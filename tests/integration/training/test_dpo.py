@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from rlhf.config.schema import ReferenceConfig
 from rlhf.config.training import DpoConfig
-from rlhf.data.records import LOGPROBS_SCHEMA
+from rlhf.data.schemas import LOGPROBS_SCHEMA
 from rlhf.data.shards import read_all_rows, shard_name, write_shard
 from rlhf.errors import ConfigError, DataError
 from rlhf.training.arguments import build_arguments

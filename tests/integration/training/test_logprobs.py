@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rlhf.config.schema import ReferenceConfig
-from rlhf.data.records import CANDIDATES_SCHEMA
+from rlhf.data.schemas import CANDIDATES_SCHEMA
 from rlhf.data.shards import read_all_rows, shard_name, sum_counts, write_shard
 from rlhf.models.batches import bins_by_tokens
 from rlhf.training import logprobs

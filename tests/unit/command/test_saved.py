@@ -20,7 +20,16 @@ from omegaconf import OmegaConf
 from rlhf import iterate
 from rlhf.command.foreign import code_in, require_named
 from rlhf.command.line import CONFIGS
-from rlhf.command.saved import FILE, going_on, merged, other_run, read_saved, typed_settings, write_saved
+from rlhf.command.saved import (
+    FILE,
+    also_saying,
+    going_on,
+    merged,
+    other_run,
+    read_saved,
+    typed_settings,
+    write_saved,
+)
 from rlhf.command.settings import to_config
 from rlhf.config import schema, training
 from rlhf.config.overrides import override, pasted
@@ -223,6 +232,22 @@ def test_a_damaged_file_does_not_stand_in_the_way_of_a_whole_command(tmp_path):
     (tmp_path / FILE).write_text("a: [")
     assert going_on([f"run_dir={tmp_path}", "model.path=x"], str(tmp_path), Config) is None
     assert other_run(tmp_path, Config()) == ""
+
+
+def test_what_the_folder_holds_is_read_for_an_error_and_not_without_one():
+    asked = []
+
+    def note():
+        asked.append(True)
+        return "RUN holds another run"
+
+    with also_saying(note):
+        pass
+    assert not asked
+    with pytest.raises(ConfigError, match=r"^no such model\nRUN holds another run$"), also_saying(note):
+        raise ConfigError("no such model")
+    with pytest.raises(ConfigError, match=r"^no such model$"), also_saying(lambda: ""):
+        raise ConfigError("no such model")
 
 
 def test_a_command_of_another_run_is_told_which_one_there_is(run):

@@ -25,8 +25,9 @@ from rlhf.data.conversations import read_conversations
 from rlhf.data.pairing import Drop, make_pairs
 from rlhf.data.preferences import read_preferences
 from rlhf.data.prompts import read_prompts
-from rlhf.data.records import CANDIDATES_SCHEMA, PROMPT_SCHEMA, dropped, scored_prompt, to_row
+from rlhf.data.records import dropped, scored_prompt, to_row
 from rlhf.data.responses import pair_line, read_best_of_n, read_comparisons, read_responses, scored_line
+from rlhf.data.schemas import CANDIDATES_SCHEMA, PROMPT_SCHEMA
 from rlhf.errors import DataError
 
 NUM_EXAMPLES = int(os.environ.get("RLHF_EXAMPLES", "300"))

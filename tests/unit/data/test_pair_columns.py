@@ -17,7 +17,8 @@ from rlhf.config.choices import Strategy, Truncated
 from rlhf.config.schema import PairSettings
 from rlhf.data.pair_columns import pair_table
 from rlhf.data.pairing import Drop, Terminators, fault, make_pairs
-from rlhf.data.records import CANDIDATES_SCHEMA, PAIRS_SCHEMA, SCORES_SCHEMA, scored_prompt, to_row
+from rlhf.data.records import scored_prompt, to_row
+from rlhf.data.schemas import CANDIDATES_SCHEMA, PAIRS_SCHEMA, SCORES_SCHEMA
 from rlhf.data.shards import read_table, write_shard, write_table
 from rlhf.errors import DataError
 

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlhf.data.pair_lines import pair_lines
-from rlhf.data.records import PAIRS_SCHEMA
 from rlhf.data.responses import pair_line, write_rows
+from rlhf.data.schemas import PAIRS_SCHEMA
 from rlhf.data.shards import read_all_rows, shard_name, write_shard
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)

@@ -11,11 +11,6 @@ import pyarrow as pa
 import pytest
 
 from rlhf.data.records import (
-    CANDIDATES_SCHEMA,
-    LOGPROBS_SCHEMA,
-    PAIRS_SCHEMA,
-    PROMPT_SCHEMA,
-    SCORES_SCHEMA,
     Candidate,
     PreferencePair,
     Prompt,
@@ -24,6 +19,7 @@ from rlhf.data.records import (
     side_columns,
     to_row,
 )
+from rlhf.data.schemas import CANDIDATES_SCHEMA, LOGPROBS_SCHEMA, PAIRS_SCHEMA, PROMPT_SCHEMA, SCORES_SCHEMA
 from rlhf.data.shards import shard_name, write_shard
 
 USER = {"role": "user", "content": "Grüß dich"}

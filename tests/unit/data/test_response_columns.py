@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rlhf.data.records import CANDIDATES_SCHEMA, SCORES_SCHEMA
 from rlhf.data.response_columns import plain_row, scored_tables
 from rlhf.data.responses import read_responses
+from rlhf.data.schemas import CANDIDATES_SCHEMA, SCORES_SCHEMA
 from rlhf.data.shards import write_shard, write_table
 from rlhf.errors import DataError
 

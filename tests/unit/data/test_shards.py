@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.data.records import SCORES_SCHEMA
+from rlhf.data.schemas import SCORES_SCHEMA
 from rlhf.data.shards import (
     num_rows,
     read_all_rows,

@@ -13,7 +13,7 @@ import pytest
 from benchmarks import startup
 from rlhf.config.schema import ComputeConfig, Config
 from rlhf.config.stage_configs import RuleStage
-from rlhf.data.records import CANDIDATES_SCHEMA
+from rlhf.data.schemas import CANDIDATES_SCHEMA
 from rlhf.data.shards import read_all_rows, shard_name, write_shard
 from rlhf.errors import ConfigError, DataError, WorkerFailed
 from rlhf.launch import local

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from rlhf.data.records import CANDIDATES_SCHEMA, LOGPROBS_SCHEMA, SCORES_SCHEMA
+from rlhf.data.schemas import CANDIDATES_SCHEMA, LOGPROBS_SCHEMA, SCORES_SCHEMA
 from rlhf.data.shards import shard_name, write_shard
+from rlhf.loop import figures
 from rlhf.loop.figures import (
     Evaluation,
     Row,
@@ -109,6 +110,25 @@ def evaluations(tmp_path):
         pair=pair,
     )
     return [zero, one]
+
+
+def test_figures_of_finished_policies_are_worked_out_once(tmp_path, monkeypatch):
+    read = []
+    read_all_rows = figures.read_all_rows
+    monkeypatch.setattr(figures, "read_all_rows", lambda *of: read.append(of) or read_all_rows(*of))
+    both = evaluations(tmp_path)
+    first = rows_of(both[:1])
+    num_reads = len(read)
+    assert num_reads > 0
+    rows = rows_of(both)
+    assert rows[0] is first[0]
+    del read[:]
+    assert rows_of(both) == rows
+    assert read == []
+    # Beside another π0 they are others.
+    other_initial = replace(both[0])
+    assert rows_of([other_initial, both[1]])[1] == rows[1]
+    assert read != []
 
 
 def test_rows_and_the_summary_file(tmp_path):

@@ -12,7 +12,7 @@ from rlhf.config.choices import Action, Loss, Reference
 from rlhf.config.limits import check_config
 from rlhf.config.schema import Config
 from rlhf.config.training import OtherJudge
-from rlhf.data.records import SCORES_SCHEMA
+from rlhf.data.schemas import SCORES_SCHEMA
 from rlhf.data.shards import shard_name, write_shard
 from rlhf.errors import ConfigError, RunChanged, UserError
 from rlhf.loop.figures import Evaluation, Row

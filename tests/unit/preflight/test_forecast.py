@@ -228,3 +228,14 @@ def test_a_run_that_takes_weeks_without_a_gpu_is_told_of_others():
 )
 def test_durations_read_well(value, text):
     assert duration(value) == text
+
+
+def test_the_quickstarts_world_is_planned_as_it_was_measured():
+    """37 s on two cores, where one process trains 1,000 steps without DeepSpeed."""
+    cfg = config(world__enabled=True, model__path="@world/model", reward_model__path="@world/judge")
+    cfg.prompts.path = "@world/prompts.jsonl"
+    cfg.prompts.held_out_path = "@world/held_out.jsonl"
+    two_cores = replace(
+        H100S, name="2 cores", num_devices=1, is_cpu=True, flops=160e9, fp32_flops=160e9, bandwidth=20e9
+    )
+    assert 30 < stages(cfg, two_cores)["world"].time.planned < 45

@@ -18,7 +18,7 @@ from rlhf.config.choices import Device, Dtype, Engine
 from rlhf.config.limits import value_at
 from rlhf.config.schema import Config
 from rlhf.config.stage_configs import ScoreStage
-from rlhf.data.records import CANDIDATES_SCHEMA
+from rlhf.data.schemas import CANDIDATES_SCHEMA
 from rlhf.data.shards import shard_name, write_shard
 from rlhf.errors import ConfigError, WorkerFailed
 from rlhf.launch.machine import environments

@@ -9,7 +9,7 @@ import pytest
 from rlhf.config.choices import Engine
 from rlhf.config.schema import Config
 from rlhf.config.stage_configs import ScoreStage
-from rlhf.data.records import CANDIDATES_SCHEMA, SCORES_SCHEMA
+from rlhf.data.schemas import CANDIDATES_SCHEMA, SCORES_SCHEMA
 from rlhf.data.shards import shard_name, write_shard
 from rlhf.errors import RunChanged, WorkerFailed
 from rlhf.run import engine_choice

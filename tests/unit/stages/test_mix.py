@@ -11,7 +11,7 @@ from rlhf.config.limits import check_config
 from rlhf.config.schema import Config
 from rlhf.config.stage_configs import MixStage
 from rlhf.config.training import OtherJudge
-from rlhf.data.records import SCORES_SCHEMA
+from rlhf.data.schemas import SCORES_SCHEMA
 from rlhf.data.shards import read_all_rows, shard_name, sum_counts, write_shard
 from rlhf.errors import ConfigError, DataError, ModelError
 from rlhf.run.job import Job

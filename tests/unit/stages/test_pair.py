@@ -11,7 +11,7 @@ import pytest
 
 from rlhf.config.choices import Strategy, Truncated
 from rlhf.config.stage_configs import PairSettings
-from rlhf.data.records import CANDIDATES_SCHEMA, PAIRS_SCHEMA, SCORES_SCHEMA
+from rlhf.data.schemas import CANDIDATES_SCHEMA, PAIRS_SCHEMA, SCORES_SCHEMA
 from rlhf.data.shards import num_rows, read_all_rows, read_counts, read_rows, shard_name, write_shard
 from rlhf.errors import DataError
 from rlhf.run.job import Job, Kind

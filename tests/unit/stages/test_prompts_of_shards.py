@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rlhf.config.stage_configs import GenerateStage
-from rlhf.data.records import PROMPT_SCHEMA
+from rlhf.data.schemas import PROMPT_SCHEMA
 from rlhf.data.shards import read_rows, shard_name, write_shard
 from rlhf.run.job import Job
 from rlhf.stages import generate

@@ -14,7 +14,7 @@ from rlhf.config.choices import Strategy, Truncated
 from rlhf.config.schema import PairSettings
 from rlhf.config.view_tools import OtherPairs
 from rlhf.data.pair_columns import pair_table
-from rlhf.data.records import CANDIDATES_SCHEMA, PAIRS_SCHEMA, SCORES_SCHEMA
+from rlhf.data.schemas import CANDIDATES_SCHEMA, PAIRS_SCHEMA, SCORES_SCHEMA
 from rlhf.data.scored_shards import read_terminators, scored_shard
 from rlhf.data.shards import read_table, shard_name, shard_paths
 from rlhf.errors import ConfigError, DataError

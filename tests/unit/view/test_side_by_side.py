@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from rlhf.data.records import SCORES_SCHEMA
+from rlhf.data.schemas import SCORES_SCHEMA
 from rlhf.errors import ConfigError
 from rlhf.loop.figures import scores_by_prompt, win_rate
 from rlhf.view.comparison_page import GENERATOR, page_of
