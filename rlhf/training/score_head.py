@@ -60,11 +60,15 @@ def pack_pairs(pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Returns:
         What `packed_scores` takes.
     """
-    batch, ends_2B = pack_conversations([(pair["chosen_ids"], pair["rejected_ids"]) for pair in pairs])
+    groups = []
+    num_tokens = 0
+    for pair in pairs:
+        groups.append((pair["chosen_ids"], pair["rejected_ids"]))
+        num_tokens += len(pair["chosen_ids"]) + len(pair["rejected_ids"])
+    batch, ends_2B = pack_conversations(groups)
     # All chosen conversations before all rejected ones.
     batch["ends"] = torch.cat([ends_2B[0::2], ends_2B[1::2]])
     # TRL counts tokens by it, and counts a prompt twice; the model gets none.
-    num_tokens = sum(len(pair["chosen_ids"]) + len(pair["rejected_ids"]) for pair in pairs)
     batch["attention_mask"] = torch.ones(num_tokens, dtype=torch.long)
     return batch
 
