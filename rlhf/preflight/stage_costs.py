@@ -236,7 +236,7 @@ class StageCosts:
         return self._training(name, "model.path", section, texts, items, texts.tokens, how)
 
     def reward_model(self, name: str, num_pairs: float) -> StageForecast:
-        """Training of a judge on pairs, of which both sides are read whole."""
+        """Training of a judge on pairs: at most, since what both sides begin with is read once."""
         section = self._cfg.reward_model
         side_tokens = min(self._lengths.row_tokens["reward_model.data"] / 2, section.max_length)
         texts = Texts(num_pairs * (1 - section.held_out_share), 2, 0, side_tokens)

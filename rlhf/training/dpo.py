@@ -19,7 +19,7 @@ from rlhf.config.step_count import steps_of
 from rlhf.run.job import Job, Outcome, Worker
 from rlhf.training.arguments import stage_arguments
 from rlhf.training.deepspeed import fit_buckets, on_gpu
-from rlhf.training.fit import fit, step_rows
+from rlhf.training.fit import add_warning, fit, step_rows
 from rlhf.training.lora import add_adapter, export_adapter, num_trained
 from rlhf.training.losses import dpo_loss
 from rlhf.training.memory_forecast import dpo_memory
@@ -211,6 +211,5 @@ def train_dpo(job: Job[DpoStage], worker: Worker) -> Outcome:
     for name in ("rewards/accuracies", "rewards/margins"):
         outcome.metrics[f"mean_{name}"] = sum(row[name] for row in rows) / len(rows)
     outcome.metrics["budget"] = budget.record()
-    if slower:
-        outcome.metrics["warning"] = slower
+    add_warning(outcome, slower)
     return outcome

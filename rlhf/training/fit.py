@@ -76,6 +76,13 @@ def fit(
     return Outcome({**counts, **steps}, metrics)
 
 
+def add_warning(outcome: Outcome, text: str) -> None:
+    """Say something under the stage's line, beside what is said there already; "" is nothing."""
+    warnings = [outcome.metrics.get("warning"), text]
+    if text:
+        outcome.metrics["warning"] = "; ".join(filter(None, warnings))
+
+
 def _announcement(name: str, step_count: StepCount) -> str:
     lines = [f"  · {name}: {step_count}"]
     for warning in step_count.warnings():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,9 +23,13 @@ from rlhf.models.folder import load_config
 from rlhf.models.written import require_written
 from rlhf.run.job import Job, Outcome, Worker
 from rlhf.training.arguments import micro_batches, stage_arguments
-from rlhf.training.fit import fit
-from rlhf.training.held_out import split, sum_over
+from rlhf.training.deepspeed import on_gpu
+from rlhf.training.fit import add_warning, fit
+from rlhf.training.held_out import split, sum_over, to_device
+from rlhf.training.packed_conversations import pack_conversations
+from rlhf.training.response_batches import why_not_packed, why_slower
 from rlhf.training.reward_model import sourced_preferences
+from rlhf.training.shared_attention import share_prompts
 from rlhf.training.stage_trainer import StageTrainer
 from rlhf.training.tokens import IGNORED, TOKENS, TokenRow, count_refused, count_spelled, token_dataset
 from rlhf.training.weights import export_model, load_model, resolve_dtype
@@ -77,11 +81,35 @@ def _rows(
             }
 
 
+def pack_rows(rows: Sequence[TokenRow]) -> dict[str, Any]:
+    """A collator: rows side by side in one, unpadded. They are of different pairs, and share nothing."""
+    batch, _ = pack_conversations([[row["input_ids"]] for row in rows])
+    labels: list[int] = []
+    for row in rows:
+        # A row's first token follows on nothing, least of all on the last one of the row before it.
+        labels += [IGNORED, *row["labels"][1:]]
+    batch["labels"] = torch.tensor([labels], dtype=torch.long)
+    return batch
+
+
 @torch.no_grad()
-def accuracy(trainer: Any, dataset: Any, answers: tuple[int, int]) -> dict[str, float | None]:
+def accuracy(
+    trainer: Any,
+    dataset: Any,
+    micro_batch_size: int,
+    answers: tuple[int, int],
+    packed: bool,
+) -> dict[str, float | None]:
     """Share of pairs whose chosen answer has P > 1/2, averaged over both orders; a tie is wrong.
 
     Rows 2i and 2i + 1 are the two orders of pair i. Every rank calls it; None without pairs.
+
+    Args:
+        trainer: a Trainer that has trained.
+        dataset: the held-out rows.
+        micro_batch_size: pairs of one pass on one rank.
+        answers: the tokens A and B.
+        packed: whether the model shares prompts: what the orders of a pair begin with is computed once.
 
     Example:
         {"held_out_accuracy": 0.71}
@@ -89,29 +117,46 @@ def accuracy(trainer: Any, dataset: Any, answers: tuple[int, int]) -> dict[str, 
     num_pairs = len(dataset) // 2
     if num_pairs == 0:
         return {"held_out_accuracy": None}
-
-    def probability_of_label(model: Any, row: dict[str, list[int]]) -> float:
-        # One row at a time: without padding the last position is that of the last token.
-        prompt = row["input_ids"][:-1]
-        prompt_1_T = torch.tensor([prompt], device=trainer.args.device)
-        output = model(input_ids=prompt_1_T, use_cache=False, logits_to_keep=1)
-        logits_V = output.logits[0, -1]
-        # Of the two answers alone, in fp32: what else the model might say is no judgement.
-        probabilities_2 = logits_V[list(answers)].float().softmax(-1)
-        label = row["labels"][-1]
-        return float(probabilities_2[answers.index(label)])
+    logits_of_pairs = _packed_logits if packed else _logits_one_by_one
+    if not packed:
+        # Under ZeRO-3 all ranks must go through the model equally often, and each row is a pass.
+        micro_batch_size = 1
 
     def num_correct(model: Any, pairs: list[int]) -> Tensor:
-        count = 0
+        orders = []
+        labels = []
         for pair in pairs:
-            first = probability_of_label(model, dataset[2 * pair])
-            second = probability_of_label(model, dataset[2 * pair + 1])
-            if first / 2 + second / 2 > 0.5:
-                count += 1
-        return torch.tensor([count], dtype=torch.float64, device=trainer.args.device)
+            both = [dataset[2 * pair], dataset[2 * pair + 1]]
+            orders.append([row["input_ids"][:-1] for row in both])
+            labels.append([answers.index(row["labels"][-1]) for row in both])
+        logits_B_2_V = logits_of_pairs(model, orders, trainer.args.device)
+        # Of the two answers alone, in fp32: what else the model might say is no judgement.
+        probabilities_B_2_2 = logits_B_2_V[:, :, list(answers)].float().softmax(-1)
+        labels_B_2_1 = torch.tensor(labels, device=trainer.args.device)[:, :, None]
+        mean_B = probabilities_B_2_2.gather(2, labels_B_2_1)[:, :, 0].double().mean(1)
+        return (mean_B > 0.5).sum(dtype=torch.float64)[None]
 
-    (total,) = sum_over(trainer, range(num_pairs), 1, num_correct)
+    (total,) = sum_over(trainer, range(num_pairs), micro_batch_size, num_correct)
     return {"held_out_accuracy": total / num_pairs}
+
+
+def _packed_logits(model: Any, orders: list[list[list[int]]], device: torch.device) -> Tensor:
+    """Logits (B, 2, V) at the ends of both orders of each pair, in one pass."""
+    batch, ends_2B = pack_conversations(orders)
+    batch["logits_to_keep"] = ends_2B
+    output = model(**to_device(batch, device), use_cache=False)
+    return output.logits[0].view(len(orders), 2, -1)
+
+
+def _logits_one_by_one(model: Any, orders: list[list[list[int]]], device: torch.device) -> Tensor:
+    """The same of a model that does not share prompts."""
+    logits = []
+    for prompts in orders:
+        for prompt in prompts:
+            # One row at a time: without padding the last position is that of the last token.
+            output = model(input_ids=torch.tensor([prompt], device=device), use_cache=False, logits_to_keep=1)
+            logits.append(output.logits[0, -1])
+    return torch.stack(logits).view(len(orders), 2, -1)
 
 
 def train_preference_model(job: Job[PreferenceModelStage], worker: Worker) -> Outcome:
@@ -154,13 +199,17 @@ def train_preference_model(job: Job[PreferenceModelStage], worker: Worker) -> Ou
     for pair in held_out:
         held_out_rows += [2 * pair, 2 * pair + 1]
     model = load_model(source, resolve_dtype(config.dtype, source), config.trust_remote_code)
+    why_padded = why_not_packed(config.trainer_args) or share_prompts(model)
     trainer = _Trainer(
         model=model,
         args=args,
         train_dataset=training_rows,
         processing_class=tokenizer,
     )
-    return fit(
+    if not why_padded:
+        # Not given to it: with a collator of its own TRL leaves other things undone.
+        trainer.data_collator = pack_rows
+    outcome = fit(
         trainer,
         source,
         job,
@@ -168,5 +217,14 @@ def train_preference_model(job: Job[PreferenceModelStage], worker: Worker) -> Ou
         counts,
         steps_of("reward_model", config, len(training), "pairs"),
         export=partial(export_model, model, source, job.out_path / "model"),
-        measure=partial(accuracy, trainer, dataset.select(held_out_rows), answer_ids(tokenizer)),
+        measure=partial(
+            accuracy,
+            trainer,
+            dataset.select(held_out_rows),
+            config.micro_batch_size,
+            answer_ids(tokenizer),
+            packed=not why_padded,
+        ),
     )
+    add_warning(outcome, why_slower(model, why_padded, on_gpu(job.compute)))
+    return outcome

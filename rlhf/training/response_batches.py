@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,15 +70,32 @@ def batching_of(model: Any, batch_tokens: int | None, on_gpu: bool) -> tuple[Bat
         on_gpu: whether it is a GPU.
     """
     why_padded = share_prompts(model)
-    if why_padded:
-        slower = f"slower, with every prompt twice and padding: {why_padded}"
-    else:
+    if not why_padded:
         use_target_head(model)
-        why_apart = why_not_one_call_of(model, on_gpu)
-        slower = f"slower, with attention one sequence after the other: {why_apart}" if why_apart else ""
     if batch_tokens is None:
         batch_tokens = default_tokens(on_gpu)
-    return Batching(not why_padded, batch_tokens), slower
+    return Batching(not why_padded, batch_tokens), why_slower(model, why_padded, on_gpu)
+
+
+def why_slower(model: Any, why_padded: str, on_gpu: bool) -> str:
+    """What makes a model slower than others, for people; "" where nothing does.
+
+    Args:
+        model: a transformers model.
+        why_padded: why its batches are not packed; "" where they are.
+        on_gpu: whether it is computed on a GPU.
+    """
+    if why_padded:
+        return f"slower, with every prompt twice and padding: {why_padded}"
+    why_apart = why_not_one_call_of(model, on_gpu)
+    return f"slower, with attention one sequence after the other: {why_apart}" if why_apart else ""
+
+
+def why_not_packed(trainer_args: Mapping[str, Any]) -> str:
+    """Why what a user tells TRL's Trainer asks for padded batches; "" where it does not."""
+    if trainer_args.get("neftune_noise_alpha"):
+        return "trainer_args.neftune_noise_alpha makes noise by the length of the padded rows"
+    return ""
 
 
 def batch_logprobs(model: Any, batch: Batch) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from trl import RewardConfig, RewardTrainer
 
@@ -28,8 +28,12 @@ from rlhf.models.chat import end_of_turn_id, load_tokenizer, render_conversation
 from rlhf.models.written import require_written
 from rlhf.run.job import Job, Outcome, Worker
 from rlhf.training.arguments import micro_batches, stage_arguments
-from rlhf.training.fit import fit
+from rlhf.training.deepspeed import on_gpu
+from rlhf.training.fit import add_warning, fit
 from rlhf.training.held_out import split, sum_over, to_device
+from rlhf.training.response_batches import why_not_packed, why_slower
+from rlhf.training.score_head import pack_pairs, packed_scores, use_fp32_head
+from rlhf.training.shared_attention import share_prompts
 from rlhf.training.stage_trainer import StageTrainer
 from rlhf.training.tokens import TOKENS, TokenRow, count_refused, count_spelled, token_dataset
 from rlhf.training.weights import export_model, load_model, resolve_dtype
@@ -42,18 +46,11 @@ _MAX_SOURCES = 50
 
 
 class _Trainer(StageTrainer, RewardTrainer):
-    pass
-
-
-class Fp32Linear(nn.Linear):
-    """A score head that computes in fp32: bf16 scores between 4 and 8 come in steps of 1/32."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Rows of fp32 logits."""
-        bias = None
-        if self.bias is not None:
-            bias = self.bias.float()
-        return F.linear(input.float(), self.weight.float(), bias)
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *rest: Any, **named: Any) -> Any:
+        """TRL's loss and metrics, whichever way a batch goes through the model."""
+        if "prompt_groups" in inputs:
+            model = partial(packed_scores, model)
+        return super().compute_loss(model, inputs, *rest, **named)
 
 
 def ensure_pad(tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
@@ -185,8 +182,9 @@ def accuracies(
         for row in rows:
             pairs.append({column: row[column] for column in _COLUMNS})
         batch = to_device(trainer.data_collator(pairs), trainer.args.device)
-        # TRL's collator puts all chosen conversations before all rejected ones.
-        scores = model(**batch, use_cache=False).logits.squeeze(-1).float()
+        score = partial(packed_scores, model) if "prompt_groups" in batch else model
+        # As TRL's collator and ours have it: all chosen conversations before all rejected ones.
+        scores = score(**batch, use_cache=False).logits.squeeze(-1).float()
         chosen_B, rejected_B = scores.chunk(2)
         correct_B = (chosen_B > rejected_B).double()
         source_B = torch.tensor([row["source"][0] for row in rows], device=correct_B.device)
@@ -208,17 +206,18 @@ def _load_classifier(
     job: Job[RewardModelStage],
     source: Path,
     tokenizer: PreTrainedTokenizerBase,
-) -> Any:
-    """The model with a score head, new where it has none, and with a pad token, as `tokenizer`."""
+) -> tuple[Any, str]:
+    """The model with a score head, new where it has none, and with a pad token, as `tokenizer`.
+
+    Also why its pairs are padded; "" where it computes packed ones from here on.
+    """
     config = job.config
     torch.manual_seed(job.seed)  # of the new score head
     dtype = resolve_dtype(config.dtype, source)
     model = load_model(source, dtype, config.trust_remote_code, reward_model=True)
     ensure_pad(tokenizer, model)
-    # The class alone: DeepSpeed knows the weights of the very head that was loaded.
-    if isinstance(getattr(model, "score", None), nn.Linear):
-        model.score.__class__ = Fp32Linear
-    return model
+    why_padded = use_fp32_head(model) or why_not_packed(config.trainer_args) or share_prompts(model)
+    return model, why_padded
 
 
 def _classifier_config(source: Path, model: Any, pad_token_id: int) -> dict[str, Any]:
@@ -250,7 +249,7 @@ def train_reward_model(job: Job[RewardModelStage], worker: Worker) -> Outcome:
     args = stage_arguments(RewardConfig, "reward_model", job, source, own)
     tokenizer = load_tokenizer(source, config.trust_remote_code, special_tokens=config.special_tokens)
     # Before the data: a new pad token changes the tokenizer that renders them.
-    model = _load_classifier(job, source, tokenizer)
+    model, why_padded = _load_classifier(job, source, tokenizer)
     counts: Counter[str] = Counter(rows=0, cut_left=0)
     sources: dict[str, int] = {}
     make_rows = partial(_rows, job, tokenizer, counts, sources)
@@ -268,8 +267,11 @@ def train_reward_model(job: Job[RewardModelStage], worker: Worker) -> Outcome:
     counts["held_out"] = len(held_out)
     pairs = dataset.select(training).select_columns(_COLUMNS)
     trainer = _Trainer(model=model, args=args, train_dataset=pairs, processing_class=tokenizer)
+    if not why_padded:
+        # Not given to it: with a collator of its own TRL leaves other things undone.
+        trainer.data_collator = pack_pairs
     model_config = _classifier_config(source, model, int(tokenizer.pad_token_id))
-    return fit(
+    outcome = fit(
         trainer,
         source,
         job,
@@ -292,3 +294,5 @@ def train_reward_model(job: Job[RewardModelStage], worker: Worker) -> Outcome:
             list(sources),
         ),
     )
+    add_warning(outcome, why_slower(model, why_padded, on_gpu(job.compute)))
+    return outcome

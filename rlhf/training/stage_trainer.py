@@ -14,6 +14,7 @@ from rlhf.data.json_text import json_text
 from rlhf.data.shards import write_atomic
 from rlhf.errors import UserError
 from rlhf.run.job import Worker
+from rlhf.training.packed_conversations import unpacked
 from rlhf.training.weights import init_master_weights
 
 
@@ -23,7 +24,7 @@ class StageTrainer(Trainer):
     source: Path
     """Folder the weights were loaded from."""
     _batches_of_step: tuple[int, list[Any]] = (-1, [])
-    """Number of the step under way, and this rank's batches in it."""
+    """Number of the step under way, and this rank's batches in it: token ids, and how they are packed."""
 
     def training_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> Tensor:
         """The library's; `step_contents` can tell afterwards what was in it."""
@@ -32,7 +33,7 @@ class StageTrainer(Trainer):
         if step != self.state.global_step:
             batches = []
             self._batches_of_step = (self.state.global_step, batches)
-        batches.append(inputs["input_ids"])
+        batches.append((inputs["input_ids"], inputs.get("prompt_groups")))
         return super().training_step(model, inputs, *rest, **named)
 
     def step_contents(self, step: int) -> dict[str, Any]:
@@ -40,8 +41,11 @@ class StageTrainer(Trainer):
         assert self.processing_class is not None
         _, batches = self._batches_of_step
         texts: list[str] = []
-        for input_ids in batches:
-            texts += self.processing_class.batch_decode(input_ids)
+        for input_ids, prompt_groups in batches:
+            rows = input_ids
+            if prompt_groups is not None:
+                rows = list(unpacked(input_ids[0], prompt_groups))
+            texts += self.processing_class.batch_decode(rows)
         return {"rows": texts}
 
     def bad_step(self, what: str, step: int, where: str = "") -> UserError:

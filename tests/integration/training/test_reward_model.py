@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from rlhf.config.training import RewardModelConfig
 from rlhf.models.chat import render_conversation
 from rlhf.training.held_out import split
-from rlhf.training.reward_model import Fp32Linear, accuracies, ensure_pad, source_of
+from rlhf.training.reward_model import accuracies, ensure_pad, source_of
+from rlhf.training.score_head import Fp32Linear
 from tests.stage_runner import make_job, run_ranks
 from tests.tiny import random_pairs, tiny_llama, tiny_reward_model, tiny_tokenizer, write_pairs
 
