@@ -151,6 +151,8 @@ def fit_to_machine(config: Any, arguments: Collection[str]) -> None:
     """
     if getattr(config, "hardware", None) is not None:
         return  # planned for another machine (`rlhf.plan`)
+    if not hasattr(config, "compute"):
+        return  # a tool that only reads
     sizes = [1]
     for section in ("generate", "score"):
         if hasattr(config, section):
