@@ -110,7 +110,7 @@ def _settings_of(folder: Path) -> Config:
     saved = read_saved(folder)
     if saved is None:
         raise ConfigError(
-            f"run_dir={folder}: it has no config.yaml, so nobody knows how its policies and judges are loaded. "
+            f"run_dir={folder}: it has no config.yaml, so nobody knows how its models are loaded. "
             "Put the file back, or begin the run (python -m rlhf.iterate … writes it)."
         )
     config: Config = to_config(merged(saved, OmegaConf.create({})), Config)

@@ -90,8 +90,8 @@ def temperatures_of(n: int, temperatures: list[float]) -> list[float]:
 
 
 def text_of(token_ids: list[int], tokenizer: Any, stop_token_ids: Collection[int]) -> str:
-    """The text of a response's tokens up to the terminator, which may be a plain token of `stop_token_ids`."""
-    # `skip_special_tokens` alone would not do for that one.
+    """The text of a response's tokens up to the terminator: a plain token may be one."""
+    # `skip_special_tokens` alone would not do for such a one.
     if token_ids and token_ids[-1] in stop_token_ids:
         token_ids = token_ids[:-1]
     return str(tokenizer.decode(token_ids, skip_special_tokens=True))
