@@ -20,16 +20,19 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from rlhf.check import as_json
 from rlhf.command.line import main
 from rlhf.command.saved import merged, read_saved
 from rlhf.command.settings import to_config
 from rlhf.config.chat_tool import ChatTool
 from rlhf.config.choices import Engine
+from rlhf.config.limits import check_numbers
+from rlhf.config.overrides import override
 from rlhf.config.schema import Config
 from rlhf.config.training import MAIN_JUDGE
-from rlhf.data.json_text import json_text
 from rlhf.data.records import Message
-from rlhf.errors import ConfigError, UserError, one_line
+from rlhf.data.rows import has_half_pair
+from rlhf.errors import ConfigError, Stopped, UserError, WorkerFailed, one_line
 from rlhf.launch.machine import starting_environment
 from rlhf.loop.figures import best
 from rlhf.loop.judges import initial_policy, judges_of
@@ -37,9 +40,13 @@ from rlhf.loop.step import policy_dtype, stage_config
 from rlhf.run.artifact import Artifact
 from rlhf.run.console import show
 from rlhf.run.plan import Run
+from rlhf.view.chat_input import Keyboard
 from rlhf.view.chat_screen import Lines, Screen, screen_for
 from rlhf.view.chat_session import Answer, Command, Session, chosen_iterations, obeyed
 from rlhf.view.run_folder import RunFolder, open_run
+
+_PATIENCE_SECONDS = 5.0
+"""For which a judge's server that does not answer is asked again."""
 
 
 class _Silent:
@@ -67,8 +74,10 @@ class _Scoring:
         for name, judge in self.judges.items():
             try:
                 (score,) = score_groups(judge, [Group(messages, [response])]).scores
-            except UserError as error:
-                show(f"    (no score by {name}: {one_line(error)})", error=True)
+            except Stopped:
+                raise
+            except Exception as error:  # a rule may raise anything, and a server be gone: the answer stays
+                show(f"    (no score by {name}: {type(error).__name__}: {one_line(error)})", error=True)
                 score = math.nan
             scores[name] = score if math.isfinite(score) else None
         return scores
@@ -76,20 +85,24 @@ class _Scoring:
 
 def chat(tool: ChatTool) -> None:
     """Load whom a person wants to talk to, and talk."""
+    check_numbers(tool)
+    question = _question(tool)
     folder = open_run(tool.run_dir)
     cfg = _as_made(_settings_of(folder.path), folder)
     run = Run(folder.path, cfg, made=dict(folder.artifacts))
-    initial = initial_policy(cfg, run)
-    policies = _policies(folder, initial)
+    iterates = _iterates(folder)
     best_iteration = folder.rows[best(folder.rows)].iteration if folder.rows else None
-    chosen = chosen_iterations(tool.iterations, sorted(policies), best_iteration)
-    question = _question(tool)
+    chosen = chosen_iterations(tool.iterations, [0, *sorted(iterates)], best_iteration, _not_there(folder))
+    policies = {}
+    for iteration in chosen:
+        # π0 may be large and far away: it is fetched for those who talk to it.
+        policies[f"π{iteration}"] = iterates[iteration] if iteration > 0 else initial_policy(cfg, run)
     # Weights that were damaged would talk nonsense, and nobody would know why.
-    run.verify(*[policies[iteration] for iteration in chosen])
+    run.verify(*policies.values())
     os.environ.update(starting_environment(cfg.compute.device.value))
     with _quietly():
-        talkers = _load(cfg, initial, {f"π{number}": policies[number].path for number in chosen}, tool.seed)
-        scoring = _judges(cfg, run, initial) if tool.scores else _Scoring({}, {})
+        talkers = _load(cfg, _dtype(cfg, folder, policies), policies, tool.seed)
+        scoring = _judges(cfg, run, next(iter(policies.values()))) if tool.scores else _Scoring({}, {})
     for name, reason in scoring.missing.items():
         show(f"! no scores by {name}: {reason}", error=True)
     session = Session(
@@ -133,14 +146,36 @@ def _as_made(cfg: Config, folder: RunFolder) -> Config:
     return replace(cfg, **changes)
 
 
-def _policies(folder: RunFolder, initial: Artifact) -> dict[int, Artifact]:
-    """Every policy that is finished, by iteration; 0 is π0."""
-    policies = {0: initial}
+def _iterates(folder: RunFolder) -> dict[int, Artifact]:
+    """Every policy that the run has trained to the end, by iteration."""
+    iterates = {}
     for name, artifact in folder.artifacts.items():
         iteration, _, stage = name.partition("/")
         if stage == "dpo":
-            policies[int(iteration.removeprefix("iteration_"))] = artifact.part("model")
-    return policies
+            iterates[int(iteration.removeprefix("iteration_"))] = artifact.part("model")
+    return iterates
+
+
+def _dtype(cfg: Config, folder: RunFolder, policies: dict[str, Artifact]) -> str:
+    """The dtype in which the run has sampled; where it has not yet, that of the settings."""
+    for name, artifact in folder.artifacts.items():
+        if name.endswith("/generate") and name.startswith("iteration_"):
+            dtype = artifact.record["config"].get("dtype")
+            if isinstance(dtype, str):
+                return dtype
+    return policy_dtype(cfg, next(iter(policies.values())))
+
+
+def _not_there(folder: RunFolder) -> dict[int, str]:
+    """Why an iterate that was begun cannot be talked to, by iteration."""
+    reasons = {}
+    for name in folder.unfinished:
+        if name.endswith("/dpo"):
+            reasons[int(name.removeprefix("iteration_").removesuffix("/dpo"))] = "it is not finished"
+    for name, reason in folder.damaged.items():
+        if name.endswith("/dpo"):
+            reasons[int(name.removeprefix("iteration_").removesuffix("/dpo"))] = reason
+    return reasons
 
 
 def _question(tool: ChatTool) -> str | None:
@@ -153,9 +188,14 @@ def _question(tool: ChatTool) -> str | None:
         if tool.json:
             raise ConfigError('json=true: goes with once="a question", which is what the document is about.')
         return None
-    question = sys.stdin.read() if tool.once == "-" else tool.once
+    question = tool.once
+    if question == "-":
+        # Bytes that are no text come out as half pairs.
+        question = sys.stdin.buffer.read().decode(errors="surrogateescape")
     if not question.strip():
         raise ConfigError('once=: the question is empty. Ask something, as in once="What is 2+2?".')
+    if has_half_pair(question):
+        raise ConfigError("once=…: the question holds bytes that are no text. Write it in UTF-8.")
     return question
 
 
@@ -166,19 +206,19 @@ def _quietly() -> Iterator[None]:
         yield
 
 
-def _load(cfg: Config, initial: Artifact, paths: dict[str, Path], seed: int) -> dict[str, Any]:
+def _load(cfg: Config, dtype: str, policies: dict[str, Artifact], seed: int) -> dict[str, Any]:
     """A talker for each name."""
-    show(f"loading {', '.join(paths)} …", error=True)
+    show(f"loading {', '.join(policies)} …", error=True)
     from transformers.utils import logging
 
     from rlhf.generation.talker import Talker
 
     logging.disable_progress_bar()
-    config = stage_config(cfg, "generate", dtype=policy_dtype(cfg, initial))
-    return {name: Talker(config, path, seed) for name, path in paths.items()}
+    config = stage_config(cfg, "generate", dtype=dtype)
+    return {name: Talker(config, policy.path, seed) for name, policy in policies.items()}
 
 
-def _judges(cfg: Config, run: Run, initial: Artifact) -> _Scoring:
+def _judges(cfg: Config, run: Run, policy: Artifact) -> _Scoring:
     """The judges whose scores counted in the run, those that can be loaded here."""
     from rlhf.scoring.choose_judge import load_judge
     from rlhf.scoring.tournament import Tournament
@@ -188,7 +228,7 @@ def _judges(cfg: Config, run: Run, initial: Artifact) -> _Scoring:
     if cfg.reward_model.data is not None and cfg.reward_model.rule is None:
         return _Scoring({}, {"the judge": "the run has not trained it yet"})
     try:
-        found = judges_of(cfg, run, initial)
+        found = judges_of(cfg, run, policy)
     except UserError as error:
         return _Scoring({}, {"the judges": one_line(error)})
     for name, judge in found.items():
@@ -197,10 +237,11 @@ def _judges(cfg: Config, run: Run, initial: Artifact) -> _Scoring:
             inputs = {}
             if judge.model is not None:
                 inputs["judge"] = str(judge.model.path)
-            # Up in seconds; its scores are vLLM's up to rounding.
-            config = replace(judge.config, engine=Engine.transformers)
+            # Up in seconds; its scores are vLLM's up to rounding. Nobody waits at a prompt for a server.
+            patience = min(judge.config.retry_seconds, _PATIENCE_SECONDS)
+            config = replace(judge.config, engine=Engine.transformers, retry_seconds=patience)
             one = load_judge(config, inputs)
-        except (UserError, ImportError) as error:
+        except (UserError, WorkerFailed, ImportError) as error:
             missing[shown] = one_line(error)
             continue
         if isinstance(one, Tournament):
@@ -211,63 +252,78 @@ def _judges(cfg: Config, run: Run, initial: Artifact) -> _Scoring:
 
 
 def _answer_once(
-    session: Session, talkers: dict[str, Any], scoring: _Scoring, question: str, as_json: bool
+    session: Session, talkers: dict[str, Any], scoring: _Scoring, question: str, is_json: bool
 ) -> None:
-    screen: Screen = _Silent() if as_json else Lines()
+    screen: Screen = _Silent() if is_json else Lines()
     _answer_all(session, talkers, scoring, question, screen)
-    if as_json:
+    if is_json:
         answers = []
         for name in session.names:
             answers.append({"policy": name, **vars(session.answers[name][0])})
         document = {"question": question, "seed": session.seed, "answers": answers}
-        show(json_text(document, indent=1, ascii_only=False))
+        show(as_json(document))
 
 
 def _converse(session: Session, talkers: dict[str, Any], scoring: _Scoring) -> None:
-    """Read lines and answer them, to the end of the input."""
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401 arrow keys, a history, and pasted lines as one message
+    """Answer messages, to the end of the input.
+
+    Raises:
+        UserError: a line of a script could not be obeyed or answered: the first one that could not. A person
+            is told at once, and goes on.
+    """
+    keyboard = Keyboard()
     show(f"{' and '.join(session.names)}; /help lists commands, Ctrl-D leaves", error=True)
-    # A Ctrl-C ends what is under way; the second one, at the prompt, leaves.
+    # A Ctrl-C ends what is under way and not the program.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    failed: UserError | None = None
     while True:
         try:
-            line = input("you> " if sys.stdin.isatty() else "")
-        except (EOFError, KeyboardInterrupt):
-            show()
-            return
-        if not line.strip():
-            continue
-        try:
-            command = obeyed(session, line)
+            text = keyboard.message()
+            if text is None:
+                break
+            command = obeyed(session, text)
+            if command.kind == "exit":
+                break
+            if command.kind == "read":
+                show(command.text)
+                continue
+            keyboard.was_stopped = _say(session, talkers, scoring, command, keyboard.is_terminal)
         except UserError as error:
             show(f"error: {error}", error=True)
-            continue
-        if command.kind == "exit":
-            return
-        if command.kind == "read":
-            show(command.text)
-            continue
-        _say(session, talkers, scoring, command)
+            failed = failed or error
+    if failed is not None and not keyboard.is_terminal:
+        raise type(failed)(f"not all lines could be answered; the first that could not: {failed}")
 
 
-def _say(session: Session, talkers: dict[str, Any], scoring: _Scoring, command: Command) -> None:
-    """Have a message answered; one that cannot be is told, and the conversation goes on."""
-    if not sys.stdin.isatty():
+def _say(
+    session: Session, talkers: dict[str, Any], scoring: _Scoring, command: Command, is_shown: bool
+) -> bool:
+    """Have a message answered; True where a Ctrl-C has stopped that.
+
+    Raises:
+        UserError: it cannot be; the conversation is what it was.
+    """
+    if not is_shown:
         show(f"you> {command.text}")
     try:
         with screen_for(session.names) as screen:
-            _answer_all(session, talkers, scoring, command.text, screen)
-    except UserError as error:
-        show(f"error: {error}", error=True)
-    except KeyboardInterrupt:
-        show("\n(stopped before everybody had answered; the question is not kept)", error=True)
+            was_stopped = _answer_all(session, talkers, scoring, command.text, screen)
+    except (UserError, KeyboardInterrupt) as error:
+        if command.before is not None:
+            session.add(command.text, command.before)
+        if isinstance(error, UserError):
+            raise
+        show("\n(stopped before everybody had answered; nothing of it is kept)", error=True)
+        return True
+    return was_stopped
 
 
 def _answer_all(
     session: Session, talkers: dict[str, Any], scoring: _Scoring, question: str, screen: Screen
-) -> None:
-    """Everybody's answer to a question, shown as it comes and kept when all are there."""
+) -> bool:
+    """Everybody's answer to a question, shown as it comes and kept when all are there; whether a Ctrl-C has
+    stopped one of them.
+    """
     answers = {}
     for name, talker in talkers.items():
         messages = session.messages_of(name, question)
@@ -287,6 +343,7 @@ def _answer_all(
         answers[name] = Answer(text, len(drawn), finish, scoring.scores(messages, text))
         screen.foot(name, _foot(answers[name], num_left_out))
     session.add(question, answers)
+    return any(answer.finish_reason == "interrupted" for answer in answers.values())
 
 
 def _foot(answer: Answer, num_left_out: int) -> str:
@@ -308,19 +365,35 @@ def _foot(answer: Answer, num_left_out: int) -> str:
     return ", ".join(parts)
 
 
-def _with_equals(words: Sequence[str]) -> list[str]:
-    """Words of a command line in which `--once "a question"` is written as the setting that it is."""
+def _with_question(words: Sequence[str]) -> list[str]:
+    """Words of a command line in which the question is taken as it stands, however it is written.
+
+    Hydra's grammar would refuse `2 + 2 = ?` and take `null` for none.
+
+    Example:
+        ["--once", "2 + 2 = ?"] and ["once=2 + 2 = ?"] give ['once="2 + 2 = ?"']
+    """
     written = []
     left = iter(words)
     for word in left:
-        if word == "--once":
-            # In Hydra's grammar a text in quotes is taken as it stands.
-            text = next(left, "").replace("\\", "\\\\").replace('"', '\\"')
-            word = f'once="{text}"'
-        written.append(word)
+        key, equals, question = word.partition("=")
+        if key == "--once" and not equals:
+            question = next(left, "")
+        elif key not in ("once", "--once") or not equals:
+            written.append(word)
+            continue
+        elif _is_quoted(question):
+            written.append(f"once={question}")
+            continue
+        written.append(override("once", question))
     return written
 
 
+def _is_quoted(text: str) -> bool:
+    """Whether a text stands in quotes for Hydra already."""
+    return len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+
+
 if __name__ == "__main__":
-    sys.argv[1:] = _with_equals(sys.argv[1:])
+    sys.argv[1:] = _with_question(sys.argv[1:])
     main(chat, "tool", ChatTool)

@@ -1,9 +1,9 @@
-"""Hold every command of README and docs against the code: `python scripts/check_docs.py [--run RUN] [--list]`.
+"""Hold every command of README and docs against the code: `python scripts/check_docs.py [--run RUN]`.
 
-A command of ours goes through its own module and command line, with the tool itself left out: settings that do
-not exist, values that are impossible and experiments that are gone are errors, files need not be there. What is
-in `RUN_BY` is also run, with small models, by the test that it names. Commands that only look at a run are run
-as they stand with `--run`, on that run folder (a finished quickstart) in the place of RUN and
+A command of ours goes through its own module and command line, with the tool itself left out: settings that
+do not exist, values that are impossible and experiments that are gone are errors, files need not be there.
+What is in `RUN_BY` is also run, with small models, by the test that it names. Commands that only look at a
+run are run as they stand with `--run`, on that run folder (a finished quickstart) in the place of RUN and
 runs/quickstart. `--list` prints each command with how far it is held.
 
 In a command `…` stands for what a reader puts there: a value, or the rest of the command. Exit code 1: a
@@ -106,7 +106,7 @@ def commands_of(page: Path) -> list[Command]:
     """The commands of a page: lines of its fenced blocks, and spans of code in its sentences."""
     text = page.read_text(encoding="utf-8")
     name = page.relative_to(ROOT).as_posix() if page.is_relative_to(ROOT) else page.name
-    found = []
+    found: list[Command] = []
     for block in _FENCE.finditer(text):
         if block[1] in ("", "sh", "bash"):
             first_line = text.count("\n", 0, block.start()) + 2

@@ -94,11 +94,22 @@ def check_stages(cfg: Config) -> None:
         raise ConfigError("\n".join(wrong))
 
 
-def _ranges(cfg: Config) -> Iterator[str]:
-    """Numbers outside their range, and what of `score` does not go with the kind of judge."""
+def check_numbers(tool: Any) -> None:
+    """Raise ConfigError for numbers outside their range, for tools that have no stage's settings."""
+    wrong = list(_wrong_numbers(tool))
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+
+
+def _wrong_numbers(cfg: Any) -> Iterator[str]:
     for key, value, within in numbers(cfg):
         if within is not CHECKED_WITH_OTHERS and not within.holds(value):
             yield f"{key}={value}: {within.says}"
+
+
+def _ranges(cfg: Config) -> Iterator[str]:
+    """Numbers outside their range, and what of `score` does not go with the kind of judge."""
+    yield from _wrong_numbers(cfg)
     score = cfg.score
     # Only vLLM cuts a model into parts.
     if score.tensor_parallel_size > 1 and score.engine is not Engine.vllm:

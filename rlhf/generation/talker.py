@@ -44,14 +44,20 @@ class Talker:
             ModelError: the last question alone is too long.
         """
         trusted = self._config.trust_remote_code
-        limit = longest_prompt(self._path, _NO_LIMIT, max_new_tokens, trusted)
+        try:
+            limit = longest_prompt(self._path, _NO_LIMIT, max_new_tokens, trusted)
+        except ModelError as error:
+            raise ModelError(
+                f"An answer of {max_new_tokens} tokens leaves no room for a question in the model's context: "
+                "set fewer (max_new_tokens=…, or /max 200)."
+            ) from error
         for start in range(0, len(messages), 2):
             ids = render_prompt(self._tokenizer, messages[start:])
             if len(ids) <= limit:
                 return ids, start // 2
         raise ModelError(
             f"The question has {len(ids)} tokens, and the model's context has room for {limit} beside an "
-            f"answer of {max_new_tokens}. Ask less, or set fewer tokens for the answer."
+            f"answer of {max_new_tokens}. Ask less, or set fewer (max_new_tokens=…, /max 200)."
         )
 
     def pieces(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,13 +76,12 @@ class Session:
         for name in self.names:
             self.answers[name].append(answers[name])
 
-    def undo(self) -> str | None:
-        """Take back the last question and its answers; None where there is none."""
+    def undo(self) -> tuple[str, dict[str, Answer]] | None:
+        """Take back the last question and everybody's answers, which are given; None where there are none."""
         if not self.questions:
             return None
-        for name in self.names:
-            self.answers[name].pop()
-        return self.questions.pop()
+        answers = {name: self.answers[name].pop() for name in self.names}
+        return self.questions.pop(), answers
 
     def forget(self) -> None:
         """Begin anew."""
@@ -129,12 +128,14 @@ class Session:
 
 @dataclass(frozen=True)
 class Command:
-    """What a line asks for: `say` something to the policies (`text`), answer `again`, `exit`, or nothing but
-    to read `text`.
+    """What a line asks for: `say` a text to the policies, `exit`, or nothing but to `read` a text.
+
+    `before` are the answers that new ones are to replace.
     """
 
     kind: str
     text: str = ""
+    before: dict[str, Answer] | None = None
 
 
 def obeyed(session: Session, line: str) -> Command:
@@ -155,14 +156,14 @@ def obeyed(session: Session, line: str) -> Command:
         session.forget()
         return Command("read", "(a new conversation)")
     if word == "/undo":
-        question = session.undo()
-        return Command("read", "(nothing to take back)" if question is None else f"(taken back: {question})")
+        undone = session.undo()
+        return Command("read", "(nothing to take back)" if undone is None else f"(taken back: {undone[0]})")
     if word == "/again":
-        question = session.undo()
-        if question is None:
+        undone = session.undo()
+        if undone is None:
             return Command("read", "(nothing was asked yet)")
         session.seed += 1
-        return Command("again", question)
+        return Command("say", *undone)
     if word == "/save":
         if not value:
             raise UserError("/save: name a file, as in /save talk.jsonl.")
@@ -196,27 +197,42 @@ def _number(word: str, value: str, kind: Any, least: float) -> Any:
     return number
 
 
-def chosen_iterations(iterations: Any, there: Sequence[int], best: int | None) -> list[int]:
+def chosen_iterations(
+    iterations: Any, there: Sequence[int], best: int | None, not_there: Mapping[int, str]
+) -> list[int]:
     """Whom to talk to.
 
     Args:
         iterations: what a person typed: a number, a list of them, or None for the best one.
-        there: the iterates that are finished.
+        there: the iterates that are finished, in order.
         best: the best one; None where the run has not come so far, and the last one stands in.
+        not_there: of iterates that are not, why.
 
     Raises:
         ConfigError: there is none, or not that one.
     """
+    shown = ", ".join(map(str, there)) or "none"
     if iterations is None:
-        return [there[-1] if best is None else best]
+        if best is None and there:
+            return [there[-1]]
+        if best is not None and best in there:
+            return [best]
+        reason = not_there.get(best, "its folder is gone") if best is not None else "it is not known"
+        raise ConfigError(
+            f"The best iterate of this run, {best}, is not there: {reason}. It has {shown}; name one, as in "
+            "iterations=[0]."
+        )
     wanted = iterations if isinstance(iterations, list) else [iterations]
-    shown = ", ".join(map(str, there))
     if not wanted or any(isinstance(number, bool) or not isinstance(number, int) for number in wanted):
-        raise ConfigError(f"iterations={iterations}: numbers are wanted, as in iterations=[0,{there[-1]}].")
+        raise ConfigError(
+            f"iterations={iterations}: numbers are wanted, as in iterations=[0,{there[-1]}]; it has {shown}."
+        )
     for number in wanted:
         if number not in there:
+            why = f" ({not_there[number]})" if number in not_there else ""
             raise ConfigError(
-                f"iterations={iterations}: this run has no iterate {number} that is finished; it has {shown}."
+                f"iterations={iterations}: this run has no iterate {number} that is finished{why}; it has "
+                f"{shown}."
             )
     if len(set(wanted)) < len(wanted):
         raise ConfigError(f"iterations={iterations}: each one once, please; this run has {shown}.")

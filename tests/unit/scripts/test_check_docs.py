@@ -89,5 +89,7 @@ def test_an_experiment_that_the_reader_writes_is_composed(setting, is_fine, fold
 
 
 def test_commands_that_look_are_run_on_the_run_that_is_given():
-    words = [check_docs._on_run(word, check_docs.ROOT) for word in ("run_dir=RUN", "runs=runs/sweep/*", "x=1")]
+    words = [
+        check_docs._on_run(word, check_docs.ROOT) for word in ("run_dir=RUN", "runs=runs/sweep/*", "x=1")
+    ]
     assert words == [f"run_dir={check_docs.ROOT}", f"runs={check_docs.ROOT}", "x=1"]
