@@ -179,15 +179,17 @@ class Pty:
         )
         os.close(slave)
         self.said = ""
+        self._read = 0
+        """How much of it tests have waited for already."""
 
     def until(self, text):
-        """Read until the terminal has shown a text since the last call."""
+        """Read until the terminal has shown a text, behind the one of the last call."""
         end = time.monotonic() + SECONDS
-        begin = len(self.said)
-        while text not in self.said[begin:]:
-            assert time.monotonic() < end, self.said[begin:]
+        while text not in self.said[self._read :]:
+            assert time.monotonic() < end, self.said[self._read :]
             if select.select([self.master], [], [], 1)[0]:
                 self.said += os.read(self.master, 65536).decode(errors="replace")
+        self._read = self.said.index(text, self._read) + len(text)
 
     def type(self, text):
         os.write(self.master, text.encode())

@@ -63,8 +63,10 @@ def test_again_takes_the_last_answers_along_and_another_seed(session):
 
 @pytest.mark.parametrize(
     "line",
-    "/nope;/temperature;/temperature hot;/temperature -1;/temperature nan;/temperature inf;/max 0;/max 1.5;"
-    "/seed -1;/seed 99999999999;/save;/;/temprature 1".split(";"),
+    [
+        *("/nope", "/", "/temprature 1", "/save", "/seed -1", "/seed 99999999999", "/max 0", "/max 1.5"),
+        *("/temperature", "/temperature hot", "/temperature -1", "/temperature nan", "/temperature inf"),
+    ],
 )
 def test_a_command_that_is_none_changes_nothing(session, line):
     before = vars(session).copy()
