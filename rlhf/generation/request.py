@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from rlhf.data.records import Candidate
 
@@ -87,3 +87,11 @@ def temperatures_of(n: int, temperatures: list[float]) -> list[float]:
         block = sample * len(temperatures) // n
         by_sample.append(temperatures[block])
     return by_sample
+
+
+def text_of(token_ids: list[int], tokenizer: Any, stop_token_ids: Collection[int]) -> str:
+    """The text of a response's tokens up to the terminator: a plain token may be one."""
+    # `skip_special_tokens` alone would not do for such a one.
+    if token_ids and token_ids[-1] in stop_token_ids:
+        token_ids = token_ids[:-1]
+    return str(tokenizer.decode(token_ids, skip_special_tokens=True))

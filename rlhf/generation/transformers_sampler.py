@@ -79,6 +79,27 @@ class TransformersSampler:
             input_BT = next_B[:, None].to(self._device)
         return [response.candidate(request) for response, request in zip(responses, requests, strict=True)]
 
+    @torch.inference_mode()
+    def tokens_of(self, request: Request, sampling: Sampling) -> Iterator[int]:
+        """The tokens of one response, each as soon as it is drawn; the last one may be a terminator.
+
+        They are those that `sample` gives for the same request.
+        """
+        stream = self._stream_of(request)
+        temperature_B1 = torch.tensor([[request.temperature]])
+        input_BT = torch.tensor([request.prompt_token_ids], device=self._device)
+        cache = None
+        for _ in range(sampling.max_new_tokens):
+            output = self._model(input_ids=input_BT, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache = output.past_key_values
+            logits_BV = output.logits[:, -1].float().cpu()
+            next_B = draw(logits_BV, temperature_B1, sampling, [stream])
+            token = int(next_B)
+            yield token
+            if token in sampling.stop_token_ids:
+                break
+            input_BT = next_B[:, None].to(self._device)
+
     def _stream_of(self, request: Request) -> torch.Generator:
         if request.seed is None:
             return self._stream

@@ -16,7 +16,7 @@ from rlhf.data.records import Candidate, Message, dropped, what_became
 from rlhf.data.schemas import CANDIDATES_SCHEMA
 from rlhf.data.shards import read_rows, shard_name, shard_paths, sum_counts, write_atomic, write_shard
 from rlhf.errors import DataError, ModelError, TemplateRefuses
-from rlhf.generation.request import Request, Sampling, ShardOfRequests, seed_of, temperatures_of
+from rlhf.generation.request import Request, Sampling, ShardOfRequests, seed_of, temperatures_of, text_of
 from rlhf.generation.vllm_args import prompt_limit
 from rlhf.run.job import JUDGE_INPUT, Job, Outcome, Worker
 from rlhf.run.stage_table import num_shards, sliced_rows
@@ -211,11 +211,7 @@ class _Shards:
 
 def _with_text(candidate: Candidate, tokenizer: Any, sampling: Sampling) -> dict[str, Any]:
     """A candidate as a row holds it, with the text of its tokens up to the terminator."""
-    ids = candidate.token_ids
-    # `skip_special_tokens` alone would not do: a terminator from `stop_token_ids` may be a plain token.
-    if ids and ids[-1] in sampling.stop_token_ids and not candidate.truncated:
-        ids = ids[:-1]
-    text = tokenizer.decode(ids, skip_special_tokens=True)
+    text = text_of(candidate.token_ids, tokenizer, [] if candidate.truncated else sampling.stop_token_ids)
     return vars(candidate) | {"text": text}
 
 
