@@ -34,6 +34,7 @@ def report(run: Run, evaluations: Sequence[Evaluation], gates: Gates) -> None:
     run.say("\n" + table(rows) + "\n")
     gates.iteration_finished(rows)
     write_summary(run.folder, rows, rows[best(rows)].iteration, gates.violations)
+    run.publish()
 
 
 def conclude(run: Run, evaluations: Sequence[Evaluation], dtype: str) -> Artifact:
