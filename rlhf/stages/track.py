@@ -257,6 +257,7 @@ def _wandb_id(folder: Path, new: bool = False) -> str:
     if path.is_file() and not new:
         return path.read_text(encoding="utf-8").strip()
     run_id = uuid.uuid4().hex[:12]
+    make_folders(path.parent)
     write_atomic(path, run_id.encode())
     return run_id
 
