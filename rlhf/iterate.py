@@ -132,7 +132,7 @@ def execute(cfg: Config, only: str | None = None) -> None:
                 console.say(
                     f"until={cfg.until}: {until} is finished. Without until the run goes on from here."
                 )
-            run.publish()
+                trackers.conclude()
         except RunChanged:
             # What was redone came out different: plan again, to name all that was made of it.
             _planned(cfg, folder, elsewhere)

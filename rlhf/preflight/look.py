@@ -22,7 +22,7 @@ from rlhf.preflight.hardware import disk, engine_arguments, versions
 from rlhf.preflight.hyperparameters import hyperparameters
 from rlhf.preflight.inputs import data, first_prompt, models, prompts
 from rlhf.preflight.memory import memory_of_stages
-from rlhf.preflight.trackers import trackers
+from rlhf.preflight.reporting import trackers
 from rlhf.preflight.training_data import step_counts, training_rows
 from rlhf.run.job import Job, Kind
 from rlhf.run.plan import Launcher

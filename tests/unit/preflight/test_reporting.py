@@ -6,7 +6,7 @@ import pytest
 
 from rlhf.config.limits import problems
 from rlhf.config.schema import Config
-from rlhf.preflight import trackers as looked_at
+from rlhf.preflight import reporting as looked_at
 from rlhf.preflight.findings import Level
 
 
