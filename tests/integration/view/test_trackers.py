@@ -237,11 +237,13 @@ def command(old, run, *changes):
 
 @pytest.mark.skipif(not INSTALLED, reason="no tracker is installed: make test-trackers")
 def test_a_run_killed_in_dpo_tells_the_same_as_an_undisturbed_one(old):
+    # Made anew in both: older code, or another machine, may differ in the last bits of a gradient norm.
+    shutil.rmtree(old / "run" / "iteration_002")
+    (old / "run" / "best").unlink()
     shutil.copytree(old / "run", old / "killed", symlinks=True)
     undisturbed = command(old, old / "run", "dpo.save_steps=1")
     said, _ = undisturbed.communicate(timeout=300)
-    assert undisturbed.returncode == 0 and " 0 to do" in said, said
-    shutil.rmtree(old / "killed" / "iteration_002")
+    assert undisturbed.returncode == 0, said
     killed = command(old, old / "killed", "dpo.save_steps=1")
     training = old / "killed" / "iteration_002" / ".dpo.partial"
     while not any(training.glob("checkpoint-*/sealed.json")) and killed.poll() is None:
