@@ -1,4 +1,4 @@
-# make quickstart | test | test-faults | bench | gpu-check | mutate | real-model | lint | setup
+# make quickstart | test | test-faults | test-trackers | bench | gpu-check | mutate | real-model | lint | setup
 #   ARGS="..."           more Hydra overrides (quickstart), pytest arguments (test),
 #                        only=pairing,startup runs=3 (bench), or only=shapes size=toy (gpu-check)
 #   kills=200            how many faults make test-faults draws, seed=0 from which seed
@@ -17,7 +17,7 @@ modules ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-faults bench gpu-check mutate real-model lint
+.PHONY: help setup quickstart test test-faults test-trackers bench gpu-check mutate real-model lint
 
 help:
 	@sed -n '/^# /s/^# //p; /^#  /s/^#//p' Makefile
@@ -33,6 +33,11 @@ test: setup
 
 test-faults: setup
 	OMP_NUM_THREADS=1 .venv/bin/python -m tests.faults kills=$(kills) seed=$(seed)
+
+## TensorBoard, wandb (offline) and trackio for real. Of the three only TensorBoard comes with the set-up.
+test-trackers: setup
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/trackers.txt
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests/integration/view/test_trackers.py $(ARGS)
 
 ## Every claim about speed beside its peer, on an idle machine: a table, and benchmarks/results/latest.json.
 bench: setup

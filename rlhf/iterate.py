@@ -12,7 +12,7 @@ from rlhf.command.saved import also_saying, other_run, write_saved
 from rlhf.config.choices import Reference, Sampled
 from rlhf.config.schema import Config
 from rlhf.data.files import resolved
-from rlhf.errors import ConfigError, RunChanged
+from rlhf.errors import ConfigError, RunChanged, UserError
 from rlhf.launch.local import watched_launcher
 from rlhf.launch.machine import gpu_workers
 from rlhf.loop.evaluate import evaluate, yardstick_of
@@ -33,6 +33,7 @@ from rlhf.run.plan import AloneDone, Run
 from rlhf.run.until import last_stage
 from rlhf.view.build_report import begin_report, update_report
 from rlhf.view.live import drawn_lines
+from rlhf.view.trackers import Trackers
 
 
 def iterate(cfg: Config, run: Run) -> Artifact:
@@ -127,8 +128,13 @@ def execute(cfg: Config, only: str | None = None) -> None:
             write_saved(folder, cfg, chosen_experiment())
         until = names[-1] if len(names) < len(plan.made) else None
         run = Run(folder, cfg, launcher, only=only, until=until, console=console, elsewhere=elsewhere)
+        trackers = Trackers(folder, cfg, launcher, console.say)
+        if only is None:
+            run.publish = trackers.publish
         try:
+            run.publish()  # what an earlier command made and did not tell, because it was killed
             iterate(cfg, run)
+            trackers.conclude()
             # Here, for it takes a moment that a wrong config need not wait for.
             from rlhf.preflight.spent import tell_planned_and_spent
 
@@ -138,10 +144,14 @@ def execute(cfg: Config, only: str | None = None) -> None:
                 console.say(
                     f"until={cfg.until}: {until} is finished. Without until the run goes on from here."
                 )
+                trackers.conclude()
         except RunChanged:
             # What was redone came out different: plan again, to name all that was made of it.
             _planned(cfg, folder, elsewhere)
             raise  # where the new plan finds nothing to refuse: an input that is damaged, say
+        except UserError:
+            run.publish()  # a gate may have stopped it: what it found is written
+            raise
 
 
 def _planned(cfg: Config, folder: Path, elsewhere: str) -> Run:

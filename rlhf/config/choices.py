@@ -97,3 +97,7 @@ class Device(Enum):
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
+
+
+TRACKERS = ("tensorboard", "trackio", "wandb")
+"""What `report_to` may name; each is also the name of a package."""

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from rlhf.config.choices import Engine, JudgeKind, Loss, Strategy
+from rlhf.config.choices import TRACKERS, Engine, JudgeKind, Loss, Strategy
 from rlhf.config.fields import CHECKED_WITH_OTHERS, NOT_NEGATIVE, numbers
 from rlhf.config.schema import Config
 from rlhf.config.training import MAIN_JUDGE
@@ -75,6 +75,7 @@ def problems(cfg: Config) -> list[str]:
         *_judges(cfg),
         *_dpo(cfg),
         *_training(cfg),
+        *_trackers(cfg),
     ]
 
 
@@ -421,3 +422,12 @@ def _training(cfg: Config) -> Iterator[str]:
             f"dpo.batch_size={batch_size}: smaller than compute.num_training_ranks={ranks}, so some ranks "
             "would have nothing to do. Raise it or use fewer ranks."
         )
+
+
+def _trackers(cfg: Config) -> Iterator[str]:
+    for name in cfg.report_to:
+        if name not in TRACKERS:
+            yield (
+                f"report_to={name!r} is no tracker of this package; there are {', '.join(TRACKERS)}. Name "
+                "one of them, or leave it out: report_to=[] reports to none."
+            )

@@ -348,7 +348,8 @@ class Config:
     """Run folders whose finished artifacts are taken when their fingerprint is the same; a sweep adds its
     siblings."""
     report_to: list[str] = field(default_factory=list)
-    """Trackers the Trainer reports to, such as wandb or tensorboard."""
+    """Trackers that are told what the run makes, any of `tensorboard`, `trackio`, `wandb` (docs/trackers.md);
+    none by default."""
     debug: bool = False
     """Show tracebacks for the user's errors too."""
     special_tokens: SpecialTokens = setting(SpecialTokens.text, later=True)

@@ -29,10 +29,8 @@ __all__ = ["PairSettings", "WorldConfig"]
 
 @dataclass
 class StageCompute(ComputeConfig):
-    """Where a stage runs, and the trackers it reports to; recorded, never compared."""
+    """Where a stage runs; recorded, never compared."""
 
-    report_to: list[str] = field(default_factory=list)
-    """Trackers the Trainer reports to."""
     found_budget: Optional[dict[str, Any]] = None
     """With `batch_tokens: null`, what the stage's last artifact of this run says of it
     (`rlhf.training.token_budget`)."""
@@ -209,6 +207,20 @@ class ReadStage:
     """Rows of one shard."""
     columns: Any = setting(None, later=True)
     """What columns of the file hold."""
+
+
+@dataclass
+class TrackStage:
+    """Telling a tracker what a run has made."""
+
+    tracker: str = ""
+    """One of `rlhf.config.choices.TRACKERS`."""
+    run_folder: str = ""
+    """Whose points it is told, and in which its files lie."""
+    units: list[dict[str, Any]] = field(default_factory=list)
+    """Everything there is to tell (`rlhf.view.history.Unit`); what it has been told already is left out."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The run's."""
 
 
 @dataclass

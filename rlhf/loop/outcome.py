@@ -36,6 +36,7 @@ def report(run: Run, evaluations: Sequence[Evaluation], gates: Gates) -> None:
         run.console.figures([headline(vars(rows[-1]))])
     gates.iteration_finished(rows)
     write_summary(run.folder, rows, rows[best(rows)].iteration, gates.violations)
+    run.publish()
 
 
 def conclude(run: Run, evaluations: Sequence[Evaluation], dtype: str) -> Artifact:

@@ -22,6 +22,7 @@ from rlhf.preflight.hardware import disk, engine_arguments, versions
 from rlhf.preflight.hyperparameters import hyperparameters
 from rlhf.preflight.inputs import data, first_prompt, models, prompts
 from rlhf.preflight.memory import memory_of_stages
+from rlhf.preflight.reporting import trackers
 from rlhf.preflight.training_data import step_counts, training_rows
 from rlhf.run.job import Job, Kind
 from rlhf.run.plan import Launcher
@@ -61,13 +62,14 @@ def look(cfg: Config, launcher: Launcher, call_rules: bool = False) -> list[Find
     findings += collect("machine", cuda(cfg))
     findings += collect("machine", engine_arguments(cfg))
     findings += collect("versions", versions(cfg))
+    findings += collect("trackers", trackers(cfg))
     return findings
 
 
 def _has_names_for_trainers(cfg: Config) -> bool:
     """Whether anything is passed on by name that only transformers and TRL can tell right from wrong."""
     trainer_args = (cfg.dpo.trainer_args, cfg.sft.trainer_args, cfg.reward_model.trainer_args)
-    if cfg.report_to or any(trainer_args):
+    if any(trainer_args):
         return True
     return cfg.dpo.lr_scheduler != DpoConfig().lr_scheduler
 

@@ -74,10 +74,8 @@ def _judge_facts(cfg: Config, key: str) -> JudgeFacts:
 
 
 def _names(cfg: Config) -> Iterator[Finding]:
-    """What is passed on to the trainers by name: schedule, trackers, arguments."""
+    """What is passed on to the trainers by name: schedule and arguments."""
     yield _schedule(cfg.dpo.lr_scheduler)
-    if cfg.report_to:
-        yield _trackers(cfg.report_to)
     # A pairwise judge is a language model that learns to write A or B, so TRL's SFT trains it.
     pairwise = cfg.reward_model.kind is JudgeKind.pairwise
     arguments_of = {
@@ -97,16 +95,6 @@ def _schedule(name: str) -> Finding:
     schedules = [schedule.value for schedule in SchedulerType]
     way_out = f"transformers has {', '.join(schedules)}."
     return finding(name in schedules, f"dpo.lr_scheduler={name}", way_out, Level.error)
-
-
-def _trackers(names: list[str]) -> Finding:
-    from transformers.integrations import get_available_reporting_integrations
-
-    # Those whose packages are installed; "all" and "none" are the Trainer's own words.
-    available = [*get_available_reporting_integrations(), "all", "none"]
-    way_out = f"Here there are {', '.join(available)}; install the package of another."
-    fine = set(names) <= set(available)
-    return finding(fine, f"report_to={names}", way_out, Level.error)
 
 
 def _trainer_args(section: str, names: list[str], class_name: str) -> Finding:

@@ -9,7 +9,7 @@ version, stage, seed, own config, and the *content digests* of its inputs.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -77,6 +77,8 @@ class Run:
     only: str | None = None
     until: str | None = None
     elsewhere: str = "run_dir=<a new folder>"
+    publish: Callable[[], None] = lambda: None
+    """Called when a training is finished, and when the figures of an iteration are written."""
     made: dict[str, Artifact] = field(default_factory=dict)
     pending: list[str] = field(default_factory=list)
     needing_engines: set[str] = field(default_factory=set)
@@ -126,6 +128,8 @@ class Run:
                 artifact = self._finished(name, final, identity)
         if artifact is None:
             artifact = self._make(name, final, identity, config, inputs, unrecorded or {})
+            if STAGES[stage].kind is Kind.training:
+                self.publish()
         self.made[name] = artifact
         if name == self.only:
             raise AloneDone
@@ -314,7 +318,6 @@ class Run:
         compute = filled(
             StageCompute,
             self.cfg.compute,
-            report_to=list(self.cfg.report_to),
             found_budget=found_budget(reversed(self.made.values()), stage),
         )
         job = Job(stage, name, config, paths, str(partial), self.cfg.seed, compute)

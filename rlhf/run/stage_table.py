@@ -28,6 +28,7 @@ class Stage:
     whose shards it follows, one output shard for each; the first that a job has counts, and without any the
     stage has no shards. `config` is the class of `Job.config`, or a base of it. `kind_under_zero3` is what
     takes the place of `kind` where the weights are shared out over the training ranks; None changes nothing.
+    `needs_torch` is true of one that is `single` and all the same needs what the others import.
     """
 
     kind: Kind
@@ -35,6 +36,7 @@ class Stage:
     function: str
     sharded_by: tuple[str, ...] = ()
     kind_under_zero3: Kind | None = None
+    needs_torch: bool = False
 
 
 STAGES = {
@@ -60,6 +62,7 @@ STAGES = {
     "read": Stage(Kind.single, told.ReadStage, "rlhf.stages.read:run"),
     "call_rule": Stage(Kind.single, told.CallRuleStage, "rlhf.preflight.rules:run"),
     "preflight": Stage(Kind.single, told.PreflightStage, "rlhf.preflight.tokenizers:run"),
+    "track": Stage(Kind.single, told.TrackStage, "rlhf.stages.track:run", needs_torch=True),
 }
 
 
@@ -90,6 +93,8 @@ def needs_engine(stage: str, config: Any) -> bool:
         config: what it is told, or a mapping of it.
     """
     rule = config.get("rule") if isinstance(config, Mapping) else getattr(config, "rule", None)
+    if STAGES[stage].needs_torch:
+        return True
     return STAGES[stage].kind is not Kind.single and rule is None
 
 

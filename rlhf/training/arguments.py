@@ -104,7 +104,7 @@ def _common(job: Job[Any], model: Path) -> dict[str, Any]:
         # The Trainer would log another value in place of a loss that is not finite; here it stops
         # the training.
         "logging_nan_inf_filter": False,
-        "report_to": list(job.compute.report_to) or "none",
+        "report_to": "none",  # `rlhf.view.trackers` tells them what is finished: a resume would say it twice
         "disable_tqdm": True,
         "eval_strategy": "no",
         "push_to_hub": False,

@@ -139,10 +139,10 @@ def names_in(lines):
 def test_everything_that_is_imported_is_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     needed = names_in(project["dependencies"])
-    optional = {"vllm"}
+    optional = {"vllm", "wandb"}
     assert optional <= set(project["optional-dependencies"])
     for_development = set()
-    for name in ("dev.txt", "mutate.txt"):
+    for name in ("dev.txt", "mutate.txt", "trackers.txt"):
         for_development |= names_in((ROOT / "requirements" / name).read_text(encoding="utf-8").splitlines())
     assert third_party("rlhf") - needed - optional == set()
     assert third_party("rlhf", "scripts", "tests") - needed - optional - for_development == set()

@@ -23,8 +23,14 @@ def compared_at_defaults() -> dict[str, dict[str, object]]:
     found = {}
     for name, value in sorted(vars(stage_configs).items()):
         is_stage = isinstance(value, type) and dataclasses.is_dataclass(value)
-        # The preflight leaves no artifact, and `compute` is not compared.
-        if is_stage and name not in ("Config", "ComputeConfig", "StageCompute", "PreflightStage"):
+        # The preflight and trackers leave no artifact, and `compute` is not compared.
+        if is_stage and name not in (
+            "Config",
+            "ComputeConfig",
+            "StageCompute",
+            "PreflightStage",
+            "TrackStage",
+        ):
             found[name] = compared(value())
     return found
 

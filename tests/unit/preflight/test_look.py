@@ -166,14 +166,14 @@ def test_data_rules_and_servers(tmp_path, monkeypatch):
 
 
 def test_names_that_are_passed_on_to_the_trainers():
-    cfg = changed(dpo__lr_scheduler="cosin", report_to=["wandbb"], sft__trainer_args={"betta": 1})
+    cfg = changed(dpo__lr_scheduler="cosin", sft__trainer_args={"betta": 1})
     cfg.reward_model.trainer_args = {"adam_beta2": 0.95}
     launcher = Answering()
     look(cfg, launcher)
     (job,) = launcher.jobs
     assert job.stage == "preflight", "it is needed even where no model is from outside"
     found = list(_names(job.config.cfg))
-    assert said(found, "dpo.lr_scheduler=cosin") is ERROR and said(found, "report_to=['wandbb']") is ERROR
+    assert said(found, "dpo.lr_scheduler=cosin") is ERROR
     assert (
         said(found, "sft.trainer_args: betta") is ERROR
         and said(found, "reward_model.trainer_args: adam_beta2") is OK
