@@ -26,8 +26,7 @@ sys.path.insert(0, str(ROOT))  # the package need not be installed
 from rlhf.command.saved import write_saved  # noqa: E402
 from rlhf.config.choices import Device, Dtype, Engine  # noqa: E402
 from rlhf.config.schema import Config  # noqa: E402
-from rlhf.data.records import SCORES_SCHEMA  # noqa: E402
-from rlhf.data.schemas import CANDIDATES_SCHEMA, LOGPROBS_SCHEMA
+from rlhf.data.schemas import CANDIDATES_SCHEMA, LOGPROBS_SCHEMA, SCORES_SCHEMA  # noqa: E402
 from rlhf.data.shards import make_folders, shard_name, write_table  # noqa: E402
 from rlhf.generation.request import temperatures_of  # noqa: E402
 from rlhf.iterate import iterate  # noqa: E402
