@@ -158,7 +158,7 @@ def raw_requests(folder: Path, seeded: bool) -> tuple[list[Any], list[Any]]:
 
     from rlhf.data.shards import read_rows
     from rlhf.generation.request import seed_of, temperatures_of
-    from rlhf.models.chat import load_tokenizer, render_prompt, stop_token_ids
+    from rlhf.models.chat_template import load_tokenizer, render_prompt, stop_token_ids
 
     job = job_of(folder, folder)
     tokenizer = load_tokenizer(job.inputs["policy"])

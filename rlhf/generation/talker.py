@@ -10,7 +10,7 @@ from rlhf.data.records import Message
 from rlhf.errors import ModelError
 from rlhf.generation.request import Request, Sampling, text_of
 from rlhf.generation.transformers_sampler import TransformersSampler
-from rlhf.models.chat import load_tokenizer, longest_prompt, render_prompt, stop_token_ids
+from rlhf.models.chat_template import load_tokenizer, longest_prompt, render_prompt, stop_token_ids
 
 _UNFINISHED = "�"
 """What a tokenizer decodes half of a character to."""

@@ -28,7 +28,7 @@ MODULES = (
     "trl.trainer.dpo_config",
     "trl.trainer.sft_trainer",
     "trl.trainer.reward_trainer",
-    "rlhf.models.chat",
+    "rlhf.models.chat_template",
     "rlhf.training",
     "vllm",
     "vllm.entrypoints.llm",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.errors import ModelError
-from rlhf.models.chat import bos_per_exchange, render_prompt
+from rlhf.models.chat_template import bos_per_exchange, render_prompt
 from rlhf.models.template import Messages
 
 
@@ -44,7 +44,7 @@ def render_comparison(
 ) -> list[int]:
     """Token ids up to where the judge's answer begins, without BOS.
 
-    `break_up` is for texts that were sampled, as of `rlhf.models.chat.render_prompt`.
+    `break_up` is for texts that were sampled, as of `rlhf.models.chat_template.render_prompt`.
 
     Raises:
         TemplateRefuses: the judge's chat template takes no user turn.

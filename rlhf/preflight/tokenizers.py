@@ -153,7 +153,7 @@ def _dropped_prompts(counts: dict[str, int], limit: int) -> Iterator[Finding]:
     """Whether prompts are refused by the template or too long; an error where that leaves none.
 
     Args:
-        counts: of `rlhf.models.chat.render_prompts`.
+        counts: of `rlhf.models.chat_template.render_prompts`.
         limit: tokens that a prompt may have.
 
     Example:
@@ -243,7 +243,7 @@ def _vocabulary(tokenizer: Any, rendered: list[list[int]], path: str, trust: boo
 
 
 def _one_bos(tokenizer: Any, rendered: list[list[int]]) -> Finding:
-    from rlhf.models.chat import bos_per_exchange, end_of_turn_id
+    from rlhf.models.chat_template import bos_per_exchange, end_of_turn_id
 
     bos = tokenizer.bos_token_id
     # Some models begin a conversation with the token that ends a turn: several of it are right.
@@ -265,7 +265,7 @@ def _one_bos(tokenizer: Any, rendered: list[list[int]]) -> Finding:
 
 def _header(tokenizer: Any, rendered: list[list[int]]) -> Finding:
     """Whether prompts end with what the template writes in front of an answer."""
-    from rlhf.models.chat import render_conversation, render_prompt
+    from rlhf.models.chat_template import render_conversation, render_prompt
     from rlhf.models.template import probe
 
     question = probe(tokenizer)
@@ -308,7 +308,7 @@ def _judge(
     cfg: Config,
     prompts: list[list[Message]],
 ) -> Iterator[Finding]:
-    from rlhf.models.chat import load_tokenizer, template_hash
+    from rlhf.models.chat_template import load_tokenizer, template_hash
     from rlhf.models.comparison import answer_ids, render_comparison, require_causal_lm
     from rlhf.models.context import judge_context
     from rlhf.models.heads import judge_config
@@ -343,7 +343,7 @@ def _judge(
 
 
 def _read_prompts(key: str, tokenizer: Any, prompts: list[list[Message]]) -> Finding:
-    from rlhf.models.chat import refusal_of_judge
+    from rlhf.models.chat_template import refusal_of_judge
 
     refusals = []
     for messages in prompts:
@@ -357,7 +357,7 @@ def _read_prompts(key: str, tokenizer: Any, prompts: list[list[Message]]) -> Fin
 
 
 def _one_logit(key: str, path: str, config: Any, tokenizer: Any) -> Finding:
-    from rlhf.models.chat import end_of_turn_id
+    from rlhf.models.chat_template import end_of_turn_id
     from rlhf.models.heads import require_one_logit
 
     require_one_logit(path, config)

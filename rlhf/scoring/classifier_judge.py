@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 from rlhf.config.choices import Engine, SpecialTokens
 from rlhf.data.records import Message
 from rlhf.errors import ModelError
-from rlhf.models.chat import load_tokenizer
+from rlhf.models.chat_template import load_tokenizer
 from rlhf.models.context import judge_context
 from rlhf.models.folder import load_weights, own_classifier, require_trust
 from rlhf.models.forward_tokens import forward_tokens

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from rlhf.config.choices import SpecialTokens
-from rlhf.models.chat import load_tokenizer
+from rlhf.models.chat_template import load_tokenizer
 from rlhf.models.comparison import answer_ids, render_comparison, require_causal_lm
 from rlhf.models.context import judge_context
 from rlhf.models.folder import load_config, load_weights

@@ -16,7 +16,7 @@ from rlhf.config.choices import SpecialTokens
 from rlhf.data.records import Message
 from rlhf.errors import ConfigError, ModelError, WorkerFailed, one_line
 from rlhf.models.batches import bins_by_tokens, unbinned
-from rlhf.models.chat import load_tokenizer
+from rlhf.models.chat_template import load_tokenizer
 from rlhf.models.context import judge_context
 from rlhf.models.forward_tokens import forward_tokens
 from rlhf.models.heads import judge_config, require_one_logit

@@ -12,7 +12,7 @@ from torch import Tensor
 from rlhf.data.records import Message
 from rlhf.errors import TemplateRefuses
 from rlhf.models.batches import bins_by_tokens, right_padded, unbinned
-from rlhf.models.chat import render_conversation
+from rlhf.models.chat_template import render_conversation
 from rlhf.scoring.judge import Scored
 
 TokenIds = tuple[int, ...]

@@ -9,7 +9,7 @@ import torch
 from rlhf.config.choices import Engine, SpecialTokens
 from rlhf.data.records import Message
 from rlhf.errors import ConfigError, ModelError
-from rlhf.models.chat import load_tokenizer
+from rlhf.models.chat_template import load_tokenizer
 from rlhf.models.context import judge_context
 from rlhf.models.engine_folder import EngineFolder, import_classes
 from rlhf.models.folder import engine_alive

@@ -40,7 +40,7 @@ def run(job: Job[GenerateStage], worker: Worker) -> Outcome:
         ModelError: the model's weights give no numbers.
     """
     from rlhf.generation.choose_engine import load_sampler
-    from rlhf.models.chat import load_tokenizer, longest_prompt, stop_token_ids
+    from rlhf.models.chat_template import load_tokenizer, longest_prompt, stop_token_ids
 
     config = job.config
     model = job.inputs["policy"]
@@ -76,7 +76,7 @@ def run(job: Job[GenerateStage], worker: Worker) -> Outcome:
 
 def _judges(job: Job[GenerateStage]) -> list[Any]:
     """The tokenizers of the judges that will read the responses."""
-    from rlhf.models.chat import load_tokenizer
+    from rlhf.models.chat_template import load_tokenizer
 
     tokenizers = []
     for key in sorted(job.inputs):
@@ -109,7 +109,7 @@ def _templated_already(job: Job[GenerateStage], tokenizer: Any) -> dict[str, str
 
 def _write_tokens(path: Path, tokenizer: Any, stops: list[int]) -> None:
     """Tell later stages how turns end; they have no tokenizer."""
-    from rlhf.models.chat import end_of_turn_id, template_hash
+    from rlhf.models.chat_template import end_of_turn_id, template_hash
 
     tokens = {
         "end_of_turn_id": end_of_turn_id(tokenizer),
@@ -151,7 +151,7 @@ class _Shards:
 
     def requests(self, index: int | None) -> ShardOfRequests | None:
         """What is asked for a shard; None where it is not known yet which."""
-        from rlhf.models.chat import render_prompts
+        from rlhf.models.chat_template import render_prompts
 
         if index is None:
             return None
@@ -243,7 +243,7 @@ def _refuse_if_nothing_is_left(job: Job[GenerateStage], tokenizer: Any, limit: i
 
 def _refusal(tokenizer: Any, judges: list[Any], messages: list[Message]) -> TemplateRefuses | None:
     """Why the policy's template, or else a judge's, does not take a prompt; None where all take it."""
-    from rlhf.models.chat import refusal_of_judge, render_prompt
+    from rlhf.models.chat_template import refusal_of_judge, render_prompt
 
     try:
         render_prompt(tokenizer, messages)

@@ -33,7 +33,7 @@ def run(job: Job[GivenPairsStage], worker: Worker) -> Outcome:
         DataError: the file cannot be used, or no row of it is a pair.
         ModelError: the policy's template takes none of the pairs, or cannot be used for written ones.
     """
-    from rlhf.models.chat import load_tokenizer
+    from rlhf.models.chat_template import load_tokenizer
 
     config = job.config
     tokenizer = load_tokenizer(
@@ -79,7 +79,7 @@ def _blocks(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 def _row(tokenizer: Any, preference: Preference, counts: Counter[str]) -> dict[str, Any]:
     """One row of `PAIRS_SCHEMA`; raises TemplateRefuses."""
-    from rlhf.models.chat import render_response, spells_special_token
+    from rlhf.models.chat_template import render_response, spells_special_token
 
     messages, *responses = preference
     written = [*messages, *({"role": "assistant", "content": text} for text in responses)]

@@ -181,7 +181,7 @@ def _refuse_if_all_are_refused(job: Job[ScoreStage]) -> None:
 
 
 def _refusal(job: Job[ScoreStage], messages: list[Message]) -> TemplateRefuses:
-    from rlhf.models.chat import load_tokenizer, refusal_of_judge
+    from rlhf.models.chat_template import load_tokenizer, refusal_of_judge
 
     path = job.inputs["judge"]
     tokenizer = load_tokenizer(path, job.config.trust_remote_code)

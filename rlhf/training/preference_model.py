@@ -17,7 +17,7 @@ from rlhf.config.stage_configs import PreferenceModelStage
 from rlhf.config.step_count import steps_of
 from rlhf.data.records import what_became
 from rlhf.errors import DataError, TemplateRefuses
-from rlhf.models.chat import load_tokenizer
+from rlhf.models.chat_template import load_tokenizer
 from rlhf.models.comparison import answer_ids, comparison_turn, render_comparison, require_causal_lm
 from rlhf.models.folder import load_config
 from rlhf.models.written import require_written

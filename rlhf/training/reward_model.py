@@ -24,7 +24,7 @@ from rlhf.data.preferences import preferences_with_rows
 from rlhf.data.records import Message, what_became
 from rlhf.data.shards import read_all_rows
 from rlhf.errors import DataError, TemplateRefuses
-from rlhf.models.chat import end_of_turn_id, load_tokenizer, render_conversation
+from rlhf.models.chat_template import end_of_turn_id, load_tokenizer, render_conversation
 from rlhf.models.written import require_written
 from rlhf.run.job import Job, Outcome, Worker
 from rlhf.training.arguments import micro_batches, stage_arguments

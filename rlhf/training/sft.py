@@ -21,7 +21,7 @@ from rlhf.data.json_text import json_text
 from rlhf.data.records import what_became
 from rlhf.data.shards import write_atomic
 from rlhf.errors import ConfigError, DataError, TemplateRefuses
-from rlhf.models.chat import end_of_turn_id, load_tokenizer, render_conversation, render_prompt
+from rlhf.models.chat_template import end_of_turn_id, load_tokenizer, render_conversation, render_prompt
 from rlhf.models.template import Messages
 from rlhf.models.written import require_written
 from rlhf.run.job import Job, Outcome, Worker

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf.data.shards import fsync_dir
 from rlhf.errors import TemplateRefuses
-from rlhf.models.chat import spells_special_token
+from rlhf.models.chat_template import spells_special_token
 from rlhf.models.template import Messages
 from rlhf.training.ranks import barrier, own_rank
 

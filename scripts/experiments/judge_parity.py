@@ -32,7 +32,7 @@ Scores = list[float]
 def read(files: list[Path], pairs: int, model: str, context: int) -> list[Item]:
     """Conversations with several turns: the chosen one of a pair, the rejected one, and so on."""
     from rlhf.data.preferences import read_preferences
-    from rlhf.models.chat import load_tokenizer, render_conversation
+    from rlhf.models.chat_template import load_tokenizer, render_conversation
 
     tokenizer = load_tokenizer(model)
 

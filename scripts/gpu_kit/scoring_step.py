@@ -65,7 +65,7 @@ def score(
         os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     from rlhf.config.choices import Engine
     from rlhf.config.stage_configs import ScoreStage
-    from rlhf.models.chat import load_tokenizer
+    from rlhf.models.chat_template import load_tokenizer
     from rlhf.scoring.choose_judge import load_judge
 
     rng = random.Random(0)

@@ -24,7 +24,7 @@ from rlhf.data.shards import read_all_rows, sum_counts, write_shard
 from rlhf.errors import TemplateRefuses
 from rlhf.generation.choose_engine import load_sampler
 from rlhf.generation.request import Request, Sampling, seed_of
-from rlhf.models.chat import (
+from rlhf.models.chat_template import (
     end_of_turn_id,
     load_tokenizer,
     render_conversation,

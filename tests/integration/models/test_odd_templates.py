@@ -26,7 +26,7 @@ from rlhf.errors import DataError, TemplateChanges, TemplateHangs, TemplateRefus
 from rlhf.loop.judges import Judge, reading, trusted
 from rlhf.loop.step import stage_config
 from rlhf.models import template
-from rlhf.models.chat import (
+from rlhf.models.chat_template import (
     bos_per_exchange,
     end_of_turn_id,
     load_tokenizer,

@@ -11,7 +11,12 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from rlhf.errors import SpellsSpecialToken
-from rlhf.models.chat import render_conversation, render_prompt, render_response, spells_special_token
+from rlhf.models.chat_template import (
+    render_conversation,
+    render_prompt,
+    render_response,
+    spells_special_token,
+)
 from rlhf.models.special_tokens import broken_up, ids_as_text, special_ids, vocabulary_of
 from rlhf.models.template import apply
 from rlhf.scoring.token_rows import read_items
@@ -259,7 +264,7 @@ def test_plain_added_tokens_stay_tokens():
 
 
 def test_the_real_model(real_model):
-    from rlhf.models.chat import load_tokenizer
+    from rlhf.models.chat_template import load_tokenizer
 
     tokenizer = load_tokenizer(real_model)
     for chat, prompt in conversations(tokenizer):

@@ -8,7 +8,7 @@ from transformers import pipeline
 
 from rlhf.errors import ModelError
 from rlhf.models.batches import bins_by_tokens
-from rlhf.models.chat import load_tokenizer
+from rlhf.models.chat_template import load_tokenizer
 from rlhf.scoring.classifier_judge import ClassifierJudge
 from rlhf.scoring.judge import RuleJudge
 from tests.tiny import tiny_reward_model

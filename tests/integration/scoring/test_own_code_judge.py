@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlhf.errors import ModelError
-from rlhf.models.chat import load_tokenizer
+from rlhf.models.chat_template import load_tokenizer
 from rlhf.models.heads import require_one_logit
 from rlhf.scoring.classifier_judge import ClassifierJudge
 from rlhf.scoring.token_rows import padded_inputs, read_items

@@ -12,7 +12,7 @@ from rlhf.config.schema import ReferenceConfig
 from rlhf.config.stage_configs import ExportStage
 from rlhf.config.training import DpoConfig, LoraConfig, RewardModelConfig, SftConfig
 from rlhf.loop import card
-from rlhf.models.chat import load_tokenizer, stop_token_ids
+from rlhf.models.chat_template import load_tokenizer, stop_token_ids
 from tests.stage_runner import make_job, run_here, run_ranks
 from tests.tiny import random_pairs, tiny_llama, tiny_reward_model, write_pairs
 

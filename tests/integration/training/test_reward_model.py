@@ -11,7 +11,7 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
 from rlhf.config.training import RewardModelConfig
-from rlhf.models.chat import render_conversation
+from rlhf.models.chat_template import render_conversation
 from rlhf.training.held_out import split
 from rlhf.training.reward_model import accuracies, ensure_pad, source_of
 from rlhf.training.score_head import Fp32Linear

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from rlhf.config.training import SftConfig
 from rlhf.errors import ConfigError, ModelError
-from rlhf.models.chat import end_of_turn_id, load_tokenizer
+from rlhf.models.chat_template import end_of_turn_id, load_tokenizer
 from rlhf.training.arguments import gradient_accumulation
 from rlhf.training.held_out import split
 from rlhf.training.sft import tokenize

@@ -6,7 +6,7 @@ import pytest
 
 from rlhf.config.choices import SpecialTokens
 from rlhf.errors import ModelError
-from rlhf.models.chat import (
+from rlhf.models.chat_template import (
     end_of_turn_id,
     load_tokenizer,
     render_conversation,
