@@ -9,7 +9,6 @@ figures and gates are made by its own code and committed by it. So the folder is
 from __future__ import annotations
 
 import contextlib
-import json
 import struct
 import sys
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ sys.path.insert(0, str(ROOT))  # the package need not be installed
 from rlhf.command.saved import write_saved  # noqa: E402
 from rlhf.config.choices import Device, Dtype, Engine  # noqa: E402
 from rlhf.config.schema import Config  # noqa: E402
+from rlhf.data.json_text import json_text  # noqa: E402
 from rlhf.data.schemas import CANDIDATES_SCHEMA, LOGPROBS_SCHEMA, SCORES_SCHEMA  # noqa: E402
 from rlhf.data.shards import make_folders, shard_name, write_table  # noqa: E402
 from rlhf.generation.request import temperatures_of  # noqa: E402
@@ -126,7 +126,7 @@ class SyntheticLauncher:
 
     def _generate(self, job: Job[Any], shards: list[int]) -> Outcome:
         tokens = {"end_of_turn_id": END_OF_TURN, "stop_token_ids": [END_OF_TURN], "template_sha256": "0" * 16}
-        (job.out_path / "tokens.json").write_text(json.dumps(tokens))
+        (job.out_path / "tokens.json").write_text(json_text(tokens))
         start, stop = sliced_rows(job.input_path("prompts"), job.config.slice)
         prompts = pq.read_table(job.input_path("prompts")).slice(start, stop - start)
         for index in shards:
@@ -226,7 +226,7 @@ class SyntheticLauncher:
         num_steps = job.config.num_epochs * -(-num_pairs // job.config.batch_size)
         rng = np.random.default_rng([self.seed, iteration, 3])
         rows = [_step(rng, step, num_steps, job.config) for step in range(1, num_steps + 1)]
-        lines = [json.dumps(row, sort_keys=True) for row in rows]
+        lines = [json_text(row, sort_keys=True) for row in rows]
         (job.out_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
         write_stub_model(job.out_path / "model", weight=float(iteration))
         mean_metrics = {}
@@ -327,8 +327,8 @@ def write_stub_model(folder: Path, weight: float = 0.0, architecture: str = "Lla
     """A folder that passes for a model where nobody loads it: one number of weights."""
     make_folders(folder)
     described = {"architectures": [architecture], "model_type": "llama", "num_labels": 1}
-    (folder / "config.json").write_text(json.dumps(described))
-    header = json.dumps({"weight": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    (folder / "config.json").write_text(json_text(described))
+    header = json_text({"weight": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
     data = struct.pack("<Q", len(header)) + header + struct.pack("<f", weight)
     (folder / "model.safetensors").write_bytes(data)
 
@@ -339,7 +339,7 @@ def write_prompts(path: Path, number: int) -> None:
         for index in range(number):
             topic = TOPICS[index % len(TOPICS)]
             question = QUESTIONS[index // len(TOPICS) % len(QUESTIONS)].format(topic=topic)
-            file.write(json.dumps({"prompt": f"{question} (No. {index})"}, ensure_ascii=False) + "\n")
+            file.write(json_text({"prompt": f"{question} (No. {index})"}, ascii_only=False) + "\n")
 
 
 def settings(folder: Path, prompts: int, n: int, held_out: int, iterations: int, seed: int) -> Config:

@@ -108,7 +108,7 @@ def _trainer_args(section: str, names: list[str], class_name: str) -> Finding:
 
 
 def _policy(path: str, cfg: Config, prompts: list[list[Message]]) -> Iterator[Finding]:
-    from rlhf.models import chat
+    from rlhf.models import chat_template
     from rlhf.models.template import probe
 
     trust = cfg.model.trust_remote_code
@@ -116,15 +116,15 @@ def _policy(path: str, cfg: Config, prompts: list[list[Message]]) -> Iterator[Fi
     trains_sft = cfg.sft.data is not None
     # SFT may give the model another template, which is then the one that everything is rendered with.
     template = cfg.sft.chat_template if trains_sft else None
-    tokenizer = chat.load_tokenizer(path, trust, template, cfg.special_tokens)
+    tokenizer = chat_template.load_tokenizer(path, trust, template, cfg.special_tokens)
     question = probe(tokenizer)
-    template_hash = chat.template_hash(tokenizer)
+    template_hash = chat_template.template_hash(tokenizer)
     yield finding(True, f"chat template {template_hash}; the reference is π0 or an iterate, with the same")
-    limit = chat.longest_prompt(path, generate.max_prompt_tokens, generate.max_new_tokens, trust)
+    limit = chat_template.longest_prompt(path, generate.max_prompt_tokens, generate.max_new_tokens, trust)
     limit = prompt_limit(generate, limit)
     # Where nothing was read here (prompts on the Hub, or made by the run), one question stands for them.
     rows = [{"messages": messages} for messages in prompts or [question]]
-    sampled, counts = chat.render_prompts(rows, tokenizer, limit)
+    sampled, counts = chat_template.render_prompts(rows, tokenizer, limit)
     rendered = [ids for _, ids in sampled]
     yield from _dropped_prompts(counts, limit)
     # Who asks for tokens means them.
@@ -135,15 +135,15 @@ def _policy(path: str, cfg: Config, prompts: list[list[Message]]) -> Iterator[Fi
     yield _vocabulary(tokenizer, rendered, path, trust)
     yield _one_bos(tokenizer, rendered)
     yield _header(tokenizer, rendered)
-    end = chat.end_of_turn_id(tokenizer)
-    stops = chat.stop_token_ids(tokenizer, path, generate.stop_token_ids, trust)
+    end = chat_template.end_of_turn_id(tokenizer)
+    stops = chat_template.stop_token_ids(tokenizer, path, generate.stop_token_ids, trust)
     name = tokenizer.convert_ids_to_tokens(end)
     text = f"end of turn {name!r} ({end}), sampling stops at {stops}"
     why = "It is no token of the model: mend eos_token or the template."
     yield finding(end in stops, text, why, Level.error)
     # SFT data and given pairs are rendered by the template; sampled responses come as tokens.
     if trains_sft or cfg.pair.data is not None:
-        _, response_ids = chat.render_response(tokenizer, question, _ANSWER)
+        _, response_ids = chat_template.render_response(tokenizer, question, _ANSWER)
         why = "The template ends no answer with it, so written responses do not teach where to stop: mend it."
         yield finding(response_ids[-1] == end, "written responses end with the end of turn", why, Level.error)
         yield _unchanged_answers(tokenizer, question, "the template")

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rlhf.config.schema import WorldConfig
-from rlhf.models import chat
+from rlhf.models import chat_template
 from rlhf.run.job import Job
 from rlhf.stages import world
 from rlhf.world import build, tasks
@@ -72,13 +72,13 @@ def test_tokenizer_is_the_same_each_time_and_has_llama_3_s_specials(tmp_path: Pa
     for name in ("one", "two"):
         build_tokenizer().save_pretrained(tmp_path / name)
     assert digests(tmp_path / "one") == digests(tmp_path / "two")
-    tokenizer = chat.load_tokenizer(tmp_path / "one")
+    tokenizer = chat_template.load_tokenizer(tmp_path / "one")
     assert set(SPECIAL_TOKENS) <= set(tokenizer.get_vocab())
     assert 350 <= len(tokenizer) <= 460
     assert tokenizer.bos_token == "<|begin_of_text|>"
     assert tokenizer.eos_token == "<|eot_id|>"
     assert tokenizer.pad_token_id not in (None, tokenizer.eos_token_id)
-    assert chat.end_of_turn_id(tokenizer) == tokenizer.eos_token_id
+    assert chat_template.end_of_turn_id(tokenizer) == tokenizer.eos_token_id
     assert tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
 
 
@@ -97,8 +97,8 @@ def test_a_prompt_is_a_token_prefix_of_its_conversation_whatever_the_answer() ->
     tokenizer = build_tokenizer()
     answers = ["c d a.", "0123.", " A", "\n", "\n\nx", ".", "é", "I cannot help."]
     for puzzle, answer in zip(tasks.draw_puzzles(1, "sft", 200, unique=False), answers * 25, strict=True):
-        prompt = chat.render_prompt(tokenizer, puzzle.messages)
-        whole = chat.render_conversation(tokenizer, tasks.conversation(puzzle, answer))
+        prompt = chat_template.render_prompt(tokenizer, puzzle.messages)
+        whole = chat_template.render_conversation(tokenizer, tasks.conversation(puzzle, answer))
         assert whole[: len(prompt)] == prompt
         assert len(prompt) < 30
 
@@ -115,8 +115,8 @@ def test_encoding_many_equals_rendering_each() -> None:
     for (ids, num_prompt), messages in zip(
         build.encode(tokenizer, conversations), conversations, strict=True
     ):
-        assert ids == chat.render_conversation(tokenizer, messages)
-        assert ids[:num_prompt] == chat.render_prompt(tokenizer, messages[:-1])
+        assert ids == chat_template.render_conversation(tokenizer, messages)
+        assert ids[:num_prompt] == chat_template.render_prompt(tokenizer, messages[:-1])
 
 
 def test_every_file_is_there_with_as_many_rows_as_asked_for(made: Path) -> None:
@@ -135,17 +135,17 @@ def test_every_file_is_there_with_as_many_rows_as_asked_for(made: Path) -> None:
 
 def test_the_policy_loads_and_knows_where_to_stop(made: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(made / "model")
-    tokenizer = chat.load_tokenizer(made / "model")
+    tokenizer = chat_template.load_tokenizer(made / "model")
     assert model.dtype == torch.float32
     assert 700_000 < model.num_parameters() < 1_000_000
     ends = [tokenizer.convert_tokens_to_ids(token) for token in ("<|end_of_text|>", "<|eot_id|>")]
-    assert chat.stop_token_ids(tokenizer, made / "model") == sorted(ends)
+    assert chat_template.stop_token_ids(tokenizer, made / "model") == sorted(ends)
 
 
 def test_the_judge_starts_as_the_base_with_two_layers_that_pass_on_what_they_get(made: Path) -> None:
     base = AutoModelForCausalLM.from_pretrained(made / "model")
     judge = AutoModelForSequenceClassification.from_pretrained(made / "judge")
-    ids = torch.tensor([chat.render_conversation(chat.load_tokenizer(made / "judge"), ANSWERED)])
+    ids = torch.tensor([chat_template.render_conversation(chat_template.load_tokenizer(made / "judge"), ANSWERED)])
     assert judge.config.num_hidden_layers == base.config.num_hidden_layers + 2
     assert judge.config.pad_token_id != judge.config.eos_token_id
     with torch.no_grad():
