@@ -25,7 +25,6 @@ from rlhf.config import tools as tools_config
 from rlhf.config import view_tools
 from rlhf.config.schema import Config
 from rlhf.launch.local import LocalLauncher
-from rlhf.run.console import Console
 from rlhf.run.stage_table import stage_function
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,19 +111,6 @@ def _launch_here(self: Any, job: Any, kind: Any, shards: list[int]) -> Any:
     return stage_function(job.stage)(job, _Worker(shards))
 
 
-def _closed_at_the_end(monkeypatch: pytest.MonkeyPatch) -> list[Console]:
-    """Consoles made from now on; a process would close their logs by ending."""
-    made: list[Console] = []
-
-    def make(folder: Path) -> Console:
-        made.append(Console(folder))
-        return made[-1]
-
-    for module in ("rlhf.iterate", "rlhf.command.file_tool"):
-        monkeypatch.setattr(importlib.import_module(module), "Console", make)
-    return made
-
-
 def run_here(monkeypatch: pytest.MonkeyPatch, command: str) -> int:
     """Run a command line in this process; stages too, and what they raise but must not comes through."""
     module, *arguments = command.split(" ")
@@ -133,7 +119,6 @@ def run_here(monkeypatch: pytest.MonkeyPatch, command: str) -> int:
     monkeypatch.setattr(sys, "argv", [module, *(argument.replace("␣", " ") for argument in arguments)])
     monkeypatch.setattr(LocalLauncher, "launch", _launch_here)
     monkeypatch.setattr(LocalLauncher, "warm_up", lambda self, engines=True: None)
-    consoles = _closed_at_the_end(monkeypatch)
     handlers = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
     try:
         if module == "stage":
@@ -144,8 +129,6 @@ def run_here(monkeypatch: pytest.MonkeyPatch, command: str) -> int:
         return int(ended.code or 0)
     finally:
         ConfigStore.instance().store(name="schema", node=Config)
-        for console in consoles:
-            console._log.close()
         for number, handler in handlers:
             signal.signal(number, handler)
 

@@ -138,7 +138,7 @@ def test_how_a_run_ended_is_said(run):
 
     with pytest.raises(KeyboardInterrupt):
         fail()
-    assert "failed: stopped\\x1b[2J, 0." in lines_of(run)[0]
+    assert "failed: stopped\\x1b[2J (0." in lines_of(run)[0]
     with hold_run(run, print), Console(run, recorded=True) as console:
         console.plan(["iteration_001/dpo"], {})
     assert ": finished " in lines_of(run)[0]
