@@ -58,6 +58,8 @@ def step_cost(work: Work) -> Cost:
         assert not why_not, why_not
         collate = pack_pairs
         score = partial(packed_scores, model)
+    # What only a process's first pass takes is no part of it.
+    score(**collate(work.pairs[:1]), use_cache=False).logits.sum().backward()
     scores = []
     watch = Stopwatch()
     for start in range(0, len(work.pairs), work.micro_batch):
