@@ -213,8 +213,8 @@ MISSED = (
     "log-probabilities flat, parameters not copied, texts not decoded by vLLM, a record as a response ends",
     "one shard for all, or shards that overlap: both 13.9 s against 14.0, and raw vLLM 13.2; what is left is "
     "the log-probability of each response, which the stage writes down and raw vLLM was not asked for",
-    "raw vLLM that is asked for it too takes as long: 9.7 s of processor for 100 prompts, flat 10.3, ours 9.6, "
-    "and 7.9 without (one round on a busy machine)",
+    "raw vLLM that is asked for it too takes as long: 9.7 s of processor for 100 prompts, flat 10.3, ours "
+    "9.6, and 7.9 without (one round on a busy machine)",
 )
 """Of the two rows against raw vLLM."""
 
