@@ -145,7 +145,9 @@ def test_the_policy_loads_and_knows_where_to_stop(made: Path) -> None:
 def test_the_judge_starts_as_the_base_with_two_layers_that_pass_on_what_they_get(made: Path) -> None:
     base = AutoModelForCausalLM.from_pretrained(made / "model")
     judge = AutoModelForSequenceClassification.from_pretrained(made / "judge")
-    ids = torch.tensor([chat_template.render_conversation(chat_template.load_tokenizer(made / "judge"), ANSWERED)])
+    ids = torch.tensor(
+        [chat_template.render_conversation(chat_template.load_tokenizer(made / "judge"), ANSWERED)]
+    )
     assert judge.config.num_hidden_layers == base.config.num_hidden_layers + 2
     assert judge.config.pad_token_id != judge.config.eos_token_id
     with torch.no_grad():
