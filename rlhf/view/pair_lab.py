@@ -58,6 +58,7 @@ class Outcome:
         self.longer += int((token_gaps > 0).sum())
         chars = pairs["chosen_chars"].to_numpy() - pairs["rejected_chars"].to_numpy()
         self.char_gap += int(chars.sum())
+        # As a multiset: several pairs of a prompt may be alike.
         self.shared += (_keys(pairs) & present).total()
 
     def merge(self, other: Outcome) -> None:

@@ -63,9 +63,11 @@ def score_against_length(trend: Trend, judge: str, is_sum: bool, seed: int) -> P
         correlation = number(found.correlation if found else None, "+.2f")
         mean = float(np.mean(tokens[known])) if len(known) else None
         table.append([name, slope, correlation, number(mean, ".1f")])
+        # Drawn, not the first ones: shards stand in the order of their prompts.
         for index in rng.permutation(known)[:_POINTS].tolist():
             points.append({"group": name, "x": float(tokens[index]), "y": _rounded(scores[index])})
         if found:
+            # Not to the longest response, where a line through all of them says nothing any more.
             for end in np.quantile(tokens[known], [0.01, 0.99]).tolist():
                 lines.append({"group": name, "x": end, "y": _rounded(found.intercept + found.slope * end)})
     title = f"Score against length: {judge_title(judge, is_sum)}"
@@ -84,6 +86,7 @@ def win_rates(trend: Trend, is_sum: bool, previous: bool) -> Plot:
     """Win rates over iterations, against π0 or against the policy before."""
     titles = [judge_title(judge, is_sum) for judge in trend.judges]
     rows: list[dict[str, Any]] = []
+    # π0 has nobody before it.
     for place in range(1, len(trend.rows)):
         for judge, title in zip(trend.judges, titles, strict=True):
             mean, low, high = against(trend, judge, place, place - 1 if previous else 0)

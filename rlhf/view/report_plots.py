@@ -55,6 +55,7 @@ def _colour(name: str, groups: Sequence[str], title: str | None = None) -> dict[
     if len(groups) > _NUM_COLOURS:
         kind, scale = "ordinal", {"domain": list(groups)}
     else:
+        # Without π0 (training curves) the first group is π1, and has the second colour all the same.
         first = 1 if groups and groups[0] == "π0" else 2
         numbers = [(first + place - 1) % _NUM_COLOURS + 1 for place in range(len(groups))]
         kind, scale = (
@@ -84,6 +85,7 @@ def spread_lines(
         {"field": "share", "format": ".1%"},
     ]
     encoding = {
+        # A step around the middle of each bin: both of its ends would be two points.
         "x": _number("middle", x_title),
         "y": _number("share", "share", zero=True, axis={"format": "%"}),
         "color": _colour("group", groups, what),

@@ -50,6 +50,7 @@ def headline_table(trend: Trend | None, is_sum: bool) -> Html:
             row_cells = [tag("th", name, scope="row")]
             for place, cell in enumerate(cells):
                 classes = ["best"] if place == best else []
+                # Wrapped, or one list of drops would make every column of the table wide.
                 if len(cell) > 24:
                     classes.append("long")
                 row_cells.append(tag("td", cell, class_=" ".join(classes) or None))
@@ -61,6 +62,7 @@ def headline_table(trend: Trend | None, is_sum: bool) -> Html:
         class_="headline",
     )
     note = "Figures of the held-out prompts; win rates with 95 % intervals over prompts."
+    # With a tab stop, so that a table wider than a phone can be scrolled by keys.
     scroller = tag("div", whole, class_="scroll", tabindex="0", role="group", aria_label="Table of figures")
     return joined([tag("p", reason), tag("p", note, class_="quiet"), scroller])
 
@@ -134,6 +136,7 @@ def record_section(trend: Trend | None, sample: Sample | None, seed: int) -> Htm
         "worst": "score, worst first",
         "longer": "how much longer answers got",
     }
+    # One judge cannot disagree with itself.
     if len(trend.judges) < 2:
         del sorts["disagreement"]
     controls = [

@@ -84,6 +84,7 @@ def _judge_lines(trend: Trend, judge: str) -> list[list[str]]:
         against_initial.append(rate(against(trend, judge, place, 0)))
         against_previous.append(rate(against(trend, judge, place, place - 1)))
     lines.append(["win rate vs π0", *against_initial])
+    # Of two policies the previous one is π0.
     if len(trend.rows) > 2:
         lines.append(["win rate vs previous", *against_previous])
     return lines
@@ -94,6 +95,7 @@ def against(
 ) -> tuple[float | None, float | None, float | None]:
     """A policy's win rate against another one, by a judge; against π0 as the run's own table has it."""
     row = trend.rows[place]
+    # Not worked out again: of a pairwise judge the score itself is the rate.
     if opponent == 0 and judge != GOLD:
         verdict = row if judge == MAIN else row.judges[judge]
         return verdict.win_rate, verdict.win_rate_low, verdict.win_rate_high

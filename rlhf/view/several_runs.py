@@ -60,6 +60,7 @@ def runs_of(paths: Sequence[str]) -> tuple[list[NamedRun], list[str]]:
         raise ConfigError(f"{KEY}=[]: names no run. {_WAYS}")
     found = _Found()
     for path in paths:
+        # A folder may have such a name itself: Hydra names those of a sweep after their settings.
         if glob.has_magic(path) and not os.path.lexists(os.path.expanduser(path)):
             _add_matches(found, path)
         else:

@@ -74,6 +74,7 @@ class Trackers:
         for tracker in self.cfg.report_to:
             if not _lacks_points(tracker_folder(self.folder, tracker), units):
                 continue
+            # One after the other: what one of them does must not keep the next from being told.
             try:
                 self._tell(tracker, units, settings(run))
             except (UserError, WorkerFailed) as error:
@@ -91,6 +92,7 @@ class Trackers:
 
     def _tell(self, tracker: str, units: list[Unit], config: dict[str, Any]) -> None:
         told_by = TrackStage(tracker, str(self.folder), [vars(unit) for unit in units], config)
+        # Not the stage's own patience, which may be hours: points can wait, the run cannot.
         compute = filled(StageCompute, self.cfg.compute, hang_seconds=_PATIENCE_SECONDS)
         name = f"track/{tracker}"
         outcome = self.launcher.launch(

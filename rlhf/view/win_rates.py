@@ -41,6 +41,7 @@ def win_rate_section(contenders: Sequence[Contender]) -> Section:
     columns = _columns(there)
     players = [_player(contender, columns) for contender in there]
     pairs = list(itertools.combinations(players, 2))
+    # Pairs grow with the square of the runs: of twenty there would be 190 lines.
     if len(players) > _ALL_PAIRS:
         section.notes.append(
             f"Each against {players[0].name}, the first one: {len(players) - 1} of {len(pairs)} pairs. "
@@ -79,8 +80,10 @@ def _columns(contenders: Sequence[Contender]) -> dict[str, str]:
                 names.setdefault(each.identity, each.role)
     columns: dict[str, str] = {}
     for identity, name in names.items():
+        # What only one run has been scored by says nothing of another.
         if num_runs[identity] < 2:
             continue
+        # Two runs may call different judges by one name.
         others = sum(used == name or used.startswith(f"{name} #") for used in columns.values())
         columns[identity] = f"{name} #{others + 1}" if others else name
     return columns
