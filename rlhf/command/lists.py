@@ -40,7 +40,8 @@ def with_lists(words: Sequence[str], schema: type[Any]) -> list[str]:
             others.append(word)
         elif equals and key in of_folders:
             words_of.setdefault(key, []).extend(_values(key, text, of_folders[key]))
-        elif True in of_folders.values() and os.path.exists(word):
+        # What is no setting is a folder, there or not; Hydra names those of a sweep `dpo.beta=0.1`.
+        elif True in of_folders.values() and (not equals or os.path.exists(word)):
             key = next(name for name, holds_folders in of_folders.items() if holds_folders)
             words_of.setdefault(key, []).append(_written(word))
         else:

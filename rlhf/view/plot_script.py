@@ -7,4 +7,4 @@ import sys
 import vl_convert
 
 if __name__ == "__main__":
-    sys.stdout.buffer.write(vl_convert.javascript_bundle().encode())
+    sys.stdout.buffer.write(vl_convert.javascript_bundle(None).encode())
