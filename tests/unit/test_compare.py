@@ -88,7 +88,7 @@ def test_refused(case, tmp_path, monkeypatch, capsys):
 
 def test_a_word_that_names_nothing(sweep, monkeypatch, capsys):
     assert run_here(monkeypatch, "compare sweep nowhere") == 2
-    assert "nowhere: no setting. Settings are given as key=value." in capsys.readouterr().err
+    assert "nowhere does not exist" in capsys.readouterr().err
 
 
 def test_as_a_shell_expands_it(sweep):

@@ -58,8 +58,9 @@ def test_of_a_sweep_every_folder_is_found_in_a_list(tmp_path, monkeypatch):
     assert typed("runs=[beta=0.1,beta=0.7]")["runs"] == ["beta=0.1", "beta=0.7"]
 
 
-def test_what_names_nothing_is_left_to_hydra():
-    assert with_lists(["nothing", "--help", "sort=gold"], CompareTool) == ["nothing", "--help", "sort=gold"]
+def test_flags_and_settings_are_left_to_hydra_and_what_is_neither_is_a_folder():
+    words = ["nothing", "--help", "sort=gold", "beta=0.7"]
+    assert with_lists(words, CompareTool) == ["--help", "sort=gold", "beta=0.7", "runs=[nothing]"]
 
 
 def test_values_of_settings_within_sections():
