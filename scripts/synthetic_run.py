@@ -333,13 +333,17 @@ def write_stub_model(folder: Path, weight: float = 0.0, architecture: str = "Lla
     (folder / "model.safetensors").write_bytes(data)
 
 
+_SOURCES = ("made-up-a", "made-up-b")
+
+
 def write_prompts(path: Path, number: int) -> None:
     """So many different prompts as JSON lines."""
     with open(path, "w", encoding="utf-8") as file:
         for index in range(number):
             topic = TOPICS[index % len(TOPICS)]
             question = QUESTIONS[index // len(TOPICS) % len(QUESTIONS)].format(topic=topic)
-            file.write(json_text({"prompt": f"{question} (No. {index})"}, ascii_only=False) + "\n")
+            row = {"prompt": f"{question} (No. {index})", "source": _SOURCES[index % len(_SOURCES)]}
+            file.write(json_text(row, ascii_only=False) + "\n")
 
 
 def settings(folder: Path, prompts: int, n: int, held_out: int, iterations: int, seed: int) -> Config:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from rlhf.data.columns import Columns, check_mapped, column_map, count_unread
 from rlhf.data.files import Record, read_records
+from rlhf.data.origins import Origin, origin_of
 from rlhf.data.questions import SHAPES, Question, question_of, refuse_without_question
 from rlhf.data.records import Message, Prompt, prompt_id
 from rlhf.data.rows import Row, UnusableRow, as_row, check_values
@@ -109,7 +110,11 @@ def _asked(row: Row) -> Question:
 
 
 def read_prompts(
-    path: Path | str, counts: Counter[str], *, columns: Columns | None = None
+    path: Path | str,
+    counts: Counter[str],
+    *,
+    columns: Columns | None = None,
+    origins: dict[str, Origin] | None = None,
 ) -> Iterator[Prompt]:
     """Distinct prompts of a file as a stream, in its order.
 
@@ -120,13 +125,14 @@ def read_prompts(
         counts: is added to while reading: `rows` = prompts + the sum of `dropped/<reason>`;
             `answers_cut` are rows that lost an assistant's last turn; and `unread/<column>`.
         columns: as for `parsed_rows`.
+        origins: gets what each prompt's row says of where it comes from, by the prompt's id.
 
     Raises:
         DataError: the file cannot be read, a row has no known shape, or no row is a prompt.
     """
     seen: set[int] = set()
     first_problem = ""
-    for number, _, question in parsed_rows(path, counts, _asked, columns):
+    for number, record, question in parsed_rows(path, counts, _asked, columns):
         if isinstance(question, UnusableRow):
             # The first only: one line of a file says what is the matter with all of them, as a rule.
             first_problem = first_problem or f"row {number}: {question}"
@@ -140,6 +146,9 @@ def read_prompts(
             counts["dropped/duplicate"] += 1
             continue
         seen.add(key)
+        if origins is not None:
+            # The first file that has a prompt is the one that it is taken from.
+            origins.setdefault(identity, origin_of(record))
         yield Prompt(identity, tuple(question.messages))
     if not seen:
         raise DataError(
@@ -147,11 +156,13 @@ def read_prompts(
         )
 
 
-def load_prompts(path: Path | str, *, columns: Columns | None = None) -> tuple[list[Prompt], Counter[str]]:
+def load_prompts(
+    path: Path | str, *, columns: Columns | None = None, origins: dict[str, Origin] | None = None
+) -> tuple[list[Prompt], Counter[str]]:
     """All distinct prompts of a file in its order, and what became of every row (see `read_prompts`).
 
     They are all in memory: about 2 KB a prompt, so 2 GB for a million; split larger files.
     """
     counts = Counter[str]()
-    prompts = list(read_prompts(path, counts, columns=columns))
+    prompts = list(read_prompts(path, counts, columns=columns, origins=origins))
     return prompts, counts

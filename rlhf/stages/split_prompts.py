@@ -1,8 +1,9 @@
 """Stage `prompts`: which prompts train, in which order, and which are held out.
 
 Inputs: `prompts` (a file) and, if the experiment has one, `held_out` (a file); one of the two is enough
-where pairs are given to train on. Output: `train.parquet`, whose slices the iterations take in turn, and
-`held_out.parquet`. Neither depends on the file's order or on `num_iterations`.
+where pairs are given to train on. Output: `train.parquet`, whose slices the iterations take in turn,
+`held_out.parquet`, and where its rows say so `origins.json` (`rlhf.data.origins`), for people to look at.
+Neither depends on the file's order or on `num_iterations`.
 
 Where each iteration has a set of its own, this stage runs for each; the inputs `seen_held_out` and
 `seen_<T>` are then prompts that the set must not have again.
@@ -17,11 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config.stage_configs import PromptsStage
+from rlhf.data.json_text import json_text
+from rlhf.data.origins import FILE as ORIGINS
+from rlhf.data.origins import Origin
 from rlhf.data.prompts import load_prompts
 from rlhf.data.reading_notes import reading_notes
 from rlhf.data.records import Prompt, dropped, to_row, what_became
 from rlhf.data.schemas import PROMPT_SCHEMA
-from rlhf.data.shards import read_rows, write_shard
+from rlhf.data.shards import read_rows, write_atomic, write_shard
 from rlhf.errors import ConfigError, DataError
 from rlhf.run.job import Job, Outcome, Worker
 
@@ -39,10 +43,11 @@ def run(job: Job[PromptsStage], worker: Worker) -> Outcome:
     """
     num_held_out = int(job.config.num_held_out)
     needs_training = job.config.needs_training
-    prompts, counts = _all_prompts(job)
+    origins: dict[str, Origin] = {}
+    prompts, counts = _all_prompts(job, origins)
     if "held_out" in job.inputs:
         train, held_out = split_by_file(
-            prompts, job.input_path("held_out"), job.seed, num_held_out, counts, job.config.columns
+            prompts, job.input_path("held_out"), job.seed, num_held_out, counts, job.config.columns, origins
         )
         if needs_training and not train:
             raise DataError(
@@ -75,17 +80,26 @@ def run(job: Job[PromptsStage], worker: Worker) -> Outcome:
     assert counts["rows"] == len(train) + len(held_out) + num_dropped, counts
     write_shard(job.out_path / "train.parquet", PROMPT_SCHEMA, map(to_row, train))
     write_shard(job.out_path / "held_out.parquet", PROMPT_SCHEMA, map(to_row, held_out))
+    known = {prompt.id: origins[prompt.id]._asdict() for prompt in held_out if any(origins[prompt.id])}
+    if known:
+        # A file of its own: the Parquet files' bytes, on which old runs hang, stay what they were.
+        write_atomic(job.out_path / ORIGINS, json_text(known).encode())
     return Outcome(counts=dict(counts), metrics=reading_notes(counts, "prompts"))
 
 
-def _all_prompts(job: Job[PromptsStage]) -> tuple[list[Prompt], Counter[str]]:
-    """The distinct prompts of all files, and what became of every row; a prompt of two files counts once."""
+def _all_prompts(job: Job[PromptsStage], origins: dict[str, Origin]) -> tuple[list[Prompt], Counter[str]]:
+    """The distinct prompts of all files, and what became of every row; a prompt of two files counts once.
+
+    `origins` gets where each comes from.
+    """
     prompts: dict[str, Prompt] = {}
     counts = Counter[str]()
     for name in sorted(job.inputs):
         if name != "prompts" and not name.startswith("prompts_"):
             continue
-        of_file, counts_of_file = load_prompts(job.input_path(name), columns=job.config.columns)
+        of_file, counts_of_file = load_prompts(
+            job.input_path(name), columns=job.config.columns, origins=origins
+        )
         counts.update(counts_of_file)
         for prompt in of_file:
             if prompt.id in prompts:
@@ -125,12 +139,13 @@ def split_by_file(
     num_held_out: int,
     counts: Counter[str],
     columns: Mapping[str, Any] | None = None,
+    origins: dict[str, Origin] | None = None,
 ) -> tuple[list[Prompt], list[Prompt]]:
     """Training prompts that are not in the held-out file, and up to `num_held_out` prompts of that file.
 
     Adds to `counts`: the held-out file's rows and drops, `dropped/in_held_out`, `dropped/over_num_held_out`.
     """
-    all_held_out, held_out_counts = load_prompts(held_out_path, columns=columns)
+    all_held_out, held_out_counts = load_prompts(held_out_path, columns=columns, origins=origins)
     counts.update(held_out_counts)
     # All of the file, not only those that are measured on: it may be another project's test set.
     held_out_ids = {prompt.id for prompt in all_held_out}

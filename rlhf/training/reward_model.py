@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from trl import RewardConfig, RewardTrainer
 
 from rlhf.config.stage_configs import RewardModelStage
 from rlhf.config.step_count import steps_of
+from rlhf.data.origins import origin_of
 from rlhf.data.preferences import preferences_with_rows
 from rlhf.data.records import Message, what_became
 from rlhf.data.shards import read_all_rows
@@ -72,19 +73,6 @@ def ensure_pad(tokenizer: PreTrainedTokenizerBase, model: Any) -> None:
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
-def source_of(row: Mapping[str, Any]) -> str:
-    """Where a row of a preference file says it comes from, else "data".
-
-    Example:
-        {"source": "hh-rlhf", "chosen": [{…}, {…}], "rejected": [{…}, {…}]} gives "hh-rlhf"
-    """
-    for key in ("source", "dataset", "subset"):
-        name = row.get(key)
-        if isinstance(name, str) and name.strip():
-            return name.strip()
-    return "data"
-
-
 def sourced_preferences(
     job: Job[Any],
     counts: Counter[str],
@@ -96,7 +84,7 @@ def sourced_preferences(
     """
     for row, preference in preferences_with_rows(job.input_path("data"), counts, columns=job.config.columns):
         messages, chosen, rejected = preference
-        yield source_of(row), messages, chosen, rejected
+        yield origin_of(row).source or "data", messages, chosen, rejected
     if "on_policy" in job.inputs:
         for row in read_all_rows(job.input_path("on_policy"), ["messages", "chosen", "rejected"]):
             counts["rows"] += 1

@@ -36,7 +36,15 @@ from rlhf.view.report_library import LIBRARY
 from rlhf.view.report_numbers import GOLD, MAIN, HeldOut, Pairs, held_out_of, pairs_of
 from rlhf.view.report_page import page, script_json
 from rlhf.view.report_plots import Plot
-from rlhf.view.report_records import NUM_PAIRS, NUM_RECORDS, Sample, chosen_pairs, records_of, shown_pairs
+from rlhf.view.report_records import (
+    NUM_PAIRS,
+    NUM_RECORDS,
+    Sample,
+    chosen_pairs,
+    origins_of,
+    records_of,
+    shown_pairs,
+)
 from rlhf.view.report_sections import (
     headline_table,
     lineage_section,
@@ -156,7 +164,8 @@ def _contents_of(run: RunFolder, most: int, seed: int) -> _Contents:
     trend = contents.trend
     if trend is not None:
         contents.plots += _plots_of_trend(contents, trend, _is_sum(run), seed)
-        make = partial(records_of, trend.evaluations, trend.policies, trend.judges, most, seed)
+        origins = contents.part("Sources of prompts", partial(origins_of, run))
+        make = partial(records_of, trend.evaluations, trend.policies, trend.judges, most, seed, origins)
         contents.records = contents.part("Records", make)
     found = contents.part("Training curves", partial(training_curves, run))
     if found is not None:

@@ -5,9 +5,10 @@ The extremes of every figure are always among them, the rest is drawn by a seed.
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlhf.data.json_text import json_text
+from rlhf.data.origins import FILE as ORIGINS
+from rlhf.data.origins import Origin, origin_of
 from rlhf.data.shards import read_table, shard_paths
 from rlhf.errors import visible
 from rlhf.loop.figures import Evaluation
 from rlhf.view.report_numbers import MAIN, HeldOut, Pairs, disagreement_of, in_order_of, means_of
+from rlhf.view.run_folder import RunFolder
 
 NUM_RECORDS = 300
 """Held-out prompts that a page shows at most."""
@@ -31,6 +35,7 @@ _RECORD_BYTES = 2_400_000
 _PAIR_BYTES = 800_000
 _EXTREMES = 8
 """Records at either end of each figure that are always shown."""
+_UNKNOWN = Origin(None, None)
 _CUTS = (20_000, 8_000, 4_000, 2_000, 1_000, 500, 250, 120)
 """Characters of a text that are shown at most: the first of these with which all texts fit."""
 _NO_TEXT = (
@@ -143,6 +148,7 @@ class _Record:
     disagreement: float | None
     responses: list[list[tuple[Any, ...]]]
     """Of each policy: text, tokens, whether it was cut, and its scores."""
+    origin: Origin = _UNKNOWN
 
 
 def record_figures(policies: Sequence[HeldOut], judges: Sequence[str]) -> dict[str, np.ndarray]:
@@ -169,17 +175,34 @@ def _disagreement(policies: Sequence[HeldOut], judge: str) -> np.ndarray:
     return disagreement_of(*both)
 
 
+def origins_of(run: RunFolder) -> dict[str, Origin]:
+    """What is known of held-out prompts' sources and languages, by id; runs of earlier versions know nothing.
+
+    Example:
+        {"d7760b4ba3077c46": Origin("quiz", None)}
+    """
+    known: dict[str, Origin] = {}
+    for artifact in run.artifacts.values():
+        if ORIGINS not in artifact.record["files"] or artifact.record["identity"]["stage"] != "prompts":
+            continue
+        rows = json.loads((artifact.path / ORIGINS).read_text(encoding="utf-8"))
+        for name, row in rows.items():
+            known.setdefault(name, origin_of(row))
+    return known
+
+
 def records_of(
     evaluations: Sequence[Evaluation],
     policies: Sequence[HeldOut],
     judges: Sequence[str],
     most: int,
     seed: int,
+    origins: Mapping[str, Origin] | None = None,
 ) -> Sample:
     """Held-out prompts with the responses of π0 and of every iterate, and their scores by some judges.
 
     Example:
-        one of `shown`: {"id": "d776…", "writing": "Latin", "disagreement": 0.25,
+        one of `shown`: {"id": "d776…", "source": "quiz", "writing": "Latin", "disagreement": 0.25,
         "prompt": [["user", "Hi", 0]],
         "responses": [[["Hello!", 0, 3, 0, [1.52, 0.9]], …], …]}, where a response has its text, the
         characters that are not shown, its tokens, whether the token limit cut it, and a score by each judge
@@ -192,6 +215,7 @@ def records_of(
     for place in places:
         share = disagreement_P[place]
         record = _Record(ids[place], [], round(float(share), 3) if np.isfinite(share) else None, [])
+        record.origin = (origins or {}).get(ids[place], record.origin)
         records[ids[place]] = record
     for evaluation, policy in zip(evaluations, policies, strict=True):
         _add_responses(records, evaluation, policy, judges)
@@ -243,7 +267,9 @@ def _record_as_json(record: _Record, cut: int) -> dict[str, Any]:
     question = " ".join(text.start for role, text in record.messages if role == "user")
     return {
         "id": record.id,
-        "writing": writing_of(question),
+        "source": visible(record.origin.source or ""),
+        # What a row says of its language says more than its letters do.
+        "writing": visible(record.origin.language or writing_of(question)),
         "disagreement": record.disagreement,
         "prompt": [[visible(role), *text.cut_to(cut)] for role, text in record.messages],
         "responses": responses,

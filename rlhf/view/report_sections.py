@@ -121,6 +121,10 @@ def _how_many(sample: Sample, what: str, seed: int) -> Html:
     return tag("p", text, class_="quiet")
 
 
+def _any_of(names: Sequence[str]) -> dict[str, str]:
+    return {"": "any"} | {name: name for name in names}
+
+
 def record_section(trend: Trend | None, sample: Sample | None, seed: int) -> Html:
     """The controls of the records, and the place where they are listed."""
     if trend is None or sample is None:
@@ -128,6 +132,7 @@ def record_section(trend: Trend | None, sample: Sample | None, seed: int) -> Htm
     policies = {str(place): name for place, name in enumerate(trend.names)}
     last = str(len(policies) - 1)
     writings = sorted({record["writing"] for record in sample.shown})
+    sources = sorted({record["source"] for record in sample.shown if record["source"]})
     sorts = {
         "gain": "gain, largest first",
         "loss": "loss: prompts that got worse",
@@ -144,9 +149,8 @@ def record_section(trend: Trend | None, sample: Sample | None, seed: int) -> Htm
         _field("Sort by", _menu("records-sort", sorts)),
         _field("From", _menu("records-before", policies, "0")),
         _field("to", _menu("records-after", policies, last)),
-        _field(
-            "Writing of the prompt", _menu("records-writing", {"": "any"} | {name: name for name in writings})
-        ),
+        _field("Source of the prompt", _menu("records-source", _any_of(sources))),
+        _field("Language or writing", _menu("records-writing", _any_of(writings))),
         _field(
             "Cut answers",
             _menu("records-cut", {"": "with and without", "cut": "with", "whole": "without"}),

@@ -343,6 +343,7 @@
 
   function selectRecords() {
     const search = value("records-search").toLowerCase();
+    const source = value("records-source");
     const writing = value("records-writing");
     const cut = value("records-cut");
     const shortest = parseFloat(value("records-shortest"));
@@ -353,6 +354,7 @@
       const length = mean(responses.map((response) => response[2]));
       const isCut = record.responses.some((each) => each.some((response) => response[3]));
       if (search && !haystack(record).includes(search)) return false;
+      if (source && record.source !== source) return false;
       if (writing && record.writing !== writing) return false;
       if (cut && isCut !== (cut === "cut")) return false;
       if (!Number.isNaN(shortest) && !(length >= shortest)) return false;

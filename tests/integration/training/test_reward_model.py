@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from rlhf.config.training import RewardModelConfig
 from rlhf.models.chat_template import render_conversation
 from rlhf.training.held_out import split
-from rlhf.training.reward_model import accuracies, ensure_pad, source_of
+from rlhf.training.reward_model import accuracies, ensure_pad
 from rlhf.training.score_head import Fp32Linear
 from tests.stage_runner import make_job, run_ranks
 from tests.tiny import random_pairs, tiny_llama, tiny_reward_model, tiny_tokenizer, write_pairs
@@ -94,11 +94,6 @@ def test_accuracy_is_told_by_source_and_a_tie_is_wrong():
     assert metrics == pytest.approx(expected)
     assert accuracies(trainer, dataset.select([0, 1]), 4, ["a"]) == {"held_out_accuracy": 0.5}
     assert accuracies(trainer, dataset.select([]), 4, ["a", "b"]) == {"held_out_accuracy": None}
-
-
-def test_a_source_is_named_by_the_row():
-    assert source_of({"source": "", "dataset": " hh ", "subset": "x"}) == "hh"
-    assert source_of({"source": 3, "chosen": []}) == "data"
 
 
 def test_pad_equal_to_end_of_turn_is_replaced(tmp_path):

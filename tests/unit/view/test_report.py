@@ -21,7 +21,7 @@ from rlhf.view.build_report import FILE, update_report, write_report
 from rlhf.view.report_library import LIBRARY
 from rlhf.view.report_lineage import changed_settings, num_starts, stages_of
 from rlhf.view.report_page import script_json, tag
-from rlhf.view.report_records import chosen_places, fitted, text_of, writing_of
+from rlhf.view.report_records import chosen_places, fitted, origins_of, text_of, writing_of
 from rlhf.view.run_folder import open_run
 from scripts.synthetic_run import make_run
 from tests.unit.refusals import run_here
@@ -432,3 +432,16 @@ def test_the_command(made_up, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith(f"report  {target} (")
     assert len(Page(target.read_text(encoding="utf-8")).data["records"]) == 3
     assert report.__doc__
+
+
+def test_records_say_where_their_prompts_come_from(made_up):
+    run = open_run(str(made_up))
+    origins = origins_of(run)
+    assert {origin.source for origin in origins.values()} == {"made-up-a", "made-up-b"}
+    write_report(run, made_up / "report.html")
+    text = (made_up / "report.html").read_text(encoding="utf-8")
+    assert 'id="records-source"' in text and '"source":"made-up-a"' in text.replace('": "', '":"')
+    # A run of an earlier version knows nothing of it.
+    (made_up / "prompts" / "origins.json").unlink()
+    del run.artifacts["prompts"].record["files"]["origins.json"]
+    assert origins_of(run) == {}
