@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from rich.cells import cell_len, set_cell_size
 
 from rlhf.errors import one_line
-
-_WIDE_ENOUGH = 100_000
-"""Columns; a terminal that has fewer wraps the lines, but a file and a copied table keep them whole."""
 
 
 def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> str:
     """A line of heads, a rule, and a line for each row; columns are as wide as what stands in them.
 
     Signs that take two places in a terminal (Chinese) are counted so. What a cell holds of a terminal's
-    commands is escaped.
+    commands is escaped. Lines are never wrapped or cut: a file and a copied table keep them whole.
 
     Args:
         heads: the columns' names.
@@ -30,20 +23,25 @@ def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: Seque
     Example:
         `text_table(["policy", "score"], [["π0", "-0.27"], ["π1", "+0.62"]])` gives
 
-        policy   score
-        ──────────────
-        π0       -0.27
-        π1       +0.62
+        policy  score
+        ──────  ─────
+        π0      -0.27
+        π1      +0.62
     """
-    # SIMPLE_HEAD has a rule below the heads and nothing else.
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for head in heads:
-        table.add_column(Text(one_line(head)), justify="right" if head in right else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*[Text(one_line(cell)) for cell in row])
-    output = io.StringIO()
-    console = Console(file=output, width=_WIDE_ENOUGH, color_system=None, legacy_windows=False)
-    console.print(table)
-    # The last column's padding would only make copies of the table wrap.
-    lines = [line.rstrip() for line in output.getvalue().rstrip("\n").split("\n")]
-    return "\n".join(lines)
+    # The model card of a run holds such a table: written otherwise, it would be exported anew.
+    lines = [[one_line(cell) for cell in line] for line in (heads, *rows)]
+    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
+    text = [_aligned(line, heads, widths, right) for line in lines]
+    text.insert(1, "  ".join("─" * width for width in widths))
+    return "\n".join(text)
+
+
+def _aligned(cells: Sequence[str], heads: Sequence[str], widths: Sequence[int], right: Sequence[str]) -> str:
+    padded = []
+    for cell, head, width in zip(cells, heads, widths, strict=True):
+        if head in right:
+            padded.append(" " * (width - cell_len(cell)) + cell)
+        else:
+            padded.append(set_cell_size(cell, width))
+    # The last cell's padding would only make copies of the table wrap.
+    return "  ".join(padded).rstrip()
