@@ -37,7 +37,7 @@ def test_runs_in_every_form(command, sweep, monkeypatch, capsys):
     before = contents(sweep)
     assert run_here(monkeypatch, command) == 0
     said = capsys.readouterr()
-    assert "A  dpo.beta=0.1,seed=1   42 finished" in said.out and "A π1   B π1" in said.out and not said.err
+    assert "A  dpo.beta=0.1,seed=1  42 finished" in said.out and "A π1  B π1" in said.out and not said.err
     assert "None: the runs have the same settings." in said.out
     assert contents(sweep) == before, "nothing is written into a run"
 
