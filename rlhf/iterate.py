@@ -31,7 +31,7 @@ from rlhf.run.engine_choice import as_begun
 from rlhf.run.lock import hold_run
 from rlhf.run.plan import AloneDone, Run
 from rlhf.run.until import last_stage
-from rlhf.view.build_report import begin_report, update_report
+from rlhf.view.kept_report import begin_report, update_report
 from rlhf.view.live import drawn_lines
 from rlhf.view.trackers import Trackers
 

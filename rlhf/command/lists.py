@@ -34,10 +34,16 @@ def with_lists(words: Sequence[str], schema: type[Any]) -> list[str]:
     of_folders = dict(_lists(schema()))
     words_of: dict[str, list[str]] = {}
     others = []
+    folder = _folder_key(schema)
     for word in words:
         key, equals, text = word.partition("=")
         if word.startswith("-"):
             others.append(word)
+        elif folder is not None and not equals:
+            others.append(f"{folder}={_written(word)}")
+        elif folder is not None and key == folder and os.path.exists(os.path.expanduser(text)):
+            # As it stands: Hydra's grammar has no equals signs, blanks or ~ in a text without quotes.
+            others.append(f"{folder}={_written(text)}")
         elif equals and key in of_folders:
             words_of.setdefault(key, []).extend(_values(key, text, of_folders[key]))
         # What is no setting is a folder, there or not; Hydra names those of a sweep `dpo.beta=0.1`.
@@ -47,6 +53,14 @@ def with_lists(words: Sequence[str], schema: type[Any]) -> list[str]:
         else:
             others.append(word)
     return others + [f"{key}=[{','.join(values)}]" for key, values in words_of.items()]
+
+
+def _folder_key(schema: type[Any]) -> str | None:
+    """The one setting of a tool that a word without a key is: the folder that it looks at."""
+    for item in dataclasses.fields(schema):
+        if item.metadata.get("folders") and not item.metadata.get("several"):
+            return item.name
+    return None
 
 
 def _lists(section: Any, prefix: str = "") -> Iterator[tuple[str, bool]]:

@@ -14,7 +14,7 @@ from rlhf.config.fields import NOT_NEGATIVE, POSITIVE, setting
 class ChatTool:
     """`python -m rlhf.chat`: talk to the iterates of a run."""
 
-    run_dir: str = MISSING
+    run_dir: str = setting(MISSING, folders=True)
     """The run."""
     iterations: Any = None
     """Whom to talk to, side by side: `[0,3]`, of which 0 is π0; null is the best one."""

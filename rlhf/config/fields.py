@@ -90,8 +90,7 @@ def setting(
             of another user cannot set it (`rlhf.command.foreign`).
         several: True for a list whose values may be typed as `key=a,b` too, or one by one
             (`rlhf.command.lists`).
-        folders: True for the one such list of a tool that words without a key belong to, where they name
-            something on disk.
+        folders: True for the one such list, or the one folder, of a tool that words without a key belong to.
     """
     metadata = {
         "within": within,

@@ -51,7 +51,7 @@ class OtherPairs:
 class WhatIfTool:
     """`python -m rlhf.whatif`: what other settings of `pair` would have given."""
 
-    run_dir: str = MISSING
+    run_dir: str = setting(MISSING, folders=True)
     """The run whose candidates and scores are looked at; nothing is written into it."""
     iterations: list[int] = setting(factory=list, several=True)
     """Which ones; an empty list is all."""
@@ -65,7 +65,7 @@ class WhatIfTool:
 class ReportTool:
     """`python -m rlhf.report`: what a run has so far, as one page."""
 
-    run_dir: str = MISSING
+    run_dir: str = setting(MISSING, folders=True)
     """The run's folder, finished or not."""
     output: Optional[str] = None
     """The .html file to write; null is `report.html` in the run's folder."""
@@ -81,7 +81,7 @@ class ReportTool:
 class StatusTool:
     """`python -m rlhf.status`: how far a run is."""
 
-    run_dir: str = MISSING
+    run_dir: str = setting(MISSING, folders=True)
     """The run's folder; nothing is written into it, and no lock is taken."""
     debug: bool = False
     """Show tracebacks for the user's errors too."""

@@ -81,11 +81,17 @@ def write_atomic(path: Path, data: bytes | pa.Buffer) -> None:
     """Write a file so that its name never shows half of it, and survives power loss."""
     temporary = path.with_name(f".{path.name}.tmp")
     with writing(path):
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            # Before the rename: else the name could outlive a power loss and its bytes not.
-            os.fsync(file.fileno())
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                # Before the rename: else the name could outlive a power loss and its bytes not.
+                os.fsync(file.fileno())
+        except OSError:
+            # A disk that is full would stay so by what could not be written whole.
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
         os.replace(temporary, path)
         fsync_dir(path.parent)
 

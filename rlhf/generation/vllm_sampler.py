@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -238,6 +239,7 @@ def _leave_out_idle_blocks() -> None:
     if getattr(configured, "leaves_out_idle_blocks", False):
         return
 
+    @functools.wraps(configured)
     def bounded(vllm_config: Any, groups: Any, available_memory: int) -> Any:
         # Without such groups the model has no cache at all.
         if groups and vllm_config.cache_config.num_gpu_blocks_override is None:

@@ -39,6 +39,10 @@ class State(Enum):
     damaged = "damaged"
 
 
+_LEAST_SECONDS = 0.5
+"""Between the first and the last thing counted, from which a pace is told."""
+
+
 @dataclass
 class Counted:
     """What was counted of a stage at some moment: shards or steps `done`, and what these held."""
@@ -103,8 +107,11 @@ class StageProgress:
         if self.first is not None and self.last.done > self.first.done:
             since = self.first
         seconds = self.last.at - since.at
+        # Shards that end together say nothing of a pace.
+        if seconds < _LEAST_SECONDS:
+            return None
         number = getattr(self.last, what) - getattr(since, what)
-        return number / seconds if seconds > 0 and number > 0 else None
+        return number / seconds if number > 0 else None
 
     def remaining(self, now: float) -> float | None:
         """Seconds to its end by its own pace, of a running stage; None where it has none yet."""

@@ -29,10 +29,17 @@ def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: Seque
         π1      +0.62
     """
     # The model card of a run holds such a table: written otherwise, it would be exported anew.
-    lines = [[one_line(cell) for cell in line] for line in (heads, *rows)]
-    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
-    text = [_aligned(line, heads, widths, right) for line in lines]
-    text.insert(1, "  ".join("─" * width for width in widths))
+    lines = []
+    for line in (heads, *rows):
+        lines.append([one_line(cell) for cell in line])
+    widths = []
+    for column in zip(*lines, strict=True):
+        widths.append(max(map(cell_len, column)))
+    text = []
+    for line in lines:
+        text.append(_aligned(line, heads, widths, right))
+    rule = "  ".join("─" * width for width in widths)
+    text.insert(1, rule)
     return "\n".join(text)
 
 

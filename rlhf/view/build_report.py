@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rlhf import __version__
-from rlhf.config.overrides import override, pasted
+from rlhf.config.overrides import pasted
 from rlhf.data.digest import digest_of
 from rlhf.data.json_text import json_text
 from rlhf.data.shards import write_atomic
 from rlhf.errors import UserError, one_line
 from rlhf.loop.card import name_of
 from rlhf.loop.figures import Evaluation, Row, row_of
-from rlhf.run.plan import Run
 from rlhf.view.report_figures import (
     judge_disagreement,
     kl_frontier,
@@ -54,7 +53,7 @@ from rlhf.view.report_sections import (
     record_section,
 )
 from rlhf.view.report_trend import Trend, judge_title, policy_name, why_best
-from rlhf.view.run_folder import RunFolder, iteration_of, open_run
+from rlhf.view.run_folder import RunFolder, iteration_of
 
 FILE = "report.html"
 """In the run's folder."""
@@ -111,30 +110,7 @@ def write_report(run: RunFolder, target: Path, most: int = NUM_RECORDS, seed: in
     write_atomic(target, text.encode())
 
 
-def update_report(run: Run) -> None:
-    """Make the report of a run that goes on; a run never fails for want of one.
-
-    Nothing is done where nothing is new since it was made, as when a finished run is started again.
-    """
-    if run.planning or run.only is not None:
-        return
-    try:
-        folder = open_run(str(run.folder))
-        target = run.folder / FILE
-        if not _is_of_now(target, folder):
-            write_report(folder, target)
-    except Exception as error:  # whatever it is: the run is worth more than its picture
-        again = pasted("python", "-m", "rlhf.report", override("run_dir", str(run.folder)))
-        run.say(f"  ! no {FILE}: {one_line(str(error) or type(error).__name__)}. To make it: {again}")
-
-
-def begin_report(run: Run) -> None:
-    """Get ready what every report needs, in a process of its own, so that the first one waits for nothing."""
-    if not run.planning and run.only is None:
-        LIBRARY.begin()
-
-
-def _is_of_now(target: Path, run: RunFolder) -> bool:
+def is_of_now(target: Path, run: RunFolder) -> bool:
     """Whether a report is there that was made of just what the run has now."""
     return f"{_MARK}{_state_of(run)}" in _head_of(target)
 

@@ -82,9 +82,11 @@ def view_lines(
 
 def _head(progress: Progress, now: float) -> RenderableType:
     parts = [f"{progress.num_done} of {len(progress.stages)} stages"]
-    if progress.began_at:
-        so_far = "" if progress.ended else " so far"
-        parts.append(f"{duration(max(0.0, now - progress.began_at))}{so_far}")
+    if progress.ended:
+        # Of all commands that went on with it, not of the last one.
+        parts.append(f"{duration(sum(stage.seconds for stage in progress.stages))} of work on its stages")
+    elif progress.began_at:
+        parts.append(f"{duration(max(0.0, now - progress.began_at))} so far")
     left = left_of_run(progress, now)
     if left is not None:
         parts.append(left_text(left))

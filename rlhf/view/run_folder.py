@@ -147,7 +147,9 @@ def open_run(path: str, key: str = "run_dir") -> RunFolder:
     artifacts: dict[str, Artifact] = {}
     damaged: dict[str, str] = {}
     unfinished: list[str] = []
-    for name, stage_folder in _stages(folder):
+    stages, unreadable = _stages(folder)
+    damaged |= unreadable
+    for name, stage_folder in stages:
         partial = _PARTIAL.fullmatch(stage_folder.name)
         if partial:
             unfinished.append(name)
@@ -176,29 +178,48 @@ def iteration_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def _stages(folder: Path) -> list[tuple[str, Path]]:
-    """Names and folders of stages, finished and not, in the loop's order."""
+def _stages(folder: Path) -> tuple[list[tuple[str, Path]], dict[str, str]]:
+    """Names and folders of stages, finished and not, in the loop's order; and what cannot be looked into."""
     found = []
+    unreadable = {}
     waiting = [folder]
     while waiting:
-        for entry in _entries(waiting.pop()):
+        place = waiting.pop()
+        try:
+            entries = _entries(place)
+        except OSError as error:
+            unreadable[place.relative_to(folder).as_posix()] = f"{place} cannot be read: {error.strerror}"
+            continue
+        for entry in entries:
             path = Path(entry.path)
             name = path.relative_to(folder).as_posix()
             partial = _PARTIAL.fullmatch(entry.name)
             if partial:
                 found.append(((path.parent / partial["stage"]).relative_to(folder).as_posix(), path))
-            elif (path / MANIFEST).exists():
+            elif _holds_manifest(path):
                 found.append((name, path))
             elif _HOLDS_STAGES.fullmatch(name):
                 waiting.append(path)
-    return sorted(found, key=lambda item: _place(item[0]))
+    return sorted(found, key=lambda item: _place(item[0])), unreadable
+
+
+def _holds_manifest(folder: Path) -> bool:
+    """Whether a folder is a stage's; one that cannot be looked into may be."""
+    try:
+        return (folder / MANIFEST).exists() or (folder / MANIFEST).is_symlink()
+    except OSError:  # `open_artifact` says which
+        return True
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """The folders in a folder; links are other places, and what vanishes meanwhile is not there."""
+    """The folders in a folder; links are other places, and what vanishes meanwhile is not there.
+
+    Raises:
+        OSError: it cannot be looked into.
+    """
     try:
         return [entry for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)]
-    except OSError:
+    except FileNotFoundError:
         return []
 
 
@@ -219,25 +240,37 @@ def _config_of(folder: Path) -> dict[str, Any]:
 
     Not through the schema, for a run of an older version is looked at too.
     """
+    if not is_file(folder / "config.yaml"):  # also of a pipe, which would keep us waiting
+        return {}
     try:
         settings = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=False)
-    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException):
+    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException, RecursionError):
         return {}
     if not isinstance(settings, dict):
         return {}
     return {str(key): value for key, value in settings.items()}
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is such a file, as far as one may look."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def _run_around(folder: Path) -> Path | None:
-    return next((parent for parent in folder.parents if (parent / "config.yaml").is_file()), None)
+    return next((parent for parent in folder.parents if is_file(parent / "config.yaml")), None)
 
 
 def _what_it_is(folder: Path) -> str:
     """What a folder that is no run's holds, and which other one may have been meant."""
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return f"{folder} may not be read by you. Get the right to, or look at a copy."
     around = _run_around(folder)
     if around is not None:
         return f"{folder} is a part of the run {around}. Name that folder."
-    runs = sorted(entry.name for entry in _entries(folder) if (Path(entry.path) / "config.yaml").is_file())
+    runs = sorted(entry.name for entry in _entries(folder) if is_file(Path(entry.path) / "config.yaml"))
     if runs:
         shown = one_line(", ".join(runs[:8])) + (", …" if len(runs) > 8 else "")
         return f"{folder} is no run's folder; it holds {len(runs)} of them: {shown}. Name one of those."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from rlhf.data.files import resolved
 from rlhf.errors import ConfigError
 from rlhf.loop.figures import measured
 from rlhf.run.artifact import Artifact
-from rlhf.view.run_folder import RunFolder, open_run
+from rlhf.view.run_folder import RunFolder, is_file, open_run
 from rlhf.view.sound import sound
 
 KEY = "runs"
@@ -88,8 +89,10 @@ def _add_matches(found: _Found, pattern: str) -> None:
     matches = sorted(glob.glob(os.path.expanduser(pattern)))
     passed_over = []
     for match in matches:
-        folder = resolved(match, KEY)
-        runs = [folder] if _is_run(folder) else _runs_inside(folder)
+        runs = []
+        with contextlib.suppress(ConfigError):  # a link that leads nowhere
+            folder = resolved(match, KEY)
+            runs = [folder] if _is_run(folder) else _runs_inside(folder)
         for run in runs:
             found.add(run)
         if not runs:
@@ -102,7 +105,7 @@ def _add_matches(found: _Found, pattern: str) -> None:
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / "config.yaml").is_file()
+    return is_file(folder / "config.yaml")
 
 
 def _runs_inside(folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from rlhf.loop.table import headline
 from rlhf.run.lock import Driver, driver_of
 from rlhf.run.progress import Progress, State, pid_space, read_progress
 from rlhf.run.stopwatch import duration, seconds_so_far
-from rlhf.view.run_folder import RunFolder
+from rlhf.view.run_folder import RunFolder, iteration_of
 
 _FRESH_SECONDS = 15.0
 """A driver writes every second; a busy disk or machine may hold it up."""
@@ -57,6 +57,9 @@ def standing_of(run: RunFolder) -> Standing:
     notes = _unfinished(run) if not is_working else []
     for name, what in run.damaged.items():
         notes.append(f"✗ {one_line(name)} cannot be used: {one_line(what.partition(chr(10))[0])}")
+    gone = lacking(run)
+    if gone:
+        notes.append(f"✗ gone from the folder: {one_line(', '.join(gone))}")
     return Standing(lines, progress, at, notes)
 
 
@@ -130,8 +133,29 @@ def _is_finished(run: RunFolder) -> bool:
     """Whether the loop has come to its end: it links the best policy last."""
     number = run.config.get("num_iterations")
     last = f"iteration_{number:03d}/held_out/score" if isinstance(number, int) else ""
-    is_whole = not run.unfinished and not run.damaged
+    is_whole = not run.unfinished and not run.damaged and not lacking(run)
     return is_whole and (run.path / "best").is_symlink() and last in run.artifacts
+
+
+def lacking(run: RunFolder) -> list[str]:
+    """Stages that are gone: other iterations have them, and the run has come past theirs.
+
+    Example:
+        ["iteration_002/pair"] of a run of three iterations in which somebody has removed it
+    """
+    there = [*run.artifacts, *run.damaged, *run.unfinished]
+    last = max((iteration_of(name) or 0 for name in there), default=0)
+    # Iteration 0 is π0's evaluation, and an export is of one iteration only.
+    of_one = {name.partition("/")[2] for name in there if iteration_of(name)} - {"export"}
+    gone = []
+    # The last one may be under way still, until the best policy is linked.
+    is_over = (run.path / "best").is_symlink()
+    for number in range(1, last + is_over):
+        for stage in sorted(of_one):
+            name = f"iteration_{number:03d}/{stage}"
+            if name not in there:
+                gone.append(name)
+    return gone
 
 
 def _unfinished(run: RunFolder) -> list[str]:

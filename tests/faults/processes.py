@@ -43,8 +43,19 @@ def group(pid: int) -> int | None:
 
 
 def workers_of(driver: int) -> list[int]:
-    """Stage processes of a driver: they lead process groups of their own."""
-    return [pid for pid in descendants(driver) if group(pid) == pid]
+    """Stage processes of a driver: they lead process groups of their own.
+
+    So does the one that gets the report's plots ready, which is none.
+    """
+    leaders = [pid for pid in descendants(driver) if group(pid) == pid]
+    return [pid for pid in leaders if not _draws_plots(pid)]
+
+
+def _draws_plots(pid: int) -> bool:
+    try:
+        return b"plot_script" in (Path("/proc") / str(pid) / "cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def is_engine(pid: int) -> bool:

@@ -84,6 +84,7 @@ class Said:
         """Nothing to keep."""
 
     end = begin
+    done = begin
 
 
 def prepare(folder: Path) -> None:

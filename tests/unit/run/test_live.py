@@ -94,6 +94,8 @@ def run_in_terminal(tmp_path, how, kill=None, size=(24, 80), resized=None, **env
         os.environ.pop("COLUMNS", None)
         os.environ.pop("LINES", None)
         os.chdir(ROOT)
+        # Whoever runs the tests may have it ignored, as `nohup` does, and children inherit that.
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         os.execv(sys.executable, [sys.executable, "-c", RUN, str(tmp_path), how])
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
     before = termios.tcgetattr(terminal)

@@ -28,6 +28,7 @@ class Said:
         pass
 
     end = begin
+    done = begin
 
 
 @pytest.fixture

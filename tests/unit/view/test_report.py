@@ -17,7 +17,8 @@ import pytest
 from rlhf import report
 from rlhf.run.plan import Run
 from rlhf.view import build_report
-from rlhf.view.build_report import FILE, update_report, write_report
+from rlhf.view.build_report import FILE, write_report
+from rlhf.view.kept_report import update_report
 from rlhf.view.report_library import LIBRARY
 from rlhf.view.report_lineage import changed_settings, num_starts, stages_of
 from rlhf.view.report_page import script_json, tag
