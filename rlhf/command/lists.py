@@ -39,7 +39,7 @@ def with_lists(words: Sequence[str], schema: type[Any]) -> list[str]:
         key, equals, text = word.partition("=")
         if word.startswith("-"):
             others.append(word)
-        elif folder is not None and not equals:
+        elif folder is not None and (not equals or os.path.exists(word)):
             others.append(f"{folder}={_written(word)}")
         elif folder is not None and key == folder and os.path.exists(os.path.expanduser(text)):
             # As it stands: Hydra's grammar has no equals signs, blanks or ~ in a text without quotes.

@@ -131,10 +131,12 @@ def _lines(
 
 def _is_finished(run: RunFolder) -> bool:
     """Whether the loop has come to its end: it links the best policy last."""
+    if run.unfinished or run.damaged or lacking(run):
+        return False
+    if not (run.path / "best").is_symlink():
+        return False
     number = run.config.get("num_iterations")
-    last = f"iteration_{number:03d}/held_out/score" if isinstance(number, int) else ""
-    is_whole = not run.unfinished and not run.damaged and not lacking(run)
-    return is_whole and (run.path / "best").is_symlink() and last in run.artifacts
+    return isinstance(number, int) and run.artifact(number, "held_out/score") is not None
 
 
 def lacking(run: RunFolder) -> list[str]:

@@ -9,9 +9,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
 
 from rlhf.command.lists import with_lists
+from rlhf.config.chat_tool import ChatTool
 from rlhf.config.schema import Config
 from rlhf.config.tools import AnswerTool
-from rlhf.config.view_tools import CompareTool, WhatIfTool
+from rlhf.config.view_tools import CompareTool, ReportTool, StatusTool, WhatIfTool
 
 
 def typed(*words, schema=CompareTool):
@@ -71,7 +72,25 @@ def test_values_of_settings_within_sections():
         with_lists(["pair.strategy=a=b"], WhatIfTool)
 
 
-@pytest.mark.parametrize("schema", [Config, AnswerTool, WhatIfTool])
+@pytest.mark.parametrize("schema", [StatusTool, ReportTool, WhatIfTool, ChatTool])
+def test_a_tool_that_looks_at_one_run_takes_its_folder_as_it_stands(schema, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "sweep/dpo.beta=0.05,seed=1 it's"
+    (tmp_path / name).mkdir(parents=True)
+    for words in ([name], [f"run_dir={name}"]):
+        (written,) = with_lists(words, schema)
+        (found,) = OverridesParser.create().parse_overrides([written])
+        assert (found.key_or_group, found.value()) == ("run_dir", name)
+    # One that is not there is not taken for a setting either: the tool says that it does not exist.
+    assert with_lists(["nowhere"], schema) == ["run_dir=nowhere"]
+    assert with_lists(["run_dir=nowhere", "debug=true", "-m"], schema) == [
+        "run_dir=nowhere",
+        "debug=true",
+        "-m",
+    ]
+
+
+@pytest.mark.parametrize("schema", [Config, AnswerTool])
 def test_other_tools_take_no_words(schema, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a").mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from rlhf.errors import ConfigError
 from rlhf.view.run_folder import iteration_of, open_run
+from rlhf.view.standing import lacking, standing_of
 
 OLD_RUN = Path(__file__).resolve().parents[2] / "data" / "old_run.tar.gz"
 
@@ -112,3 +114,48 @@ def test_iteration_of():
     assert iteration_of("iteration_002/held_out/score") == 2
     assert iteration_of("iteration_1234/dpo") == 1234
     assert iteration_of("world") is None
+
+
+def test_what_cannot_be_looked_into_is_damaged_and_the_rest_is_read(run, monkeypatch):
+    scandir = os.scandir
+
+    def forbidden(path):
+        if str(path).endswith("iteration_001"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbidden)
+    read = open_run(str(run))
+    assert "Permission denied" in read.damaged["iteration_001"]
+    assert read.rows[0].iteration == 0
+
+
+@pytest.mark.parametrize("what", ["loop", "manifest loop", "nested", "pipe"])
+def test_odd_files_do_not_stop_the_rest(run, what):
+    pair = run / "iteration_001" / "pair"
+    config = run / "config.yaml"
+    if what == "loop":
+        shutil.rmtree(pair)
+        pair.symlink_to("pair")
+    elif what == "manifest loop":
+        (pair / "artifact.json").unlink()
+        (pair / "artifact.json").symlink_to("artifact.json")
+    else:
+        config.unlink()
+        if what == "pipe":
+            os.mkfifo(config)
+        else:
+            config.write_text("a: " + "[" * 5000 + "]" * 5000)
+    read = open_run(str(run))
+    assert read.rows and ("iteration_001/pair" not in read.artifacts or "loop" not in what)
+    assert ("iteration_001/pair" in read.damaged) is (what == "manifest loop")
+
+
+def test_stages_that_are_gone_are_told_of(run):
+    assert lacking(open_run(str(run))) == []
+    shutil.rmtree(run / "iteration_001" / "pair")
+    read = open_run(str(run))
+    assert lacking(read) == ["iteration_001/pair"]
+    standing = standing_of(read)
+    assert not any("finished" in line for line in standing.lines)
+    assert "✗ gone from the folder: iteration_001/pair" in standing.notes
