@@ -256,7 +256,7 @@ def _on_run(word: str, run: Path) -> str:
     """A word of a command with a real run in the place of the page's."""
     key, equals, value = word.partition("=")
     if not equals:
-        return word
+        return str(run) if word.startswith("runs/") else word
     if value in _RUNS:
         return f"{key}={run}"
     if key == "runs":
