@@ -86,6 +86,8 @@ class Run:
     refusals: list[tuple[str, list[str]]] = field(default_factory=list)
     stale: list[str] = field(default_factory=list)
     _reusable: dict[str, Path] | None = field(default=None, repr=False)
+    has_worked: bool = False
+    """Whether a stage was made here, or taken, since this process began."""
     _said: set[str] = field(default_factory=set, repr=False)
     _verified: Verified = field(default_factory=Verified, repr=False)
 
@@ -227,6 +229,7 @@ class Run:
                 raise
             self.say(f"  ! {source} was deleted or made again while it was taken: {name} is made here")
             return None
+        self.has_worked = True
         artifact = self._own(final)
         if self.console is not None:
             self.console.done(name, artifact.record.get("seconds", 0.0))
@@ -303,6 +306,7 @@ class Run:
         unrecorded: Mapping[str, Artifact],
     ) -> Artifact:
         """Run a stage and commit what it made."""
+        self.has_worked = True
         if self.only is not None and name != self.only:
             raise UserError(
                 f"{self.only} alone cannot run: {name} in {self.folder} is not finished. "

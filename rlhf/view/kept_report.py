@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rlhf.config.overrides import override, pasted
 from rlhf.errors import one_line
+from rlhf.run.commit import MANIFEST
 from rlhf.run.plan import Run
 from rlhf.view.report_library import LIBRARY
 from rlhf.view.run_folder import open_run
@@ -15,6 +16,8 @@ def update_report(run: Run) -> None:
     Nothing is done where nothing is new since it was made, as when a finished run is started again.
     """
     if run.planning or run.only is not None:
+        return
+    if not run.has_worked and _is_newer(run):
         return
     # Here, for it brings Arrow and NumPy, for which a wrong config need not wait.
     from rlhf.view.build_report import FILE, is_of_now, write_report
@@ -31,5 +34,17 @@ def update_report(run: Run) -> None:
 
 def begin_report(run: Run) -> None:
     """Get ready what every report needs, in a process of its own, so that the first one waits for nothing."""
-    if not run.planning and run.only is None:
+    if run.has_worked and run.only is None:
         LIBRARY.begin()
+
+
+def _is_newer(run: Run) -> bool:
+    """Whether a report is there that is younger than every finished stage: then nobody need read the run."""
+    try:
+        made_at = (run.folder / "report.html").stat().st_mtime
+        for artifact in run.made.values():
+            if artifact.root is not None and (artifact.root / MANIFEST).stat().st_mtime > made_at:
+                return False
+    except OSError:
+        return False
+    return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 import shutil
 import tarfile
@@ -16,7 +17,7 @@ import pytest
 
 from rlhf import report
 from rlhf.run.plan import Run
-from rlhf.view import build_report
+from rlhf.view import build_report, kept_report
 from rlhf.view.build_report import FILE, write_report
 from rlhf.view.kept_report import update_report
 from rlhf.view.report_library import LIBRARY
@@ -349,7 +350,7 @@ def test_how_often_a_run_was_resumed(made_up):
 
 
 def _loop(folder, said=None):
-    run = Run(folder, None)
+    run = Run(folder, None, has_worked=True)
     run.say = (said if said is not None else []).append
     return run
 
@@ -446,3 +447,21 @@ def test_records_say_where_their_prompts_come_from(made_up):
     (made_up / "prompts" / "origins.json").unlink()
     del run.artifacts["prompts"].record["files"]["origins.json"]
     assert origins_of(run) == {}
+
+
+def test_a_run_in_which_nothing_was_done_does_not_read_itself_for_its_report(made_up, monkeypatch):
+    run = _loop(made_up)
+    run.has_worked = False
+    run.made = dict(open_run(str(made_up)).artifacts)
+    (made_up / FILE).unlink()
+    update_report(run)
+    assert (made_up / FILE).exists(), "there was none"
+    monkeypatch.setattr(kept_report, "open_run", lambda path: 1 / 0)
+    said = []
+    run.say = said.append
+    update_report(run)
+    assert said == []
+    future = (made_up / FILE).stat().st_mtime + 5
+    os.utime(made_up / "iteration_003" / "dpo" / "artifact.json", (future, future))
+    update_report(run)
+    assert "division by zero" in said[0], "a stage is younger than the report: it is looked at"
