@@ -12,15 +12,15 @@ from rlhf.config.view_tools import ReportTool
 from rlhf.data.files import resolved
 from rlhf.errors import ConfigError
 from rlhf.run.console import show
-from rlhf.view.build_report import FILE, write_report
-from rlhf.view.run_folder import open_run
+from rlhf.view.build_report import write_report
+from rlhf.view.run_folder import REPORT, open_run
 
 
 def report(tool: ReportTool) -> None:
     """Write the page and say where it is."""
     check_numbers(tool)
     run = open_run(tool.run_dir)
-    target = run.path / FILE
+    target = run.path / REPORT
     if tool.output is not None:
         target = resolved(tool.output, "output")
         if target.suffix.lower() not in (".html", ".htm"):

@@ -280,8 +280,10 @@ class _Responses:
         The training judge likes length; the second one sees that from the second iteration on.
         """
         of_prompt = np.array([int(name, 16) % 2**31 for name in self.ids.to_pylist()])
-        ease = 0.7 * _normal(np.repeat(of_prompt, np.diff(self.offsets.to_numpy())), 1)
-        quality = 0.35 * policy - 0.04 * policy**2 + _normal(self.seeds, 2) + ease
+        nums_responses = np.diff(self.offsets.to_numpy())
+        ease = 0.7 * _normal(np.repeat(of_prompt, nums_responses), 1)
+        progress = 0.35 * policy - 0.04 * policy**2
+        quality = progress + _normal(self.seeds, 2) + ease
         longer = (self.nums_tokens - 40) / 40
         if judge == "gold":
             return (_uniform(self.seeds, 5) < 1 / (1 + np.exp(-quality))).astype(float)
@@ -293,9 +295,12 @@ class _Responses:
 def _token_ids(rng: np.random.Generator, lengths: np.ndarray, is_cut: np.ndarray) -> pa.ListArray:
     """Random token ids, a list for each length; those that are not cut end their turn."""
     ends = np.cumsum(lengths)
-    values = rng.integers(10, 32000, int(ends[-1]) if len(ends) else 0, dtype=np.int32)
-    values[ends[~is_cut] - 1] = END_OF_TURN
-    return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], ends]), pa.int32()), pa.array(values))
+    total = int(lengths.sum())
+    values = rng.integers(10, 32000, total, dtype=np.int32)
+    last_of_finished = ends[~is_cut] - 1
+    values[last_of_finished] = END_OF_TURN
+    offsets = np.concatenate([[0], ends])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values))
 
 
 def _uniform(keys: np.ndarray, salt: int) -> np.ndarray:

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlhf.loop.figures import Row, Verdict
+from rlhf.loop.figure_text import NOTHING, number, rate
+from rlhf.loop.figures import Row
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -65,29 +66,16 @@ def _heads(row: Row) -> list[str]:
 def _cells(row: Row) -> list[str]:
     """One line of the table, in the order of its heads."""
     cells = [f"π{row.iteration}"]
-    cells.append(_number(row.mean_score, "+.3f"))
-    cells.append(_number(row.gold_accuracy, ".3f"))
-    cells.append(_win_rate_cell(row))
+    cells.append(number(row.mean_score, "+.3f"))
+    cells.append(number(row.gold_accuracy, ".3f"))
+    cells.append(rate(row.win_rate, row.win_rate_low, row.win_rate_high))
     for judge in row.judges.values():
-        cells.append(_number(judge.mean_score, "+.3f"))
-        cells.append(_win_rate_cell(judge))
+        cells.append(number(judge.mean_score, "+.3f"))
+        cells.append(rate(judge.win_rate, judge.win_rate_low, judge.win_rate_high))
     cells.append(f"{row.mean_response_tokens:.1f}")
-    cells.append(_number(row.distance, ".2f"))
+    cells.append(number(row.distance, ".2f"))
     cells.append(f"{100 * row.truncated:.1f} %")
-    cells.append(_number(row.pairs, "d"))
+    cells.append(number(row.pairs, "d"))
     reasons = [f"{reason} {count}" for reason, count in sorted(row.dropped.items())]
-    cells.append(", ".join(reasons) or "–")
+    cells.append(", ".join(reasons) or NOTHING)
     return cells
-
-
-def _number(value: float | None, form: str) -> str:
-    if value is None or not math.isfinite(value):
-        return "–"
-    return format(value, form)
-
-
-def _win_rate_cell(row: Row | Verdict) -> str:
-    # π0 is not compared with itself, and of scores that are all NaN nothing is compared.
-    if row.win_rate is None or not math.isfinite(row.win_rate):
-        return "–"
-    return f"{row.win_rate:.3f} [{row.win_rate_low:.3f}, {row.win_rate_high:.3f}]"

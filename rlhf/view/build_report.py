@@ -55,8 +55,6 @@ from rlhf.view.report_sections import (
 from rlhf.view.report_trend import Trend, judge_title, policy_name, why_best
 from rlhf.view.run_folder import RunFolder, iteration_of
 
-FILE = "report.html"
-"""In the run's folder."""
 _MARK = "a report of rlhf-iterate, made of "
 _HEAD_BYTES = 200
 """Of a report: so far stands what it was made of."""

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from html import escape
 
 from rlhf.errors import one_line
+from rlhf.loop.figure_text import number
 from rlhf.view.pareto import Front, Point
-from rlhf.view.section import Section, number
+from rlhf.view.section import Section
 from rlhf.view.side_by_side import Comparison
 
 GENERATOR = '<meta name="generator" content="rlhf.compare">'

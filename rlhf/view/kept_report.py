@@ -7,7 +7,7 @@ from rlhf.errors import one_line
 from rlhf.run.commit import MANIFEST
 from rlhf.run.plan import Run
 from rlhf.view.report_library import LIBRARY
-from rlhf.view.run_folder import open_run
+from rlhf.view.run_folder import REPORT, open_run
 
 
 def update_report(run: Run) -> None:
@@ -20,16 +20,16 @@ def update_report(run: Run) -> None:
     if not run.has_worked and _is_newer(run):
         return
     # Here, for it brings Arrow and NumPy, for which a wrong config need not wait.
-    from rlhf.view.build_report import FILE, is_of_now, write_report
+    from rlhf.view.build_report import is_of_now, write_report
 
     try:
         folder = open_run(str(run.folder))
-        target = run.folder / FILE
+        target = run.folder / REPORT
         if not is_of_now(target, folder):
             write_report(folder, target)
     except Exception as error:  # whatever it is: the run is worth more than its picture
         again = pasted("python", "-m", "rlhf.report", override("run_dir", str(run.folder)))
-        run.say(f"  ! no {FILE}: {one_line(str(error) or type(error).__name__)}. To make it: {again}")
+        run.say(f"  ! no {REPORT}: {one_line(str(error) or type(error).__name__)}. To make it: {again}")
 
 
 def begin_report(run: Run) -> None:
@@ -41,7 +41,7 @@ def begin_report(run: Run) -> None:
 def _is_newer(run: Run) -> bool:
     """Whether a report is there that is younger than every finished stage: then nobody need read the run."""
     try:
-        made_at = (run.folder / "report.html").stat().st_mtime
+        made_at = (run.folder / REPORT).stat().st_mtime
         for artifact in run.made.values():
             if artifact.root is not None and (artifact.root / MANIFEST).stat().st_mtime > made_at:
                 return False

@@ -8,10 +8,11 @@ import numpy as np
 
 from rlhf.config.fields import plain
 from rlhf.config.schema import PairSettings
+from rlhf.loop.figure_text import NOTHING, number, share
 from rlhf.view.best_of import BestOf, OfK
 from rlhf.view.other_pairs import Tried, written
 from rlhf.view.pair_lab import Outcome
-from rlhf.view.section import NOTHING, Section, number, share
+from rlhf.view.section import Section
 
 _HEADS = (
     "settings",

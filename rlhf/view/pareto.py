@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from rlhf.loop.figure_text import number
 from rlhf.loop.figures import Row
 from rlhf.view.same_judge import GOLD, SCORE, Judged, judged, role_of
-from rlhf.view.section import Section, number
+from rlhf.view.section import Section
 from rlhf.view.several_runs import NamedRun
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf.loop.figure_text import number
 from rlhf.loop.figures import distance_text
 from rlhf.loop.gates import METRICS, training_steps
 from rlhf.view import report_plots as plots
@@ -22,7 +23,7 @@ from rlhf.view.report_numbers import (
     trend_of,
 )
 from rlhf.view.report_plots import Plot
-from rlhf.view.report_trend import Trend, against, judge_title, number, policy_name
+from rlhf.view.report_trend import Trend, against, judge_title, policy_name
 from rlhf.view.run_folder import RunFolder, iteration_of
 
 _POINTS = 300

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rlhf.loop.figure_text import number, rate
 from rlhf.loop.figures import Evaluation, Row, best
 from rlhf.view.report_numbers import GOLD, MAIN, HeldOut, spread_of, win_rate_of
 
@@ -42,21 +43,6 @@ def judge_title(judge: str, is_sum: bool = False) -> str:
     return judge
 
 
-def number(value: float | None, form: str) -> str:
-    """A number as text; a dash for one that is unknown."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    return format(value, form)
-
-
-def rate(found: tuple[float | None, float | None, float | None]) -> str:
-    """A win rate with its interval."""
-    mean, low, high = found
-    if mean is None or low is None or high is None or not math.isfinite(mean):
-        return "–"
-    return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
-
-
 def headline(trend: Trend) -> list[tuple[str, list[list[str]]]]:
     """Groups of lines, a cell for each policy in each: what the page's first table shows.
 
@@ -81,8 +67,8 @@ def _judge_lines(trend: Trend, judge: str) -> list[list[str]]:
     ]
     against_initial, against_previous = ["–"], ["–"]
     for place in range(1, len(trend.rows)):
-        against_initial.append(rate(against(trend, judge, place, 0)))
-        against_previous.append(rate(against(trend, judge, place, place - 1)))
+        against_initial.append(rate(*against(trend, judge, place, 0)))
+        against_previous.append(rate(*against(trend, judge, place, place - 1)))
     lines.append(["win rate vs π0", *against_initial])
     # Of two policies the previous one is π0.
     if len(trend.rows) > 2:
@@ -146,7 +132,7 @@ def why_best(trend: Trend) -> tuple[int, str]:
     opponent = trend.rows.index(second)
     text = f"{text}; next is {policy_name(second.iteration)} with {second.mean_score:+.3f}."
     found = win_rate_of(trend.policies[place], trend.policies[opponent], MAIN)
-    text += f" Against that one it wins {rate(found)} of the comparisons (95 % interval)"
+    text += f" Against that one it wins {rate(*found)} of the comparisons (95 % interval)"
     if found[1] <= 0.5:
         return place, f"{text}, so the two cannot be told apart."
     return place, f"{text}."

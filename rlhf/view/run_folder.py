@@ -24,6 +24,8 @@ from rlhf.loop.figures import Evaluation, Row, rows_of
 from rlhf.run.artifact import Artifact, open_artifact
 from rlhf.run.commit import MANIFEST
 
+REPORT = "report.html"
+"""Of a run, in its folder."""
 _ITERATION = re.compile(r"iteration_(\d{3,})")
 _PARTIAL = re.compile(r"\.(?P<stage>.+)\.partial")
 _ORDER = [

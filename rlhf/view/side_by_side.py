@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from rlhf.errors import ConfigError
+from rlhf.loop.figure_text import NOTHING, number, rate, share
 from rlhf.loop.figures import Row, distance_text
 from rlhf.view.contenders import Contender, contenders_of, judges_of_role, who_text
 from rlhf.view.pareto import Front, front_of, front_section
 from rlhf.view.same_judge import GOLD, SCORE
-from rlhf.view.section import NOTHING, Section, number, rate, share
+from rlhf.view.section import Section
 from rlhf.view.settings_table import settings_section
 from rlhf.view.several_runs import NamedRun, letter
 from rlhf.view.win_rates import win_rate_section

@@ -6,10 +6,11 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rlhf.loop.figure_text import NOTHING, rate
 from rlhf.loop.figures import finite, scores_by_prompt, win_rate
 from rlhf.view.contenders import Contender, judges_of_role, who_text
 from rlhf.view.same_judge import Judged
-from rlhf.view.section import NOTHING, Section, rate
+from rlhf.view.section import Section
 
 _ALL_PAIRS = 5
 """Of more runs than so many, each is held against the first one alone: pairs grow with the square."""

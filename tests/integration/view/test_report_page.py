@@ -16,7 +16,7 @@ import subprocess
 
 import pytest
 
-from rlhf.view.build_report import FILE
+from rlhf.view.run_folder import REPORT
 from scripts.synthetic_run import make_run
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -31,7 +31,7 @@ def page(tmp_path_factory):
     pytest.importorskip("vl_convert", reason="vl-convert-python is not installed")
     folder = tmp_path_factory.mktemp("run") / "hostile"
     make_run(folder, prompts=12, held_out=10, iterations=2, hostile=True)
-    return folder / FILE
+    return folder / REPORT
 
 
 def ask(page, folder, script, *flags, fragment=""):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import tarfile
+from pathlib import Path
 
 import pytest
 
 from rlhf.view.report_library import LIBRARY
 from scripts.synthetic_run import make_run
+
+OLD_RUN = Path(__file__).resolve().parents[2] / "data" / "old_run.tar.gz"
 
 
 @pytest.fixture(autouse=True)
@@ -30,3 +34,12 @@ def _made_up(tmp_path_factory):
 def made_up(_made_up, tmp_path):
     """A finished run of three iterations with three judges, some of whose responses are hostile."""
     return shutil.copytree(_made_up, tmp_path / "made_up", symlinks=True)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A finished run of an older version, which has no notes."""
+    with tarfile.open(OLD_RUN) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (config,) = tmp_path.rglob("config.yaml")
+    return config.parent

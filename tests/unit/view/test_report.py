@@ -18,13 +18,13 @@ import pytest
 from rlhf import report
 from rlhf.run.plan import Run
 from rlhf.view import build_report, kept_report
-from rlhf.view.build_report import FILE, write_report
+from rlhf.view.build_report import write_report
 from rlhf.view.kept_report import update_report
 from rlhf.view.report_library import LIBRARY
 from rlhf.view.report_lineage import changed_settings, num_starts, stages_of
 from rlhf.view.report_page import script_json, tag
 from rlhf.view.report_records import chosen_places, fitted, origins_of, text_of, writing_of
-from rlhf.view.run_folder import open_run
+from rlhf.view.run_folder import REPORT, open_run
 from scripts.synthetic_run import make_run
 from tests.unit.refusals import run_here
 
@@ -65,7 +65,7 @@ class Page(HTMLParser):
 
 
 def page_of(folder, **settings):
-    target = folder / FILE
+    target = folder / REPORT
     write_report(open_run(str(folder)), target, **settings)
     return Page(target.read_text(encoding="utf-8"))
 
@@ -133,7 +133,7 @@ def test_the_page_loads_nothing_and_runs_only_its_own_two_scripts(made_up):
 
 
 def test_hostile_texts_stay_text(made_up):
-    text = page_of(made_up) and (made_up / FILE).read_text(encoding="utf-8")
+    text = page_of(made_up) and (made_up / REPORT).read_text(encoding="utf-8")
     for markup in ("</script><script>document", "<img src=x", "<iframe", "<b>bold"):
         assert markup not in text
     for sign in ("\x1b", "\x07", "\x00", "\r", "\u202e", "\u2028", "\u2029", "\u2066", "\u200b", "\ufeff"):
@@ -308,7 +308,7 @@ def test_markup_is_escaped_where_text_is_put_into_it():
 
 def test_a_place_of_the_page_is_filled_once(made_up):
     renamed = made_up.rename(made_up.parent / "{{data}}<i>")
-    text = page_of(renamed) and (renamed / FILE).read_text(encoding="utf-8")
+    text = page_of(renamed) and (renamed / REPORT).read_text(encoding="utf-8")
     assert "<title>Report of {{data}}&lt;i&gt;</title>" in text
 
 
@@ -356,19 +356,19 @@ def _loop(folder, said=None):
 
 
 def test_the_loop_makes_a_report_anew_when_something_is_new(made_up):
-    (made_up / FILE).unlink()
+    (made_up / REPORT).unlink()
     update_report(_loop(made_up))
-    first = (made_up / FILE).stat().st_mtime_ns
+    first = (made_up / REPORT).stat().st_mtime_ns
     update_report(_loop(made_up))
-    assert (made_up / FILE).stat().st_mtime_ns == first
+    assert (made_up / REPORT).stat().st_mtime_ns == first
     shutil.rmtree(made_up / "iteration_003" / "export")
     update_report(_loop(made_up))
-    assert (made_up / FILE).stat().st_mtime_ns != first
+    assert (made_up / REPORT).stat().st_mtime_ns != first
 
 
 def test_a_run_goes_on_without_a_report(made_up, monkeypatch):
     said = []
-    (made_up / FILE).unlink()
+    (made_up / REPORT).unlink()
     monkeypatch.setattr(build_report, "write_report", lambda *_: 1 / 0)
     update_report(_loop(made_up, said))
     assert len(said) == 1
@@ -378,21 +378,21 @@ def test_a_run_goes_on_without_a_report(made_up, monkeypatch):
 
 
 def test_a_plan_and_a_stage_alone_leave_the_report(made_up):
-    (made_up / FILE).unlink()
+    (made_up / REPORT).unlink()
     run = _loop(made_up)
     run.planning = True
     update_report(run)
     run.planning, run.only = False, "prompts"
     update_report(run)
-    assert not (made_up / FILE).exists()
+    assert not (made_up / REPORT).exists()
 
 
 def test_the_loop_itself_has_made_one_after_every_iteration(tmp_path):
     make_run(tmp_path / "run", until="iteration_002/generate")
-    page = Page((tmp_path / "run" / FILE).read_text(encoding="utf-8"))
+    page = Page((tmp_path / "run" / REPORT).read_text(encoding="utf-8"))
     assert page.data["policies"] == ["π0", "π1"]
     make_run(tmp_path / "run")
-    page = Page((tmp_path / "run" / FILE).read_text(encoding="utf-8"))
+    page = Page((tmp_path / "run" / REPORT).read_text(encoding="utf-8"))
     assert page.data["policies"] == ["π0", "π1", "π2"]
     assert "export" in page.text
 
@@ -453,15 +453,15 @@ def test_a_run_in_which_nothing_was_done_does_not_read_itself_for_its_report(mad
     run = _loop(made_up)
     run.has_worked = False
     run.made = dict(open_run(str(made_up)).artifacts)
-    (made_up / FILE).unlink()
+    (made_up / REPORT).unlink()
     update_report(run)
-    assert (made_up / FILE).exists(), "there was none"
+    assert (made_up / REPORT).exists(), "there was none"
     monkeypatch.setattr(kept_report, "open_run", lambda path: 1 / 0)
     said = []
     run.say = said.append
     update_report(run)
     assert said == []
-    future = (made_up / FILE).stat().st_mtime + 5
+    future = (made_up / REPORT).stat().st_mtime + 5
     os.utime(made_up / "iteration_003" / "dpo" / "artifact.json", (future, future))
     update_report(run)
     assert "division by zero" in said[0], "a stage is younger than the report: it is looked at"

@@ -4,25 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import tarfile
-from pathlib import Path
 
 import pytest
 
 from rlhf.errors import ConfigError
 from rlhf.view.run_folder import iteration_of, open_run
 from rlhf.view.standing import lacking, standing_of
-
-OLD_RUN = Path(__file__).resolve().parents[2] / "data" / "old_run.tar.gz"
-
-
-@pytest.fixture
-def run(tmp_path):
-    """A finished run of an older version."""
-    with tarfile.open(OLD_RUN) as archive:
-        archive.extractall(tmp_path, filter="data")
-    (config,) = tmp_path.rglob("config.yaml")
-    return config.parent
 
 
 def test_a_finished_run(run):

@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import time
 from pathlib import Path
 
@@ -24,7 +23,8 @@ from rlhf.view.run_folder import open_run
 from rlhf.view.standing import standing_of
 
 ROOT = Path(__file__).resolve().parents[3]
-OLD_RUN = ROOT / "tests" / "data" / "old_run.tar.gz"
+
+
 DRIVER = """
 import sys, time
 from pathlib import Path
@@ -38,15 +38,6 @@ with hold_run(folder, print), Console(folder, recorded=True) as console:
     print("begun", flush=True)
     time.sleep(600)
 """
-
-
-@pytest.fixture
-def run(tmp_path):
-    """A finished run of an older version, which has no notes."""
-    with tarfile.open(OLD_RUN) as archive:
-        archive.extractall(tmp_path, filter="data")
-    (config,) = tmp_path.rglob("config.yaml")
-    return config.parent
 
 
 def lines_of(folder):
