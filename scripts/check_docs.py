@@ -1,4 +1,4 @@
-"""Hold every command of README and docs against the code: `python scripts/check_docs.py [--run RUN]`.
+"""Hold every command of README, docs and docs/cluster/*.yaml against the code: `python scripts/check_docs.py [--run RUN]`.
 
 A command of ours goes through its own module and command line, with the tool itself left out: settings that
 do not exist, values that are impossible and experiments that are gone are errors, files need not be there.
@@ -30,6 +30,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
 
+import yaml
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the package need not be installed
 
@@ -55,6 +57,10 @@ LOOKS = ("status", "report", "compare", "whatif", "chat")
 """Tools that need nothing but a run's folder: `--run` runs their commands as they stand."""
 _RUNS = ("RUN", "runs/quickstart", "runs/mine")
 _FOREIGN = ("hf", "pip", "git", "vllm", "lm_eval", "alpaca_eval", "rm", "source", "cd")
+_FOREIGN_CLUSTER = ("ray", ".venv/bin/ray", "kubectl", "sky", "scancel")
+_SBATCH_SCRIPT = "scripts/slurm.sh"
+_YAML_COMMANDS = ("entrypoint", "setup", "run")
+"""Keys of a RayJob and of a SkyPilot task under which commands stand."""
 _FOREIGN_SCRIPTS = ("gen_judgment.py", "gen_api_answer.py", "show_result.py", "utils/add_markdown_info.py")
 """Of the benchmarks that docs/evaluation.md tells people to clone."""
 _FOREIGN_MODULES = ("pip", "pytest")
@@ -98,14 +104,20 @@ class Verdict:
 
 
 def pages() -> list[Path]:
-    """README, the rules of the house, and docs."""
-    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+    """README, the rules of the house, docs, and the files that docs give to clusters."""
+    docs = ROOT / "docs"
+    texts = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(docs.glob("*.md"))]
+    return [*texts, *sorted((docs / "cluster").glob("*.yaml"))]
 
 
 def commands_of(page: Path) -> list[Command]:
-    """The commands of a page: lines of its fenced blocks, and spans of code in its sentences."""
+    """The commands of a page: lines of its fenced blocks, and spans of code in its sentences; of a YAML file
+    its commands' lines.
+    """
     text = page.read_text(encoding="utf-8")
     name = page.relative_to(ROOT).as_posix() if page.is_relative_to(ROOT) else page.name
+    if page.suffix == ".yaml":
+        return list(_of_yaml(name, text))
     found: list[Command] = []
     for block in _FENCE.finditer(text):
         if block[1] in ("", "sh", "bash"):
@@ -119,6 +131,21 @@ def commands_of(page: Path) -> list[Command]:
             place = prose.count("\n", 0, span.start()) + 1
             found.append(Command(name, place, words, is_whole=False))
     return sorted(found, key=lambda command: command.line)
+
+
+def _of_yaml(page: str, text: str) -> Iterator[Command]:
+    """The commands of a file for a cluster, each at the line where its text begins."""
+    for node in _values_of(yaml.compose(text, Loader=yaml.SafeLoader)):
+        yield from _of_block(page, node.start_mark.line + 1, str(node.value))
+
+
+def _values_of(node: yaml.Node) -> Iterator[yaml.ScalarNode]:
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for key, value in node.value:
+        if key.value in _YAML_COMMANDS and isinstance(value, yaml.ScalarNode):
+            yield value
+        yield from _values_of(value)
 
 
 def _of_block(page: str, first_line: int, block: str) -> Iterator[Command]:
@@ -141,9 +168,12 @@ def _words(text: str) -> tuple[str, ...]:
     """A line as a shell reads it; () of what is no line of a shell, such as printed text."""
     text = re.sub(r"\s#\s.*", "", text)
     try:
-        return tuple(shlex.split(text))
+        words = shlex.split(text)
     except ValueError:
         return ()
+    if words and words[0] == "exec":
+        del words[0]
+    return tuple(words)
 
 
 def _is_command(words: Sequence[str]) -> bool:
@@ -151,7 +181,7 @@ def _is_command(words: Sequence[str]) -> bool:
         return False
     if words[0] == "make":
         return re.fullmatch(r"[a-z-]+", words[1]) is not None
-    return words[0] in (*_PYTHON, *_FOREIGN)
+    return words[0] in (*_PYTHON, "sbatch", *_FOREIGN, *_FOREIGN_CLUSTER)
 
 
 def experiments_of(page: Path) -> dict[str, str]:
@@ -188,6 +218,8 @@ class Checker:
         first, second, *rest = command.words
         if first == "make":
             return self._of_make(command)
+        if first == "sbatch":
+            return self._of_sbatch(command)
         if first not in _PYTHON:
             return Verdict(command, "not ours")
         if second == "-m":
@@ -203,6 +235,15 @@ class Checker:
             if not is_set and not re.search(rf"^{re.escape(name)}:", self._make, re.MULTILINE):
                 wrong.append(f"the Makefile has no target {name}")
         return Verdict(command, "target there", "takes minutes to hours, or downloads", "; ".join(wrong))
+
+    def _of_sbatch(self, command: Command) -> Verdict:
+        if _SBATCH_SCRIPT not in command.words:
+            return Verdict(command, "", "", f"it submits no {_SBATCH_SCRIPT}")
+        given = command.words[command.words.index(_SBATCH_SCRIPT) + 1 :]
+        # As the script itself types it.
+        words = [*_plain_words(given), "compute=ray", "compute.num_nodes=2"]
+        wrong = self._in_folder(lambda: composed(ROOT / "rlhf" / "iterate.py", words, self._folder))
+        return Verdict(command, "composed", "its script is run by tests/integration/scripts/test_slurm.py", wrong)
 
     def _of_module(self, command: Command, module: str, words: Sequence[str]) -> Verdict:
         package, _, tool = module.partition(".")
@@ -266,13 +307,13 @@ def _on_run(word: str, run: Path) -> str:
 
 def _plain_words(words: Sequence[str]) -> list[str]:
     """The words of a command without what a reader puts in the place of `…`, and without brackets around what
-    may be left out.
+    may be left out; nor what only a shell knows (`${gone:+take_over=$gone}`).
     """
     plain = []
     for word in words:
         if word.startswith("["):
             word = word.strip("[]")
-        if word in _PLACEHOLDERS:
+        if word in _PLACEHOLDERS or word.startswith("$"):
             continue
         key, equals, value = word.partition("=")
         plain.append(f"{key}={_LEFT_OUT}" if equals and value == "…" else word)

@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -225,8 +224,8 @@ def test_two_nodes_run_the_command_with_its_words_as_they_were_typed(slurm):
     assert steps.count("--nodes=1 --ntasks=1") == 2 and "--cpu-bind=none" in steps and "rm'" not in steps
 
 
-@pytest.mark.parametrize(("code", "stopped"), [("2", False), ("1", False)])
-def test_an_error_is_the_jobs_and_never_requeued(slurm, code, stopped):
+@pytest.mark.parametrize("code", ["2", "1"])
+def test_an_error_is_the_jobs_and_never_requeued(slurm, code):
     cluster = slurm(plan=code)
     assert cluster.run()[0] == int(code)
     assert cluster.requeues == 0
@@ -362,9 +361,9 @@ def test_what_cannot_work_is_said_before_anything_starts(slurm, environment, sai
     assert not (cluster.fake / "srun.txt").exists()
 
 
-def test_the_head_is_where_the_batch_script_says_it_is():
-    # A comment of the script is what sbatch reads.
-    options = [line for line in SCRIPT.read_text(encoding="utf-8").splitlines() if line.startswith("#SBATCH")]
-    text = textwrap.dedent("\n".join(options))
+def test_sbatch_is_told_what_a_stop_and_a_second_start_need():
+    lines = SCRIPT.read_text(encoding="utf-8").splitlines()
+    # It reads no further than the first command.
+    read = lines[: lines.index("set -euo pipefail")]
     for option in ("--requeue", "--signal=B:USR1@120", "--open-mode=append", "--output=slurm-%j.log"):
-        assert f"#SBATCH {option}" in text
+        assert f"#SBATCH {option}" in read

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import yaml
 
 from scripts import check_docs
 
@@ -16,7 +17,7 @@ def folder(tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_of_a_page_is_one(page, folder):
     wrong = [verdict for verdict in check_docs.Checker(folder).check(page) if verdict.wrong]
     assert not wrong, "\n".join(f"{verdict.command.place}: {verdict.wrong}" for verdict in wrong)
@@ -93,3 +94,48 @@ def test_commands_that_look_are_run_on_the_run_that_is_given():
         check_docs._on_run(word, check_docs.ROOT) for word in ("run_dir=RUN", "runs=runs/sweep/*", "x=1")
     ]
     assert words == [f"run_dir={check_docs.ROOT}", f"runs={check_docs.ROOT}", "x=1"]
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("sbatch --nodes=2 scripts/slurm.sh dpo.bta=0.1", "did you mean dpo.beta"),
+        ("sbatch --nodes=2 scripts/slrum.sh dpo.beta=0.1", "submits no scripts/slurm.sh"),
+        ("exec python -m rlhf.iterate dpo.bta=0.1", "did you mean dpo.beta"),
+    ],
+)
+def test_a_command_for_a_cluster_is_held_too(command, said, folder, tmp_path):
+    (verdict,) = verdicts(folder, tmp_path, f"```\n{command}\n```\n")
+    assert said in verdict.wrong
+
+
+def test_a_command_in_a_clusters_file_is_held_too(folder, tmp_path):
+    page = tmp_path / "job.yaml"
+    page.write_text(
+        "spec:\n  entrypoint: >-\n    python -m rlhf.iterate\n    dpo.bta=0.1 ${x:+run_dir=$x}\nrun: |\n  if true; then\n  fi\n",
+        encoding="utf-8",
+    )
+    (verdict,) = check_docs.Checker(folder).check(page)
+    assert "did you mean dpo.beta" in verdict.wrong and verdict.command.place == "job.yaml:2"
+
+
+def _iterate(name):
+    """The text of a file for a cluster, and the settings of its one `rlhf.iterate`."""
+    page = check_docs.ROOT / "docs" / "cluster" / name
+    (command,) = [
+        command for command in check_docs.commands_of(page) if "rlhf.iterate" in command.words
+    ]
+    settings = dict(word.split("=", 1) for word in command.words if "=" in word)
+    return yaml.safe_load(page.read_text(encoding="utf-8")), settings
+
+
+def test_clusters_files_have_as_many_nodes_as_their_command_waits_for():
+    job, settings = _iterate("rayjob.yaml")
+    cluster = job["spec"]["rayClusterSpec"]
+    groups = cluster["workerGroupSpecs"]
+    assert int(settings["compute.num_nodes"]) == 1 + sum(group["replicas"] for group in groups)
+    # Nodes that are not alike, or that see another /shared, are no nodes of one run.
+    assert all(group["template"] == cluster["headGroupSpec"]["template"] for group in groups)
+    task, settings = _iterate("sky.yaml")
+    assert int(settings["compute.num_nodes"]) == task["num_nodes"]
+    assert task["envs"]["RUN"].startswith(tuple(task["volumes"]))
