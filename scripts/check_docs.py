@@ -1,4 +1,5 @@
-"""Hold every command of README, docs and docs/cluster/*.yaml against the code: `python scripts/check_docs.py [--run RUN]`.
+"""Hold every command of README and docs, and of the files that docs give to clusters, against the code:
+`python scripts/check_docs.py [--run RUN]`.
 
 A command of ours goes through its own module and command line, with the tool itself left out: settings that
 do not exist, values that are impossible and experiments that are gone are errors, files need not be there.
@@ -30,7 +31,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the package need not be installed
@@ -243,7 +244,8 @@ class Checker:
         # As the script itself types it.
         words = [*_plain_words(given), "compute=ray", "compute.num_nodes=2"]
         wrong = self._in_folder(lambda: composed(ROOT / "rlhf" / "iterate.py", words, self._folder))
-        return Verdict(command, "composed", "its script is run by tests/integration/scripts/test_slurm.py", wrong)
+        why = "its script is run by tests/integration/scripts/test_slurm.py"
+        return Verdict(command, "composed", why, wrong)
 
     def _of_module(self, command: Command, module: str, words: Sequence[str]) -> Verdict:
         package, _, tool = module.partition(".")

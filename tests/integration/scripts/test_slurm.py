@@ -206,7 +206,13 @@ def test_shellcheck_finds_nothing():
 
 def test_two_nodes_run_the_command_with_its_words_as_they_were_typed(slurm):
     cluster = slurm(nodes="node1,node2")
-    words = ["experiment=quickstart", "run_dir=runs/a run", "dpo.note='it''s \"$HOME\" * ; rm'", "x=[a,b]", ""]
+    words = [
+        "experiment=quickstart",
+        "run_dir=runs/a run",
+        "dpo.note='it''s \"$HOME\" * ; rm'",
+        "x=[a,b]",
+        "",
+    ]
     code, said = cluster.run(*words)
     assert code == 0, said
     told = cluster.told
@@ -336,9 +342,15 @@ def test_two_jobs_side_by_side_have_rays_of_their_own_and_foreign_ports_are_pass
     assert first.end(scripts[0])[0] == 143 and first.requeues == 0
     assert first.leftovers() == [] and second.leftovers() != []
     connect = "import ray; ray.init(log_to_driver=False); print(len(ray.nodes()))"
-    environment = dict(os.environ, RAY_ADDRESS=second.told["address"], RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 64)
+    environment = dict(
+        os.environ, RAY_ADDRESS=second.told["address"], RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 64
+    )
     refused = subprocess.run(
-        [sys.executable, "-c", connect], env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS
+        [sys.executable, "-c", connect],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
     )
     assert refused.returncode != 0 and "oken" in refused.stderr, refused.stderr
     scripts[1].send_signal(signal.SIGINT)

@@ -122,9 +122,7 @@ def test_a_command_in_a_clusters_file_is_held_too(folder, tmp_path):
 def _iterate(name):
     """The text of a file for a cluster, and the settings of its one `rlhf.iterate`."""
     page = check_docs.ROOT / "docs" / "cluster" / name
-    (command,) = [
-        command for command in check_docs.commands_of(page) if "rlhf.iterate" in command.words
-    ]
+    (command,) = [command for command in check_docs.commands_of(page) if "rlhf.iterate" in command.words]
     settings = dict(word.split("=", 1) for word in command.words if "=" in word)
     return yaml.safe_load(page.read_text(encoding="utf-8")), settings
 
