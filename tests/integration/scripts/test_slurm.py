@@ -74,15 +74,18 @@ def say():
 plan = (fake / "plan.txt").read_text().split()  # what each start of the driver does
 starts = fake / "starts.txt"
 number = len(starts.read_text()) if starts.exists() else 0
+todo = plan[number]
 def stop(number, frame):
     told["signal"] = number
     say()
+    if todo.startswith("stop"):  # with a code of its own, after a while
+        time.sleep(0.5)
+        sys.exit(int(todo.removeprefix("stop")))
     sys.exit(128 + number)
 signal.signal(signal.SIGTERM, stop)
 starts.write_text("x" * (number + 1))
 say()
-todo = plan[number]
-if todo == "wait":
+if todo.startswith(("wait", "stop")):
     while True:
         time.sleep(0.05)
 sys.exit(int(todo))
@@ -263,6 +266,16 @@ def test_sigterm_is_a_preemption_while_the_job_runs_and_else_its_users_word(slur
     cluster.set_state(state)
     script.send_signal(signal.SIGTERM)
     assert cluster.end(script)[0] == 143
+    assert cluster.requeues == requeues
+
+
+@pytest.mark.parametrize(("code", "requeues"), [(0, 0), (2, 0), (1, 1)])
+def test_what_the_driver_says_after_a_warning_is_waited_for_and_decides(slurm, code, requeues):
+    cluster = slurm(plan=f"stop{code}")
+    script = cluster.start()
+    cluster.wait_for_driver(script)
+    script.send_signal(signal.SIGUSR1)
+    assert cluster.end(script)[0] == code
     assert cluster.requeues == requeues
 
 
