@@ -108,6 +108,7 @@ class Slurm:
         (self.fake / "driver.py").write_text(DRIVER)
         (self.fake / "plan.txt").write_text(plan)
         self.set_state("RUNNING")
+        self.scripts: list[subprocess.Popen[str]] = []
         # SLURM gives nodes a copy, far from the project.
         self.script = folder / "spool" / "slurm_script"
         self.script.parent.mkdir()
@@ -131,7 +132,7 @@ class Slurm:
         }
         if restarts:
             given["SLURM_RESTART_COUNT"] = str(restarts)
-        return subprocess.Popen(
+        script = subprocess.Popen(
             ["nice", "bash", str(self.script), *arguments],
             env=given | environment,
             cwd="/",
@@ -140,6 +141,8 @@ class Slurm:
             text=True,
             start_new_session=True,
         )
+        self.scripts.append(script)
+        return script
 
     def run(self, *arguments: str, **environment: str) -> tuple[int, str]:
         return self.end(self.start(*arguments, **environment))
@@ -195,6 +198,11 @@ def slurm(tmp_path):
 
     yield make
     for cluster in made:
+        for script in cluster.scripts:
+            # Of a test that failed: it ends its Ray itself.
+            if script.poll() is None:
+                script.terminate()
+                cluster.end(script)
         shutil.rmtree(cluster.temp, ignore_errors=True)
 
 
