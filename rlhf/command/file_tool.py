@@ -7,6 +7,8 @@ removed.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import shutil
 from collections import Counter
@@ -23,12 +25,13 @@ from rlhf.data.files import resolved
 from rlhf.data.records import dropped
 from rlhf.data.responses import Form, write_rows
 from rlhf.data.shards import fsync_dir
-from rlhf.errors import ConfigError, UserError
+from rlhf.errors import ConfigError, RunInUse, UserError
 from rlhf.launch.local import watched_launcher
 from rlhf.run import sources
 from rlhf.run.artifact import Artifact
 from rlhf.run.console import Console, show
-from rlhf.run.lock import hold_run
+from rlhf.run.holder import DRIVER_LOCK
+from rlhf.run.lock import hold_run, require_ours
 from rlhf.run.plan import Run
 from rlhf.view.live import drawn_lines
 
@@ -69,7 +72,10 @@ def write_file(tool: FileTool, make: Make, rows: Rows, form: Form = Form.lines) 
     check_output(output, suffix, work)
     cfg = as_config(tool)
     check_stages(cfg)
-    with hold_run(work, show, _ELSEWHERE) as token, Console(work, drawn_lines) as console:
+    with (
+        hold_run(work, show, _ELSEWHERE, tool.take_over) as token,
+        Console(work, drawn_lines) as console,
+    ):
         launcher = watched_launcher(cfg, work, token, console)
         unfinished = work / output.name
         try:
@@ -78,22 +84,39 @@ def write_file(tool: FileTool, make: Make, rows: Rows, form: Form = Form.lines) 
                 launcher.warm_up(bool(plan.needing_engines))
             console.say(f"{output}: {_todo(plan)}")
             console.plan(list(plan.made), {name: 0.0 for name in plan.made if name not in plan.pending})
-            run = Run(work, cfg, launcher, console=console, elsewhere=_ELSEWHERE)
+            run = Run(work, cfg, launcher, console=console, elsewhere=_ELSEWHERE, token=token)
             artifacts = make(run)
             # Stages verify what they read; what the output is made of is read here.
             run.verify(*artifacts)
             num_rows = write_rows(unfinished, rows(artifacts), form)
+            require_ours(work, token)
+        except RunInUse:
+            raise  # what lies there is another command's
         except UserError:
             unfinished.unlink(missing_ok=True)
             if not any(work.rglob("*.parquet")):
-                shutil.rmtree(work)  # nothing was made, so nothing is left behind
+                _remove(work)  # nothing was made, so nothing is left behind
             raise
         check_output(output, suffix, work)  # it may have come from elsewhere meanwhile
         os.replace(unfinished, output)
         # The rename must be on disk before the work is removed: a power cut between the two would lose both.
         fsync_dir(output.parent)
         console.say(f"{account(artifacts)}; {num_rows} written to {output}")
+        _remove(work)
+    with contextlib.suppress(OSError):  # gone already, or another command has begun in it
+        work.rmdir()
+
+
+def _remove(work: Path) -> None:
+    """Remove the work folder; a network file system keeps files that are open, the lock's, till they are
+    closed.
+    """
+    (work / DRIVER_LOCK).unlink(missing_ok=True)
+    try:
         shutil.rmtree(work)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EBUSY):
+            raise
 
 
 def _planned(cfg: Config, work: Path, make: Make) -> Run:
