@@ -30,7 +30,6 @@ from rlhf.launch.local import watched_launcher
 from rlhf.run import sources
 from rlhf.run.artifact import Artifact
 from rlhf.run.console import Console, show
-from rlhf.run.holder import DRIVER_LOCK
 from rlhf.run.lock import hold_run, require_ours
 from rlhf.run.plan import Run
 from rlhf.view.live import drawn_lines
@@ -108,15 +107,13 @@ def write_file(tool: FileTool, make: Make, rows: Rows, form: Form = Form.lines) 
 
 
 def _remove(work: Path) -> None:
-    """Remove the work folder; a network file system keeps files that are open, the lock's, till they are
-    closed.
-    """
-    (work / DRIVER_LOCK).unlink(missing_ok=True)
-    try:
-        shutil.rmtree(work)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EBUSY):
-            raise
+    """Remove the work folder; a network file system keeps a file that is open, the lock's, till it is closed."""
+
+    def go_on(function: object, path: str, what: tuple[type, BaseException, object]) -> None:
+        if getattr(what[1], "errno", None) not in (errno.ENOTEMPTY, errno.EBUSY):
+            raise what[1]
+
+    shutil.rmtree(work, onerror=go_on)
 
 
 def _planned(cfg: Config, work: Path, make: Make) -> Run:

@@ -57,7 +57,7 @@ class Saved:
 
 
 def write_saved(folder: Path, cfg: Config, experiment: str | None) -> None:
-    """Keep a run's settings in its folder; where to stop this time, and from whom it was taken over, are none of them.
+    """Keep a run's settings in its folder; none of them is where to stop this time, or whose place was taken.
 
     Args:
         folder: the run.

@@ -1,4 +1,4 @@
-"""On what kind of file system a folder lies, and whether the kernel's locks there reach all who may use it."""
+"""On what kind of file system a folder lies, and whether the kernel's locks reach all who may use it."""
 
 from __future__ import annotations
 

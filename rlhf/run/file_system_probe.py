@@ -298,14 +298,12 @@ def read_mark(path: Path, text: str, seconds: float) -> float:
 
 def _not_shared(path: Path, found: str, waited: float) -> ConfigError:
     place = os.uname().nodename
-    try:
-        system = file_system_of(path.parent)
-        kind = f"type {one_line(system.kind)}"
-    except OSError:
-        kind = "not there"
+    kind = "not there"
+    if path.parent.is_dir():
+        kind = f"type {one_line(file_system_of(path.parent).kind)}"
     return ConfigError(
-        f"{path.parent} on {one_line(place)} ({kind}): after {waited:.1f} s this node does not see what another "
-        f"one has written there and closed ({path.name}: {found}). Either it is another folder of the same "
+        f"{path.parent} on {one_line(place)} ({kind}): after {waited:.1f} s this node does not see what "
+        f"another one has written there and closed ({path.name}: {found}). Either it is another folder of the same "
         "path, or its file system shows new files too late.\n"
         "Ways out:\n"
         "  mount the same shared file system at this path on every node;\n"

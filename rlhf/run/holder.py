@@ -1,6 +1,4 @@
-"""Who has taken a run folder last, as its `.driver.lock` says: the record, and what can be told of that process
-from here.
-"""
+"""Who has taken a run folder last, as its `.driver.lock` says, and what can be told of that process from here."""
 
 from __future__ import annotations
 
@@ -83,9 +81,7 @@ def this_process(token: str) -> Holder:
     """What a driver that begins writes down of itself."""
     place = here()
     pid = os.getpid()
-    return Holder(
-        str(pid), place.host, token, utc_now(), place.boot, place.pid_space, started_at(pid) or ""
-    )
+    return Holder(str(pid), place.host, token, utc_now(), place.boot, place.pid_space, started_at(pid) or "")
 
 
 def holder_in(text: str) -> Holder:
@@ -144,7 +140,7 @@ def write_holder(file: IO[str], holder: Holder, is_local: bool) -> None:
     if is_local:
         return
     try:
-        os.fsync(descriptor)  # to the server: the file stays open, and closing it is what else brings it there
+        os.fsync(descriptor)  # else it would come to the server when the file is closed: at the run's end
     except OSError as error:
         if error.errno not in _NO_FSYNC:
             raise

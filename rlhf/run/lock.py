@@ -35,7 +35,6 @@ from rlhf.run.file_system_probe import require_file_system
 from rlhf.run.holder import (
     DRIVER_LOCK,
     Holder,
-    holder_in,
     is_alive,
     mark_ended,
     read_holder,
@@ -100,8 +99,8 @@ def require_ours(folder: Path, token: str) -> None:
     else:
         how = f"has no record any more of who works on it: {DRIVER_LOCK} is gone or damaged"
     raise RunInUse(
-        f"{folder} {how}. This driver (process {os.getpid()}) stops here and has changed nothing since. What is "
-        "finished is kept; the same command goes on from there when nobody else works on it."
+        f"{folder} {how}. This driver (process {os.getpid()}) stops here and has changed nothing since. "
+        "What is finished is kept; the same command goes on from there when nobody else works on it."
     )
 
 
@@ -177,7 +176,7 @@ class _Taking:
                 kind = one_line(self.system.kind)
                 self.say(f"{self.folder}: its file system ({kind}) has no locks; {DRIVER_LOCK} alone decides")
             decides_alone = self.system.is_local and is_locked is not None
-            holder = _holder_of(driver_file, patiently=not is_new and not decides_alone)
+            holder = _holder_of(self.folder, patiently=not is_new and not decides_alone)
             is_at_work = False if decides_alone else self._is_at_work(holder)
             if is_at_work is None and self.take_over == holder.word:
                 self.say(f"{self.folder}: taken over from {holder}{self._sign(holder)}")
@@ -269,17 +268,16 @@ class _Taking:
         return f", last sign of life {duration(ago)} ago"
 
 
-def _holder_of(driver_file: IO[str], patiently: bool) -> Holder:
-    """The driver that an open lock file names.
+def _holder_of(folder: Path, patiently: bool) -> Holder:
+    """The driver that a run folder names.
 
     Args:
-        driver_file: may be changed by others meanwhile.
+        folder: the run.
         patiently: whether to wait for the record of a driver that has made the file a moment ago.
     """
     started = time.monotonic()
     while True:
-        driver_file.seek(0)
-        holder = holder_in(driver_file.read())
+        holder = read_holder(folder)
         if holder.token or not patiently or time.monotonic() - started >= _RECORD_SECONDS:
             return holder
         time.sleep(_LOOK_SECONDS)

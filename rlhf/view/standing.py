@@ -41,9 +41,9 @@ def standing_of(run: RunFolder) -> Standing:
     noted = read_progress(run.path)
     driver = driver_of(run.path)
     # A record of an older version does not tell another container of the same host name.
-    if driver is not None and not driver.started and noted is not None:
-        if noted.pid_space not in ("", pid_space()):
-            driver = replace(driver, is_alive=None)
+    is_old = driver is not None and not driver.started
+    if driver is not None and is_old and noted is not None and noted.pid_space not in ("", pid_space()):
+        driver = replace(driver, is_alive=None)
     is_working = _is_working(driver, noted, now)
     lines = _lines(run, driver, noted, is_working, now)
     progress = noted if noted is not None else Progress()

@@ -211,4 +211,5 @@ def test_a_worker_that_cannot_be_seen_is_looked_for_where_its_driver_ran(tmp_pat
 
     with hold_run(tmp_path, listen):
         pass
-    assert "The last driver was process 4711 on node7\\x1b\\n: look there" in said[1]
+    assert "The last driver was process 4711 on node7\\x1b\\n, started 20" in said[1]
+    assert "UTC: look there" in said[1] and "rm " not in said[1]
