@@ -107,7 +107,7 @@ def write_file(tool: FileTool, make: Make, rows: Rows, form: Form = Form.lines) 
 
 
 def _remove(work: Path) -> None:
-    """Remove the work folder; a network file system keeps a file that is open, the lock's, till it is closed."""
+    """Remove the work folder; a network file system keeps the lock's file until it is closed."""
 
     def go_on(function: object, path: str, what: tuple[type, BaseException, object]) -> None:
         if getattr(what[1], "errno", None) not in (errno.ENOTEMPTY, errno.EBUSY):

@@ -303,8 +303,8 @@ def _not_shared(path: Path, found: str, waited: float) -> ConfigError:
         kind = f"type {one_line(file_system_of(path.parent).kind)}"
     return ConfigError(
         f"{path.parent} on {one_line(place)} ({kind}): after {waited:.1f} s this node does not see what "
-        f"another one has written there and closed ({path.name}: {found}). Either it is another folder of the same "
-        "path, or its file system shows new files too late.\n"
+        f"another one has written there and closed ({path.name}: {found}). Either it is another folder of "
+        "the same path, or its file system shows new files too late.\n"
         "Ways out:\n"
         "  mount the same shared file system at this path on every node;\n"
         "  where it is the same: let its clients look sooner (NFS: actimeo=1, lookupcache=positive);\n"

@@ -1,4 +1,4 @@
-"""Who has taken a run folder last, as its `.driver.lock` says, and what can be told of that process from here."""
+"""Who has taken a run folder last, as its `.driver.lock` says, and what can be told of it from here."""
 
 from __future__ import annotations
 
