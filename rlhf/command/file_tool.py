@@ -7,10 +7,7 @@ removed.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,7 +27,7 @@ from rlhf.launch.local import watched_launcher
 from rlhf.run import sources
 from rlhf.run.artifact import Artifact
 from rlhf.run.console import Console, show
-from rlhf.run.lock import hold_run, require_ours
+from rlhf.run.lock import hold_run, remove_aside, require_ours, set_aside
 from rlhf.run.plan import Run
 from rlhf.view.live import drawn_lines
 
@@ -69,8 +66,16 @@ def write_file(tool: FileTool, make: Make, rows: Rows, form: Form = Form.lines) 
     work = output.with_name(f".{output.name}.work")
     suffix = ".jsonl" if form is Form.lines else ".json"
     check_output(output, suffix, work)
+    check_stages(as_config(tool))
+    try:
+        _write(tool, output, work, make, rows, form)
+    finally:
+        remove_aside(work)
+
+
+def _write(tool: FileTool, output: Path, work: Path, make: Make, rows: Rows, form: Form) -> None:
+    """Run the stages in the work folder, and set it aside when the output is in its place."""
     cfg = as_config(tool)
-    check_stages(cfg)
     with (
         hold_run(work, show, _ELSEWHERE, tool.take_over) as token,
         Console(work, drawn_lines) as console,
@@ -94,26 +99,14 @@ def write_file(tool: FileTool, make: Make, rows: Rows, form: Form = Form.lines) 
         except UserError:
             unfinished.unlink(missing_ok=True)
             if not any(work.rglob("*.parquet")):
-                _remove(work)  # nothing was made, so nothing is left behind
+                set_aside(work)  # nothing was made, so nothing is left behind
             raise
-        check_output(output, suffix, work)  # it may have come from elsewhere meanwhile
+        check_output(output, output.suffix, work)  # it may have come from elsewhere meanwhile
         os.replace(unfinished, output)
         # The rename must be on disk before the work is removed: a power cut between the two would lose both.
         fsync_dir(output.parent)
         console.say(f"{account(artifacts)}; {num_rows} written to {output}")
-        _remove(work)
-    with contextlib.suppress(OSError):  # gone already, or another command has begun in it
-        work.rmdir()
-
-
-def _remove(work: Path) -> None:
-    """Remove the work folder; a network file system keeps the lock's file until it is closed."""
-
-    def go_on(function: object, path: str, what: tuple[type, BaseException, object]) -> None:
-        if getattr(what[1], "errno", None) not in (errno.ENOTEMPTY, errno.EBUSY):
-            raise what[1]
-
-    shutil.rmtree(work, onerror=go_on)
+        set_aside(work)
 
 
 def _planned(cfg: Config, work: Path, make: Make) -> Run:

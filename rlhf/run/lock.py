@@ -51,6 +51,7 @@ PATIENCE_SECONDS = 5.0
 """After so long a wait for workers of an earlier driver, they are named."""
 REMINDER_SECONDS = 30.0
 _LOOK_SECONDS = 0.1
+_RELEASE_SECONDS = 2.0
 _RECORD_SECONDS = 1.0
 """So long a driver that has just made the file has to write its record."""
 # What file systems say to a lock that they cannot give: NFS without its lock service, Lustre mounted without.
@@ -132,24 +133,31 @@ def hold_run(
     driver_file, predecessor = taking.take()
     holder = this_process(uuid.uuid4().hex)
     is_local = taking.system.is_local
-    with driver_file:
-        try:
-            taking.write(driver_file, holder)
-            # After the record: a late worker that gets its share meanwhile must find the new token.
-            _wait_for_old_workers(folder, predecessor, say, is_local)
-            if not is_local:
-                for note in require_file_system(folder, elsewhere):
-                    say(f"  ! {folder} ({one_line(taking.system.kind)}): {note}")
-            require_ours(folder, holder.token)  # of two that began at the same moment, the later one has it
-            yield holder.token
-        except UserError:
-            # Still under the lock: nobody else begins to work in it meanwhile.
-            if was_empty and not _holds_work(folder) and still_ours(folder, holder.token):
-                _remove(folder, made)
-            raise
-        finally:
-            if still_ours(folder, holder.token):
-                mark_ended(driver_file, holder, is_local)
+    is_removed = False
+    try:
+        with driver_file:
+            try:
+                taking.write(driver_file, holder)
+                # After the record: a late worker that gets its share meanwhile must find the new token.
+                _wait_for_old_workers(folder, predecessor, say, is_local)
+                if not is_local:
+                    for note in require_file_system(folder, elsewhere):
+                        say(f"  ! {folder} ({one_line(taking.system.kind)}): {note}")
+                require_ours(folder, holder.token)  # of two that began at once, the later one has it
+                yield holder.token
+            except UserError:
+                # Still under the lock: nobody else begins to work in it meanwhile.
+                is_ours = not folder.exists() or still_ours(folder, holder.token)
+                if was_empty and not _holds_work(folder) and is_ours:
+                    _remove(folder, made)
+                    is_removed = True
+                raise
+            finally:
+                if still_ours(folder, holder.token):
+                    mark_ended(driver_file, holder, is_local)
+    finally:
+        if is_removed:
+            _remove_rest(folder, made)
 
 
 @dataclass
@@ -312,7 +320,7 @@ def _holds_work(folder: Path) -> bool:
 
 
 def _remove(folder: Path, made: list[Path]) -> None:
-    """Remove what a driver has made of a run folder, and the folders above it as far as they are empty."""
+    """Take away what a driver has made of a run folder."""
     if not folder.exists():
         pass  # a file tool has removed it already
     elif folder not in made:
@@ -322,14 +330,42 @@ def _remove(folder: Path, made: list[Path]) -> None:
             else:
                 entry.unlink(missing_ok=True)
     else:
-        # Renamed first, so that no process that is about to end writes its log in it again.
-        gone = folder.with_name(f".{folder.name}.gone")
+        set_aside(folder)
+
+
+def set_aside(folder: Path) -> None:
+    """Take a run folder's name away, so that no process that is about to end writes its log in it again.
+
+    Once its lock is given back, `remove_aside` removes it.
+    """
+    gone = _gone(folder)
+    shutil.rmtree(gone, ignore_errors=True)
+    os.rename(folder, gone)
+
+
+def remove_aside(folder: Path) -> None:
+    """Remove what was set aside of a run folder, if anything.
+
+    A network file system keeps a file that was open, the lock's, for a moment after it is closed.
+    """
+    gone = _gone(folder)
+    started = time.monotonic()
+    while gone.exists() and time.monotonic() - started < _RELEASE_SECONDS:
         shutil.rmtree(gone, ignore_errors=True)
-        os.rename(folder, gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        if gone.exists():
+            time.sleep(_LOOK_SECONDS)
+
+
+def _remove_rest(folder: Path, made: list[Path]) -> None:
+    """Remove what was set aside, and the folders above it as far as they are empty."""
+    remove_aside(folder)
     for parent in reversed(made[:-1]):
         with contextlib.suppress(OSError):  # something else is in it by now
             parent.rmdir()
+
+
+def _gone(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name.removeprefix('.')}.gone")
 
 
 def _wait_for_old_workers(

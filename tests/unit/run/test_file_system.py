@@ -58,7 +58,21 @@ def test_disks_of_this_machine(kind, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "kind",
-    "nfs nfs4 lustre gpfs beegfs ceph cifs smb3 9p virtiofs fuse fuse.juicefs gfs2 ocfs2 ecryptfs new".split(),
+    [
+        "nfs",
+        "nfs4",
+        "lustre",
+        "gpfs",
+        "beegfs",
+        "ceph",
+        "cifs",
+        "smb3",
+        "9p",
+        "virtiofs",
+        "fuse",
+        "gfs2",
+        "new",
+    ],
 )
 def test_all_others_may_be_shared(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(file_system, "_found", lambda *_: ("/mnt", kind))

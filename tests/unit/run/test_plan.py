@@ -13,11 +13,13 @@ from rlhf.config.schema import Config
 from rlhf.config.stage_configs import DpoStage, GenerateStage, PromptsStage
 from rlhf.data import shards
 from rlhf.data.digest import sealed, unsealed
-from rlhf.errors import RunChanged, SmallerBatches, UserError
+from rlhf.errors import DataError, RunChanged, RunInUse, SmallerBatches, UserError
 from rlhf.loop.judges import rule_config
+from rlhf.run import commit as commit_module
 from rlhf.run.artifact import Artifact, open_artifact
 from rlhf.run.commit import commit, installed_versions
 from rlhf.run.job import Job, Outcome
+from rlhf.run.lock import DRIVER_LOCK, hold_run
 from rlhf.run.plan import UNKNOWN, AloneDone, Run
 from rlhf.run.refusal import differences
 from rlhf.run.stage_table import stage_function
