@@ -24,6 +24,7 @@ from rlhf.data.responses import Form, write_rows
 from rlhf.data.shards import fsync_dir
 from rlhf.errors import ConfigError, RunInUse, UserError
 from rlhf.launch.local import watched_launcher
+from rlhf.launch.server import HEAVY, LIGHT, RULES
 from rlhf.run import sources
 from rlhf.run.artifact import Artifact
 from rlhf.run.console import Console, show
@@ -70,7 +71,11 @@ def write_file(tool: FileTool, make: Make, rows: Rows, form: Form = Form.lines) 
     try:
         _write(tool, output, work, make, rows, form)
     finally:
-        remove_aside(work)
+        if not remove_aside(work):
+            # A network file system keeps files that are open, and these have their log open.
+            for server in (LIGHT, HEAVY, RULES):
+                server.stop()
+            remove_aside(work)
 
 
 def _write(tool: FileTool, output: Path, work: Path, make: Make, rows: Rows, form: Form) -> None:

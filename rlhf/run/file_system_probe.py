@@ -132,6 +132,7 @@ def _replace(corner: Path) -> str:
             if seen not in contents:
                 wrong.append(f"a reader saw {len(seen)} bytes that are neither the old file nor the new one")
 
+    # In this process: what other nodes see is for marks to tell.
     reader = threading.Thread(target=watch, name="probe", daemon=True)
     reader.start()
     try:
@@ -218,7 +219,7 @@ def _links(corner: Path) -> str:
 def _case(corner: Path) -> str:
     _write(corner / "name", b"")
     if (corner / "NAME").exists():
-        # Names of ours are in lower case; a person names judges and data.
+        # No two of ours differ in case alone. Names of ours are in lower case; a person names judges and data.
         return "A and a are one name here; judges and data sets must differ by more"
     return ""
 

@@ -51,7 +51,8 @@ PATIENCE_SECONDS = 5.0
 """After so long a wait for workers of an earlier driver, they are named."""
 REMINDER_SECONDS = 30.0
 _LOOK_SECONDS = 0.1
-_RELEASE_SECONDS = 2.0
+# A network file system hears of a closed file a moment later.
+_RELEASE_SECONDS = 0.5
 _RECORD_SECONDS = 1.0
 """So long a driver that has just made the file has to write its record."""
 # What file systems say to a lock that they cannot give: NFS without its lock service, Lustre mounted without.
@@ -147,6 +148,7 @@ def hold_run(
                 yield holder.token
             except UserError:
                 # Still under the lock: nobody else begins to work in it meanwhile.
+                # A file tool may have set it aside already.
                 is_ours = not folder.exists() or still_ours(folder, holder.token)
                 if was_empty and not _holds_work(folder) and is_ours:
                     _remove(folder, made)
@@ -183,9 +185,11 @@ class _Taking:
             if is_locked is None:
                 kind = one_line(self.system.kind)
                 self.say(f"{self.folder}: its file system ({kind}) has no locks; {DRIVER_LOCK} alone decides")
+            # The kernel's lock.
             decides_alone = self.system.is_local and is_locked is not None
             holder = _holder_of(self.folder, patiently=not is_new and not decides_alone)
             is_at_work = False if decides_alone else self._is_at_work(holder)
+            # A server may keep the lock of a machine that is gone, so the word goes before the lock.
             if is_at_work is None and self.take_over == holder.word:
                 self.say(f"{self.folder}: taken over from {holder}{self._sign(holder)}")
                 return (self._replaced(driver_file) if is_locked is False else driver_file), holder
@@ -343,8 +347,8 @@ def set_aside(folder: Path) -> None:
     os.rename(folder, gone)
 
 
-def remove_aside(folder: Path) -> None:
-    """Remove what was set aside of a run folder, if anything.
+def remove_aside(folder: Path) -> bool:
+    """Remove what was set aside of a run folder, if anything; returns whether nothing is left.
 
     A network file system keeps a file that was open, the lock's, for a moment after it is closed.
     """
@@ -354,6 +358,7 @@ def remove_aside(folder: Path) -> None:
         shutil.rmtree(gone, ignore_errors=True)
         if gone.exists():
             time.sleep(_LOOK_SECONDS)
+    return not gone.exists()
 
 
 def _remove_rest(folder: Path, made: list[Path]) -> None:
