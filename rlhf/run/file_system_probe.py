@@ -219,7 +219,7 @@ def _links(corner: Path) -> str:
 def _case(corner: Path) -> str:
     _write(corner / "name", b"")
     if (corner / "NAME").exists():
-        # No two of ours differ in case alone. Names of ours are in lower case; a person names judges and data.
+        # Names of ours are in lower case, so no two collide; those of judges and data a person gives.
         return "A and a are one name here; judges and data sets must differ by more"
     return ""
 
