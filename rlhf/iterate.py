@@ -12,7 +12,7 @@ from rlhf.command.saved import also_saying, other_run, write_saved
 from rlhf.config.choices import Reference, Sampled
 from rlhf.config.schema import Config
 from rlhf.data.files import resolved
-from rlhf.errors import ConfigError, RunChanged, UserError
+from rlhf.errors import ConfigError, RunChanged, RunInUse, UserError
 from rlhf.launch.local import watched_launcher
 from rlhf.launch.machine import gpu_workers
 from rlhf.loop.evaluate import evaluate, yardstick_of
@@ -28,7 +28,7 @@ from rlhf.run import sources
 from rlhf.run.artifact import Artifact
 from rlhf.run.console import Console, show
 from rlhf.run.engine_choice import as_begun
-from rlhf.run.lock import hold_run
+from rlhf.run.lock import hold_run, still_ours
 from rlhf.run.plan import AloneDone, Run
 from rlhf.run.until import last_stage
 from rlhf.view.kept_report import begin_report, update_report
@@ -105,7 +105,10 @@ def execute(cfg: Config, only: str | None = None) -> None:
     with also_saying(lambda: other_run(folder, cfg)):
         if not (folder / "summary.json").is_file():
             check_capacity(cfg)  # before the Hub is asked for anything
-    with hold_run(folder, show) as token, Console(folder, drawn_lines, recorded=True) as console:
+    with (
+        hold_run(folder, show, take_over=cfg.take_over) as token,
+        Console(folder, drawn_lines, recorded=True, is_ours=lambda: still_ours(folder, token)) as console,
+    ):
         launcher = watched_launcher(cfg, folder, token, console)
         elsewhere = begun_anew(cfg, folder, alone=only is not None)
         with also_saying(lambda: other_run(folder, cfg)):
@@ -127,7 +130,16 @@ def execute(cfg: Config, only: str | None = None) -> None:
         if only is None:
             write_saved(folder, cfg, chosen_experiment())
         until = names[-1] if len(names) < len(plan.made) else None
-        run = Run(folder, cfg, launcher, only=only, until=until, console=console, elsewhere=elsewhere)
+        run = Run(
+            folder,
+            cfg,
+            launcher,
+            only=only,
+            until=until,
+            console=console,
+            elsewhere=elsewhere,
+            token=token,
+        )
         trackers = Trackers(folder, cfg, launcher, console.say)
         if only is None:
             run.publish = trackers.publish
@@ -149,6 +161,8 @@ def execute(cfg: Config, only: str | None = None) -> None:
             # What was redone came out different: plan again, to name all that was made of it.
             _planned(cfg, folder, elsewhere)
             raise  # where the new plan finds nothing to refuse: an input that is damaged, say
+        except RunInUse:
+            raise  # another driver has taken over: what the run has to tell is that one's to tell
         except UserError:
             run.publish()  # a gate may have stopped it: what it found is written
             raise

@@ -114,22 +114,22 @@ MUTATIONS = [
     Mutation(
         "ignore the driver's lock",
         "run/lock.py",
-        "            fcntl.flock(driver_file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
-        "            pass\n",
+        "is_locked = _take_alone(driver_file)",
+        "is_locked = True",
         f"{LOCK} -k second_driver",
     ),
     Mutation(
         "ignore the worker's token",
         "run/lock.py",
-        'if holder.get("token") != token:',
-        "if False:",
+        "    if not still_ours(folder, token):\n        workers_file",
+        "    if False:\n        workers_file",
         f"{LOCK} -k too_late",
     ),
     Mutation(
         "do not wait for an earlier driver's workers",
         "run/lock.py",
-        "            fcntl.flock(workers_file, fcntl.LOCK_EX)\n",
-        "            pass\n",
+        "return _take_alone(workers_file) is not False",
+        "return True",
         f"{LOCK} -k waits_for",
     ),
     Mutation(

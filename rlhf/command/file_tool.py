@@ -8,7 +8,6 @@ removed.
 from __future__ import annotations
 
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,12 +22,13 @@ from rlhf.data.files import resolved
 from rlhf.data.records import dropped
 from rlhf.data.responses import Form, write_rows
 from rlhf.data.shards import fsync_dir
-from rlhf.errors import ConfigError, UserError
+from rlhf.errors import ConfigError, RunInUse, UserError
 from rlhf.launch.local import watched_launcher
+from rlhf.launch.server import HEAVY, LIGHT, RULES
 from rlhf.run import sources
 from rlhf.run.artifact import Artifact
 from rlhf.run.console import Console, show
-from rlhf.run.lock import hold_run
+from rlhf.run.lock import hold_run, remove_aside, require_ours, set_aside
 from rlhf.run.plan import Run
 from rlhf.view.live import drawn_lines
 
@@ -67,9 +67,24 @@ def write_file(tool: FileTool, make: Make, rows: Rows, form: Form = Form.lines) 
     work = output.with_name(f".{output.name}.work")
     suffix = ".jsonl" if form is Form.lines else ".json"
     check_output(output, suffix, work)
+    check_stages(as_config(tool))
+    try:
+        _write(tool, output, work, make, rows, form)
+    finally:
+        if not remove_aside(work):
+            # A network file system keeps files that are open, and these have their log open.
+            for server in (LIGHT, HEAVY, RULES):
+                server.stop()
+            remove_aside(work)
+
+
+def _write(tool: FileTool, output: Path, work: Path, make: Make, rows: Rows, form: Form) -> None:
+    """Run the stages in the work folder, and set it aside when the output is in its place."""
     cfg = as_config(tool)
-    check_stages(cfg)
-    with hold_run(work, show, _ELSEWHERE) as token, Console(work, drawn_lines) as console:
+    with (
+        hold_run(work, show, _ELSEWHERE, tool.take_over) as token,
+        Console(work, drawn_lines) as console,
+    ):
         launcher = watched_launcher(cfg, work, token, console)
         unfinished = work / output.name
         try:
@@ -78,22 +93,25 @@ def write_file(tool: FileTool, make: Make, rows: Rows, form: Form = Form.lines) 
                 launcher.warm_up(bool(plan.needing_engines))
             console.say(f"{output}: {_todo(plan)}")
             console.plan(list(plan.made), {name: 0.0 for name in plan.made if name not in plan.pending})
-            run = Run(work, cfg, launcher, console=console, elsewhere=_ELSEWHERE)
+            run = Run(work, cfg, launcher, console=console, elsewhere=_ELSEWHERE, token=token)
             artifacts = make(run)
             # Stages verify what they read; what the output is made of is read here.
             run.verify(*artifacts)
             num_rows = write_rows(unfinished, rows(artifacts), form)
+            require_ours(work, token)
+        except RunInUse:
+            raise  # what lies there is another command's
         except UserError:
             unfinished.unlink(missing_ok=True)
             if not any(work.rglob("*.parquet")):
-                shutil.rmtree(work)  # nothing was made, so nothing is left behind
+                set_aside(work)  # nothing was made, so nothing is left behind
             raise
-        check_output(output, suffix, work)  # it may have come from elsewhere meanwhile
+        check_output(output, output.suffix, work)  # it may have come from elsewhere meanwhile
         os.replace(unfinished, output)
         # The rename must be on disk before the work is removed: a power cut between the two would lose both.
         fsync_dir(output.parent)
         console.say(f"{account(artifacts)}; {num_rows} written to {output}")
-        shutil.rmtree(work)
+        set_aside(work)
 
 
 def _planned(cfg: Config, work: Path, make: Make) -> Run:

@@ -12,7 +12,7 @@ from rlhf.command.settings import typed_words
 from rlhf.config.overrides import override, overrides_of, pasted
 from rlhf.config.schema import Config
 
-_SET_ANEW = ("run_dir", "reuse")
+_SET_ANEW = ("run_dir", "reuse", "take_over")
 
 
 def chosen_experiment() -> str | None:

@@ -34,7 +34,7 @@ from rlhf.errors import ConfigError, UserError
 from rlhf.run.owner import not_own
 
 FILE = "config.yaml"
-_OF_NO_ARTIFACT = ("run_dir", "until", "num_iterations", "reuse", "report_to", "debug", "json")
+_OF_NO_ARTIFACT = ("run_dir", "until", "take_over", "num_iterations", "reuse", "report_to", "debug", "json")
 """Settings that say how far a run goes and what is shown of it, and nothing of what is made."""
 _COSTS = ("gates", "compute")
 """Sections that no artifact depends on."""
@@ -57,7 +57,7 @@ class Saved:
 
 
 def write_saved(folder: Path, cfg: Config, experiment: str | None) -> None:
-    """Keep a run's settings in its folder; where to stop this time is none of them.
+    """Keep a run's settings in its folder; none of them is where to stop this time, or whose place was taken.
 
     Args:
         folder: the run.
@@ -66,7 +66,7 @@ def write_saved(folder: Path, cfg: Config, experiment: str | None) -> None:
     """
     if experiment is None and not other_run(folder, cfg):
         experiment = _experiment_of(folder)
-    text = OmegaConf.to_yaml(OmegaConf.create(literal(plain(cfg) | {"until": None})))
+    text = OmegaConf.to_yaml(OmegaConf.create(literal(plain(cfg) | {"until": None, "take_over": None})))
     if experiment is not None:
         text = f"# experiment: {experiment}\n{text}"
     write_atomic(folder / FILE, text.encode())

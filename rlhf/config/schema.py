@@ -340,6 +340,10 @@ class Config:
     until: Optional[str] = setting(None, compared=False, later=True)
     """Stop when this stage is finished: `reward_model`, `iteration_002/dpo`, `held_out/score`, `judge`; null
     runs to the end. Never taken from the settings that a run holds."""
+    take_over: Optional[str] = setting(None, compared=False, later=True)
+    """`HOST:PID` of a driver that is gone and that a refusal names: takes the run folder over from it
+    (docs/file_systems.md). Does no harm where nobody has it, and is never taken from the settings that a run
+    holds."""
     seed: int = setting(42, within=SEED)
     """Source of every random choice."""
     num_iterations: int = 3

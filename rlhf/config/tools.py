@@ -25,6 +25,9 @@ class FileTool:
     columns: Any = None
     """What columns of the input hold, where their names are not known: `{question: ask, context: [table,
     notes]}`."""
+    take_over: Optional[str] = None
+    """`HOST:PID` of a command that is gone and whose work towards this output is taken over, as a refusal
+    names it."""
     seed: int = 42
     """Source of every random choice."""
     debug: bool = False

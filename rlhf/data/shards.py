@@ -6,6 +6,7 @@ Arrow is imported by the first that reads or writes one: a command that does nei
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 _COUNTS = b"rlhf.counts"
 _BATCH_ROWS = 256
+NO_FSYNC_OF_FOLDERS = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
+"""What some network file systems say to it; their names are durable when their server says so."""
 
 
 def shard_name(index: int) -> str:
@@ -39,10 +42,13 @@ def shard_paths(folder: Path) -> list[Path]:
 
 
 def fsync_dir(path: Path) -> None:
-    """Make the names in a folder durable."""
+    """Make the names in a folder durable, where the file system lets folders be synced."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FSYNC_OF_FOLDERS:
+            raise
     finally:
         os.close(descriptor)
 

@@ -97,6 +97,7 @@ def commit(
     metrics: dict[str, Any],
     seconds: float,
     known: Callable[[], Mapping[tuple[int, int], dict[str, Any]]] = dict,
+    require_ours: Callable[[], None] = lambda: None,
 ) -> None:
     """Seal a stage's folder: files to disk, manifest last, then the rename that makes it an artifact.
 
@@ -126,6 +127,7 @@ def commit(
         "versions": installed_versions(),
         "files": files,
     }
+    require_ours()  # raises where another driver has the run folder by now: checksums may have taken long
     write_atomic(partial / MANIFEST, sealed(record))
     # The one moment in which the stage becomes finished: before it nothing has the final name, after it
     # everything.

@@ -248,9 +248,16 @@ class Console:
         folder: of the run.
         draw: makes the view; None shows lines on a terminal too.
         recorded: whether `logs/progress.json` is kept for those who look from elsewhere.
+        is_ours: whether this driver still has the folder; one that took it over keeps its own notes there.
     """
 
-    def __init__(self, folder: Path, draw: Draw | None = None, recorded: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        draw: Draw | None = None,
+        recorded: bool = False,
+        is_ours: Callable[[], bool] = lambda: True,
+    ) -> None:
         (folder / "logs").mkdir(parents=True, exist_ok=True)
         # Appended to, for a run may be resumed; open for the run's life, so there is no `with`.
         log = _Output(folder / "logs" / "driver.log", "logs/driver.log")
@@ -258,6 +265,7 @@ class Console:
         self._folder = folder
         self._draw = draw if can_draw() else None
         self._recorded = recorded
+        self._is_ours = is_ours
         self._run = here([], {}, time.time())
         self._is_planned = False
         self._is_aside = False
@@ -421,7 +429,7 @@ class Console:
             self.say(f"  ! the view cannot be drawn ({one_line(repr(error))}); lines tell how far the run is")
 
     def _write_down(self) -> None:
-        if self._recorded and self._is_planned:
+        if self._recorded and self._is_planned and self._is_ours():
             self._run.written_at = time.time()
             write_progress(self._folder, self._run)
 

@@ -30,6 +30,7 @@ from rlhf.run.attempts import found_budget, run_to_the_end
 from rlhf.run.commit import MANIFEST, commit, discard, take, tidy
 from rlhf.run.console import Console, phase
 from rlhf.run.job import JUDGE_INPUT, Job, Kind, Outcome
+from rlhf.run.lock import require_ours, still_ours
 from rlhf.run.manifest import read_identity, read_manifest
 from rlhf.run.owner import require_own_code
 from rlhf.run.refusal import changes_of, refusal
@@ -77,6 +78,8 @@ class Run:
     only: str | None = None
     until: str | None = None
     elsewhere: str = "run_dir=<a new folder>"
+    token: str | None = None
+    """Of the driver that holds the folder (`rlhf.run.lock.hold_run`); None where nobody can take it over."""
     publish: Callable[[], None] = lambda: None
     """Called when a training is finished, and when the figures of an iteration are written."""
     made: dict[str, Artifact] = field(default_factory=dict)
@@ -111,11 +114,13 @@ class Run:
 
         Raises:
             RunChanged: it exists, made with other settings or inputs, or damaged; or an input is damaged.
+            RunInUse: another driver has taken the folder over.
             WorkerFailed: a process of the stage failed.
         """
         # Not right behind it: gates and figures first have their look at it.
         if self.until is not None and self.until in self.made:
             raise AloneDone
+        self._require_ours()
         final = self.folder / name
         if engine_choice.is_open(config):
             begun_with = engine_choice.engine_of_work(final, _partial(final))
@@ -336,14 +341,26 @@ class Run:
                 outcome = run_to_the_end(self.launcher, job, self.say)
                 counts = outcome.counts | sum_counts(partial)
         except UserError:
-            if _is_cheap(stage, partial):
+            # Not where another driver has taken over: then it is that one's.
+            if _is_cheap(stage, partial) and (self.token is None or still_ours(self.folder, self.token)):
                 discard(partial)  # nothing half-written stays
             raise
         seconds_of_all_attempts = seconds()
         identity = engine_choice.identity_with(identity, engine_choice.pinned_engine(partial))
         known = self._verified.by_inode
+        self._require_ours()
         with phase("taking checksums of what was made"):
-            commit(partial, final, identity, job, counts, outcome.metrics, seconds_of_all_attempts, known)
+            commit(
+                partial,
+                final,
+                identity,
+                job,
+                counts,
+                outcome.metrics,
+                seconds_of_all_attempts,
+                known,
+                self._require_ours,
+            )
         artifact = self._own(final)
         if self.console is not None:
             self.console.end(name, seconds_of_all_attempts, artifact.counts | artifact.metrics)
@@ -364,6 +381,11 @@ class Run:
         if not _has_work(partial):
             engine_choice.unpin(partial)
         return partial
+
+    def _require_ours(self) -> None:
+        """Go no further where another driver has taken the folder over: RunInUse."""
+        if self.token is not None and not self.planning:
+            require_ours(self.folder, self.token)
 
     def _own(self, final: Path) -> Artifact:
         """An artifact that this process made or took: its files need no second look."""

@@ -46,6 +46,16 @@ def is_gone(pid: int) -> bool:
     return fields is None or fields[0] in "ZX"
 
 
+def started_at(pid: int) -> str | None:
+    """When a living process began, in the kernel's ticks since it booted; None for one that is gone.
+
+    With its number it names a process for as long as the machine is up.
+    """
+    fields = _stat(pid)
+    # The 22nd of all fields, of which the first two are not among these.
+    return None if fields is None or fields[0] in "ZX" or len(fields) < 20 else fields[19]
+
+
 def children_of(parent: int) -> list[int]:
     """The processes that have this parent now, in order; those that are dead already are left out."""
     children = []

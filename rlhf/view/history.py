@@ -38,7 +38,7 @@ _NAMES = {
     "disagreement": "disagreement",
 }
 """What figures of `summary.json` are called in a tracker."""
-_OF_THE_COMMAND = ("run_dir", "until", "reuse", "report_to", "debug")
+_OF_THE_COMMAND = ("run_dir", "until", "take_over", "reuse", "report_to", "debug")
 """Settings that say how a command was started, not what the run is."""
 
 

@@ -17,7 +17,7 @@ from rlhf.view.run_folder import RunFolder
 
 _STARTS = re.compile(r"^\S+ \S+ .*: (\d+ stages are finished, \d+ to do|\d+ stages to do)$")
 """What `rlhf.iterate` writes to its log when it begins or goes on."""
-_NOT_OF_THE_RECIPE = ("run_dir", "until", "debug", "report_to", "reuse")
+_NOT_OF_THE_RECIPE = ("run_dir", "until", "take_over", "debug", "report_to", "reuse")
 _LONG = 200
 """Characters of a setting that are shown."""
 

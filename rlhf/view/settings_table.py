@@ -11,7 +11,7 @@ from rlhf.data.json_text import json_text
 from rlhf.view.section import Section
 from rlhf.view.several_runs import NamedRun
 
-_ABOUT_THE_FOLDER = ("run_dir", "reuse", "until")
+_ABOUT_THE_FOLDER = ("run_dir", "reuse", "until", "take_over")
 """Where a run lies and what it was taken from, and nothing of what it is."""
 _LONGEST = 200
 """Characters of a value that are shown."""

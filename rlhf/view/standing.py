@@ -7,10 +7,11 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from rlhf.config.overrides import iterate_command
+from rlhf.config.overrides import iterate_command, override, pasted
 from rlhf.data.shards import shard_paths
 from rlhf.errors import one_line
 from rlhf.loop.table import headline
+from rlhf.run.file_system import file_system_of
 from rlhf.run.lock import Driver, driver_of
 from rlhf.run.progress import Progress, State, pid_space, read_progress
 from rlhf.run.stopwatch import duration, seconds_so_far
@@ -39,8 +40,10 @@ def standing_of(run: RunFolder) -> Standing:
     now = time.time()
     noted = read_progress(run.path)
     driver = driver_of(run.path)
-    if driver is not None and noted is not None and noted.pid_space not in ("", pid_space()):
-        driver = replace(driver, is_alive=None)  # another container of the same host name
+    # A record of an older version does not tell another container of the same host name.
+    is_old = driver is not None and not driver.started
+    if driver is not None and is_old and noted is not None and noted.pid_space not in ("", pid_space()):
+        driver = replace(driver, is_alive=None)
     is_working = _is_working(driver, noted, now)
     lines = _lines(run, driver, noted, is_working, now)
     progress = noted if noted is not None else Progress()
@@ -107,9 +110,10 @@ def _lines(
     title = one_line(run.path)
     sign = "" if noted is None else f", last sign {_ago(now - noted.written_at)}"
     if driver is not None and is_working:
+        unseen = ", which cannot be seen from here" if driver.is_alive is None else ""
         if not _is_of(noted, driver):
             sign = ", which has not begun a stage yet"
-        return [f"{title}: goes on, process {driver.pid} on {driver.host}{sign}"]
+        return [f"{title}: goes on, {_named(driver)}{unseen}{sign}"]
     if noted is None:
         if _is_finished(run):
             return [f"{title}: finished"]
@@ -121,12 +125,20 @@ def _lines(
     if noted.ended:
         return [f"{title}: {one_line(noted.ended).rstrip('.')} ({_ago(now - noted.written_at)})", goes_on]
     if driver is not None and driver.is_alive is None:
+        command = iterate_command(run.path)
+        if not file_system_of(run.path).is_local:
+            command += f" {pasted(override('take_over', f'{driver.host}:{driver.pid}'))}"
         return [
-            f"{title}: process {driver.pid} on {driver.host} cannot be seen from here{sign}",
-            f"It writes every second while it lives. If it is gone there too: {iterate_command(run.path)}",
+            f"{title}: {_named(driver)} cannot be seen from here{sign}",
+            f"It writes every second while it lives. If it is gone there too: {command}",
         ]
     where = "" if noted.running is None else f" in {one_line(noted.running.name)}"
     return [f"{title}: died{where}{sign}; process {noted.pid} on {one_line(noted.host)} is gone", goes_on]
+
+
+def _named(driver: Driver) -> str:
+    since = f" (started {driver.started})" if driver.started else ""
+    return f"process {driver.pid} on {driver.host}{since}"
 
 
 def _is_finished(run: RunFolder) -> bool:

@@ -71,12 +71,17 @@ def elses(monkeypatch):
 
 
 def test_what_is_written_is_read(tmp_path):
-    cfg = settings(model__path="a${b}\\${c}", until="dpo", generate__vllm_args={"max_num_seqs": 3})
+    cfg = settings(
+        model__path="a${b}\\${c}",
+        until="dpo",
+        take_over="node7:4711",
+        generate__vllm_args={"max_num_seqs": 3},
+    )
     cfg.reward_model.others = {"one": OtherJudge(rule=OWN_RULE)}
     write_saved(tmp_path, cfg, None)
     saved = read_saved(tmp_path)
     again = to_config(merged(saved, typed_settings([])))
-    assert again == dataclasses.replace(cfg, until=None), "where to stop is said anew each time"
+    assert again == dataclasses.replace(cfg, until=None, take_over=None), "both are said anew each time"
     assert saved.experiment is None and saved.not_own is None
 
 
@@ -92,6 +97,7 @@ def test_the_experiments_name_stays_while_the_run_does(run):
     [
         [],
         ["until=reward_model"],
+        ["take_over=node7:4711"],
         ["num_iterations=5"],
         ["compute.num_threads=1", "gates.kl=stop", "gates.max_kl=3"],
         ["dpo.batch_tokens=100", "dpo.lora.rank=0"][:1],
@@ -222,7 +228,7 @@ def test_settings_that_cannot_be_read(case, tmp_path, monkeypatch, capsys):
 
 def test_an_older_file_lacks_what_came_later(run):
     file = run / FILE
-    later = ("until:", "special_tokens:", "  columns:")
+    later = ("until:", "take_over:", "special_tokens:", "  columns:")
     lines = [line for line in file.read_text().splitlines() if not line.startswith(later)]
     file.write_text("\n".join(lines))
     assert to_config(merged(read_saved(run), typed_settings([]))) == settings()

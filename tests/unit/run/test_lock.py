@@ -200,8 +200,8 @@ def test_a_worker_that_cannot_be_seen_is_looked_for_where_its_driver_ran(tmp_pat
     with hold_run(tmp_path, print) as token:
         worker = other_process(JOIN, tmp_path, token)
         worker.stdout.readline()
-        holder = json.loads((tmp_path / DRIVER_LOCK).read_text()) | {"host": "node7\x1b\n", "pid": "4711"}
-        (tmp_path / DRIVER_LOCK).write_text(json.dumps(holder))
+    holder = json.loads((tmp_path / DRIVER_LOCK).read_text()) | {"host": "node7\x1b\n", "pid": "4711"}
+    (tmp_path / DRIVER_LOCK).write_text(json.dumps(holder))
     said = []
 
     def listen(text):
@@ -211,4 +211,5 @@ def test_a_worker_that_cannot_be_seen_is_looked_for_where_its_driver_ran(tmp_pat
 
     with hold_run(tmp_path, listen):
         pass
-    assert "The last driver was process 4711 on node7\\x1b\\n: look there" in said[1]
+    assert "The last driver was process 4711 on node7\\x1b\\n, started 20" in said[1]
+    assert "UTC: look there" in said[1] and "rm " not in said[1]

@@ -13,11 +13,13 @@ from rlhf.config.schema import Config
 from rlhf.config.stage_configs import DpoStage, GenerateStage, PromptsStage
 from rlhf.data import shards
 from rlhf.data.digest import sealed, unsealed
-from rlhf.errors import RunChanged, SmallerBatches, UserError
+from rlhf.errors import DataError, RunChanged, RunInUse, SmallerBatches, UserError
 from rlhf.loop.judges import rule_config
+from rlhf.run import commit as commit_module
 from rlhf.run.artifact import Artifact, open_artifact
 from rlhf.run.commit import commit, installed_versions
 from rlhf.run.job import Job, Outcome
+from rlhf.run.lock import DRIVER_LOCK, hold_run
 from rlhf.run.plan import UNKNOWN, AloneDone, Run
 from rlhf.run.refusal import differences
 from rlhf.run.stage_table import stage_function
@@ -403,3 +405,71 @@ def test_what_was_found_is_told_to_the_next_stage_of_its_name(tmp_path, prompts_
     found = {"batch_tokens": 512, "device": "cpu", "ran_out": True}
     assert launcher.found == [None, found, found]
     assert open_artifact(tmp_path / "run" / "third").record["compute"]["found_budget"] == found
+
+
+class TakenAway(InProcess):
+    """Another driver takes the run over while a stage works, or while its checksums are taken."""
+
+    def launch(self, job, kind, shards):
+        outcome = super().launch(job, kind, shards)
+        take_away(self.folder)
+        if self.fails:
+            raise DataError("a file that the other driver has removed")
+        return outcome
+
+
+def take_away(folder):
+    (folder / DRIVER_LOCK).write_text(json.dumps({"pid": "4711", "host": "node7", "token": "another"}))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_driver_that_was_taken_over_in_a_stage_renames_and_removes_nothing(tmp_path, prompts_file, fails):
+    launcher = TakenAway()
+    launcher.folder, launcher.fails = tmp_path / "run", fails
+
+    def work():
+        with hold_run(tmp_path / "run", print) as token:
+            run = Run(tmp_path / "run", Config(), launcher, token=token)
+            make(run, prompts_file)
+
+    with pytest.raises(DataError if fails else RunInUse):
+        work()
+    partial = tmp_path / "run" / ".prompts.partial"
+    assert (partial / "train.parquet").exists() and not (partial / "artifact.json").exists()
+    assert not (tmp_path / "run" / "prompts").exists()
+    assert json.loads((tmp_path / "run" / DRIVER_LOCK).read_text())["token"] == "another"
+
+
+def test_one_that_was_taken_over_while_checksums_were_taken_renames_nothing(
+    tmp_path, prompts_file, monkeypatch
+):
+    def entries(*arguments):
+        take_away(tmp_path / "run")
+        return entries_of(*arguments)
+
+    entries_of = commit_module._entries
+    monkeypatch.setattr(commit_module, "_entries", entries)
+
+    def work():
+        with hold_run(tmp_path / "run", print) as token:
+            make(Run(tmp_path / "run", Config(), InProcess(), token=token), prompts_file)
+
+    with pytest.raises(RunInUse, match="taken over by process 4711 on node7"):
+        work()
+    assert not (tmp_path / "run" / "prompts").exists()
+
+
+def test_one_that_was_taken_over_begins_no_stage(tmp_path, prompts_file):
+    launcher = InProcess()
+
+    def work():
+        with hold_run(tmp_path / "run", print) as token:
+            take_away(tmp_path / "run")
+            make(Run(tmp_path / "run", Config(), launcher, token=token), prompts_file)
+
+    with pytest.raises(RunInUse, match="the same command goes on"):
+        work()
+    assert launcher.ran == [] and sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        ".driver.lock",
+        ".workers.lock",
+    ]

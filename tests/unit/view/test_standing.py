@@ -17,8 +17,10 @@ from rlhf import status as module
 from rlhf.config.view_tools import StatusTool
 from rlhf.data.shards import write_atomic
 from rlhf.run.console import Console
-from rlhf.run.lock import DRIVER_LOCK, hold_run
+from rlhf.run.file_system import FileSystem
+from rlhf.run.lock import DRIVER_LOCK, driver_of, hold_run
 from rlhf.run.progress import State, read_progress, write_progress
+from rlhf.view import standing
 from rlhf.view.run_folder import open_run
 from rlhf.view.standing import standing_of
 
@@ -60,10 +62,10 @@ def driver(run):
 
 
 def test_a_run_that_goes_on(run, driver):
-    standing = standing_of(open_run(str(run)))
-    assert f"goes on, process {driver.pid} on " in standing.lines[0] and len(standing.lines) == 1
-    assert standing.progress.running.name == "iteration_001/dpo"
-    assert standing.progress.stage("prompts").state is State.done  # as the folder has it
+    standing_now = standing_of(open_run(str(run)))
+    assert f"goes on, process {driver.pid} on " in standing_now.lines[0] and len(standing_now.lines) == 1
+    assert standing_now.progress.running.name == "iteration_001/dpo"
+    assert standing_now.progress.stage("prompts").state is State.done  # as the folder has it
 
 
 def test_looking_takes_no_lock(run, driver, monkeypatch):
@@ -82,12 +84,12 @@ def test_looking_takes_no_lock(run, driver, monkeypatch):
 def test_a_run_that_was_killed(run, driver):
     driver.kill()
     driver.wait()
-    standing = standing_of(open_run(str(run)))
-    assert "died in iteration_001/dpo, last sign " in standing.lines[0]
-    assert f"process {driver.pid} on " in standing.lines[0]
-    assert f"python -m rlhf.iterate run_dir={run}" in standing.lines[1]
-    assert standing.progress.stage("iteration_001/dpo").state is State.unfinished
-    assert standing.notes == ["… iteration_001/dpo: 0.0 s of work, kept: nothing"]
+    standing_now = standing_of(open_run(str(run)))
+    assert "died in iteration_001/dpo, last sign " in standing_now.lines[0]
+    assert f"process {driver.pid} on " in standing_now.lines[0]
+    assert f"python -m rlhf.iterate run_dir={run}" in standing_now.lines[1]
+    assert standing_now.progress.stage("iteration_001/dpo").state is State.unfinished
+    assert standing_now.notes == ["… iteration_001/dpo: 0.0 s of work, kept: nothing"]
 
 
 def test_the_number_of_a_driver_may_be_anothers_by_now(run, driver):
@@ -109,8 +111,39 @@ def test_a_driver_on_another_machine(run, age, said):
     noted.written_at = time.time() - age
     write_progress(run, noted)
     holder = json.loads((run / DRIVER_LOCK).read_text())
-    (run / DRIVER_LOCK).write_text(json.dumps(holder | {"host": "node7"}))
-    assert said in lines_of(run)[0] and "node7" in lines_of(run)[0]
+    (run / DRIVER_LOCK).write_text(json.dumps(holder | {"host": "node7", "ended": ""}))
+    line = lines_of(run)[0]
+    assert said in line and f"on node7 (started {holder['started']})" in line
+    assert "cannot be seen from here" in line
+
+
+def test_what_takes_a_run_over_is_said_where_locks_do_not_reach(run, monkeypatch):
+    with hold_run(run, print), Console(run, recorded=True) as console:
+        console.plan(["iteration_001/dpo"], {})
+        noted = read_progress(run)
+    noted.written_at = time.time() - 500
+    write_progress(run, noted)
+    holder = json.loads((run / DRIVER_LOCK).read_text()) | {"host": "node7", "ended": ""}
+    (run / DRIVER_LOCK).write_text(json.dumps(holder))
+    assert "take_over" not in lines_of(run)[1]
+    monkeypatch.setattr(standing, "file_system_of", lambda folder: FileSystem("nfs4", "/mnt"))
+    assert lines_of(run)[1].endswith(f" run_dir={run} take_over=node7:{holder['pid']}")
+
+
+def test_a_driver_that_has_ended_is_not_at_work_though_its_process_lives(run):
+    with hold_run(run, print):
+        assert driver_of(run).is_alive
+    assert driver_of(run).is_alive is False
+
+
+def test_an_old_record_of_this_host_is_told_by_who_has_the_lock_open(run):
+    with hold_run(run, print):
+        holder = json.loads((run / DRIVER_LOCK).read_text())
+        old = {key: holder[key] for key in ("pid", "host", "token")}
+        (run / DRIVER_LOCK).write_text(json.dumps(old))
+        assert driver_of(run).is_alive and driver_of(run).started == ""
+    (run / DRIVER_LOCK).write_text(json.dumps(old))
+    assert driver_of(run).is_alive is False
 
 
 @pytest.mark.parametrize(
