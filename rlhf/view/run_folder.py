@@ -34,6 +34,7 @@ _ORDER = [
     "judge",
     "reward_model",
     "prompts",
+    "replay",
     "generate",
     "score",
     "mix",
@@ -41,12 +42,15 @@ _ORDER = [
     "preferences",
     "reference",
     "dpo",
+    "raft",
     "held_out",
     "gold",
     "export",
 ]
 """Stages in the order in which a loop makes them."""
-_HOLDS_STAGES = re.compile(r"judge|iteration_\d{3,}(/held_out)?")
+TRAINED = ("dpo", "raft")
+"""Stages that make an iteration's policy; an iteration has one of them."""
+_HOLDS_STAGES = re.compile(r"judge|replay|iteration_\d{3,}(/held_out)?")
 """Folders of a run that are no stage themselves, and hold some."""
 
 
@@ -99,6 +103,11 @@ class RunFolder:
         """A finished stage of an iteration, such as `pair` or `held_out/score`."""
         return self.artifacts.get(f"iteration_{iteration:03d}/{name}")
 
+    def training(self, iteration: int) -> Artifact | None:
+        """The finished stage that made an iteration's policy."""
+        found = (self.artifact(iteration, stage) for stage in TRAINED)
+        return next((artifact for artifact in found if artifact is not None), None)
+
     def _evaluation(self, iteration: int) -> Evaluation | None:
         candidates = self.artifact(iteration, "held_out/generate")
         main = self.artifact(iteration, "held_out/score")
@@ -115,7 +124,7 @@ class RunFolder:
                 others[name.removeprefix(prefix)] = artifact
         return Evaluation(
             iteration=iteration,
-            policy=self.artifact(iteration, "dpo") or candidates,
+            policy=self.training(iteration) or candidates,
             candidates=candidates,
             scores=scores,
             gold=self.artifact(iteration, "held_out/gold"),
