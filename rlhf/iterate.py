@@ -82,7 +82,8 @@ def iterate(cfg: Config, run: Run) -> Artifact:
             if cfg.method is Method.dpo:
                 pairs = step.stage("pair", candidates=candidates, scores=scores)
         else:  # offline: the pairs are given, and nothing is sampled to train on
-            candidates = scores = None
+            candidates = None
+            scores = None
             data = sources.data_file(run, cfg.pair.data, "pair.data")
             pairs = step.stage("preferences", data=data, policy=initial)
         if pairs is not None:

@@ -21,7 +21,7 @@ def _raft(cfg: Config) -> Iterator[str]:
     """What means something to pairs alone; what would be passed over in silence is refused."""
     way_out = "Leave it out, or set method=dpo."
     if cfg.pair.data is not None:
-        yield f"method=raft with pair.data={cfg.pair.data}: it trains on responses that were sampled. {way_out}"
+        yield f"method=raft with pair.data={cfg.pair.data}: it trains on sampled responses. {way_out}"
     if cfg.replay.data is not None or cfg.replay.iterations:
         yield f"method=raft with replay: what is replayed are pairs. {way_out}"
     if cfg.dpo.lora.rank:
@@ -39,8 +39,8 @@ def _loss(cfg: Config) -> Iterator[str]:
     dpo = cfg.dpo
     if dpo.length_alpha and dpo.loss is not Loss.sigmoid:
         yield (
-            f"dpo.length_alpha={dpo.length_alpha}: is a term of dpo.loss=sigmoid, not of {dpo.loss.value}. Set it to "
-            "0, or use dpo.loss=sigmoid."
+            f"dpo.length_alpha={dpo.length_alpha}: is a term of dpo.loss=sigmoid, not of {dpo.loss.value}. "
+            "Set it to 0, or use dpo.loss=sigmoid."
         )
     if dpo.loss is Loss.simpo and dpo.reference is not Reference.initial:
         yield (
@@ -49,16 +49,16 @@ def _loss(cfg: Config) -> Iterator[str]:
         )
     if dpo.loss is Loss.inpo and dpo.reference is not Reference.initial:
         yield (
-            f"dpo.reference={dpo.reference.value}: dpo.loss=inpo is anchored to both π0 and the previous policy. Leave "
-            "it out; dpo.initial_share=0 takes the previous policy alone."
+            f"dpo.reference={dpo.reference.value}: dpo.loss=inpo is anchored to π0 and the previous policy. "
+            "Leave it out; dpo.initial_share=0 takes the previous policy alone."
         )
     if dpo.loss is not Loss.score_aware:
         return
     for key, value in (("pair.data", cfg.pair.data), ("replay.data", cfg.replay.data)):
         if value is not None:
             yield (
-                f"dpo.loss=score_aware with {key}={value}: given pairs have no scores, of which the loss is made. "
-                f"Leave {key} out, or use dpo.loss=sigmoid."
+                f"dpo.loss=score_aware with {key}={value}: given pairs have no scores, of which the loss is "
+                f"made. Leave {key} out, or use dpo.loss=sigmoid."
             )
 
 
@@ -66,6 +66,6 @@ def _replay(cfg: Config) -> Iterator[str]:
     replay = cfg.replay
     if cfg.pair.data is not None and (replay.data is not None or replay.iterations):
         yield (
-            f"replay with pair.data={cfg.pair.data}: those pairs are all that is trained on. Put the pairs of "
-            "replay.data into that file, or sample pairs (pair.data=null)."
+            f"replay with pair.data={cfg.pair.data}: those pairs are all that is trained on. Put the pairs "
+            "of replay.data into that file, or sample pairs (pair.data=null)."
         )

@@ -178,8 +178,8 @@ class PairSettings:
     """Making preference pairs of scored candidates: what the stage is told."""
 
     strategy: Strategy = Strategy.best_worst
-    """Paper: best_worst. `best_sigma` rejects the response nearest to mean − 2 standard deviations of the prompt's
-    scores (arXiv 2502.16825), for n of 32 and more."""
+    """Paper: best_worst. `best_sigma` rejects the response nearest to mean − 2 standard deviations of the
+    prompt's scores (arXiv 2502.16825), for n of 32 and more."""
     truncated: Truncated = Truncated.never_chosen
     """Whether a response cut at the token limit may be chosen, may only be rejected, or is left out."""
     length_penalty: float = setting(0.0, within=NOT_NEGATIVE)
@@ -236,8 +236,8 @@ class GatesConfig:
 
     # The one gate that stops by itself: the whole training would be anchored to something else.
     first_loss: Action = Action.stop
-    """The first DPO loss where the policy is the reference: ln 2, or what `dpo.loss` is at equal policies, where
-    that is known (docs/gates.md)."""
+    """The first DPO loss where the policy is the reference: ln 2, or what `dpo.loss` is at equal policies,
+    where that is known (docs/gates.md)."""
     judge: Action = setting(Action.warn, later=True)
     """A judge that the run has trained is at chance: by its last losses or its held-out accuracy, or because
     most of what it read was cut."""

@@ -52,16 +52,17 @@ class DpoConfig:
     loss: Loss = Loss.sigmoid
     """`sigmoid` is DPO (paper); docs/training.md has the formulas, docs/recipes.md says when to use which."""
     label_smoothing: float = setting(0.0, within=HALF_OR_OFF)
-    """Assumed share of flipped labels, in [0, 0.5), of sigmoid, robust and exo_pair (above 0 there; its paper:
-    1e-3)."""
+    """Assumed share of flipped labels, in [0, 0.5), of sigmoid, robust and exo_pair (above 0 there; its
+    paper: 1e-3)."""
     length_alpha: float = setting(0.0, within=NOT_NEGATIVE, later=True)
-    """α of R-DPO (arXiv 2403.19159), with loss=sigmoid: α · (chosen − rejected tokens) is added to the margin,
-    so that length itself is not learnt; 0 is off."""
+    """α of R-DPO (arXiv 2403.19159), with loss=sigmoid: α · (chosen − rejected tokens) is added to the
+    margin, so that length itself is not learnt; 0 is off."""
     score_scale: float = setting(1.0, later=True)
-    """Of loss=score_aware: σ(score_scale · score margin) is how surely the chosen response is the better one."""
+    """Of loss=score_aware: σ(score_scale · score margin) is how surely the chosen response is the better
+    one."""
     simpo_gamma: float = setting(1.0, within=NOT_NEGATIVE, later=True)
-    """γ of loss=simpo: the margin to reach, in units of β · nats per token (its repository, Llama-3-8B base: 1.0
-    with β 2)."""
+    """γ of loss=simpo: the margin to reach, in units of β · nats per token (its repository, Llama-3-8B base:
+    1.0 with β 2)."""
     initial_share: float = setting(1 / 3, within=SHARE, later=True)
     """Of loss=inpo, τ/η: how much of the anchor is π0, the rest being the policy the iteration starts from
     (paper: 1/3)."""

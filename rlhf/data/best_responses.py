@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from rlhf.config.schema import PairSettings
 from rlhf.data.pairing import Drop, candidate_pool, training_target
@@ -18,8 +19,8 @@ def best_responses(
 ) -> Iterator[tuple[list[int], list[int]]]:
     """Token ids of each prompt and of its response with the highest penalised score, prompt by prompt.
 
-    Which responses may be chosen, and by what score, is as for pairs (`rlhf.data.pairing`), and so are the reasons
-    to drop a prompt; equal scores are no reason, of them the first is taken.
+    Which responses may be chosen, and by what score, is as for pairs (`rlhf.data.pairing`), and so are the
+    reasons to drop a prompt; equal scores are no reason, of them the first is taken.
 
     Args:
         candidates: a folder of shards, with `tokens.json`.
@@ -46,10 +47,12 @@ def best_responses(
             yield prompt.prompt_token_ids, training_target(prompt.candidates[best], terminators)
 
 
-def _scored_prompt(row: dict, scores: list[float]) -> ScoredPrompt:  # type: ignore[type-arg]
+def _scored_prompt(row: Mapping[str, Any], scores: list[float]) -> ScoredPrompt:
     responses = []
     for candidate in row["candidates"]:
         # The rest of a candidate is not read: nothing here looks at it.
         known = candidate["token_ids"], candidate["text"], candidate["finish_reason"]
         responses.append(Candidate(*known, logprob=0.0, seed=None, temperature=0.0))
-    return ScoredPrompt(row["id"], tuple(row["messages"]), row["prompt_token_ids"], tuple(responses), tuple(scores))
+    return ScoredPrompt(
+        row["id"], tuple(row["messages"]), row["prompt_token_ids"], tuple(responses), tuple(scores)
+    )

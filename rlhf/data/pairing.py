@@ -129,10 +129,11 @@ _SIGMAS = 2
 
 
 def best_sigma(pool: Pool, rng: random.Random) -> list[IndexPair]:
-    """Chosen b = argmax p; rejected = argmin |p − (μ − 2σ)| over {j : p_j < p_b, a_j ≠ a_b} (arXiv 2502.16825).
+    """Chosen b = argmax p; rejected = argmin |p − (μ − 2σ)| over {j : p_j < p_b, a_j ≠ a_b}.
 
-    μ and σ are mean and standard deviation (of n, not n − 1) of p over the usable candidates. With few of them
-    the worst is not as low as μ − 2σ, and it is best_worst; with many, the worst is an outlier to be left alone.
+    From arXiv 2502.16825. μ and σ are mean and standard deviation (of n, not n − 1) of p over the usable
+    candidates. With few of them the worst is not as low as μ − 2σ, and it is best_worst; with many, the worst
+    is an outlier to be left alone.
     """
     pairs = pool.pairs_with_best()
     if not pairs:

@@ -96,8 +96,8 @@ class Violation:
 
 
 def check_stage(cfg: Config, t: int, artifact: Artifact) -> Iterator[Violation]:
-    """Hold a finished `generate`, `pair`, `dpo` or `raft` of iteration t, or a `reward_model` (0), against its
-    gates; what is unknown passes.
+    """Hold a finished `generate`, `pair`, `dpo` or `raft` of iteration t, or a `reward_model` (0), against
+    its gates; what is unknown passes.
 
     Example:
         `pair` with counts {"prompts": 10, "pairs": 4, "dropped/all_tied": 6} yields one violation of
@@ -195,8 +195,8 @@ def _judge(t: int, artifact: Artifact) -> Iterator[Violation]:
 def loss_at_equal_policies(dpo: DpoConfig) -> float | None:
     """What a pair's loss is when policy and reference are the same: the table of docs/training.md.
 
-    None where nobody knows it beforehand: SimPO has no reference, R-DPO's depends on the pair's lengths, and the
-    likelihood that `rpo_alpha` adds on the policy.
+    None where nobody knows it beforehand: SimPO has no reference, R-DPO's depends on the pair's lengths, and
+    the likelihood that `rpo_alpha` adds on the policy.
     """
     if dpo.rpo_alpha or dpo.length_alpha or dpo.loss is Loss.simpo:
         return None

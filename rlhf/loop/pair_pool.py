@@ -1,12 +1,13 @@
 """What an iteration's policy is trained on: its own pairs, and those that are replayed; and by what anchors.
 
-An anchor is a policy whose log-probabilities of the pairs the loss is held against. Those under π0 are finished
-artifacts for pairs of earlier iterations; under the previous policy they have to be made anew.
+An anchor is a policy whose log-probabilities of the pairs the loss is held against. Those under π0 are
+finished artifacts for pairs of earlier iterations; under the previous policy they have to be made anew.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from rlhf.config.choices import Loss, Reference
 from rlhf.config.schema import Config
@@ -56,7 +57,8 @@ class PairPool:
         own = Pairs(f"iteration_{step.iteration:03d}", pairs)
         num_replayed = self.cfg.replay.iterations
         replayed = [*self.given, *(self.earlier[-num_replayed:] if num_replayed else [])]
-        inputs = {"pairs": pairs}
+        # Any, since unpacked artifacts could stand for the other arguments too, as far as mypy knows.
+        inputs: dict[str, Any] = {"pairs": pairs}
         for others in replayed:
             inputs[f"pairs.{others.origin}"] = others.artifact
         for name, is_initial in anchors_of(self.cfg):

@@ -200,7 +200,9 @@ def train_dpo(job: Job[DpoStage], worker: Worker) -> Outcome:
     """Train `policy` on `pairs` against `reference`. Every rank calls this.
 
     Pairs of other origins, `pairs.NAME`, have log-probabilities of their own, `reference.NAME`. Without a
-    reference the loss has none; with `reference_previous` it is held against both. Writes `model/` and `metrics.jsonl`. With adapters (`lora`), `model/` is the policy with the
+    reference the loss has none; with `reference_previous` it is held against both.
+
+    Writes `model/` and `metrics.jsonl`. With adapters (`lora`), `model/` is the policy with the
     adapter merged, and `adapter/` the adapter alone.
     """
     worker.progress(0, 0, "reading the data and loading the model")

@@ -24,10 +24,10 @@ from rlhf.config.training import DpoConfig
 class LogRatios:
     """How much likelier a response is under the policy than under its anchor, of each pair.
 
-    `chosen_B` and `rejected_B` are log π(y|x) − log π_anchor(y|x), summed over the response; the lengths count
-    its tokens. The anchor is the reference; of `inpo` the mixture of two (`mixed_anchor`), of `simpo` there is
-    none, and they are log π(y|x). `score_margin_B` is how much better the judge found the chosen response; NaN
-    where no judge was asked.
+    `chosen_B` and `rejected_B` are log π(y|x) − log π_anchor(y|x), summed over the response; the lengths
+    count its tokens. The anchor is the reference; of `inpo` the mixture of two (`mixed_anchor`), of `simpo`
+    there is none, and they are log π(y|x). `score_margin_B` is how much better the judge found the chosen
+    response; NaN where no judge was asked.
     """
 
     chosen_B: Tensor
@@ -62,8 +62,8 @@ def sigmoid_loss(ratios: LogRatios, config: DpoConfig) -> Tensor:
 
 def score_aware_loss(ratios: LogRatios, config: DpoConfig) -> Tensor:
     """DPO whose targets are the judge's, arXiv 2502.00203: reward-aware preference optimisation with the
-    backward Kullback-Leibler distance of Bernoulli distributions, but for the entropy of the target, which has
-    no gradient.
+    backward Kullback-Leibler distance of Bernoulli distributions, but for the entropy of the target, which
+    has no gradient.
 
     L = −p log σ(h) − (1 − p) log σ(−h), p = σ(s · (score_chosen − score_rejected)), s = `score_scale`.
 
@@ -195,7 +195,7 @@ _PER_TOKEN = (Loss.sigmoid_norm, Loss.simpo)
 
 
 def mixed_anchor(initial: float, previous: float, initial_share: float) -> float:
-    """The log-probability that `inpo` holds a response against: s · log π0 + (1 − s) · log π_{t−1}, s = τ/η."""
+    """What `inpo` holds a response against: s · log π0 + (1 − s) · log π_{t−1}, where s = τ/η."""
     return initial_share * initial + (1 - initial_share) * previous
 
 

@@ -1,7 +1,7 @@
-"""Stage `raft`: supervised fine-tuning on the best response of each prompt (RAFT, arXiv 2304.06767, Algorithm 1).
+"""Stage `raft`: supervised fine-tuning on each prompt's best response (RAFT, arXiv 2304.06767, Algorithm 1).
 
-Inputs: `model` (the policy), `candidates` (shards and `tokens.json` of `generate`) and `scores`. What is trained on
-are the token ids that were sampled.
+Inputs: `model` (the policy), `candidates` (shards and `tokens.json` of `generate`) and `scores`. What is
+trained on are the token ids that were sampled.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def train_raft(job: Job[RaftStage], worker: Worker) -> Outcome:
         return fine_tune(job, worker, partial(_rows, job), counts)
     except NothingToTrain:
         raise DataError(
-            f"{job.inputs['candidates']}: no response to train on ({what_became(counts, 'prompts')}). truncated: raise "
-            "generate.max_new_tokens or set pair.truncated=allow; too_few_candidates: raise generate.n; non_finite: "
-            "look at the judge, whose scores are no numbers; empty: look at the policy, which says nothing; "
-            "long_prompt: raise raft.max_length."
+            f"{job.inputs['candidates']}: no response to train on ({what_became(counts, 'prompts')}). "
+            "truncated: raise generate.max_new_tokens or set pair.truncated=allow; too_few_candidates: raise "
+            "generate.n; non_finite: look at the judge, whose scores are no numbers; empty: look at the "
+            "policy, which says nothing; long_prompt: raise raft.max_length."
         ) from None
 
 

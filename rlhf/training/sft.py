@@ -217,7 +217,9 @@ def held_out_loss(trainer: Any, dataset: Any, micro_batch_size: int) -> dict[str
     return {"held_out_loss": loss / num_tokens}
 
 
-def _datasets(job: Job[Any], make_rows: Callable[[], Iterator[TokenRow]], counts: Counter[str]) -> tuple[Any, Any]:
+def _datasets(
+    job: Job[Any], make_rows: Callable[[], Iterator[TokenRow]], counts: Counter[str]
+) -> tuple[Any, Any]:
     """What to train on, packed if so configured, and what is held out. Every rank calls it.
 
     Raises:

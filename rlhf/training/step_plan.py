@@ -32,8 +32,8 @@ _COLUMNS = [
 
 @dataclass(frozen=True)
 class Pair:
-    """A pair ready to train on, with its log-probabilities under the anchor in nats (0 without one), and by how
-    much the judge preferred the chosen response (NaN where none was asked).
+    """A pair ready to train on, with its log-probabilities under the anchor in nats (0 without one), and by
+    how much the judge preferred the chosen response (NaN where none was asked).
     """
 
     # Arrays: lists of Python's numbers would take many times the memory, on every rank.
@@ -78,8 +78,8 @@ class Bin:
 class Anchor:
     """Folders of the log-probabilities that pairs are held against.
 
-    `reference` is None for a loss without one. `previous` is a second one, which the log-probabilities are mixed
-    with: the first has the share `initial_share` of the sum.
+    `reference` is None for a loss without one. `previous` is a second one, which the log-probabilities are
+    mixed with: the first has the share `initial_share` of the sum.
     """
 
     reference: Path | None
@@ -87,8 +87,8 @@ class Anchor:
     initial_share: float = 1.0
 
     def of(self, pairs_shard: Path) -> Iterator[tuple[str | None, list[float]]]:
-        """Of each pair of a shard its id there (None without a reference), and the log-probabilities of chosen and
-        rejected.
+        """Of each pair of a shard its id there (None without a reference), and the log-probabilities of
+        chosen and rejected.
         """
         if self.reference is None:
             yield from itertools.repeat((None, [0.0, 0.0]), num_rows(pairs_shard))
@@ -101,7 +101,9 @@ class Anchor:
         others = read_rows(_logprobs_shard(pairs_shard, self.previous))
         for row, other in zip(rows, others, strict=True):
             if row["id"] != other["id"]:
-                raise DataError(f"{self.previous}: row {other['id']} stands where {self.reference} has {row['id']}")
+                raise DataError(
+                    f"{self.previous}: row {other['id']} stands where {self.reference} has {row['id']}"
+                )
             both = zip(row["logprobs"], other["logprobs"], strict=True)
             yield row["id"], [mixed_anchor(first, second, self.initial_share) for first, second in both]
 

@@ -176,6 +176,9 @@ def training_curves(run: RunFolder) -> tuple[list[Plot], list[str]]:
         key = field.replace("/", "_")
         for row in rows:
             row[key] = _rounded(row.get(field))
+        # RAFT has no pairs, and so neither accuracy nor margin.
+        if all(row[key] is None for row in rows):
+            continue
         spec = plots.curve(rows, groups, key, axis, f"{title} over {start} steps of all iterations")
         curves.append(Plot(f"training-{key}", title, "", spec))
     return curves, notes

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from rlhf.config.choices import Method
 from rlhf.config.training import MAIN_JUDGE
 from rlhf.data.files import resolved
 from rlhf.errors import ConfigError, RunChanged, one_line
@@ -133,6 +134,11 @@ class RunFolder:
             pair=self.artifact(iteration, "pair") or self.artifact(iteration, "preferences"),
             others=others,
         )
+
+    @property
+    def trains_by_raft(self) -> bool:
+        """Whether iterations train on best responses, so that there are no pairs."""
+        return self.config.get("method") == Method.raft.value
 
     @property
     def is_summed(self) -> bool:

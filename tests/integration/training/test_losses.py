@@ -95,7 +95,9 @@ def ours(loss, beta, label_smoothing, rpo_alpha):
 @pytest.mark.parametrize("beta", [0.01, 0.3])
 @pytest.mark.parametrize("loss", SMOOTHED)
 def test_each_pair_s_loss_and_gradient_are_trl_s(loss, beta, rpo_alpha):
-    assert (SMOOTHED | OTHERS).keys() == {member.value for member in LOSSES} == {member.value for member in Loss}
+    assert (
+        (SMOOTHED | OTHERS).keys() == {member.value for member in LOSSES} == {member.value for member in Loss}
+    )
     losses, gradients = ours(loss, beta, SMOOTHED[loss], rpo_alpha)
     for pair in range(3):
         value, expected = trl_loss(loss, beta, SMOOTHED[loss], rpo_alpha, [pair])
@@ -119,7 +121,9 @@ def at(margins, loss, beta=1.0, label_smoothing=0.0):
     """Losses and gradients where the log-ratio of chosen over rejected has these values."""
     margins = margins.clone().requires_grad_()
     zero = torch.zeros_like(margins)
-    losses, _, _ = dpo_loss(margins, zero, zero, zero, zero, zero, beta=beta, loss=loss, label_smoothing=label_smoothing)
+    losses, _, _ = dpo_loss(
+        margins, zero, zero, zero, zero, zero, beta=beta, loss=loss, label_smoothing=label_smoothing
+    )
     losses.sum().backward()
     return losses.detach(), margins.grad
 

@@ -116,7 +116,9 @@ def test_a_longer_chosen_response_needs_less_of_a_margin_and_a_shorter_one_more(
 def test_score_aware_is_smallest_where_the_policy_prefers_as_surely_as_the_judge():
     config = DpoConfig(beta=1.0, loss=Loss.score_aware, score_scale=2.0)
     margins = [number / 100 for number in range(501)]
-    found = [of_pair(config, policy=(margin, 0.0), reference=(0.0, 0.0), scores=0.75)[0] for margin in margins]
+    found = [
+        of_pair(config, policy=(margin, 0.0), reference=(0.0, 0.0), scores=0.75)[0] for margin in margins
+    ]
     assert margins[found.index(min(found))] == pytest.approx(1.5, abs=0.01)
 
 

@@ -98,7 +98,10 @@ def test_an_experiment_plans_to_its_end(name: str, tmp_path: Path, fetched: list
         ["experiment=rlhf_workflow", "prompts.held_out_path=some/held_out", "compute.zero_stage=3"],
         ["experiment=offline_dpo", "pair.data=some/pairs:train_prefs", "num_iterations=1"],
         *([f"experiment=[quickstart,{name}]"] for name in RECIPES),
-        *([f"experiment={name}", "replay={iterations: 2, data: some/pairs-30k}"] for name in ("inpo", "simpo")),
+        *(
+            [f"experiment={name}", "replay={iterations: 2, data: some/pairs-30k}"]
+            for name in ("inpo", "simpo")
+        ),
         ["replay={iterations: 2, data: some/pairs-30k}", "dpo.reference=previous", "num_iterations=4"],
     ],
     ids=lambda overrides: " ".join(overrides),
