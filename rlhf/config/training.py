@@ -176,7 +176,7 @@ class ReplayConfig:
     """Of so many earlier iterations, the last ones; a number as large as `num_iterations` is all of them."""
     data: Optional[str] = None
     """Given preference pairs (as `reward_model.data`) in every iteration; null is none."""
-    columns: Any = None
+    columns: Any = setting(None, later=True)
     """What columns of `data` hold (as `prompts.columns`)."""
 
 

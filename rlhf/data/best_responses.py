@@ -43,6 +43,7 @@ def best_responses(
                 reason = pool if isinstance(pool, Drop) else Drop.truncated
                 counts[f"dropped/{reason.value}"] += 1
                 continue
+            # Of equal scores the first: RAFT takes the argmax, and copying itself does the policy no harm.
             best = pool.best_first(pool.choosable)[0]
             yield prompt.prompt_token_ids, training_target(prompt.candidates[best], terminators)
 

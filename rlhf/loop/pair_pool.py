@@ -56,6 +56,7 @@ class PairPool:
         """π_t by DPO from π_{t−1} (`policy`), on these pairs and those that are replayed."""
         own = Pairs(f"iteration_{step.iteration:03d}", pairs)
         num_replayed = self.cfg.replay.iterations
+        # Of a list, the last none would be all of it.
         replayed = [*self.given, *(self.earlier[-num_replayed:] if num_replayed else [])]
         # Any, since unpacked artifacts could stand for the other arguments too, as far as mypy knows.
         inputs: dict[str, Any] = {"pairs": pairs}
@@ -69,6 +70,7 @@ class PairPool:
             if is_initial:
                 own.under_initial = inputs[name]
             for others in replayed:
+                # Made when they were an iteration's own: no model is asked twice for the same.
                 known = others.under_initial if is_initial else None
                 inputs[f"{name}.{others.origin}"] = known or step.stage(
                     "reference",
@@ -76,6 +78,7 @@ class PairPool:
                     model=anchor,
                     pairs=others.artifact,
                 )
+        # Only now, for they are replayed in later iterations.
         self.earlier.append(own)
         return step.stage("dpo", policy=policy, **inputs).part("model")
 
@@ -89,6 +92,7 @@ def pair_pool(cfg: Config, run: Run, initial: Artifact, dtype: str) -> PairPool:
     data = sources.data_file(run, cfg.replay.data, "replay.data")
     config = step.config("preferences", columns=cfg.replay.columns)
     given = Pairs(GIVEN, step.stage("preferences", config=config, data=data, policy=initial))
+    # Once for all iterations; under other policies each iteration asks for its own.
     if any(is_initial for _, is_initial in anchors_of(cfg)):
         given.under_initial = step.stage("reference", model=initial, pairs=given.artifact)
     pool.given.append(given)

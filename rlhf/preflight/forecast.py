@@ -207,6 +207,7 @@ def _trained_on_pairs(
     if cfg.replay.data is not None:
         others[GIVEN] = lengths.rows["replay.data"]
     for earlier in range(max(1, t - cfg.replay.iterations), t):
+        # As many as now: how many prompts give a pair, nobody knows.
         others[f"iteration_{earlier:03d}"] = num_pairs
     for name, is_initial in anchors_of(cfg):
         if t == 1 and name == PREVIOUS:

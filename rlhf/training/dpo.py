@@ -178,6 +178,7 @@ def _load_all(job: Job[DpoStage]) -> tuple[list[Pair], dict[str, int]]:
     With several origins the counts `pairs/<origin>` say how many are trained on of each.
     """
     config = job.config
+    # Own pairs come first and iterations in their order, so that equal work has equal steps.
     names = sorted(name for name in job.inputs if name == "pairs" or name.startswith("pairs."))
     loaded: list[Pair] = []
     total: Counter[str] = Counter()

@@ -254,6 +254,7 @@ def dpo_loss(
     # The rewards are for the log alone.
     with torch.no_grad():
         chosen_B, rejected_B = ratios.chosen_B, ratios.rejected_B
+        # Accuracy and margin are to be those that the loss sees.
         if config.loss in _PER_TOKEN:
             chosen_B, rejected_B = ratios.per_token()
         return losses_B, config.beta * chosen_B, config.beta * rejected_B

@@ -46,6 +46,7 @@ def _rows(job: Job[RaftStage], tokenizer: Any, counts: Counter[str]) -> Iterator
     config = job.config
     folders = job.input_path("candidates"), job.input_path("scores")
     for prompt, response in best_responses(*folders, config.pairing, counts):
+        # As DPO has it: the response is cut, never the prompt.
         room = config.max_length - len(prompt)
         if room < 1:
             counts["dropped/long_prompt"] += 1

@@ -100,6 +100,7 @@ class Anchor:
             return
         others = read_rows(_logprobs_shard(pairs_shard, self.previous))
         for row, other in zip(rows, others, strict=True):
+            # Mixed with another pair's they would train without an error, and wrongly.
             if row["id"] != other["id"]:
                 raise DataError(
                     f"{self.previous}: row {other['id']} stands where {self.reference} has {row['id']}"
