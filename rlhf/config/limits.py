@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from rlhf.config.choices import TRACKERS, Engine, JudgeKind, Loss, Method, Strategy
+from rlhf.config.choices import TRACKERS, Engine, JudgeKind, Method, Strategy
 from rlhf.config.fields import CHECKED_WITH_OTHERS, NOT_NEGATIVE, numbers
 from rlhf.config.recipe_limits import recipes
 from rlhf.config.schema import Config
@@ -383,19 +383,6 @@ def _dpo(cfg: Config) -> Iterator[str]:
     max_length = cfg.dpo.max_length
     if max_length <= 1:
         yield f"dpo.max_length={max_length}: must leave room for a prompt and a response."
-    loss = cfg.dpo.loss
-    smoothing = cfg.dpo.label_smoothing
-    # The others are no likelihoods of a label, or have the judge say how sure it is.
-    if loss not in (Loss.sigmoid, Loss.robust, Loss.exo_pair) and smoothing:
-        yield (
-            f"dpo.label_smoothing={smoothing}: has no meaning for dpo.loss={loss.value}. Set it to 0, or "
-            "use dpo.loss=sigmoid, robust or exo_pair."
-        )
-    if loss is Loss.exo_pair and smoothing == 0:
-        yield (
-            "dpo.label_smoothing=0: dpo.loss=exo_pair needs it above 0, since it takes its logarithm. Set "
-            "it to 0.001 (the paper's), or use another loss."
-        )
     modules = cfg.dpo.lora.target_modules
     # PEFT knows the word only by itself; in a list of others it looks for a layer of that name.
     mixes_all_with_some = "all-linear" in modules and len(modules) > 1

@@ -13,6 +13,7 @@ def recipes(cfg: Config) -> Iterator[str]:
     if cfg.method is Method.raft:
         yield from _raft(cfg)
         return
+    yield from _smoothing(cfg)
     yield from _loss(cfg)
     yield from _replay(cfg)
 
@@ -33,6 +34,22 @@ def _raft(cfg: Config) -> Iterator[str]:
             yield f"method=raft with pair.{key}={value}: it makes no pairs. {way_out}"
     if cfg.pair.strategy is not Strategy.best_worst:
         yield f"method=raft with pair.strategy={cfg.pair.strategy.value}: it makes no pairs. {way_out}"
+
+
+def _smoothing(cfg: Config) -> Iterator[str]:
+    loss = cfg.dpo.loss
+    smoothing = cfg.dpo.label_smoothing
+    # The others are no likelihoods of a label, or have the judge say how sure it is.
+    if loss not in (Loss.sigmoid, Loss.robust, Loss.exo_pair) and smoothing:
+        yield (
+            f"dpo.label_smoothing={smoothing}: has no meaning for dpo.loss={loss.value}. Set it to 0, or "
+            "use dpo.loss=sigmoid, robust or exo_pair."
+        )
+    if loss is Loss.exo_pair and smoothing == 0:
+        yield (
+            "dpo.label_smoothing=0: dpo.loss=exo_pair needs it above 0, since it takes its logarithm. Set "
+            "it to 0.001 (the paper's), or use another loss."
+        )
 
 
 def _loss(cfg: Config) -> Iterator[str]:

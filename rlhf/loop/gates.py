@@ -15,13 +15,14 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
-from rlhf.config.choices import Action, Loss, Reference
+from rlhf.config.choices import Action, Reference
 from rlhf.config.schema import Config
 from rlhf.config.step_count import FEW_STEPS
 from rlhf.config.training import MAIN_JUDGE, DpoConfig
 from rlhf.data.json_text import json_text
 from rlhf.errors import UserError
 from rlhf.evaluation.judge_quality import wilson
+from rlhf.loop.equal_policies import loss_at_equal_policies
 from rlhf.loop.figures import (
     Evaluation,
     Row,
@@ -190,24 +191,6 @@ def _judge(t: int, artifact: Artifact) -> Iterator[Violation]:
         max_length = artifact.record.get("config", {}).get("max_length")
         text = _TEXTS["judge_cut"].format(value=cut / num_read, max_length=max_length)
         yield Violation(t, "judge", cut / num_read, 0.5, None, text, artifact.path)
-
-
-def loss_at_equal_policies(dpo: DpoConfig) -> float | None:
-    """What a pair's loss is when policy and reference are the same: the table of docs/training.md.
-
-    None where nobody knows it beforehand: SimPO has no reference, R-DPO's depends on the pair's lengths, and
-    the likelihood that `rpo_alpha` adds on the policy.
-    """
-    if dpo.rpo_alpha or dpo.length_alpha or dpo.loss is Loss.simpo:
-        return None
-    if dpo.loss is Loss.hinge:
-        return 1.0
-    if dpo.loss in (Loss.ipo, Loss.inpo):
-        return 1 / (4 * dpo.beta**2)
-    if dpo.loss is Loss.exo_pair:
-        smoothing = dpo.label_smoothing
-        return -math.log(2) - math.log(smoothing * (1 - smoothing)) / 2
-    return math.log(2)
 
 
 def _first_loss(dpo: DpoConfig, t: int, loss: float, dtype: Any, path: Path) -> Iterator[Violation]:

@@ -97,7 +97,9 @@ def test_responses_are_cut_at_the_end_and_long_prompts_dropped(world):
     outcome = run_ranks(job(world, world / "cut", max_length=5))
     # Of three tokens of prompt each; the responses have 3 or 5, of which 2 are left.
     assert (outcome.counts["cut"], outcome.counts["conversations"]) == (6, 6)
-    with pytest.raises(AssertionError, match=r"no response to train on \(6 prompts, dropped: 6 long_prompt\)"):
+    with pytest.raises(
+        AssertionError, match=r"no response to train on \(6 prompts, dropped: 6 long_prompt\)"
+    ):
         run_ranks(job(world, world / "none", max_length=3))
 
 

@@ -15,8 +15,9 @@ from rlhf.config.training import OtherJudge
 from rlhf.data.schemas import SCORES_SCHEMA
 from rlhf.data.shards import shard_name, write_shard
 from rlhf.errors import ConfigError, RunChanged, UserError
+from rlhf.loop.equal_policies import loss_at_equal_policies
 from rlhf.loop.figures import Evaluation, Row
-from rlhf.loop.gates import Gates, check_iteration, check_stage, loss_at_equal_policies
+from rlhf.loop.gates import Gates, check_iteration, check_stage
 from rlhf.run.artifact import Artifact, open_artifact
 from rlhf.run.commit import commit
 from rlhf.run.console import Console
