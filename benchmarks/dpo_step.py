@@ -163,6 +163,7 @@ def trainer_of_ours(model: Path, pairs: list[Tokens], references: list[list[floa
     from trl import DPOConfig
 
     from rlhf.config.schema import ComputeConfig
+    from rlhf.config.training import DpoConfig
     from rlhf.launch.ports import free_port
     from rlhf.training.deepspeed import deepspeed_config, init_process_group
     from rlhf.training.dpo import DpoTrainer
@@ -186,9 +187,11 @@ def trainer_of_ours(model: Path, pairs: list[Tokens], references: list[list[floa
     ready = []
     for number, (tokens, both) in enumerate(zip(pairs, references, strict=True)):
         prompt, chosen, rejected = (np.asarray(ids, dtype=np.int32) for ids in tokens)
-        ready.append(Pair(str(number), prompt, chosen, rejected, *both))
+        ready.append(Pair(str(number), prompt, chosen, rejected, both[0], both[1], score_margin=0.0))
     shares = StepShares(ready, [list(range(len(ready)))], batching, 0, 1)
-    trainer = DpoTrainer(model=policy, args=args, train_dataset=shares, steps_per_epoch=1, rpo_alpha=0.0)
+    trainer = DpoTrainer(
+        model=policy, args=args, train_dataset=shares, steps_per_epoch=1, settings=DpoConfig()
+    )
     trainer.source = model
     return trainer
 

@@ -43,7 +43,7 @@ from rlhf.run.plan import Run
 from rlhf.view.chat_input import Keyboard
 from rlhf.view.chat_screen import Lines, Screen, screen_for
 from rlhf.view.chat_session import Answer, Command, Session, chosen_iterations, obeyed
-from rlhf.view.run_folder import RunFolder, open_run
+from rlhf.view.run_folder import TRAINED, RunFolder, open_run
 
 _PATIENCE_SECONDS = 5.0
 """For which a judge's server that does not answer is asked again."""
@@ -151,7 +151,7 @@ def _iterates(folder: RunFolder) -> dict[int, Artifact]:
     iterates = {}
     for name, artifact in folder.artifacts.items():
         iteration, _, stage = name.partition("/")
-        if stage == "dpo":
+        if stage in TRAINED:
             iterates[int(iteration.removeprefix("iteration_"))] = artifact.part("model")
     return iterates
 
@@ -169,12 +169,11 @@ def _dtype(cfg: Config, folder: RunFolder, policies: dict[str, Artifact]) -> str
 def _not_there(folder: RunFolder) -> dict[int, str]:
     """Why an iterate that was begun cannot be talked to, by iteration."""
     reasons = {}
-    for name in folder.unfinished:
-        if name.endswith("/dpo"):
-            reasons[int(name.removeprefix("iteration_").removesuffix("/dpo"))] = "it is not finished"
-    for name, reason in folder.damaged.items():
-        if name.endswith("/dpo"):
-            reasons[int(name.removeprefix("iteration_").removesuffix("/dpo"))] = reason
+    why = dict.fromkeys(folder.unfinished, "it is not finished") | folder.damaged
+    for name, reason in why.items():
+        iteration, _, stage = name.partition("/")
+        if stage in TRAINED:
+            reasons[int(iteration.removeprefix("iteration_"))] = reason
     return reasons
 
 

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from rlhf.command.line import main
-from rlhf.command.retyped import begun_anew, chosen_experiment
+from rlhf.command.retyped import begun_anew
 from rlhf.command.saved import also_saying, other_run, write_saved
-from rlhf.config.choices import Reference, Sampled
+from rlhf.command.settings import named_experiment
+from rlhf.config.choices import Method, Sampled
 from rlhf.config.schema import Config
 from rlhf.data.files import resolved
 from rlhf.errors import ConfigError, RunChanged, RunInUse, UserError
@@ -20,6 +21,7 @@ from rlhf.loop.figures import Evaluation
 from rlhf.loop.gates import Gates
 from rlhf.loop.judges import initial_policy, judges_of, reading, scored, trusted
 from rlhf.loop.outcome import conclude, report
+from rlhf.loop.pair_pool import pair_pool
 from rlhf.loop.prompt_sets import prompt_sets
 from rlhf.loop.shard_sizes import train_shard_size
 from rlhf.loop.step import iteration_step, policy_dtype
@@ -55,6 +57,7 @@ def iterate(cfg: Config, run: Run) -> Artifact:
 
     evaluations.append(evaluate(iteration_step(run, 0, dtype), initial, yardstick))
     begin_report(run)
+    pool = pair_pool(cfg, run, initial, dtype)
     for t in range(1, cfg.num_iterations + 1):
         step = iteration_step(run, t, dtype, watcher=gates)
         if cfg.pair.data is None:
@@ -75,14 +78,18 @@ def iterate(cfg: Config, run: Run) -> Artifact:
                 prompts=train,
             )
             scores, _ = scored(step, judges, candidates, evaluations[0].others)
-            pairs = step.stage("pair", candidates=candidates, scores=scores)
+            pairs = None
+            if cfg.method is Method.dpo:
+                pairs = step.stage("pair", candidates=candidates, scores=scores)
         else:  # offline: the pairs are given, and nothing is sampled to train on
             candidates = None
+            scores = None
             data = sources.data_file(run, cfg.pair.data, "pair.data")
             pairs = step.stage("preferences", data=data, policy=initial)
-        anchor = initial if cfg.dpo.reference is Reference.initial else policy
-        logprobs = step.stage("reference", model=anchor, pairs=pairs)
-        policy = step.stage("dpo", policy=policy, pairs=pairs, reference=logprobs).part("model")
+        if pairs is not None:
+            policy = pool.train(step, policy, pairs)
+        else:  # RAFT: supervised, on the best response of each prompt
+            policy = step.stage("raft", model=policy, candidates=candidates, scores=scores).part("model")
         evaluations.append(evaluate(step, policy, yardstick, evaluations, candidates, pairs))
         try:
             report(run, evaluations, gates)
@@ -128,7 +135,7 @@ def execute(cfg: Config, only: str | None = None) -> None:
         console.say(f"{folder}: {_todo(len(names), len(pending))}")
         console.plan(names, _seconds(plan, names))
         if only is None:
-            write_saved(folder, cfg, chosen_experiment())
+            write_saved(folder, cfg, named_experiment())
         until = names[-1] if len(names) < len(plan.made) else None
         run = Run(
             folder,

@@ -27,7 +27,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from rlhf.command.lists import with_lists
 from rlhf.command.saved import going_on, merged, says, typed_settings
-from rlhf.command.settings import check_written, explained, to_config, typed_words
+from rlhf.command.settings import check_written, explained, named_experiment, to_config, typed_words
 from rlhf.command.sweep import is_sweep, job_name, join_sweep, no_traces, swept_keys
 from rlhf.command.temporary import prepare_temporary_folder
 from rlhf.config.overrides import override, pasted
@@ -132,8 +132,7 @@ def _config_of_job(line: _CommandLine, composed: DictConfig, name: str) -> Any:
     config = to_config(composed, line.schema)
     fit_to_machine(config, words)
     if isinstance(config, Config) and config.run_dir is None:
-        experiment = HydraConfig.get().runtime.choices.get("experiment")
-        config.run_dir = f"runs/{experiment or line.config_name}"
+        config.run_dir = f"runs/{named_experiment() or line.config_name}"
     if line.swept:
         if not isinstance(config, Config):
             raise ConfigError(

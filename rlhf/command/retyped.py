@@ -15,14 +15,6 @@ from rlhf.config.schema import Config
 _SET_ANEW = ("run_dir", "reuse", "take_over")
 
 
-def chosen_experiment() -> str | None:
-    """The experiment that this command names."""
-    if not HydraConfig.initialized():
-        return None
-    experiment: str | None = HydraConfig.get().runtime.choices.get("experiment")
-    return experiment
-
-
 def begun_anew(cfg: Config, folder: Path, alone: bool = False) -> str:
     """The command that makes this run in a new folder, where all that is the same is taken from this one.
 

@@ -38,7 +38,7 @@ _OF_NO_ARTIFACT = ("run_dir", "until", "take_over", "num_iterations", "reuse", "
 """Settings that say how far a run goes and what is shown of it, and nothing of what is made."""
 _COSTS = ("gates", "compute")
 """Sections that no artifact depends on."""
-_EXPERIMENT = re.compile(r"# experiment: ([\w./-]+)\n")
+_EXPERIMENT = re.compile(r"# experiment: ([\w./+-]+)\n")
 _INTERPOLATION = re.compile(r"(?<!\\)(\\\\)*\$\{")
 _WHOLE = (
     "Ways out: put the file back, or type the whole command that the run was begun with (model.path=…, or "

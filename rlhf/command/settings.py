@@ -140,6 +140,16 @@ def typed_words() -> list[str]:
     return [str(word) for word in words]
 
 
+def named_experiment() -> str | None:
+    """The experiment that this command names; of several, `experiment=[one,other]`, all: `one+other`."""
+    if not HydraConfig.initialized():
+        return None
+    name: str | None = HydraConfig.get().runtime.choices.get("experiment")
+    # Of a list Hydra keeps no choice.
+    names = typed_values(typed_words()).get("experiment") if name is None else None
+    return "+".join(map(str, names)) if isinstance(names, list) else name
+
+
 def typed_values(words: Sequence[str]) -> dict[str, Any]:
     """The values of overrides, nested; a number that comes out as it was typed as text."""
     values: dict[str, Any] = {}

@@ -48,6 +48,7 @@ class Strategy(Enum):
     best_worst = "best_worst"
     best_random = "best_random"
     best_second = "best_second"
+    best_sigma = "best_sigma"
     random = "random"
 
 
@@ -66,6 +67,13 @@ class Sampled(Enum):
     initial = "initial"
 
 
+class Method(Enum):
+    """How an iteration trains: by `dpo` on pairs, or by `raft` on the best response of each prompt."""
+
+    dpo = "dpo"
+    raft = "raft"
+
+
 class Reference(Enum):
     """Which policy anchors DPO."""
 
@@ -81,6 +89,10 @@ class Loss(Enum):
     robust = "robust"
     hinge = "hinge"
     exo_pair = "exo_pair"
+    sigmoid_norm = "sigmoid_norm"
+    score_aware = "score_aware"
+    simpo = "simpo"
+    inpo = "inpo"
 
 
 class Action(Enum):

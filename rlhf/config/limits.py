@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from rlhf.config.choices import TRACKERS, Engine, JudgeKind, Loss, Strategy
+from rlhf.config.choices import TRACKERS, Engine, JudgeKind, Method, Strategy
 from rlhf.config.fields import CHECKED_WITH_OTHERS, NOT_NEGATIVE, numbers
+from rlhf.config.recipe_limits import recipes
 from rlhf.config.schema import Config
 from rlhf.config.training import MAIN_JUDGE
 from rlhf.errors import ConfigError
@@ -74,6 +75,7 @@ def problems(cfg: Config) -> list[str]:
         *_judge(cfg),
         *_judges(cfg),
         *_dpo(cfg),
+        *recipes(cfg),
         *_training(cfg),
         *_trackers(cfg),
     ]
@@ -143,7 +145,7 @@ _COLUMN_KEYS = ("question", "context", "system", "history", "answer", "chosen", 
 def _files(cfg: Config) -> Iterator[str]:
     """What files are named and how their columns are read."""
     yield from _prompts(cfg)
-    for section in ("prompts", "sft", "reward_model", "pair"):
+    for section in ("prompts", "sft", "reward_model", "pair", "replay"):
         columns = value_at(cfg, f"{section}.columns")
         if columns is None:
             continue
@@ -381,19 +383,6 @@ def _dpo(cfg: Config) -> Iterator[str]:
     max_length = cfg.dpo.max_length
     if max_length <= 1:
         yield f"dpo.max_length={max_length}: must leave room for a prompt and a response."
-    loss = cfg.dpo.loss
-    smoothing = cfg.dpo.label_smoothing
-    # These two are not likelihoods of a label, so there is none to smooth.
-    if loss in (Loss.ipo, Loss.hinge) and smoothing:
-        yield (
-            f"dpo.label_smoothing={smoothing}: has no meaning for dpo.loss={loss.value}. Set it to 0, or "
-            "use dpo.loss=sigmoid, robust or exo_pair."
-        )
-    if loss is Loss.exo_pair and smoothing == 0:
-        yield (
-            "dpo.label_smoothing=0: dpo.loss=exo_pair needs it above 0, since it takes its logarithm. Set "
-            "it to 0.001 (the paper's), or use another loss."
-        )
     modules = cfg.dpo.lora.target_modules
     # PEFT knows the word only by itself; in a list of others it looks for a layer of that name.
     mixes_all_with_some = "all-linear" in modules and len(modules) > 1
@@ -417,7 +406,7 @@ def _training(cfg: Config) -> Iterator[str]:
     # Only ranks that are asked for: how many GPUs there are is the preflight's business.
     ranks = cfg.compute.num_training_ranks
     batch_size = cfg.dpo.batch_size
-    if ranks is not None and batch_size < ranks:
+    if cfg.method is Method.dpo and ranks is not None and batch_size < ranks:
         yield (
             f"dpo.batch_size={batch_size}: smaller than compute.num_training_ranks={ranks}, so some ranks "
             "would have nothing to do. Raise it or use fewer ranks."

@@ -14,6 +14,7 @@ from rlhf.config.choices import (
     Device,
     Dtype,
     Engine,
+    Method,
     Sampled,
     Seeds,
     SpecialTokens,
@@ -31,7 +32,7 @@ from rlhf.config.fields import (
     ZERO_STAGE,
     setting,
 )
-from rlhf.config.training import DpoConfig, RewardModelConfig, SftConfig
+from rlhf.config.training import DpoConfig, RaftConfig, ReplayConfig, RewardModelConfig, SftConfig
 
 
 @dataclass
@@ -177,7 +178,8 @@ class PairSettings:
     """Making preference pairs of scored candidates: what the stage is told."""
 
     strategy: Strategy = Strategy.best_worst
-    """Paper: best_worst."""
+    """Paper: best_worst. `best_sigma` rejects the response nearest to mean − 2 standard deviations of the
+    prompt's scores (arXiv 2502.16825), for n of 32 and more."""
     truncated: Truncated = Truncated.never_chosen
     """Whether a response cut at the token limit may be chosen, may only be rejected, or is left out."""
     length_penalty: float = setting(0.0, within=NOT_NEGATIVE)
@@ -234,7 +236,8 @@ class GatesConfig:
 
     # The one gate that stops by itself: the whole training would be anchored to something else.
     first_loss: Action = Action.stop
-    """The first DPO loss where the policy is the reference: ln 2, or what `dpo.loss` is at equal policies."""
+    """The first DPO loss where the policy is the reference: ln 2, or what `dpo.loss` is at equal policies,
+    where that is known (docs/gates.md)."""
     judge: Action = setting(Action.warn, later=True)
     """A judge that the run has trained is at chance: by its last losses or its held-out accuracy, or because
     most of what it read was cut."""
@@ -375,8 +378,14 @@ class Config:
     """Preference pairs."""
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     """Reference log-probabilities."""
+    method: Method = setting(Method.dpo, later=True)
+    """How an iteration trains: `dpo` on pairs, or `raft`, supervised on each prompt's best response."""
     dpo: DpoConfig = field(default_factory=DpoConfig)
-    """Training."""
+    """Training on pairs."""
+    replay: ReplayConfig = setting(factory=ReplayConfig, later=True)
+    """Pairs of earlier iterations, and given ones, beside an iteration's own."""
+    raft: RaftConfig = setting(factory=RaftConfig, later=True)
+    """Training on best responses."""
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     """Held-out evaluation."""
     gates: GatesConfig = field(default_factory=GatesConfig)

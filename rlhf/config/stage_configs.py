@@ -22,7 +22,7 @@ from rlhf.config.schema import (
     ScoreSettings,
     WorldConfig,
 )
-from rlhf.config.training import DpoConfig, RewardModelSettings, SftSettings
+from rlhf.config.training import DpoConfig, RaftConfig, RewardModelSettings, SftSettings
 
 __all__ = ["PairSettings", "WorldConfig"]
 
@@ -151,6 +151,18 @@ class SftStage(SftSettings):
     """Run Python code that comes with the model."""
     special_tokens: SpecialTokens = setting(SpecialTokens.text, later=True)
     """What contents spell of special tokens: text, or those tokens."""
+
+
+@dataclass
+class RaftStage(RaftConfig):
+    """RAFT of one iteration."""
+
+    dtype: str = "auto"
+    """Of the policy: `auto`, `float32` or `bfloat16`."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the policy."""
+    pairing: PairSettings = field(default_factory=PairSettings)
+    """Which responses may be chosen, and by what score."""
 
 
 @dataclass

@@ -10,6 +10,7 @@ from rlhf.config.fields import (
     CHECKED_WITH_OTHERS,
     HALF_OR_OFF,
     NOT_NEGATIVE,
+    SHARE,
     SHARE_OF_STEPS,
     SHARE_OR_OFF,
     setting,
@@ -49,10 +50,22 @@ class DpoConfig:
     reference: Reference = Reference.initial
     """`initial` anchors every iteration to π0 (paper), `previous` to the policy the iteration starts from."""
     loss: Loss = Loss.sigmoid
-    """`sigmoid` is DPO (paper); docs/training.md has the formulas and says when to use which."""
+    """`sigmoid` is DPO (paper); docs/training.md has the formulas, docs/recipes.md says when to use which."""
     label_smoothing: float = setting(0.0, within=HALF_OR_OFF)
-    """Assumed share of flipped labels, in [0, 0.5); 0 for ipo and hinge, above 0 for exo_pair (its paper:
-    1e-3)."""
+    """Assumed share of flipped labels, in [0, 0.5), of sigmoid, robust and exo_pair (above 0 there; its
+    paper: 1e-3)."""
+    length_alpha: float = setting(0.0, within=NOT_NEGATIVE, later=True)
+    """α of R-DPO (arXiv 2403.19159), with loss=sigmoid: α · (chosen − rejected tokens) is added to the
+    margin, so that length itself is not learnt; 0 is off."""
+    score_scale: float = setting(1.0, later=True)
+    """Of loss=score_aware: σ(score_scale · score margin) is how surely the chosen response is the better
+    one."""
+    simpo_gamma: float = setting(1.0, within=NOT_NEGATIVE, later=True)
+    """γ of loss=simpo: the margin to reach, in units of β · nats per token (its repository, Llama-3-8B base:
+    1.0 with β 2)."""
+    initial_share: float = setting(1 / 3, within=SHARE, later=True)
+    """Of loss=inpo, τ/η: how much of the anchor is π0, the rest being the policy the iteration starts from
+    (paper: 1/3)."""
     rpo_alpha: float = setting(0.0, within=NOT_NEGATIVE)
     """Weight of the chosen response's negative log-likelihood per token, added to the loss; 0 is off."""
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -125,6 +138,46 @@ class SftConfig(SftSettings):
     data: Optional[str] = None
     """File or Hub data set of conversations (shapes: docs/training.md), or `@stage/…`; null skips the
     stage."""
+
+
+@dataclass
+class RaftConfig:
+    """Training on the best of n responses with `method=raft` (RAFT, arXiv 2304.06767)."""
+
+    learning_rate: float = 2.0e-5
+    """Peak (its paper: 2e-5)."""
+    num_epochs: int = 1
+    """Passes over an iteration's best responses."""
+    batch_size: int = 32
+    """Responses, or with packing packs, of one optimizer step, over all ranks."""
+    micro_batch_size: int = setting(1, compared=False)
+    """Responses or packs of one forward pass on one rank."""
+    max_length: int = 2048
+    """Tokens of prompt plus response, or of a pack; longer responses are cut at the end and counted."""
+    packing: bool = False
+    """Join responses with their prompts to packs of up to `max_length` tokens, none of which sees another."""
+    held_out_share: float = setting(0.0, within=SHARE_OR_OFF)
+    """Share of the best responses kept out of training to measure the loss; 0 is off."""
+    warmup_ratio: float = setting(0.03, within=SHARE_OF_STEPS)
+    """Share of the steps with a rising learning rate."""
+    gradient_checkpointing: bool = setting(True, compared=False)
+    """Recompute activations in the backward pass."""
+    save_steps: int = setting(200, compared=False)
+    """Optimizer steps between checkpoints."""
+    trainer_args: dict[str, Any] = setting(factory=dict, code=True)
+    """Passed on to `trl.SFTConfig` untouched."""
+
+
+@dataclass
+class ReplayConfig:
+    """Pairs that an iteration trains on besides its own."""
+
+    iterations: int = setting(0, within=NOT_NEGATIVE)
+    """Of so many earlier iterations, the last ones; a number as large as `num_iterations` is all of them."""
+    data: Optional[str] = None
+    """Given preference pairs (as `reward_model.data`) in every iteration; null is none."""
+    columns: Any = setting(None, later=True)
+    """What columns of `data` hold (as `prompts.columns`)."""
 
 
 @dataclass

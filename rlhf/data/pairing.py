@@ -13,10 +13,12 @@ index. A prompt gives pairs or exactly one `Drop`.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from statistics import fmean, pstdev
 from typing import Any
 
 from rlhf.config.choices import Strategy, Truncated
@@ -122,6 +124,28 @@ def best_second(pool: Pool, rng: random.Random) -> list[IndexPair]:
     return [second]
 
 
+_SIGMAS = 2
+"""How many standard deviations below the mean `best_sigma` looks for what it rejects."""
+
+
+def best_sigma(pool: Pool, rng: random.Random) -> list[IndexPair]:
+    """Chosen b = argmax p; rejected = argmin |p − (μ − 2σ)| over {j : p_j < p_b, a_j ≠ a_b}.
+
+    From arXiv 2502.16825. μ and σ are mean and standard deviation (of n, not n − 1) of p over the usable
+    candidates. With few of them the worst is not as low as μ − 2σ, and it is best_worst; with many, the worst
+    is an outlier to be left alone.
+    """
+    pairs = pool.pairs_with_best()
+    if not pairs:
+        return []
+    # A penalty may have left no finite number of a truncated response's score.
+    penalised = [pool.penalised[index] for index in pool.usable if math.isfinite(pool.penalised[index])]
+    wanted = fmean(penalised) - _SIGMAS * pstdev(penalised)
+    # min() takes the first of equals, which has the lowest index.
+    nearest = min(pairs, key=lambda pair: abs(pool.penalised[pair[1]] - wanted))
+    return [nearest]
+
+
 def random_pair(pool: Pool, rng: random.Random) -> list[IndexPair]:
     """{i, j} uniform over unordered pairs with p_i ≠ p_j, a_i ≠ a_j whose better one may be chosen.
 
@@ -145,6 +169,7 @@ STRATEGIES: dict[Strategy, Callable[[Pool, random.Random], list[IndexPair]]] = {
     Strategy.best_worst: best_worst,
     Strategy.best_random: best_random,
     Strategy.best_second: best_second,
+    Strategy.best_sigma: best_sigma,
     Strategy.random: random_pair,
 }
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from rlhf.config.choices import Method
 from rlhf.config.fields import compared
 from rlhf.config.schema import Config
 from rlhf.loop.figures import KL_ESTIMATOR, Row, distance_text
@@ -83,7 +84,8 @@ def _data_paths(cfg: Config) -> list[str]:
     if cfg.pair.data is None:
         for t in range(1, cfg.num_iterations + 1):
             paths += prompt_paths(cfg, t)
-    for path in (cfg.sft.data, cfg.pair.data, cfg.reward_model.data, cfg.reward_model.on_policy.prompts):
+    given = (cfg.sft.data, cfg.pair.data, cfg.replay.data, cfg.reward_model.data)
+    for path in (*given, cfg.reward_model.on_policy.prompts):
         if path is not None:
             paths.append(path)
     return paths
@@ -121,6 +123,8 @@ def facts(
         told["licences"] = dict(licences)
     if cfg.pair.data is not None:
         told["given_pairs"] = True
+    if cfg.method is Method.raft:
+        told["raft"] = True
     if rows[0].log_ratio is not None:
         told["distance"] = distance_text(rows)
     return told
@@ -150,7 +154,7 @@ def _shown(section: dict[str, Any]) -> dict[str, Any]:
     """Settings that make the model what it is; paths are shortened to names."""
     shown: dict[str, Any] = {}
     for key, value in section.items():
-        if key in _NOT_SHOWN or _is_unused(key, value):
+        if key in _NOT_SHOWN or _is_unused(key, section):
             continue
         if key == "reward_model" and value["data"] is None:
             value = _ready_judge(value)
@@ -164,11 +168,15 @@ def _shown(section: dict[str, Any]) -> dict[str, Any]:
     return shown
 
 
-def _is_unused(key: str, section: Any) -> bool:
+def _is_unused(key: str, settings: dict[str, Any]) -> bool:
     """Whether a section is of something that the run does not do."""
     if key == "world":
-        return not section["enabled"]
-    return key == "sft" and section["data"] is None
+        return not settings[key]["enabled"]
+    if key == "sft":
+        return settings[key]["data"] is None
+    # The method is left out where it is the default.
+    is_raft = settings.get("method") == Method.raft.value
+    return (key == "raft" and not is_raft) or (key in ("dpo", "reference") and is_raft)
 
 
 def _ready_judge(section: dict[str, Any]) -> dict[str, Any]:
@@ -190,6 +198,12 @@ def _way(facts: dict[str, Any]) -> tuple[str, str, list[str]]:
     if facts.get("given_pairs"):
         how = "It was trained with DPO on given pairs: nothing was sampled to train on."
         return "Offline DPO", how, ["rlhf", "dpo", "preference-optimization"]
+    if facts.get("raft"):
+        how = (
+            "Each iteration sampled responses from the current policy, scored them with the judge and fine-tuned on "
+            "the best\nof each prompt (*RAFT*, arXiv 2304.06767)."
+        )
+        return "Iterative best-of-n fine-tuning", how, ["rlhf", "raft", "rejection-sampling"]
     how = (
         "Each iteration sampled responses from the current policy, scored them with the judge, paired the best\n"
         "with the worst and trained with DPO (*RLHF Workflow*, arXiv 2405.07863)."

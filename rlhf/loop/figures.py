@@ -297,7 +297,7 @@ def _dropped(evaluation: Evaluation) -> dict[str, int]:
     """What was dropped on the way to the pairs that this policy was trained on, by reason."""
     counts: dict[str, int] = {}
     stages = [evaluation.generate, evaluation.pair]
-    if evaluation.pair is not None:
+    if evaluation.generate is not None or evaluation.pair is not None:
         # What π0 was fine-tuned on, if it was, is another matter.
         stages.append(evaluation.policy)
     # No reason occurs in two of them, so that nothing is overwritten.

@@ -15,13 +15,14 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
-from rlhf.config.choices import Action, Loss, Reference
+from rlhf.config.choices import Action, Reference
 from rlhf.config.schema import Config
 from rlhf.config.step_count import FEW_STEPS
 from rlhf.config.training import MAIN_JUDGE, DpoConfig
 from rlhf.data.json_text import json_text
 from rlhf.errors import UserError
 from rlhf.evaluation.judge_quality import wilson
+from rlhf.loop.equal_policies import loss_at_equal_policies
 from rlhf.loop.figures import (
     Evaluation,
     Row,
@@ -56,7 +57,7 @@ _TEXTS = {
     "lost their beginning, so it has hardly seen what was asked. Raise it",
     "grad_norm": "the gradient norm of step {step} is {value:.3g} times the median of the steps "
     "before it. Look at the "
-    "loss around it; lower dpo.learning_rate or dpo.max_grad_norm",
+    "loss around it; lower {ways_out}",
     "accuracy": "in the later half of the steps the policy prefers {value:.1%} of the chosen "
     "responses, no better than "
     "chance. Raise dpo.learning_rate if rewards/margins hardly move, else look at the pairs",
@@ -96,8 +97,8 @@ class Violation:
 
 
 def check_stage(cfg: Config, t: int, artifact: Artifact) -> Iterator[Violation]:
-    """Hold a finished `generate`, `pair` or `dpo` of iteration t, or a `reward_model` (0), against its gates;
-    what is unknown passes.
+    """Hold a finished `generate`, `pair`, `dpo` or `raft` of iteration t, or a `reward_model` (0), against
+    its gates; what is unknown passes.
 
     Example:
         `pair` with counts {"prompts": 10, "pairs": 4, "dropped/all_tied": 6} yields one violation of
@@ -121,8 +122,11 @@ def check_stage(cfg: Config, t: int, artifact: Artifact) -> Iterator[Violation]:
         if t == 1 or cfg.dpo.reference is Reference.previous:
             dtype = artifact.record.get("config", {}).get("dtype")
             yield from _first_loss(cfg.dpo, t, steps[0]["loss"], dtype, path)
-        yield from _grad_norm(cfg, t, steps, path)
+        yield from _grad_norm(cfg, t, steps, path, "dpo.learning_rate or dpo.max_grad_norm")
         yield from _accuracy(cfg, t, steps, path)
+    if stage == "raft":
+        path = artifact.path / METRICS
+        yield from _grad_norm(cfg, t, training_steps(path), path, "raft.learning_rate")
 
 
 def training_steps(path: Path) -> list[dict[str, Any]]:
@@ -189,27 +193,15 @@ def _judge(t: int, artifact: Artifact) -> Iterator[Violation]:
         yield Violation(t, "judge", cut / num_read, 0.5, None, text, artifact.path)
 
 
-def loss_at_equal_policies(dpo: DpoConfig) -> float:
-    """What a pair's loss is when policy and reference are the same: the table of docs/training.md."""
-    if dpo.loss is Loss.hinge:
-        return 1.0
-    if dpo.loss is Loss.ipo:
-        return 1 / (4 * dpo.beta**2)
-    if dpo.loss is Loss.exo_pair:
-        smoothing = dpo.label_smoothing
-        return -math.log(2) - math.log(smoothing * (1 - smoothing)) / 2
-    return math.log(2)
-
-
 def _first_loss(dpo: DpoConfig, t: int, loss: float, dtype: Any, path: Path) -> Iterator[Violation]:
     """Before its first update a policy that is its own reference has a known loss, up to rounding."""
-    if dpo.rpo_alpha:
-        return  # what the added likelihood of the chosen responses is, nobody knows beforehand
     expected = loss_at_equal_policies(dpo)
+    if expected is None:
+        return
     # So far off may a loss be at β = 0.1, where policy and reference batch their rows differently
     # (docs/gates.md).
     rounding = 1e-3 if dtype == "float32" else 0.02
-    # Losses grow with β times the error of a log-probability, `ipo`'s with its value.
+    # Losses grow with β times the error of a log-probability, those of `ipo` and `inpo` with their value.
     tolerance = rounding * max(1.0, expected, dpo.beta / 0.1)
     is_close = abs(loss - expected) <= tolerance  # never for NaN
     if not is_close:
@@ -217,7 +209,9 @@ def _first_loss(dpo: DpoConfig, t: int, loss: float, dtype: Any, path: Path) -> 
         yield Violation(t, "first_loss", loss, expected, None, text, path)
 
 
-def _grad_norm(cfg: Config, t: int, steps: list[dict[str, Any]], path: Path) -> Iterator[Violation]:
+def _grad_norm(
+    cfg: Config, t: int, steps: list[dict[str, Any]], path: Path, ways_out: str
+) -> Iterator[Violation]:
     """The largest gradient norm of an iteration beside the median of the steps before it."""
     norms: list[float] = []
     largest_growth = 0.0
@@ -233,7 +227,8 @@ def _grad_norm(cfg: Config, t: int, steps: list[dict[str, Any]], path: Path) -> 
             largest_growth = norm / usual
             at_step = number
         norms.append(norm)
-    yield from _beyond(cfg, t, "grad_norm", "max_grad_growth", largest_growth, path, step=at_step)
+    figures = {"step": at_step, "ways_out": ways_out}
+    yield from _beyond(cfg, t, "grad_norm", "max_grad_growth", largest_growth, path, **figures)
 
 
 def _accuracy(cfg: Config, t: int, steps: list[dict[str, Any]], path: Path) -> Iterator[Violation]:
@@ -344,7 +339,7 @@ class Gates:
         """Look at a finished stage; UserError where a gate whose action is `stop` does not let it pass."""
         if self._is_silent():
             return
-        if artifact.path.name in ("dpo", "reward_model"):
+        if artifact.path.name in ("dpo", "raft", "reward_model"):
             self.run.verify(artifact.part(METRICS))
         violations = check_stage(self.run.cfg, iteration, artifact)
         self._heed(violations)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from rlhf.config.choices import Method
 from rlhf.config.stage_configs import ExportStage
 from rlhf.loop import card
 from rlhf.loop.best import link_best
@@ -65,13 +66,22 @@ def conclude(run: Run, evaluations: Sequence[Evaluation], dtype: str) -> Artifac
             "No iterate beats π0 on the held-out prompts: best is π0 itself. Look at the table "
             "before going on."
         )
-    run.say(f"{distance_text(rows)}. Dropped counts prompts without a pair{_dropped_pairs(rows)}.")
+    lacking = "a response to train on" if run.cfg.method is Method.raft else "a pair"
+    run.say(f"{distance_text(rows)}. Dropped counts prompts without {lacking}{_dropped_pairs(rows)}.")
     run.say(
         f"best policy   {run.folder / 'best'} -> {target} (π{chosen.iteration}, highest held-out mean score)"
     )
     run.say(f"figures       {run.folder / 'summary.json'}")
-    run.say(f"everything    {run.folder} (iteration_*/generate, score, pair, reference, dpo, held_out; logs)")
+    run.say(f"everything    {run.folder} ({_stages(run)}logs)")
     return model
+
+
+def _stages(run: Run) -> str:
+    """The stages of an iteration, as they lie in its folder; nothing of a run without iterations."""
+    names = [name.partition("/")[2] for name in run.made if name.startswith("iteration_001/")]
+    # Those of the evaluation lie in one folder, and the export only in the best iteration's.
+    stages = dict.fromkeys(name.partition("/")[0] for name in names if name != "export")
+    return f"iteration_*/{', '.join(stages)}; " if stages else ""
 
 
 def _dropped_pairs(rows: Sequence[Row]) -> str:

@@ -8,17 +8,17 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from rlhf.config.fields import filled
-from rlhf.config.schema import Config
+from rlhf.config.schema import Config, PairSettings
 from rlhf.models.weight_files import saved_dtype
 from rlhf.run.artifact import Artifact
 from rlhf.run.plan import UNKNOWN, Run
 from rlhf.run.stage_table import STAGES
 
-_OF_THE_POLICY = ("generate", "reference", "dpo", "sft", "preferences")
+_OF_THE_POLICY = ("generate", "reference", "dpo", "raft", "sft", "preferences")
 """Stages that load the policy, or its tokenizer."""
 _RENDERING = ("generate", "sft", "preferences", "score", "reward_model")
 """Stages that render conversations."""
-_IN_THE_POLICYS_DTYPE = ("generate", "reference", "dpo")
+_IN_THE_POLICYS_DTYPE = ("generate", "reference", "dpo", "raft")
 """Stages whose dtype is settled once for the whole run."""
 
 
@@ -42,6 +42,8 @@ def stage_config(cfg: Config, stage: str, **changes: Any) -> Any:
     if stage == "reference":
         # Pairs are cut as DPO will cut them: the two must see the same tokens.
         values["max_length"] = cfg.dpo.max_length
+    if stage == "raft":
+        values["pairing"] = filled(PairSettings, cfg.pair)
     if stage in _RENDERING:
         values["special_tokens"] = cfg.special_tokens
     section = getattr(cfg, stage, None)

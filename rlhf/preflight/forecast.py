@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 
-from rlhf.config.choices import JudgeKind
+from rlhf.config.choices import JudgeKind, Method
 from rlhf.config.schema import Config
 from rlhf.config.training import MAIN_JUDGE
 from rlhf.data.files import resolved
+from rlhf.loop.pair_pool import GIVEN, PREVIOUS, anchors_of
 from rlhf.loop.prompt_sets import has_set_per_iteration, prompt_paths, samples_to_train
 from rlhf.loop.shard_sizes import SMALLEST_SHARD
 from rlhf.preflight.costs import Texts
@@ -117,6 +118,7 @@ def _stages(cfg: Config, lengths: Lengths, costs: StageCosts) -> Iterator[StageF
         yield from _trained_judge(cfg, lengths, costs)
     yield from _prompts(cfg, lengths, costs)
     yield from _evaluation(cfg, lengths, costs, 0)
+    yield from _replayed(cfg, lengths, costs)
     for t in range(1, cfg.num_iterations + 1):
         yield from _iteration(cfg, lengths, costs, t)
     yield costs.export(f"iteration_{cfg.num_iterations:03d}/export")
@@ -170,6 +172,10 @@ def _iteration(cfg: Config, lengths: Lengths, costs: StageCosts, t: int) -> Iter
         num_prompts = cfg.prompts.num_per_iteration
         yield costs.generate(f"{step}/generate", num_prompts, cfg.generate.n, cfg.generate.shard_size)
         yield from _scores(cfg, costs, step, costs.texts(num_prompts, cfg.generate.n))
+        if cfg.method is Method.raft:
+            yield costs.raft(f"{step}/raft", costs.texts(num_prompts, 1))
+            yield from _evaluation(cfg, lengths, costs, t)
+            return
         yield costs.pair(f"{step}/pair", num_prompts, cfg.generate.n)
         num_pairs: float = num_prompts * min(cfg.pair.max_pairs_per_prompt, cfg.generate.n // 2)
     else:
@@ -177,10 +183,40 @@ def _iteration(cfg: Config, lengths: Lengths, costs: StageCosts, t: int) -> Iter
         yield from _dataset(cfg, lengths, costs, "pair.data", cfg.pair.data)
         num_pairs = lengths.rows["pair.data"]
         yield costs.single(f"{step}/preferences", num_pairs)
-    pairs = costs.texts(num_pairs, 2)
-    yield costs.reference(f"{step}/reference", pairs)
-    yield costs.dpo(f"{step}/dpo", pairs)
+    yield from _trained_on_pairs(cfg, lengths, costs, t, num_pairs)
     yield from _evaluation(cfg, lengths, costs, t)
+
+
+def _replayed(cfg: Config, lengths: Lengths, costs: StageCosts) -> Iterator[StageForecast]:
+    """Given pairs that every iteration trains on besides its own, and their log-probabilities under π0."""
+    if cfg.replay.data is None:
+        return
+    yield from _dataset(cfg, lengths, costs, "replay.data", cfg.replay.data)
+    num_pairs = lengths.rows["replay.data"]
+    yield costs.single("replay/preferences", num_pairs)
+    if any(is_initial for _, is_initial in anchors_of(cfg)):
+        yield costs.reference("replay/reference", costs.texts(num_pairs, 2))
+
+
+def _trained_on_pairs(
+    cfg: Config, lengths: Lengths, costs: StageCosts, t: int, num_pairs: float
+) -> Iterator[StageForecast]:
+    """As `rlhf.loop.pair_pool` asks for them: log-probabilities where they are not known yet, then DPO."""
+    step = f"iteration_{t:03d}"
+    others: dict[str, float] = {}
+    if cfg.replay.data is not None:
+        others[GIVEN] = lengths.rows["replay.data"]
+    for earlier in range(max(1, t - cfg.replay.iterations), t):
+        # As many as now: how many prompts give a pair, nobody knows.
+        others[f"iteration_{earlier:03d}"] = num_pairs
+    for name, is_initial in anchors_of(cfg):
+        if t == 1 and name == PREVIOUS:
+            continue  # π0 again
+        yield costs.reference(f"{step}/{name}", costs.texts(num_pairs, 2))
+        for origin, number in others.items():
+            if not is_initial:
+                yield costs.reference(f"{step}/{name}_of_{origin}", costs.texts(number, 2))
+    yield costs.dpo(f"{step}/dpo", costs.texts(num_pairs + sum(others.values()), 2))
 
 
 def _evaluation(cfg: Config, lengths: Lengths, costs: StageCosts, t: int) -> Iterator[StageForecast]:

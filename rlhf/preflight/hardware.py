@@ -44,7 +44,8 @@ def _bytes_to_write(cfg: Config, sizes: dict[str, float], folder: Path) -> float
     """Of weights and responses, which stay."""
     num_left = 0
     for t in range(1, cfg.num_iterations + 1):
-        if not (folder / f"iteration_{t:03d}" / "dpo").is_dir():
+        step = folder / f"iteration_{t:03d}"
+        if not (step / cfg.method.value).is_dir():
             num_left += 1
     policy = sizes.get("model.path", 0)
     judge = 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from rlhf.config.choices import Method
 from rlhf.config.limits import value_at
 from rlhf.config.schema import Config
 from rlhf.config.training import DpoConfig
@@ -22,17 +23,24 @@ def hyperparameters(cfg: Config, sizes: dict[str, float]) -> Iterator[Finding]:
     """
     policy_is_large = sizes.get("model.path", 0) >= LARGE
     judge_is_large = sizes.get("reward_model.path", 0) >= LARGE
+    if cfg.method is Method.raft:
+        yield _learning_rate(cfg, "raft", 1e-7, 1e-4, is_known=policy_is_large)
+    else:
+        yield from _dpo(cfg, policy_is_large)
+    if cfg.sft.data:
+        yield _learning_rate(cfg, "sft", 1e-7, 1e-4, is_known=policy_is_large)
+    if cfg.reward_model.data:
+        yield _learning_rate(cfg, "reward_model", 1e-7, 1e-4, is_known=judge_is_large)
+    yield _tokens_of_the_judge(cfg)
+
+
+def _dpo(cfg: Config, policy_is_large: bool) -> Iterator[Finding]:
     yield from _batch_size(cfg, policy_is_large)
     if cfg.dpo.lora.rank > 0:
         # Adapters take such rates whatever the size of the model below them.
         yield _learning_rate(cfg, "dpo", 1e-6, 1e-3, is_known=True, how=" with LoRA")
     else:
         yield _learning_rate(cfg, "dpo", 1e-8, 1e-5, is_known=policy_is_large)
-    if cfg.sft.data:
-        yield _learning_rate(cfg, "sft", 1e-7, 1e-4, is_known=policy_is_large)
-    if cfg.reward_model.data:
-        yield _learning_rate(cfg, "reward_model", 1e-7, 1e-4, is_known=judge_is_large)
-    yield _tokens_of_the_judge(cfg)
 
 
 def _batch_size(cfg: Config, policy_is_large: bool) -> Iterator[Finding]:

@@ -43,7 +43,14 @@ NUM_RENDERED = 100
 
 _HELD_OUT = "prompts.held_out_path"
 # Held-out prompts first: what they hold is left out of the training prompts, which are read after them.
-_FILES = (_HELD_OUT, "sft.data", "pair.data", "reward_model.data", "reward_model.on_policy.prompts")
+_FILES = (
+    _HELD_OUT,
+    "sft.data",
+    "pair.data",
+    "replay.data",
+    "reward_model.data",
+    "reward_model.on_policy.prompts",
+)
 _MADE_HERE = "– made by this run"
 _NUM_DIGITS = 12
 """Of a commit, as many as tell it from others."""

@@ -98,6 +98,7 @@ def lengths_of(
         ("reward_model.data", 2),
         ("reward_model.on_policy.prompts", 1),
         ("pair.data", 2),
+        ("replay.data", 2),
     ):
         path = value_at(cfg, key)
         if path is not None:
@@ -212,7 +213,7 @@ def _row_tokens(cfg: Config, key: str, path: str, lengths: Lengths) -> float:
         return sides * (WORLD_PROMPT_TOKENS + WORLD_RESPONSE_TOKENS)
     if key == "sft.data":
         texts = _characters(key, path, read_conversations, cfg.sft.columns, _of_messages, lengths)
-    elif key in ("reward_model.data", "pair.data"):
+    elif key in ("reward_model.data", "pair.data", "replay.data"):
         columns = value_at(cfg, key.replace("data", "columns"))
         texts = _characters(key, path, read_preferences, columns, _of_pair, lengths)
     else:

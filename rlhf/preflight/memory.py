@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rlhf.config.choices import Engine
+from rlhf.config.choices import Engine, Method
 from rlhf.config.schema import Config
 from rlhf.launch.machine import gpus, memory
 from rlhf.models.shape import Shape, read_shape
@@ -146,7 +146,10 @@ def _of_the_policy(cfg: Config, shape: Shape, bytes_per_weight: int, available: 
         "compute.offload_optimizer=true, compute.zero_stage=3, dpo.lora.rank=32, more training ranks (GPUs), "
         "dpo.gradient_checkpointing=true, a smaller dpo.max_length or dpo.batch_tokens"
     )
-    dpo = _need("dpo", dpo_memory, cfg.dpo.batch_tokens, shape, how, ranks, available, ways_out)
+    if cfg.method is Method.raft:
+        trained = _of_raft(cfg, shape, how, available)
+    else:
+        trained = _need("dpo", dpo_memory, cfg.dpo.batch_tokens, shape, how, ranks, available, ways_out)
     # Independent workers have all weights each; ranks under ZeRO-3 have a share.
     processes = ranks
     if kind_of("reference", cfg.compute) is not Kind.training:
@@ -155,7 +158,24 @@ def _of_the_policy(cfg: Config, shape: Shape, bytes_per_weight: int, available: 
     ways_out = "compute.zero_stage=3 with more training ranks (GPUs)"
     tokens = cfg.reference.batch_tokens
     reference = _need("reference", reference_memory, tokens, shape, how, processes, available, ways_out)
-    return [reference, dpo]
+    return [reference, trained]
+
+
+def _of_raft(cfg: Config, shape: Shape, how: HowTrained, available: float) -> _Need:
+    """What training on single responses holds: as DPO, with other batches and no adapters."""
+    section = cfg.raft
+    how = replace(
+        how,
+        longest_pair=section.max_length,
+        lora_rank=0,
+        gradient_checkpointing=section.gradient_checkpointing,
+    )
+    ways_out = (
+        "compute.offload_optimizer=true, compute.zero_stage=3, more training ranks (GPUs), "
+        "raft.gradient_checkpointing=true, a smaller raft.max_length or raft.micro_batch_size"
+    )
+    tokens = section.micro_batch_size * section.max_length
+    return _need("raft", dpo_memory, tokens, shape, how, how.ranks, available, ways_out)
 
 
 def _need(
@@ -203,7 +223,7 @@ def first_tokens(
 def longest_pair(cfg: Config) -> int:
     """Tokens of a prompt and both responses, at most, as the settings allow."""
     length = cfg.dpo.max_length
-    if cfg.pair.data is not None:
+    if cfg.pair.data is not None or cfg.replay.data is not None:
         return 2 * length
     # A prompt that leaves more room than a response takes, and two such responses.
     response = min(cfg.generate.max_new_tokens, length)

@@ -258,6 +258,17 @@ class StageCosts:
         head_tokens = pairs.of_responses
         return self._training(name, "model.path", section, pairs, pairs.prompts, head_tokens, how)
 
+    def raft(self, name: str, texts: Texts) -> StageForecast:
+        """Fine-tuning on one response to each prompt, packed or not."""
+        section = self._cfg.raft
+        items = texts.prompts
+        item_tokens = min(texts.tokens / max(1, texts.prompts), section.max_length)
+        if section.packing:
+            items, item_tokens = texts.tokens / section.max_length, section.max_length
+        bytes_each = self._bytes_each["model.path"]
+        how = self._how(bytes_each, int(section.micro_batch_size * item_tokens), section.max_length)
+        return self._training(name, "model.path", section, texts, items, texts.tokens, how)
+
     def _training(
         self,
         name: str,

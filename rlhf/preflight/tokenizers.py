@@ -81,6 +81,7 @@ def _names(cfg: Config) -> Iterator[Finding]:
     arguments_of = {
         "dpo": "DPOConfig",
         "sft": "SFTConfig",
+        "raft": "SFTConfig",
         "reward_model": "SFTConfig" if pairwise else "RewardConfig",
     }
     for section, class_name in arguments_of.items():
@@ -142,7 +143,7 @@ def _policy(path: str, cfg: Config, prompts: list[list[Message]]) -> Iterator[Fi
     why = "It is no token of the model: mend eos_token or the template."
     yield finding(end in stops, text, why, Level.error)
     # SFT data and given pairs are rendered by the template; sampled responses come as tokens.
-    if trains_sft or cfg.pair.data is not None:
+    if trains_sft or cfg.pair.data is not None or cfg.replay.data is not None:
         _, response_ids = chat_template.render_response(tokenizer, question, _ANSWER)
         why = "The template ends no answer with it, so written responses do not teach where to stop: mend it."
         yield finding(response_ids[-1] == end, "written responses end with the end of turn", why, Level.error)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rlhf.config.choices import Method
 from rlhf.config.limits import value_at
 from rlhf.config.schema import Config
 from rlhf.config.step_count import StepCount, steps_of
@@ -37,6 +38,7 @@ _FILES = {
     "reward_model.data": _File(read_preferences, "reward_model.columns", "pairs", "comparisons"),
     "reward_model.on_policy.prompts": _File(read_prompts, "prompts.columns", "prompts"),
     "pair.data": _File(read_preferences, "pair.columns", "pairs", "comparisons"),
+    "replay.data": _File(read_preferences, "replay.columns", "pairs", "comparisons"),
 }
 
 
@@ -116,9 +118,13 @@ def _step_counts(cfg: Config, numbers: Mapping[str, int]) -> Iterator[StepCount]
     if "reward_model.data" in numbers and cfg.reward_model.on_policy.prompts is None:
         trained = _without_held_out(numbers["reward_model.data"], cfg.reward_model.held_out_share)
         yield steps_of("reward_model", cfg.reward_model, trained, "pairs")
-    if samples_to_train(cfg):
+    if cfg.method is Method.raft:
+        trained = _without_held_out(cfg.prompts.num_per_iteration, cfg.raft.held_out_share)
+        yield steps_of("raft", cfg.raft, trained, "conversations")
+    elif samples_to_train(cfg):
+        # Of the first iteration; those after it may replay its pairs.
         num_pairs = cfg.prompts.num_per_iteration * cfg.pair.max_pairs_per_prompt
-        yield steps_of("dpo", cfg.dpo, num_pairs, "pairs")
+        yield steps_of("dpo", cfg.dpo, num_pairs + numbers.get("replay.data", 0), "pairs")
     elif "pair.data" in numbers:
         yield steps_of("dpo", cfg.dpo, numbers["pair.data"], "pairs")
 

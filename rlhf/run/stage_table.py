@@ -58,6 +58,7 @@ STAGES = {
         kind_under_zero3=Kind.training,
     ),
     "dpo": Stage(Kind.training, told.DpoStage, "rlhf.training.dpo:train_dpo"),
+    "raft": Stage(Kind.training, told.RaftStage, "rlhf.training.raft:train_raft"),
     "export": Stage(Kind.single, told.ExportStage, "rlhf.stages.export:run"),
     "read": Stage(Kind.single, told.ReadStage, "rlhf.stages.read:run"),
     "call_rule": Stage(Kind.single, told.CallRuleStage, "rlhf.preflight.rules:run"),

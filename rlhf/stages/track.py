@@ -25,7 +25,7 @@ from rlhf.view.trackers import TOLD, told, tracker_folder
 
 PROJECT = "rlhf-iterate"
 """Of wandb (unless WANDB_PROJECT is set) and of trackio; a run is named after its folder."""
-_AXES = ("sft", "reward_model", "dpo")
+_AXES = ("sft", "reward_model", "dpo", "raft")
 
 
 def run(job: Job[TrackStage], worker: Worker) -> Outcome:

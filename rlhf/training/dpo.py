@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from trl import DPOConfig
 
 from rlhf.config.stage_configs import DpoStage
 from rlhf.config.step_count import steps_of
+from rlhf.config.training import DpoConfig
 from rlhf.run.job import Job, Outcome, Worker
 from rlhf.training.arguments import stage_arguments
 from rlhf.training.deepspeed import fit_buckets, on_gpu
@@ -25,7 +27,7 @@ from rlhf.training.losses import dpo_loss
 from rlhf.training.memory_forecast import dpo_memory
 from rlhf.training.response_batches import batch_logprobs, batching_of
 from rlhf.training.stage_trainer import StageTrainer
-from rlhf.training.step_plan import Bin, StepShares, load_pairs, plan_steps
+from rlhf.training.step_plan import Anchor, Bin, Pair, StepShares, load_pairs, plan_steps
 from rlhf.training.token_budget import TokenBudget, find_budget, forecast_of
 from rlhf.training.weights import export_model, load_model, resolve_dtype
 
@@ -48,10 +50,10 @@ class DpoTrainer(StageTrainer):
     DeepSpeed step.
     """
 
-    def __init__(self, *args: Any, steps_per_epoch: int, rpo_alpha: float, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, steps_per_epoch: int, settings: DpoConfig, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.steps_per_epoch = steps_per_epoch
-        self.rpo_alpha = rpo_alpha
+        self.settings = settings
         self.budget: TokenBudget | None = None
         self._step_metrics: dict[str, float] = {}
 
@@ -109,10 +111,8 @@ class DpoTrainer(StageTrainer):
             batch.ref_rejected_B.to(device),
             batch.chosen_length_B.to(device),
             batch.rejected_length_B.to(device),
-            beta=self.args.beta,
-            loss=self.args.loss_type[0],
-            label_smoothing=self.args.label_smoothing,
-            rpo_alpha=self.rpo_alpha,
+            batch.score_margin_B.to(device),
+            self.settings,
         )
         loss = losses_B.sum() * batch.weight
         # Checked before the backward pass, while it is known which pairs are to blame.
@@ -156,8 +156,9 @@ def _only_item(items: list[list[Bin]]) -> list[Bin]:
 def _arguments(job: Job[DpoStage], policy: Path) -> DPOConfig:
     config = job.config
     own = {
+        # The three have no effect: the loss is ours, and is told by `config`.
         "beta": config.beta,
-        "loss_type": [config.loss.value],
+        "loss_type": ["sigmoid"],
         "label_smoothing": config.label_smoothing,
         "max_length": config.max_length,
         "num_train_epochs": 1,  # one pass over StepShares, which holds all epochs
@@ -171,8 +172,36 @@ def _arguments(job: Job[DpoStage], policy: Path) -> DPOConfig:
     return stage_arguments(DPOConfig, "dpo", job, policy, own)
 
 
+def _load_all(job: Job[DpoStage]) -> tuple[list[Pair], dict[str, int]]:
+    """The iteration's own pairs, then those that are replayed; and what became of them, all together.
+
+    With several origins the counts `pairs/<origin>` say how many are trained on of each.
+    """
+    config = job.config
+    # Own pairs come first and iterations in their order, so that equal work has equal steps.
+    names = sorted(name for name in job.inputs if name == "pairs" or name.startswith("pairs."))
+    loaded: list[Pair] = []
+    total: Counter[str] = Counter()
+    of_each: dict[str, int] = {}
+    for name in names:
+        origin = name.removeprefix("pairs")
+        found = {}
+        for logprobs in ("reference", "reference_previous"):
+            key = logprobs + origin
+            found[logprobs] = job.input_path(key) if key in job.inputs else None
+        anchor = Anchor(found["reference"], found["reference_previous"], config.initial_share)
+        pairs, counts = load_pairs(job.input_path(name), anchor, config.max_length)
+        loaded += pairs
+        total.update(counts)
+        of_each[f"pairs/{origin.removeprefix('.') or 'own'}"] = len(pairs)
+    return loaded, dict(total) | (of_each if len(names) > 1 else {})
+
+
 def train_dpo(job: Job[DpoStage], worker: Worker) -> Outcome:
     """Train `policy` on `pairs` against `reference`. Every rank calls this.
+
+    Pairs of other origins, `pairs.NAME`, have log-probabilities of their own, `reference.NAME`. Without a
+    reference the loss has none; with `reference_previous` it is held against both.
 
     Writes `model/` and `metrics.jsonl`. With adapters (`lora`), `model/` is the policy with the
     adapter merged, and `adapter/` the adapter alone.
@@ -180,8 +209,7 @@ def train_dpo(job: Job[DpoStage], worker: Worker) -> Outcome:
     worker.progress(0, 0, "reading the data and loading the model")
     config = job.config
     policy = job.input_path("policy")
-    reference = job.input_path("reference")
-    pairs, counts = load_pairs(job.input_path("pairs"), reference, config.max_length)
+    pairs, counts = _load_all(job)
     steps = plan_steps(len(pairs), config.batch_size, config.num_epochs, job.seed)
     # The arguments before the model: with them transformers knows of ZeRO-3 when it loads weights.
     args = _arguments(job, policy)
@@ -199,7 +227,7 @@ def train_dpo(job: Job[DpoStage], worker: Worker) -> Outcome:
         args=args,
         train_dataset=StepShares(pairs, steps, batching, worker.rank, worker.world_size),
         steps_per_epoch=len(steps) // config.num_epochs,
-        rpo_alpha=config.rpo_alpha,
+        settings=config,
     )
     trainer.budget = budget
     counts["pairs"] = len(pairs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
+from rlhf.config.choices import SpecialTokens
 from rlhf.config.stage_configs import SftStage
 from rlhf.config.step_count import steps_of
 from rlhf.data.conversations import read_conversations
@@ -46,6 +47,10 @@ _COLUMNS = ["input_ids", "labels"]
 
 
 class _Trainer(StageTrainer, SFTTrainer):
+    def __init__(self, *args: Any, section: str, **kwargs: Any) -> None:
+        self.section = section
+        super().__init__(*args, **kwargs)
+
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **kwargs)
         # Only now is the model wrapped, as the ranks need it under ZeRO-3.
@@ -180,10 +185,11 @@ def refuse_leaks(trainer: Any) -> None:
     # compute.
     tolerance = max(1e-5, 8 * torch.finfo(before.dtype).eps)
     if (before - after).abs().max().item() > tolerance * before.abs().max().item():
+        section = trainer.section
         raise ConfigError(
-            f"sft.packing=true: in a {type(trainer.model).__name__} a conversation sees the one packed "
-            "before it, so packing would train on something else than the data. Set sft.packing=false "
-            "(and a larger sft.micro_batch_size for speed), or use another model."
+            f"{section}.packing=true: in a {type(trainer.model).__name__} a conversation sees the one packed "
+            f"before it, so packing would train on something else than the data. Set {section}.packing=false "
+            f"(and a larger {section}.micro_batch_size for speed), or use another model."
         )
 
 
@@ -212,28 +218,18 @@ def held_out_loss(trainer: Any, dataset: Any, micro_batch_size: int) -> dict[str
 
 
 def _datasets(
-    job: Job[SftStage],
-    tokenizer: PreTrainedTokenizerBase,
-    counts: Counter[str],
+    job: Job[Any], make_rows: Callable[[], Iterator[TokenRow]], counts: Counter[str]
 ) -> tuple[Any, Any]:
-    """What to train on, packed if so configured, and the held-out conversations. Every rank calls it.
+    """What to train on, packed if so configured, and what is held out. Every rank calls it.
 
     Raises:
-        DataError: no conversation is left.
+        NothingToTrain: no row is left.
     """
     config = job.config
-    dataset = token_dataset(job.out_path / TOKENS, _COLUMNS, partial(_rows, job, tokenizer, counts))
+    dataset = token_dataset(job.out_path / TOKENS, _COLUMNS, make_rows)
     training, held_out = split(len(dataset), config.held_out_share, job.seed)
     if not training:
-        raise DataError(
-            f"{job.inputs['data']}: no conversation to train on ({what_became(counts)}). "
-            "refused_by_template: the model's chat template refuses their turns, or writes earlier ones "
-            "differently once others follow: use single-turn data without a system turn, another model, "
-            "or change the template in a copy of its folder. changed_by_template: the template of "
-            f"{job.inputs['model']} does not write answers as they stand (it may take "
-            "<think>…</think> out of "
-            "them): change it likewise, or take such rows out of the data."
-        )
+        raise NothingToTrain
     counts["conversations"] = len(training)
     counts["held_out"] = len(held_out)
     training_rows = dataset.select(training)
@@ -271,6 +267,10 @@ def _stop_at(folder: Path, end: int) -> None:
     write_atomic(path, f"{text}\n".encode())
 
 
+class NothingToTrain(Exception):
+    """No row is left; why, whoever made the rows says."""
+
+
 def train_sft(job: Job[SftStage], worker: Worker) -> Outcome:
     """Fine-tune `model` on `data`; write `model/` and `metrics.jsonl`. Every rank calls this.
 
@@ -279,34 +279,70 @@ def train_sft(job: Job[SftStage], worker: Worker) -> Outcome:
         ConfigError: the batch size cannot be cut evenly, packed conversations would see each other
             in this model, or `trainer_args` has a wrong key.
     """
+    counts: Counter[str] = Counter(rows=0, cut=0)
+    try:
+        return fine_tune(job, worker, partial(_rows, job), counts, job.config.chat_template)
+    except NothingToTrain:
+        raise DataError(
+            f"{job.inputs['data']}: no conversation to train on ({what_became(counts)}). "
+            "refused_by_template: the model's chat template refuses their turns, or writes earlier ones "
+            "differently once others follow: use single-turn data without a system turn, another model, "
+            "or change the template in a copy of its folder. changed_by_template: the template of "
+            f"{job.inputs['model']} does not write answers as they stand (it may take "
+            "<think>…</think> out of "
+            "them): change it likewise, or take such rows out of the data."
+        ) from None
+
+
+def fine_tune(
+    job: Job[Any],
+    worker: Worker,
+    make_rows: Callable[[PreTrainedTokenizerBase, Counter[str]], Iterator[TokenRow]],
+    counts: Counter[str],
+    chat_template: str | None = None,
+) -> Outcome:
+    """Train the model of `job.inputs["model"]` on rows of token ids with TRL. Every rank calls this.
+
+    Args:
+        job: of a stage whose section has the fields of `SftSettings` that say how to train.
+        worker: the stage's.
+        make_rows: gives the rows, of the model's tokenizer, and counts what became of the data.
+        counts: what it adds to.
+        chat_template: of a model that has none; None takes its own.
+
+    Raises:
+        NothingToTrain: it gives none.
+    """
     worker.progress(0, 0, "reading the data and loading the model")
     config = job.config
+    section = job.stage
     source = job.input_path("model")
-    own = micro_batches("sft", config, worker.world_size) | {
+    own = micro_batches(section, config, worker.world_size) | {
         "max_length": config.max_length if config.packing else None,  # cut and packed here already
         "packing": config.packing,
         "dataset_kwargs": {"skip_prepare_dataset": True},  # its rows are token ids already
     }
-    args = stage_arguments(SFTConfig, "sft", job, source, own)
-    tokenizer = load_tokenizer(source, config.trust_remote_code, config.chat_template, config.special_tokens)
-    counts: Counter[str] = Counter(rows=0, cut=0)
-    training_rows, held_out_rows = _datasets(job, tokenizer, counts)
+    args = stage_arguments(SFTConfig, section, job, source, own)
+    special_tokens = getattr(config, "special_tokens", SpecialTokens.text)
+    tokenizer = load_tokenizer(source, config.trust_remote_code, chat_template, special_tokens)
+    training_rows, held_out_rows = _datasets(job, partial(make_rows, tokenizer, counts), counts)
     model = load_model(source, resolve_dtype(config.dtype, source), config.trust_remote_code)
     trainer = _Trainer(
         model=model,
         args=args,
         train_dataset=training_rows,
         processing_class=tokenizer,
+        section=section,
     )
     # One that only read the model's own template is not written: the source's files are copied.
-    new_tokenizer = None if config.chat_template is None else tokenizer
+    new_tokenizer = None if chat_template is None else tokenizer
     return fit(
         trainer,
         source,
         job,
         worker,
         counts,
-        steps_of("sft", config, len(training_rows), "packs" if config.packing else "conversations"),
+        steps_of(section, config, len(training_rows), "packs" if config.packing else "conversations"),
         export=partial(_export, model, source, job.out_path / "model", new_tokenizer),
         measure=partial(held_out_loss, trainer, held_out_rows, config.micro_batch_size),
     )

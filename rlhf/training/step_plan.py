@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +17,24 @@ from rlhf.data.records import SIDES
 from rlhf.data.shards import num_rows, read_rows, shard_paths
 from rlhf.errors import DataError
 from rlhf.training.logprobs import response_budget
+from rlhf.training.losses import mixed_anchor
 from rlhf.training.response_batches import Batch, Batching
 
-_COLUMNS = ["id", "prompt_token_ids", "chosen_token_ids", "rejected_token_ids"]
+_COLUMNS = [
+    "id",
+    "prompt_token_ids",
+    "chosen_token_ids",
+    "rejected_token_ids",
+    "chosen_penalised",
+    "rejected_penalised",
+]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A pair ready to train on, with its reference log-probabilities in nats."""
+    """A pair ready to train on, with its log-probabilities under the anchor in nats (0 without one), and by
+    how much the judge preferred the chosen response (NaN where none was asked).
+    """
 
     # Arrays: lists of Python's numbers would take many times the memory, on every rank.
     id: str
@@ -31,6 +43,7 @@ class Pair:
     rejected: np.ndarray
     ref_chosen: float
     ref_rejected: float
+    score_margin: float
 
     @property
     def lengths(self) -> tuple[int, tuple[int, int]]:
@@ -56,12 +69,48 @@ class Bin:
     rejected_length_B: torch.Tensor
     ref_chosen_B: torch.Tensor
     ref_rejected_B: torch.Tensor
+    score_margin_B: torch.Tensor
     ids: tuple[str, ...]
     weight: float
 
 
-def load_pairs(pairs: Path, reference: Path, max_length: int) -> tuple[list[Pair], dict[str, int]]:
-    """Read pairs with the reference's log-probabilities; cut responses at the end to fit `max_length`.
+@dataclass(frozen=True)
+class Anchor:
+    """Folders of the log-probabilities that pairs are held against.
+
+    `reference` is None for a loss without one. `previous` is a second one, which the log-probabilities are
+    mixed with: the first has the share `initial_share` of the sum.
+    """
+
+    reference: Path | None
+    previous: Path | None = None
+    initial_share: float = 1.0
+
+    def of(self, pairs_shard: Path) -> Iterator[tuple[str | None, list[float]]]:
+        """Of each pair of a shard its id there (None without a reference), and the log-probabilities of
+        chosen and rejected.
+        """
+        if self.reference is None:
+            yield from itertools.repeat((None, [0.0, 0.0]), num_rows(pairs_shard))
+            return
+        rows = read_rows(_logprobs_shard(pairs_shard, self.reference))
+        if self.previous is None:
+            for row in rows:
+                yield row["id"], row["logprobs"]
+            return
+        others = read_rows(_logprobs_shard(pairs_shard, self.previous))
+        for row, other in zip(rows, others, strict=True):
+            # Mixed with another pair's they would train without an error, and wrongly.
+            if row["id"] != other["id"]:
+                raise DataError(
+                    f"{self.previous}: row {other['id']} stands where {self.reference} has {row['id']}"
+                )
+            both = zip(row["logprobs"], other["logprobs"], strict=True)
+            yield row["id"], [mixed_anchor(first, second, self.initial_share) for first, second in both]
+
+
+def load_pairs(pairs: Path, anchor: Anchor, max_length: int) -> tuple[list[Pair], dict[str, int]]:
+    """Read pairs with their log-probabilities; cut responses at the end to fit `max_length`.
 
     Returns:
         The pairs, and counts: `rows` = pairs + `dropped/long_prompt`; `cut_chosen` and
@@ -78,15 +127,14 @@ def load_pairs(pairs: Path, reference: Path, max_length: int) -> tuple[list[Pair
     counts = {"rows": 0, "dropped/long_prompt": 0, "cut_chosen": 0, "cut_rejected": 0, "equal_after_cut": 0}
     loaded: list[Pair] = []
     for path in shard_paths(pairs):
-        logprobs_path = _logprobs_shard(path, reference)
         rows = read_rows(path, _COLUMNS)
-        logprobs_rows = read_rows(logprobs_path)
-        for row, logprobs in zip(rows, logprobs_rows, strict=True):
+        for row, (name, logprobs) in zip(rows, anchor.of(path), strict=True):
             # Log-probabilities of another pair would train without an error, and wrongly.
-            if row["id"] != logprobs["id"]:
-                raise DataError(f"{logprobs_path}: row {logprobs['id']} stands where {path} has {row['id']}")
+            if name is not None and name != row["id"]:
+                place = f"{anchor.reference}/{path.name}"
+                raise DataError(f"{place}: row {name} stands where {path} has {row['id']}")
             counts["rows"] += 1
-            pair = _fit_to_length(row, logprobs["logprobs"], max_length, counts)
+            pair = _fit_to_length(row, logprobs, max_length, counts)
             if pair is not None:
                 loaded.append(pair)
     if not loaded:
@@ -132,6 +180,7 @@ def _fit_to_length(
         rejected=np.asarray(row["rejected_token_ids"][:budget], dtype=np.int32),
         ref_chosen=logprobs[0],
         ref_rejected=logprobs[1],
+        score_margin=row["chosen_penalised"] - row["rejected_penalised"],
     )
 
 
@@ -229,6 +278,7 @@ class StepShares(Dataset[list[Bin]]):
             rejected_length_B=torch.tensor([len(pair.rejected) for pair in pairs]),
             ref_chosen_B=torch.tensor([pair.ref_chosen for pair in pairs], dtype=torch.float32),
             ref_rejected_B=torch.tensor([pair.ref_rejected for pair in pairs], dtype=torch.float32),
+            score_margin_B=torch.tensor([pair.score_margin for pair in pairs], dtype=torch.float32),
             ids=tuple(pair.id for pair in pairs),
             weight=weight,
         )
@@ -237,5 +287,5 @@ class StepShares(Dataset[list[Bin]]):
         """The cheapest thing to send through the model: a token and its successor, twice, of no weight."""
         # The response is not empty, for a prediction must be there to send a gradient back from.
         token = pair.prompt[:1]
-        stand_in = Pair(pair.id, token, token, token, ref_chosen=0.0, ref_rejected=0.0)
+        stand_in = Pair(pair.id, token, token, token, ref_chosen=0.0, ref_rejected=0.0, score_margin=0.0)
         return self._bin([stand_in], weight=0.0)

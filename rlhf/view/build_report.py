@@ -255,7 +255,7 @@ def _page_of(run: RunFolder, contents: _Contents, seed: int) -> str:
         "headline": headline or "",
         "plots": plot_places(contents.plots),
         "records": record_section(trend, contents.records, seed),
-        "pairs": pair_section(contents.pairs, contents.iterations_with_pairs, seed),
+        "pairs": pair_section(contents.pairs, contents.iterations_with_pairs, seed, run.trains_by_raft),
         "lineage": lineage or "",
         "footer": f"Made by rlhf-iterate {__version__} from the files of the run alone.",
         "data": script_json(data),

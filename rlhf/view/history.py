@@ -47,7 +47,7 @@ class Unit:
     """Points that a tracker gets together, or not at all.
 
     Those of equal `name` and `digest` are the same. `axis` is what the places of `points` count: steps of
-    `sft`, `reward_model` or `dpo`, or `iteration`; the only point of `config` is at 0.
+    `sft`, `reward_model`, `dpo` or `raft`, or `iteration`; the only point of `config` is at 0.
 
     Example:
         Unit("iteration_002/dpo", "f8e2…", "dpo", [(41, {"dpo/loss": 0.69, "dpo/iteration": 2, …}), …])
@@ -76,8 +76,9 @@ def history(run: RunFolder) -> list[Unit]:
     num_steps = 0
     iteration = 1
     # No iteration is left out: where the steps of one are unknown, so are the places of those after it.
-    while (training := run.artifact(iteration, "dpo")) is not None:
-        curve = _curve(f"iteration_{iteration:03d}/dpo", training, "dpo", num_steps, iteration)
+    while (training := run.training(iteration)) is not None:
+        stage = training.path.name
+        curve = _curve(f"iteration_{iteration:03d}/{stage}", training, stage, num_steps, iteration)
         num_steps = curve.points[-1][0]
         units.append(curve)
         units += _gates(gates, iteration)

@@ -24,7 +24,7 @@ from rlhf.view.report_numbers import (
 )
 from rlhf.view.report_plots import Plot
 from rlhf.view.report_trend import Trend, against, judge_title, policy_name
-from rlhf.view.run_folder import RunFolder, iteration_of
+from rlhf.view.run_folder import TRAINED, RunFolder, iteration_of
 
 _POINTS = 300
 """Responses of each policy that a plot shows as points; lines and figures are of all."""
@@ -152,7 +152,7 @@ def training_curves(run: RunFolder) -> tuple[list[Plot], list[str]]:
     start = 0
     for name, artifact in run.artifacts.items():
         iteration = iteration_of(name)
-        if iteration is None or not name.endswith("/dpo"):
+        if iteration is None or name.partition("/")[2] not in TRAINED:
             continue
         try:
             steps = training_steps(artifact.path / METRICS)
@@ -176,6 +176,9 @@ def training_curves(run: RunFolder) -> tuple[list[Plot], list[str]]:
         key = field.replace("/", "_")
         for row in rows:
             row[key] = _rounded(row.get(field))
+        # RAFT has no pairs, and so neither accuracy nor margin.
+        if all(row[key] is None for row in rows):
+            continue
         spec = plots.curve(rows, groups, key, axis, f"{title} over {start} steps of all iterations")
         curves.append(Plot(f"training-{key}", title, "", spec))
     return curves, notes

@@ -166,8 +166,10 @@ def record_section(trend: Trend | None, sample: Sample | None, seed: int) -> Htm
     return joined([_how_many(sample, "held-out prompts", seed), form, _list("records")])
 
 
-def pair_section(sample: Sample | None, iterations: Sequence[int], seed: int) -> Html:
+def pair_section(sample: Sample | None, iterations: Sequence[int], seed: int, is_raft: bool) -> Html:
     """The controls of the training pairs, and the place where they are listed."""
+    if is_raft:
+        return tag("p", "There are no pairs: every iteration trains on best responses (method=raft).")
     if sample is None or not sample.total:
         return tag("p", "There are no training pairs yet.")
     sorts = {

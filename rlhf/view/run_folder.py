@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from rlhf.config.choices import Method
 from rlhf.config.training import MAIN_JUDGE
 from rlhf.data.files import resolved
 from rlhf.errors import ConfigError, RunChanged, one_line
@@ -34,6 +35,7 @@ _ORDER = [
     "judge",
     "reward_model",
     "prompts",
+    "replay",
     "generate",
     "score",
     "mix",
@@ -41,12 +43,15 @@ _ORDER = [
     "preferences",
     "reference",
     "dpo",
+    "raft",
     "held_out",
     "gold",
     "export",
 ]
 """Stages in the order in which a loop makes them."""
-_HOLDS_STAGES = re.compile(r"judge|iteration_\d{3,}(/held_out)?")
+TRAINED = ("dpo", "raft")
+"""Stages that make an iteration's policy; an iteration has one of them."""
+_HOLDS_STAGES = re.compile(r"judge|replay|iteration_\d{3,}(/held_out)?")
 """Folders of a run that are no stage themselves, and hold some."""
 
 
@@ -99,6 +104,11 @@ class RunFolder:
         """A finished stage of an iteration, such as `pair` or `held_out/score`."""
         return self.artifacts.get(f"iteration_{iteration:03d}/{name}")
 
+    def training(self, iteration: int) -> Artifact | None:
+        """The finished stage that made an iteration's policy."""
+        found = (self.artifact(iteration, stage) for stage in TRAINED)
+        return next((artifact for artifact in found if artifact is not None), None)
+
     def _evaluation(self, iteration: int) -> Evaluation | None:
         candidates = self.artifact(iteration, "held_out/generate")
         main = self.artifact(iteration, "held_out/score")
@@ -115,7 +125,7 @@ class RunFolder:
                 others[name.removeprefix(prefix)] = artifact
         return Evaluation(
             iteration=iteration,
-            policy=self.artifact(iteration, "dpo") or candidates,
+            policy=self.training(iteration) or candidates,
             candidates=candidates,
             scores=scores,
             gold=self.artifact(iteration, "held_out/gold"),
@@ -124,6 +134,11 @@ class RunFolder:
             pair=self.artifact(iteration, "pair") or self.artifact(iteration, "preferences"),
             others=others,
         )
+
+    @property
+    def trains_by_raft(self) -> bool:
+        """Whether iterations train on best responses, so that there are no pairs."""
+        return self.config.get("method") == Method.raft.value
 
     @property
     def is_summed(self) -> bool:

@@ -49,6 +49,7 @@ def gradient(model: Any, pairs: list[list[list[int]]], num_bins: int, sum_dtype:
     """Of the mean DPO loss over all pairs, in so many bins whose gradients add up in `sum_dtype`."""
     import torch
 
+    from rlhf.config.training import DpoConfig
     from rlhf.training.losses import dpo_loss
     from rlhf.training.response_batches import batch_logprobs, batching_of
 
@@ -60,6 +61,7 @@ def gradient(model: Any, pairs: list[list[list[int]]], num_bins: int, sum_dtype:
         batch = batching.batch([pair[0] for pair in members], responses).to(torch.device(device_name()))
         chosen, rejected = batch_logprobs(model, batch).view(-1, 2).unbind(1)
         sizes = torch.tensor([[len(ids) for ids in both] for both in responses], device=chosen.device)
+        no_scores = torch.zeros_like(chosen)
         # The reference is the policy, in this very computation: the loss is ln 2, its gradient is not 0.
         losses, *_ = dpo_loss(
             chosen,
@@ -68,10 +70,8 @@ def gradient(model: Any, pairs: list[list[list[int]]], num_bins: int, sum_dtype:
             rejected.detach(),
             sizes[:, 0],
             sizes[:, 1],
-            beta=0.1,
-            loss="sigmoid",
-            label_smoothing=0.0,
-            rpo_alpha=0.0,
+            no_scores,
+            DpoConfig(),
         )
         (losses.sum() / len(pairs)).backward()
         for total, weight in zip(sums, model.parameters(), strict=True):

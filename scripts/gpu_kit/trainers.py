@@ -317,6 +317,7 @@ def plain(shape: Shape, pairs: Tokens, work: Path) -> Trained:
     """Our batches and loss under torch's AdamW: no DeepSpeed, no TRL, no fp32 copies of the weights."""
     import torch
 
+    from rlhf.config.training import DpoConfig
     from rlhf.training.losses import dpo_loss
     from rlhf.training.response_batches import batch_logprobs, batching_of
 
@@ -343,6 +344,7 @@ def plain(shape: Shape, pairs: Tokens, work: Path) -> Trained:
         for (batch, responses), reference in zip(batches, references, strict=True):
             logprobs = batch_logprobs(model, batch).view(-1, 2)
             sizes = torch.tensor([[len(each) for each in both] for both in responses], device=logprobs.device)
+            no_scores = torch.zeros_like(logprobs[:, 0])
             losses, *_ = dpo_loss(
                 logprobs[:, 0],
                 logprobs[:, 1],
@@ -350,10 +352,8 @@ def plain(shape: Shape, pairs: Tokens, work: Path) -> Trained:
                 reference[:, 1],
                 sizes[:, 0],
                 sizes[:, 1],
-                beta=0.1,
-                loss="sigmoid",
-                label_smoothing=0.0,
-                rpo_alpha=0.0,
+                no_scores,
+                DpoConfig(),
             )
             loss = losses.sum() / len(pairs)
             loss.backward()

@@ -85,7 +85,7 @@ def schema():
         ("betta: 1", ["betta: no such setting"]),
         (
             "learning_rate: 1",
-            ["did you mean sft.learning_rate or reward_model.learning_rate or dpo.learning_rate?"],
+            ["did you mean sft.learning_rate or reward_model.learning_rate or dpo.learning_rate or "],
         ),
         ("zzz: 1", ["zzz: no such setting."]),
         ("dpo: {num_epochs: two}", ["dpo.num_epochs: ", "'two'"]),

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from rlhf.command.line import CONFIGS, to_config
+from rlhf.command.settings import named_experiment
 from rlhf.config.choices import Loss, Strategy
 from rlhf.config.fields import CHECKED_WITH_OTHERS, numbers
 from rlhf.config.limits import check_config, value_at
@@ -199,6 +201,23 @@ def test_values_that_cannot_work_together(change, said):
     change(cfg)
     with pytest.raises(ConfigError, match=said):
         check_config(cfg)
+
+
+@pytest.mark.parametrize(
+    ("word", "name"),
+    [
+        ("experiment=quickstart", "quickstart"),
+        ("experiment=[quickstart,inpo]", "quickstart+inpo"),
+        ("experiment=[raft]", "raft"),
+        ("dpo.beta=0.2", None),
+    ],
+)
+def test_several_experiments_have_one_name(monkeypatch, word, name):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        composed = compose("iterate", [word], return_hydra_config=True)
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+    HydraConfig.instance().set_config(composed)
+    assert named_experiment() == name
 
 
 def test_the_resolved_config_can_be_read_again(tmp_path):

@@ -234,6 +234,11 @@ def test_an_older_file_lacks_what_came_later(run):
     assert to_config(merged(read_saved(run), typed_settings([]))) == settings()
 
 
+def test_the_names_of_several_experiments_are_kept(run):
+    write_saved(run, settings(), "quickstart+inpo")
+    assert read_saved(run).experiment == "quickstart+inpo"
+
+
 def test_a_damaged_file_does_not_stand_in_the_way_of_a_whole_command(tmp_path):
     (tmp_path / FILE).write_text("a: [")
     assert going_on([f"run_dir={tmp_path}", "model.path=x"], str(tmp_path), Config) is None

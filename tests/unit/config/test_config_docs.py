@@ -78,7 +78,10 @@ def test_every_key_is_on_the_page(script: ModuleType) -> None:
     missing = [key for key in keys(config.Config, "") if f"| `{key}` |" not in page]
     assert missing == []
     assert "| `dpo.learning_rate` | number > 0 | `5.0e-7` |" in page
-    assert "| `pair.strategy` | `best_worst`, `best_random`, `best_second`, `random` | `best_worst` |" in page
+    assert (
+        "| `pair.strategy` | `best_worst`, `best_random`, `best_second`, `best_sigma`, `random` | `best_worst` |"
+        in page
+    )
 
 
 def names_used() -> set[str]:

@@ -23,6 +23,17 @@ from rlhf.run.artifact import Artifact
 from rlhf.run.plan import Run
 from rlhf.world.tokenizer import CHAT_TEMPLATE
 
+RECIPES = {
+    "inpo": {"dpo.loss", "dpo.beta"},
+    "simpo": {"dpo.loss", "dpo.beta"},
+    "length_normalized_dpo": {"dpo.loss", "dpo.beta"},
+    "rdpo": {"dpo.length_alpha"},
+    "score_aware": {"dpo.loss"},
+    "replay": {"replay.iterations"},
+    "raft": {"method"},
+    "best_sigma": {"pair.strategy", "generate.n"},
+}
+"""Experiments that go with any other, and what they change."""
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
 
 
@@ -62,7 +73,7 @@ def test_an_experiment_plans_to_its_end(name: str, tmp_path: Path, fetched: list
     cfg = composed(f"experiment={name}")
     pending = plan(cfg, tmp_path)
     assert pending[-1] == f"iteration_{cfg.num_iterations:03d}/held_out/reference"
-    assert f"iteration_{cfg.num_iterations:03d}/dpo" in pending
+    assert f"iteration_{cfg.num_iterations:03d}/{cfg.method.value}" in pending
     if name == "quickstart":
         assert fetched == []
     else:
@@ -86,6 +97,12 @@ def test_an_experiment_plans_to_its_end(name: str, tmp_path: Path, fetched: list
         ["experiment=rlhf_workflow", "prompts.path=[some/prompts, some/others]", "num_iterations=2"],
         ["experiment=rlhf_workflow", "prompts.held_out_path=some/held_out", "compute.zero_stage=3"],
         ["experiment=offline_dpo", "pair.data=some/pairs:train_prefs", "num_iterations=1"],
+        *([f"experiment=[quickstart,{name}]"] for name in RECIPES),
+        *(
+            [f"experiment={name}", "replay={iterations: 2, data: some/pairs-30k}"]
+            for name in ("inpo", "simpo")
+        ),
+        ["replay={iterations: 2, data: some/pairs-30k}", "dpo.reference=previous", "num_iterations=4"],
     ],
     ids=lambda overrides: " ".join(overrides),
 )
@@ -147,6 +164,19 @@ def test_an_experiment_changes_what_its_name_says_and_no_more(
 ) -> None:
     before = composed(f"experiment={base}") if base else composed()
     assert differing(composed(f"experiment={name}"), before) == keys
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_goes_with_the_quickstart_and_changes_nothing_else(name: str) -> None:
+    assert differing(composed(f"experiment={name}"), composed()) == RECIPES[name]
+    both = composed(f"experiment=[quickstart,{name}]")
+    assert differing(both, composed("experiment=quickstart")) == RECIPES[name]
+
+
+def test_a_newer_judge_trains_and_the_papers_watches() -> None:
+    cfg = composed("experiment=skywork_judge")
+    assert differing(cfg, composed("experiment=rlhf_workflow")) == {"reward_model.path", "evaluate.judges"}
+    assert list(cfg.evaluate.judges.values()) == [Config().reward_model.path]
 
 
 def test_the_chat_template_of_the_base_model_is_llama_3s() -> None:

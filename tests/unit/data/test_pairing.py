@@ -58,6 +58,22 @@ def test_best_second_takes_the_runner_up() -> None:
     assert texts(make(ABC, strategy=Strategy.best_second)) == [("b", "d")]
 
 
+def test_best_sigma_rejects_what_lies_near_two_standard_deviations_below_the_mean() -> None:
+    # By hand: they sum to 2, their squares to 166.5, so the mean is 0.1, the variance 8.325 − 0.01 and the standard
+    # deviation 2.8836. Two of it below the mean is −5.667, to which −5 is nearest.
+    scores = [4.0] + [1.0] * 14 + [0.5, 0.0, -1.0, -5.0, -10.5]
+    assert (sum(scores), sum(score**2 for score in scores)) == (2.0, 166.5)
+    p = prompt(*((f"text {number}", score) for number, score in enumerate(scores)))
+    assert texts(make(p, strategy=Strategy.best_sigma)) == [("text 0", "text 18")]
+    assert texts(make(p, strategy=Strategy.best_worst)) == [("text 0", "text 19")]
+
+
+def test_best_sigma_of_few_is_best_worst() -> None:
+    for scores in ([1.0, 0.0], [3.0, 2.0, 0.5, 0.0], [0.1, 0.7, 0.3, 0.9, 0.2, 0.4]):
+        p = prompt(*((f"text {number}", score) for number, score in enumerate(scores)))
+        assert texts(make(p, strategy=Strategy.best_sigma)) == texts(make(p, strategy=Strategy.best_worst))
+
+
 def test_best_second_skips_a_tie_and_a_copy_of_the_best() -> None:
     p = prompt(("a", 3.0), ("b", 3.0), ("a", 2.9), ("c", 1.0))
     assert texts(make(p, strategy=Strategy.best_second)) == [("a", "c")]

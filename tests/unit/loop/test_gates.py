@@ -15,8 +15,9 @@ from rlhf.config.training import OtherJudge
 from rlhf.data.schemas import SCORES_SCHEMA
 from rlhf.data.shards import shard_name, write_shard
 from rlhf.errors import ConfigError, RunChanged, UserError
+from rlhf.loop.equal_policies import loss_at_equal_policies
 from rlhf.loop.figures import Evaluation, Row
-from rlhf.loop.gates import Gates, check_iteration, check_stage, loss_at_equal_policies
+from rlhf.loop.gates import Gates, check_iteration, check_stage
 from rlhf.run.artifact import Artifact, open_artifact
 from rlhf.run.commit import commit
 from rlhf.run.console import Console
@@ -94,7 +95,7 @@ def test_a_figure_that_was_not_finite_is_read_as_such(tmp_path):
     assert grown.gate == "grad_norm" and grown.value == 101.0 and "of step 20" in grown.text
 
 
-@pytest.mark.parametrize("loss", list(Loss))
+@pytest.mark.parametrize("loss", [loss for loss in Loss if loss is not Loss.simpo])
 def test_the_loss_at_equal_policies_is_the_one_trained_with(loss):
     torch = pytest.importorskip("torch")
     from rlhf.training.losses import dpo_loss
@@ -103,9 +104,26 @@ def test_the_loss_at_equal_policies_is_the_one_trained_with(loss):
     cfg.loss, cfg.label_smoothing, cfg.beta = loss, 0.01 if loss is Loss.exo_pair else 0.0, 0.3
     logps = [torch.tensor([-4.0]), torch.tensor([-7.0])]
     length = torch.tensor([3])
-    settings = {"beta": cfg.beta, "loss": loss.value, "label_smoothing": cfg.label_smoothing}
-    found = dpo_loss(*logps, *logps, length, length, **settings)[0]
+    found = dpo_loss(*logps, *logps, length, length, torch.tensor([1.5]), cfg)[0]
     assert found.item() == pytest.approx(loss_at_equal_policies(cfg), rel=1e-6)
+
+
+@pytest.mark.parametrize("change", [{"loss": Loss.simpo}, {"length_alpha": 0.1}, {"rpo_alpha": 0.5}], ids=str)
+def test_a_first_loss_that_nobody_knows_beforehand_is_not_held_against_one(change, tmp_path):
+    cfg = Config()
+    for key, value in change.items():
+        setattr(cfg.dpo, key, value)
+    assert loss_at_equal_policies(cfg.dpo) is None
+    assert gates_of(check_stage(cfg, 1, trained(tmp_path, [7.0]))) == []
+
+
+def test_inpo_is_its_own_anchor_in_the_first_iteration_alone(tmp_path):
+    cfg = Config()
+    cfg.dpo.loss, cfg.dpo.beta = Loss.inpo, 0.0075
+    artifact = trained(tmp_path, [4000.0])
+    (found,) = check_stage(cfg, 1, artifact)
+    assert (found.gate, found.threshold) == ("first_loss", pytest.approx(1 / (4 * 0.0075**2)))
+    assert gates_of(check_stage(cfg, 2, artifact)) == []
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rlhf.config.choices import JudgeKind
+from rlhf.config.choices import JudgeKind, Loss, Method, Reference
 from rlhf.config.fields import plain
 from rlhf.config.limits import value_at
 from rlhf.config.schema import Config
@@ -80,6 +80,16 @@ CASES = {
         "reward_model.on_policy.rule": RULE,
     },
     "given": {"pair.data": "pairs.jsonl"},
+    "simpo": {"dpo.loss": Loss.simpo},
+    "inpo": {"num_iterations": 2, "dpo.loss": Loss.inpo},
+    "raft": {"method": Method.raft},
+    "replay": {"num_iterations": 2, "replay.iterations": 3, "replay.data": "pairs.jsonl"},
+    "replay_previous": {
+        "num_iterations": 3,
+        "replay.iterations": 1,
+        "replay.data": "pairs.jsonl",
+        "dpo.reference": Reference.previous,
+    },
 }
 
 
@@ -193,6 +203,59 @@ def flat(folders):
 def test_every_stage_gets_its_inputs(tmp_path, case):
     told = asked(tmp_path, CASES[case])
     assert {name: " ".join(inputs) for name, (_, inputs) in told.items()} == flat(ASKED[case])
+
+
+def of_the_iterations(told):
+    """Inputs of the stages that train, and of what they are trained with, by folder."""
+    return {
+        name: " ".join(inputs)
+        for name, (_, inputs) in told.items()
+        if "held_out" not in name and not name.endswith(("/generate", "/score", "/pair", "prompts"))
+    }
+
+
+def test_a_loss_without_a_reference_asks_for_none(tmp_path):
+    assert of_the_iterations(asked(tmp_path, CASES["simpo"])) == {"iteration_001/dpo": "pairs policy"}
+
+
+def test_inpo_has_a_second_anchor_once_there_is_one(tmp_path):
+    assert of_the_iterations(asked(tmp_path, CASES["inpo"])) == {
+        "iteration_001/reference": "model pairs",
+        "iteration_001/dpo": "pairs policy reference",
+        "iteration_002/reference": "model pairs",
+        "iteration_002/reference_previous": "model pairs",
+        "iteration_002/dpo": "pairs policy reference reference_previous",
+    }
+
+
+def test_raft_makes_no_pairs(tmp_path):
+    told = asked(tmp_path, CASES["raft"] | {"pair.length_penalty": 0.5})
+    assert of_the_iterations(told) == {"iteration_001/raft": "candidates model scores"}
+    assert "iteration_001/pair" not in told and "iteration_001/held_out/reference" in told
+    assert told["iteration_001/raft"][0]["pairing"]["length_penalty"] == 0.5
+
+
+def test_replayed_pairs_bring_their_log_probabilities_along(tmp_path):
+    assert of_the_iterations(asked(tmp_path, CASES["replay"])) == {
+        "replay/preferences": "data policy",
+        "replay/reference": "model pairs",
+        "iteration_001/reference": "model pairs",
+        "iteration_001/dpo": "pairs pairs.replay policy reference reference.replay",
+        "iteration_002/reference": "model pairs",
+        "iteration_002/dpo": "pairs pairs.iteration_001 pairs.replay policy "
+        "reference reference.iteration_001 reference.replay",
+    }
+
+
+def test_under_the_previous_policy_replayed_pairs_are_asked_for_anew(tmp_path):
+    told = of_the_iterations(asked(tmp_path, CASES["replay_previous"]))
+    assert [name for name in told if name.startswith("iteration_003/")] == [
+        "iteration_003/reference",
+        "iteration_003/reference_of_replay",
+        "iteration_003/reference_of_iteration_002",
+        "iteration_003/dpo",
+    ], "of the last iteration alone"
+    assert "replay/reference" not in told
 
 
 def test_given_pairs_take_the_place_of_sampled_ones(tmp_path):

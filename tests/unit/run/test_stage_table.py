@@ -83,7 +83,7 @@ def test_the_ranks_that_train_run_the_reference_where_they_share_the_weights() -
 
 def test_only_stages_that_load_a_model_wait_for_the_imports_of_engines() -> None:
     waiting = {name for name in STAGES if needs_engine(name, {})}
-    assert waiting == {"sft", "reward_model", "generate", "score", "reference", "dpo", "track"}
+    assert waiting == {"sft", "reward_model", "generate", "score", "reference", "dpo", "raft", "track"}
     # As a job is told, and as a record has it.
     assert not needs_engine("score", RuleStage(rule="rules:length"))
     assert not needs_engine("score", {"rule": "rules:length"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -44,6 +45,18 @@ def test_training_steps_go_on_from_iteration_to_iteration(folder):
     assert [place for place, _ in found["iteration_001/dpo"].points] == [1, 2, 3]
     assert [place for place, _ in found["iteration_002/dpo"].points] == [4, 5]
     assert found["iteration_002/dpo"].points[0][1] == {"dpo/loss": 0.5, "dpo/iteration": 2}
+
+
+def test_an_iteration_that_trained_on_best_responses_has_an_axis_of_its_own(folder):
+    artifacts = {name: artifact for name, artifact in folder.artifacts.items() if not name.endswith("/dpo")}
+    for number in (1, 2):
+        path = folder.artifacts[f"iteration_00{number}/dpo"].path
+        artifact = folder.artifacts[f"iteration_00{number}/dpo"]
+        artifacts[f"iteration_00{number}/raft"] = replace(artifact, path=path.rename(path.with_name("raft")))
+    found = units(replace(folder, artifacts=artifacts))
+    assert [place for place, _ in found["iteration_002/raft"].points] == [4, 5]
+    assert found["iteration_002/raft"].axis == "raft"
+    assert found["iteration_002/raft"].points[0][1] == {"raft/loss": 0.5, "raft/iteration": 2}
 
 
 def test_behind_an_iteration_that_is_missing_no_step_has_a_place(folder):

@@ -1,0 +1,66 @@
+"""What does not go together in a recipe is refused, with the setting and a way out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rlhf.config.choices import Loss, Method, Reference, Strategy
+from rlhf.config.limits import problems, value_at
+from rlhf.config.schema import Config
+
+RAFT = {"method": Method.raft}
+GIVEN = {"pair.data": "pairs.jsonl", "num_iterations": 1}
+
+
+def said(settings: dict[str, Any]) -> str:
+    cfg = Config()
+    for key, value in settings.items():
+        section, _, name = key.rpartition(".")
+        setattr(value_at(cfg, section) if section else cfg, name, value)
+    return "\n".join(problems(cfg))
+
+
+@pytest.mark.parametrize(
+    ("settings", "wrong", "way_out"),
+    [
+        (RAFT | GIVEN, "method=raft with pair.data=pairs.jsonl", "method=dpo"),
+        (RAFT | {"replay.iterations": 1}, "method=raft with replay", "method=dpo"),
+        (RAFT | {"dpo.lora.rank": 8}, "dpo.lora.rank=8", "method=dpo"),
+        (RAFT | {"pair.min_margin": 0.5}, "pair.min_margin=0.5", "method=dpo"),
+        (RAFT | {"pair.max_pairs_per_prompt": 2}, "pair.max_pairs_per_prompt=2", "method=dpo"),
+        (RAFT | {"pair.strategy": Strategy.random}, "pair.strategy=random", "method=dpo"),
+        ({"dpo.length_alpha": 0.1, "dpo.loss": Loss.ipo}, "dpo.length_alpha=0.1", "dpo.loss=sigmoid"),
+        ({"dpo.loss": Loss.simpo, "dpo.reference": Reference.previous}, "no reference", "sigmoid_norm"),
+        ({"dpo.loss": Loss.inpo, "dpo.reference": Reference.previous}, "inpo", "dpo.initial_share=0"),
+        (GIVEN | {"dpo.loss": Loss.score_aware}, "pair.data=pairs.jsonl", "dpo.loss=sigmoid"),
+        ({"dpo.loss": Loss.score_aware, "replay.data": "p.jsonl"}, "replay.data=p.jsonl", "dpo.loss=sigmoid"),
+        (GIVEN | {"replay.data": "p.jsonl"}, "replay with pair.data", "pair.data=null"),
+        ({"dpo.loss": Loss.simpo, "dpo.label_smoothing": 0.1}, "dpo.label_smoothing=0.1", "dpo.loss=sigmoid"),
+        ({"dpo.initial_share": 1.5}, "dpo.initial_share=1.5", "[0, 1]"),
+        ({"replay.iterations": -1}, "replay.iterations=-1", "negative"),
+        ({"dpo.score_scale": 0.0}, "dpo.score_scale=0.0", "positive"),
+        ({"replay.columns": {"ask": "x"}}, "replay.columns={ask: x}", "question"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_it_is_refused(settings: dict[str, Any], wrong: str, way_out: str) -> None:
+    found = said(settings)
+    assert wrong in found and way_out in found
+    assert found.count("\n") == 0, "one line for one mistake"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        RAFT,
+        {"dpo.loss": Loss.simpo, "replay.iterations": 2, "replay.data": "pairs.jsonl"},
+        {"dpo.loss": Loss.inpo, "dpo.initial_share": 0.0},
+        {"dpo.loss": Loss.score_aware, "replay.iterations": 2},
+        {"dpo.length_alpha": 0.1, "dpo.label_smoothing": 0.1},
+    ],
+    ids=str,
+)
+def test_what_goes_together_passes(settings: dict[str, Any]) -> None:
+    assert said(settings) == ""
