@@ -10,7 +10,9 @@ RlhfError
 │   │   │   └── SpellsSpecialToken  a content would become a control token
 │   │   └── TemplateHangs    a chat template does not come to an end
 │   ├── RunChanged       a finished stage was made with other settings or inputs, or is damaged
-│   ├── StorageError     a disk is full, or a folder cannot be written
+│   │   └── FilesRemoved  files of it were removed to make room, and have to be read
+│   ├── StorageError     a folder cannot be written
+│   │   └── DiskFull     a disk is full, or a quota or limit is reached
 │   ├── SmallerBatches   memory ran out; the driver starts the stage again, with fewer tokens at a time
 │   └── RunInUse         another driver holds the run folder
 ├── WorkerFailed         exit 1: a stage process died or raised
@@ -123,8 +125,16 @@ class RunChanged(UserError):
     """A stage on disk was made with other settings or inputs than are asked for now, or is damaged."""
 
 
+class FilesRemoved(RunChanged):
+    """Files of a finished stage were removed to make room, and something has to read them."""
+
+
 class StorageError(UserError):
-    """A disk is full, or a folder cannot be written."""
+    """A folder cannot be written, or a disk is full."""
+
+
+class DiskFull(StorageError):
+    """A disk is full, a quota is used up, or a file is larger than this user may write."""
 
 
 class SmallerBatches(UserError):
@@ -191,7 +201,9 @@ USER_ERRORS: dict[str, type[UserError]] = {
         SpellsSpecialToken,
         TemplateHangs,
         RunChanged,
+        FilesRemoved,
         StorageError,
+        DiskFull,
         SmallerBatches,
         RunInUse,
     )
