@@ -12,7 +12,7 @@ from rlhf.command.saved import also_saying, other_run, write_saved
 from rlhf.config.choices import Reference, Sampled
 from rlhf.config.schema import Config
 from rlhf.data.files import resolved
-from rlhf.errors import ConfigError, RunChanged, UserError
+from rlhf.errors import ConfigError, DiskFull, RunChanged, UserError
 from rlhf.launch.local import watched_launcher
 from rlhf.launch.machine import gpu_workers
 from rlhf.loop.evaluate import evaluate, yardstick_of
@@ -21,6 +21,7 @@ from rlhf.loop.gates import Gates
 from rlhf.loop.judges import initial_policy, judges_of, reading, scored, trusted
 from rlhf.loop.outcome import conclude, report
 from rlhf.loop.prompt_sets import prompt_sets
+from rlhf.loop.retention import drop_policies
 from rlhf.loop.shard_sizes import train_shard_size
 from rlhf.loop.step import iteration_step, policy_dtype
 from rlhf.preflight.capacity import check_capacity
@@ -33,6 +34,7 @@ from rlhf.run.plan import AloneDone, Run
 from rlhf.run.until import last_stage
 from rlhf.view.kept_report import begin_report, update_report
 from rlhf.view.live import drawn_lines
+from rlhf.view.removable import telling_of_room
 from rlhf.view.trackers import Trackers
 
 
@@ -58,12 +60,12 @@ def iterate(cfg: Config, run: Run) -> Artifact:
     for t in range(1, cfg.num_iterations + 1):
         step = iteration_step(run, t, dtype, watcher=gates)
         if cfg.pair.data is None:
-            train, rows = prompts.of(t)
+            train, prompt_rows = prompts.of(t)
             sampled = policy if cfg.generate.policy is Sampled.previous else initial
             sampling = step.config(
                 "generate",
                 iteration=t,
-                slice=rows,
+                slice=prompt_rows,
                 shard_size=train_shard_size(cfg, run, num_workers),
                 trusted_judges=trusted(judges),
             )
@@ -85,9 +87,10 @@ def iterate(cfg: Config, run: Run) -> Artifact:
         policy = step.stage("dpo", policy=policy, pairs=pairs, reference=logprobs).part("model")
         evaluations.append(evaluate(step, policy, yardstick, evaluations, candidates, pairs))
         try:
-            report(run, evaluations, gates)
+            rows = report(run, evaluations, gates)
         finally:  # a gate may stop the run here, and people look at why
             update_report(run)
+        drop_policies(run, rows)
     chosen = conclude(run, evaluations, dtype)
     update_report(run)
     return chosen
@@ -105,7 +108,11 @@ def execute(cfg: Config, only: str | None = None) -> None:
     with also_saying(lambda: other_run(folder, cfg)):
         if not (folder / "summary.json").is_file():
             check_capacity(cfg)  # before the Hub is asked for anything
-    with hold_run(folder, show) as token, Console(folder, drawn_lines, recorded=True) as console:
+    with (
+        hold_run(folder, show) as token,
+        Console(folder, drawn_lines, recorded=True) as console,
+        telling_of_room(folder),
+    ):
         launcher = watched_launcher(cfg, folder, token, console)
         elsewhere = begun_anew(cfg, folder, alone=only is not None)
         with also_saying(lambda: other_run(folder, cfg)):
@@ -131,6 +138,10 @@ def execute(cfg: Config, only: str | None = None) -> None:
         trackers = Trackers(folder, cfg, launcher, console.say)
         if only is None:
             run.publish = trackers.publish
+        if pending:
+            from rlhf.preflight.disk_guard import DiskGuard
+
+            run.about_to_make = DiskGuard(cfg, folder, console.say).look
         try:
             run.publish()  # what an earlier command made and did not tell, because it was killed
             iterate(cfg, run)
@@ -149,6 +160,8 @@ def execute(cfg: Config, only: str | None = None) -> None:
             # What was redone came out different: plan again, to name all that was made of it.
             _planned(cfg, folder, elsewhere)
             raise  # where the new plan finds nothing to refuse: an input that is damaged, say
+        except DiskFull:
+            raise  # what is told to trackers would need room too
         except UserError:
             run.publish()  # a gate may have stopped it: what it found is written
             raise

@@ -80,6 +80,8 @@ class Run:
     elsewhere: str = "run_dir=<a new folder>"
     publish: Callable[[], None] = lambda: None
     """Called when a training is finished, and when the figures of an iteration are written."""
+    about_to_make: Callable[[str, Path], None] = lambda name, partial: None
+    """Called before a stage runs, with its name and the folder it works in."""
     made: dict[str, Artifact] = field(default_factory=dict)
     pending: list[str] = field(default_factory=list)
     needing_engines: set[str] = field(default_factory=set)
@@ -357,6 +359,7 @@ class Run:
             self._announce_code(recorded_paths.values())
         if getattr(config, "trusted_judges", None):
             self._announce_code(other_paths[JUDGE_INPUT + judge] for judge in config.trusted_judges)
+        self.about_to_make(name, partial)
         if self.console is not None:
             self.console.begin(name)
         try:

@@ -231,7 +231,7 @@ def chosen_iterations(
         if number not in there:
             why = f" ({not_there[number]})" if number in not_there else ""
             raise ConfigError(
-                f"iterations={iterations}: this run has no iterate {number} that is finished{why}; it has "
+                f"iterations={iterations}: this run has no iterate {number} that could be loaded{why}; it has "
                 f"{shown}."
             )
     if len(set(wanted)) < len(wanted):
