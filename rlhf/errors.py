@@ -177,7 +177,7 @@ def writing(path: Path | None = None) -> Iterator[None]:
             path = Path(os.fsdecode(error.filename or "."))
         path = path.absolute()
         if error.errno in _FULL:
-            raise disk_full(path, error.strerror) from error
+            raise disk_full(path, os.strerror(error.errno)) from error
         folder = _folder_of(path)
         raise StorageError(
             f"{path} cannot be written: {error.strerror} ({_free_gb(folder):.1f} GB are free there). Get the "

@@ -160,10 +160,8 @@ def _beyond_the_settings(run: RunFolder) -> Iterator[Leaving]:
 
 def lines_of(found: Removable) -> list[str]:
     """What could go and what stays, for people."""
-    sizes = f"{size_text(found.freed)} would be free"
-    lines = [
-        f"{one_line(found.run)}: {len(found.leaving)} things could go, and {sizes} then (keep={found.keep.value})"
-    ]
+    would = f"{len(found.leaving)} things could go, and {size_text(found.freed)} would be free then"
+    lines = [f"{one_line(found.run)}: {would} (keep={found.keep.value})"]
     for leaving, size in zip(found.leaving, found.sizes, strict=True):
         lines += ["", f"{one_line(leaving.name)}: {leaving.what}, {size_text(size.held)}"]
         lines += [f"  {line}" for line in _links(size)]

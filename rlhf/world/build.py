@@ -161,6 +161,7 @@ def pretrain(
         settings: the `world` section of the config.
         seed: of the weights and of the order of the data.
         out: folder for checkpoints.
+        num_checkpoints: that are kept there.
         tell: called after each step with its number and how many there are.
 
     Example:
