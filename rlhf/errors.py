@@ -191,8 +191,8 @@ def disk_full(path: Path, why: str) -> DiskFull:
     folder = _folder_of(path)
     return DiskFull(
         f"{path} cannot be written: {why} ({_free_gb(folder):.1f} GB are free there, on the file system of "
-        f"{mount_of(folder)}). Make room, or raise the quota or the limit on file sizes (ulimit -f); then the "
-        "same command goes on from what is finished."
+        f"{mount_of(folder)}). Make room, or raise the quota or the limit on file sizes (ulimit -f); then "
+        "the same command goes on from what is finished."
     )
 
 
@@ -201,8 +201,8 @@ def writing_by_libraries(folder: Path) -> Iterator[None]:
     """Make a DiskFull of what libraries raise in words of their own when they write into a full folder.
 
     Safetensors has "No space left on device (os error 28)" in an error that is no OSError, and torch no more
-    than that its writer failed. Such a word counts where that folder has no room, or a quota or limit says so:
-    other places may be full too, such as /dev/shm.
+    than that its writer failed. Such a word counts where that folder has no room, or where a quota or limit
+    says so: other places may be full too, such as /dev/shm.
     """
     try:
         yield

@@ -45,9 +45,9 @@ class DiskGuard:
             return
         checkpoints = ""
         if stage.checkpoints:
-            checkpoints = f", of it {size_text(int(stage.checkpoints))} of checkpoints while it goes on"
+            checkpoints = f" (checkpoints take {size_text(int(stage.checkpoints))} while it goes on)"
         self._say(
-            f"  ! {name} is going to write about {size_text(int(needed))}{checkpoints}, and "
+            f"  ! {name} is going to write about {size_text(int(needed))} more{checkpoints}, and "
             f"{size_text(free)} are free on the file system of {mount_of(self._folder)}. What of this run "
             f"could go: {gc_command(self._folder)}. If the disk fills, the stage stops, and the same command "
             "goes on from what is finished."
