@@ -18,6 +18,7 @@ from rlhf.view.run_folder import open_run
 
 def gc(tool: GcTool) -> None:
     """Say what could go of a run, or remove it."""
+    # Before the lock, which would make the folder of a name that is misspelt.
     run = open_run(tool.run_dir)
     if tool.dry_run:
         found = removable(run, tool.keep)

@@ -139,6 +139,7 @@ def execute(cfg: Config, only: str | None = None) -> None:
         if only is None:
             run.publish = trackers.publish
         if pending:
+            # Here, for the same reason as the preflight.
             from rlhf.preflight.disk_guard import DiskGuard
 
             run.about_to_make = DiskGuard(cfg, folder, console.say).look

@@ -54,6 +54,7 @@ class DiskGuard:
         )
 
     def _forecast(self) -> dict[str, StageForecast]:
+        # Once, and not before the first stage that is to run: prompts are measured for it.
         if self._stages is None:
             try:
                 forecast = forecast_of(self._cfg, machine_here(self._cfg.compute), self._folder)

@@ -53,13 +53,16 @@ def needed_beside(run: Path, stage: str) -> str | None:
         if other == run:
             continue
         settings = settings_of(other)
+        is_reused = False
         for key, value in _texts(settings):
-            if any(place.is_relative_to(folder) for place in _places(value, run)):
+            places = _places(value, run)
+            if any(place.is_relative_to(folder) for place in places):
                 return f"{other.name} reads it: {key}={value}"
-        reused = settings.get("reuse")
-        names = reused if isinstance(reused, list) else []
-        is_reused = any(run in _places(str(name), run) for name in names)
-        if is_reused and not (other / stage / MANIFEST).exists() and not _is_finished(other, settings):
+            if key == "reuse" and run in places:
+                is_reused = True
+        # What it has by now are names of its own, which outlive this run's.
+        has_it = (other / stage / MANIFEST).exists()
+        if is_reused and not has_it and not _is_finished(other, settings):
             return f"{other.name} is not finished, and has this run in its reuse"
     return None
 

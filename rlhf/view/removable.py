@@ -23,8 +23,8 @@ from rlhf.view.sound import sound
 
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(gone|taken)")
 _HALF_WRITTEN = re.compile(r"\..+\.tmp")
-_HOLDERS = ("", "judge", "data", "iteration_*", "iteration_*/held_out")
-"""Folders of a run in which stages lie, as patterns."""
+_HOLDERS = ("judge", "data", "iteration_*", "iteration_*/held_out")
+"""Folders of a run in which stages lie, besides the run itself, as patterns."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ def removable(run: RunFolder, keep: KeptPolicies) -> Removable:
     Raises:
         RunChanged: something of the run is damaged: what is left may be needed to mend it.
     """
+    # By their content: figures of damaged scores could call another policy the best.
     run = sound(run, _read_for_figures)
     if run.damaged:
         lines = [f"{run.path} is damaged, and nothing of it was removed: what is left may help to mend it."]
@@ -87,9 +88,7 @@ def _policies(run: RunFolder, keep: KeptPolicies, staying: list[str]) -> Iterato
     for policy in trained_policies(run.path, run.artifacts, run.rows, keep):
         leaving = policy.leaving()
         if not leaving.paths:
-            staying.append(
-                f"{policy.name}: its record and figures; the weights of π{policy.iteration} are gone"
-            )
+            staying.append(f"{policy.name}: its record; the weights of π{policy.iteration} are gone already")
         elif policy.kept is not None:
             staying.append(f"{policy.name}: π{policy.iteration}, {policy.kept}")
         else:
@@ -102,6 +101,7 @@ def _exports(run: RunFolder, staying: list[str]) -> Iterator[Leaving]:
     for name, artifact in run.artifacts.items():
         if not name.endswith("/export") or not run.rows:
             continue
+        # The link may lag behind the figures, where the run was killed in between.
         is_best = run.rows[best(run.rows)].iteration == iteration_of(name)
         if is_best or target.is_relative_to(artifact.path):
             staying.append(f"{name}: what {run.path / 'best'} leads to")
@@ -117,20 +117,26 @@ def _exports(run: RunFolder, staying: list[str]) -> Iterator[Leaving]:
 def _leftovers(run: RunFolder) -> Iterator[Leaving]:
     """What attempts that were killed have left, and nobody reads again."""
     what = "left by an attempt that was killed"
-    for holder in _HOLDERS:
-        for folder in sorted(run.path.glob(holder)) if holder else [run.path]:
-            if not folder.is_dir() or folder.is_symlink():
+    for folder in _holders(run.path):
+        for path in sorted(folder.iterdir()):
+            # Of a link nobody knows who made it.
+            if path.is_symlink():
                 continue
-            for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-                is_folder = entry.is_dir(follow_symlinks=False) and _LEFTOVER.fullmatch(entry.name)
-                is_half = entry.is_file(follow_symlinks=False) and _HALF_WRITTEN.fullmatch(entry.name)
-                if is_folder or is_half:
-                    path = Path(entry.path)
-                    yield Leaving(path.relative_to(run.path).as_posix(), what, (path,))
+            pattern = _LEFTOVER if path.is_dir() else _HALF_WRITTEN
+            if pattern.fullmatch(path.name):
+                yield Leaving(path.relative_to(run.path).as_posix(), what, (path,))
     for name, artifact in run.artifacts.items():
         for path in _working_files(artifact.path):
             within = path.relative_to(artifact.path).as_posix()
             yield Leaving(f"{name}/{within}", "needed only until the stage was finished", (path,))
+
+
+def _holders(run: Path) -> list[Path]:
+    """The folders of a run in which stages lie; a link is another place."""
+    folders = [run]
+    for pattern in _HOLDERS:
+        folders += sorted(run.glob(pattern))
+    return [folder for folder in folders if folder.is_dir() and not folder.is_symlink()]
 
 
 def _working_files(folder: Path) -> list[Path]:
@@ -160,6 +166,7 @@ def _beyond_the_settings(run: RunFolder) -> Iterator[Leaving]:
 
 def lines_of(found: Removable) -> list[str]:
     """What could go and what stays, for people."""
+    # Counted over all of them: names of one file that go together make its bytes free.
     would = f"{len(found.leaving)} things could go, and {size_text(found.freed)} would be free then"
     lines = [f"{one_line(found.run)}: {would} (keep={found.keep.value})"]
     for leaving, size in zip(found.leaving, found.sizes, strict=True):
@@ -181,7 +188,7 @@ def _links(size: Size) -> list[str]:
     names = ", ".join(one_line(path.name) for path in size.others[:3])
     more = ", …" if len(size.others) > 3 else ""
     free = f"of it {size_text(size.freed)} would be free" if size.freed else "nothing of it would be free"
-    return [f"{free}: {names}{more} have further names (hard links, as reuse and export make them) that stay"]
+    return [f"{free}: further names (hard links, as reuse and export make them) stay of {names}{more}"]
 
 
 @contextmanager

@@ -86,7 +86,7 @@ def test_who_must_read_it_is_refused_until_it_is_brought_back(made_up, monkeypat
     artifact = open_artifact(made_up / "iteration_001" / "dpo")
     run = Run(made_up, Config())
     run.verify(artifact.part("metrics.jsonl"))
-    with pytest.raises(FilesRemoved, match="rm -r .*iteration_001/dpo"):
+    with pytest.raises(FilesRemoved, match=r"rm -r .*iteration_001/dpo"):
         run.verify(artifact.part("model"))
     assert gc(made_up, monkeypatch, " dry_run=false") == 0
     shutil.copyfile(copy, weights)
@@ -206,7 +206,7 @@ def test_what_may_not_be_removed_is_said(made_up, monkeypatch, capsys):
     assert "iteration_001/dpo/model may not be written by you" in staying(made_up)
     monkeypatch.setattr(removal.Path, "unlink", refuse)
     (found,) = removable(open_run(str(made_up)), KEEP).leaving
-    with pytest.raises(StorageError, match="model.safetensors cannot be removed: Operation not permitted"):
+    with pytest.raises(StorageError, match=r"model\.safetensors cannot be removed: Operation not permitted"):
         removal.remove(found, "test")
     assert not open_run(str(made_up)).damaged
 
