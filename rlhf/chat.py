@@ -27,7 +27,7 @@ from rlhf.command.settings import to_config
 from rlhf.config.chat_tool import ChatTool
 from rlhf.config.choices import Engine
 from rlhf.config.limits import check_numbers
-from rlhf.config.overrides import override
+from rlhf.config.overrides import iterate_command, override, pasted
 from rlhf.config.schema import Config
 from rlhf.config.training import MAIN_JUDGE
 from rlhf.data.records import Message
@@ -147,11 +147,11 @@ def _as_made(cfg: Config, folder: RunFolder) -> Config:
 
 
 def _iterates(folder: RunFolder) -> dict[int, Artifact]:
-    """Every policy that the run has trained to the end, by iteration."""
+    """Every policy that the run has trained to the end and whose weights are there, by iteration."""
     iterates = {}
     for name, artifact in folder.artifacts.items():
         iteration, _, stage = name.partition("/")
-        if stage in TRAINED:
+        if stage in TRAINED and not artifact.lacks:
             iterates[int(iteration.removeprefix("iteration_"))] = artifact.part("model")
     return iterates
 
@@ -169,12 +169,22 @@ def _dtype(cfg: Config, folder: RunFolder, policies: dict[str, Artifact]) -> str
 def _not_there(folder: RunFolder) -> dict[int, str]:
     """Why an iterate that was begun cannot be talked to, by iteration."""
     reasons = {}
+    for name, what in folder.removed.items():
+        if name.partition("/")[2] in TRAINED:
+            again = pasted("rm", "-r", str(folder.path / name))
+            reasons[_iteration(name)] = (
+                f"{what}; {again}, and then {iterate_command(folder.path)}, would train it again"
+            )
     why = dict.fromkeys(folder.unfinished, "it is not finished") | folder.damaged
     for name, reason in why.items():
-        iteration, _, stage = name.partition("/")
-        if stage in TRAINED:
-            reasons[int(iteration.removeprefix("iteration_"))] = reason
+        if name.partition("/")[2] in TRAINED:
+            reasons[_iteration(name)] = reason
     return reasons
+
+
+def _iteration(name: str) -> int:
+    """Of a training, `iteration_003/dpo`."""
+    return int(name.removeprefix("iteration_").removesuffix("/dpo"))
 
 
 def _question(tool: ChatTool) -> str | None:

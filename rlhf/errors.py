@@ -10,7 +10,9 @@ RlhfError
 │   │   │   └── SpellsSpecialToken  a content would become a control token
 │   │   └── TemplateHangs    a chat template does not come to an end
 │   ├── RunChanged       a finished stage was made with other settings or inputs, or is damaged
-│   ├── StorageError     a disk is full, or a folder cannot be written
+│   │   └── FilesRemoved  files of it were removed to make room, and have to be read
+│   ├── StorageError     a folder cannot be written
+│   │   └── DiskFull     a disk is full, or a quota or limit is reached
 │   ├── SmallerBatches   memory ran out; the driver starts the stage again, with fewer tokens at a time
 │   └── RunInUse         another driver holds the run folder
 ├── WorkerFailed         exit 1: a stage process died or raised
@@ -123,8 +125,16 @@ class RunChanged(UserError):
     """A stage on disk was made with other settings or inputs than are asked for now, or is damaged."""
 
 
+class FilesRemoved(RunChanged):
+    """Files of a finished stage were removed to make room, and something has to read them."""
+
+
 class StorageError(UserError):
-    """A disk is full, or a folder cannot be written."""
+    """A folder cannot be written, or a disk is full."""
+
+
+class DiskFull(StorageError):
+    """A disk is full, a quota is used up, or a file is larger than this user may write."""
 
 
 class SmallerBatches(UserError):
@@ -150,6 +160,8 @@ class Stopped(RlhfError):
 
 # EFBIG is a limit set by `ulimit -f`: the disk has room, this user has not.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_ROOM_GB = 1.0
+"""A file that did not fit has left its beginning: little is free then."""
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
@@ -164,18 +176,71 @@ def writing(path: Path | None = None) -> Iterator[None]:
         if path is None:
             path = Path(os.fsdecode(error.filename or "."))
         path = path.absolute()
-        # The folder of the file may be what could not be made.
-        folder = next(parent for parent in path.parents if parent.is_dir())
         if error.errno in _FULL:
-            way_out = "Make room, or raise the quota or the limit on file sizes (ulimit -f)"
-        else:
-            way_out = f"Get the right to write in {folder}, remove what is in the way, "
-            way_out += "or choose another folder"
-        free_gb = shutil.disk_usage(folder).free / 1e9
+            raise disk_full(path, os.strerror(error.errno)) from error
+        folder = _folder_of(path)
         raise StorageError(
-            f"{path} cannot be written: {error.strerror} ({free_gb:.1f} GB are free there). {way_out}; "
-            "then the same command goes on from what is finished."
+            f"{path} cannot be written: {error.strerror} ({_free_gb(folder):.1f} GB are free there). Get the "
+            f"right to write in {folder}, remove what is in the way, or choose another folder; then the same "
+            "command goes on from what is finished."
         ) from error
+
+
+def disk_full(path: Path, why: str) -> DiskFull:
+    """The error of a file or folder for which there is no room, with the ways out."""
+    folder = _folder_of(path)
+    return DiskFull(
+        f"{path} cannot be written: {why} ({_free_gb(folder):.1f} GB are free there, on the file system of "
+        f"{mount_of(folder)}). Make room, or raise the quota or the limit on file sizes (ulimit -f); then "
+        "the same command goes on from what is finished."
+    )
+
+
+@contextmanager
+def writing_by_libraries(folder: Path) -> Iterator[None]:
+    """Make a DiskFull of what libraries raise in words of their own when they write into a full folder.
+
+    Safetensors has "No space left on device (os error 28)" in an error that is no OSError, and torch no more
+    than that its writer failed. Such a word counts where that folder has no room, or where a quota or limit
+    says so: other places may be full too, such as /dev/shm.
+    """
+    try:
+        yield
+    except (RlhfError, OSError):
+        raise
+    except Exception as error:
+        why = _full_in_words(str(error), folder)
+        if why is None:
+            raise
+        raise disk_full(folder / "…", why) from error
+
+
+def _full_in_words(message: str, folder: Path) -> str | None:
+    for number in (errno.EDQUOT, errno.EFBIG):
+        if f"(os error {number})" in message or os.strerror(number) in message:
+            return os.strerror(number)
+    words = (f"(os error {errno.ENOSPC})", os.strerror(errno.ENOSPC), "PytorchStreamWriter failed writing")
+    is_said = any(word in message for word in words)
+    if is_said and _free_gb(_folder_of(folder)) < _NO_ROOM_GB:
+        return os.strerror(errno.ENOSPC)
+    return None
+
+
+def _folder_of(path: Path) -> Path:
+    """The nearest folder that is there: that of a file may be what could not be made."""
+    return next(parent for parent in path.absolute().parents if parent.is_dir())
+
+
+def _free_gb(folder: Path) -> float:
+    return shutil.disk_usage(folder).free / 1e9
+
+
+def mount_of(path: Path) -> Path:
+    """Where the file system that holds a path is mounted."""
+    place = path.absolute()
+    while not os.path.ismount(place):
+        place = place.parent
+    return place
 
 
 # A worker sends its error to the driver as a name and a message; this gives the driver the class again.
@@ -191,7 +256,9 @@ USER_ERRORS: dict[str, type[UserError]] = {
         SpellsSpecialToken,
         TemplateHangs,
         RunChanged,
+        FilesRemoved,
         StorageError,
+        DiskFull,
         SmallerBatches,
         RunInUse,
     )

@@ -13,7 +13,7 @@ from rlhf.command.settings import named_experiment
 from rlhf.config.choices import Method, Sampled
 from rlhf.config.schema import Config
 from rlhf.data.files import resolved
-from rlhf.errors import ConfigError, RunChanged, RunInUse, UserError
+from rlhf.errors import ConfigError, DiskFull, RunChanged, RunInUse, UserError
 from rlhf.launch.local import watched_launcher
 from rlhf.launch.machine import gpu_workers
 from rlhf.loop.evaluate import evaluate, yardstick_of
@@ -23,6 +23,7 @@ from rlhf.loop.judges import initial_policy, judges_of, reading, scored, trusted
 from rlhf.loop.outcome import conclude, report
 from rlhf.loop.pair_pool import pair_pool
 from rlhf.loop.prompt_sets import prompt_sets
+from rlhf.loop.retention import drop_policies
 from rlhf.loop.shard_sizes import train_shard_size
 from rlhf.loop.step import iteration_step, policy_dtype
 from rlhf.preflight.capacity import check_capacity
@@ -35,6 +36,7 @@ from rlhf.run.plan import AloneDone, Run
 from rlhf.run.until import last_stage
 from rlhf.view.kept_report import begin_report, update_report
 from rlhf.view.live import drawn_lines
+from rlhf.view.removable import telling_of_room
 from rlhf.view.trackers import Trackers
 
 
@@ -61,12 +63,12 @@ def iterate(cfg: Config, run: Run) -> Artifact:
     for t in range(1, cfg.num_iterations + 1):
         step = iteration_step(run, t, dtype, watcher=gates)
         if cfg.pair.data is None:
-            train, rows = prompts.of(t)
+            train, prompt_rows = prompts.of(t)
             sampled = policy if cfg.generate.policy is Sampled.previous else initial
             sampling = step.config(
                 "generate",
                 iteration=t,
-                slice=rows,
+                slice=prompt_rows,
                 shard_size=train_shard_size(cfg, run, num_workers),
                 trusted_judges=trusted(judges),
             )
@@ -92,9 +94,10 @@ def iterate(cfg: Config, run: Run) -> Artifact:
             policy = step.stage("raft", model=policy, candidates=candidates, scores=scores).part("model")
         evaluations.append(evaluate(step, policy, yardstick, evaluations, candidates, pairs))
         try:
-            report(run, evaluations, gates)
+            rows = report(run, evaluations, gates)
         finally:  # a gate may stop the run here, and people look at why
             update_report(run)
+        drop_policies(run, rows)
     chosen = conclude(run, evaluations, dtype)
     update_report(run)
     return chosen
@@ -115,6 +118,7 @@ def execute(cfg: Config, only: str | None = None) -> None:
     with (
         hold_run(folder, show, take_over=cfg.take_over) as token,
         Console(folder, drawn_lines, recorded=True, is_ours=lambda: still_ours(folder, token)) as console,
+        telling_of_room(folder),
     ):
         launcher = watched_launcher(cfg, folder, token, console)
         elsewhere = begun_anew(cfg, folder, alone=only is not None)
@@ -150,6 +154,11 @@ def execute(cfg: Config, only: str | None = None) -> None:
         trackers = Trackers(folder, cfg, launcher, console.say)
         if only is None:
             run.publish = trackers.publish
+        if pending:
+            # Here, for the same reason as the preflight.
+            from rlhf.preflight.disk_guard import DiskGuard
+
+            run.about_to_make = DiskGuard(cfg, folder, console.say).look
         try:
             run.publish()  # what an earlier command made and did not tell, because it was killed
             iterate(cfg, run)
@@ -170,6 +179,8 @@ def execute(cfg: Config, only: str | None = None) -> None:
             raise  # where the new plan finds nothing to refuse: an input that is damaged, say
         except RunInUse:
             raise  # another driver has taken over: what the run has to tell is that one's to tell
+        except DiskFull:
+            raise  # what is told to trackers would need room too
         except UserError:
             run.publish()  # a gate may have stopped it: what it found is written
             raise

@@ -54,7 +54,7 @@ RUN_BY = {
     "stage": "tests/integration/loop/test_loop.py",
 }
 """Tools by the test that runs each of them on something small."""
-LOOKS = ("status", "report", "compare", "whatif", "chat")
+LOOKS = ("status", "gc", "report", "compare", "whatif", "chat")
 """Tools that need nothing but a run's folder: `--run` runs their commands as they stand."""
 _RUNS = ("RUN", "runs/quickstart", "runs/mine")
 _FOREIGN = ("hf", "pip", "git", "vllm", "lm_eval", "alpaca_eval", "rm", "source", "cd")

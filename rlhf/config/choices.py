@@ -35,6 +35,13 @@ class Seeds(Enum):
     engine = "engine"
 
 
+class KeptPolicies(Enum):
+    """Whose weights stay when a run has come past them; figures, responses and pairs stay in any case."""
+
+    all = "all"
+    best_and_last = "best_and_last"
+
+
 class JudgeKind(Enum):
     """What a judge reads: one response, for a number, or two, for which is better."""
 

@@ -58,6 +58,7 @@ SHARE_OF_STEPS = Range(
     "is a share of the steps, not negative and at most 1; the paper has 0.03.", least=0, most=1
 )
 SEED = Range(f"must not be negative, and at most {2**32 - 1}, numpy's largest.", least=0, most=2**32 - 1)
+SEALED_CHECKPOINTS = Range("must be 2 or more: one stays while the next is written.", least=2)
 ZERO_STAGE = Range("must be 2 or 3.", least=2, most=3)
 SOME_OR_ALL = Range("must be 1 or more; null takes what the machine has.", least=1)
 NONE_OR_MORE = Range("must be 0 or more; null takes what the machine has.", least=0)

@@ -14,6 +14,7 @@ from rlhf.config.choices import (
     Device,
     Dtype,
     Engine,
+    KeptPolicies,
     Method,
     Sampled,
     Seeds,
@@ -26,6 +27,7 @@ from rlhf.config.fields import (
     NONE_OR_MORE,
     NOT_NEGATIVE,
     POSITIVE_SHARE,
+    SEALED_CHECKPOINTS,
     SEED,
     SHARE,
     SOME_OR_ALL,
@@ -330,6 +332,9 @@ class ComputeConfig:
     """A stage whose worker says nothing for so long (no shard, no step) is stopped; the same command resumes
     it. Ranks wait for each other as long. 0 is for ever. Must be longer than a shard takes: on a slow machine
     raise it, or lower `generate.shard_size`."""
+    num_checkpoints: int = setting(2, within=SEALED_CHECKPOINTS, later=True)
+    """Checkpoints of a training that are kept while it goes on: the newest, and those before it in case it
+    is damaged. None is left of a finished one."""
     kv_cache_gib: int = 1
     """vLLM on a CPU: memory for its cache, in GiB."""
 
@@ -354,6 +359,9 @@ class Config:
     reuse: list[str] = field(default_factory=list)
     """Run folders whose finished artifacts are taken when their fingerprint is the same; a sweep adds its
     siblings."""
+    keep_policies: KeptPolicies = setting(KeptPolicies.all, compared=False, later=True)
+    """`best_and_last`: after each iteration the weights of policies that are neither are removed, as
+    `rlhf.gc` does it (docs/retention.md); `all`: none."""
     report_to: list[str] = field(default_factory=list)
     """Trackers that are told what the run makes, any of `tensorboard`, `trackio`, `wandb` (docs/trackers.md);
     none by default."""

@@ -7,7 +7,7 @@ from typing import Optional
 
 from omegaconf import MISSING
 
-from rlhf.config.choices import Strategy, Truncated
+from rlhf.config.choices import KeptPolicies, Strategy, Truncated
 from rlhf.config.fields import NOT_NEGATIVE, setting
 
 
@@ -73,6 +73,20 @@ class ReportTool:
     """Held-out prompts that the page shows at most: the extremes of every figure, the rest drawn."""
     seed: int = setting(0, within=NOT_NEGATIVE)
     """Of that draw."""
+    debug: bool = False
+    """Show tracebacks for the user's errors too."""
+
+
+@dataclass
+class GcTool:
+    """`python -m rlhf.gc`: what of a run could go to make room, and removes it."""
+
+    run_dir: str = setting(MISSING, folders=True)
+    """The run's folder."""
+    keep: KeptPolicies = KeptPolicies.best_and_last
+    """Policies whose weights stay: `best_and_last`, or `all`, which removes leftovers alone."""
+    dry_run: bool = True
+    """Only say what would go; `false` removes it."""
     debug: bool = False
     """Show tracebacks for the user's errors too."""
 

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rlhf.errors import RlhfError, writing
+from rlhf.errors import RlhfError, writing, writing_by_libraries
 from rlhf.launch.handout import LATER
 from rlhf.run.console import prepare_output, show
 from rlhf.run.job import Job
@@ -101,7 +101,7 @@ def main(job: Job[Any], assignment: Assignment, pipe: Connection) -> None:
         # By name: what it keeps is to last until the process ends.
         worker = PipeWorker(assignment, pipe)
         began = time.time()
-        with writing():
+        with writing(), writing_by_libraries(job.out_path):
             outcome = run_stage(job, worker)
         # What is left of a stage's seconds was its start and its commit.
         show(f"{job.name}, rank {assignment.rank}: at work from {began:.3f} to {time.time():.3f}")

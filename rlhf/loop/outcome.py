@@ -27,10 +27,10 @@ def verified_rows(run: Run, evaluations: Sequence[Evaluation]) -> list[Row]:
     return rows_of(evaluations)
 
 
-def report(run: Run, evaluations: Sequence[Evaluation], gates: Gates) -> None:
-    """Print and write the figures so far; a view, always made anew, never an input."""
+def report(run: Run, evaluations: Sequence[Evaluation], gates: Gates) -> list[Row]:
+    """Print, write and return the figures so far, [] while planning; a view, always made anew."""
     if run.planning or run.only is not None:
-        return
+        return []
     rows = verified_rows(run, evaluations)
     run.say("\n" + table(rows) + "\n")
     if run.console is not None:
@@ -38,6 +38,7 @@ def report(run: Run, evaluations: Sequence[Evaluation], gates: Gates) -> None:
     gates.iteration_finished(rows)
     write_summary(run.folder, rows, rows[best(rows)].iteration, gates.violations)
     run.publish()
+    return rows
 
 
 def conclude(run: Run, evaluations: Sequence[Evaluation], dtype: str) -> Artifact:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from importlib.metadata import distributions
 from pathlib import Path
 
-from rlhf.config.choices import Engine
+from rlhf.config.choices import Engine, KeptPolicies
 from rlhf.config.schema import Config
 from rlhf.data.files import resolved
 from rlhf.generation.vllm_args import check_batch_invariant, check_batching
@@ -28,7 +28,7 @@ _ADAM = 12  # bytes a parameter: fp32 weights, and both of Adam's moments
 
 
 def disk(cfg: Config, sizes: dict[str, float], folders: dict[str, Path]) -> Iterator[Finding]:
-    """What is yet to be written: fp32 weights of each iteration, an export, two checkpoints, responses."""
+    """What is yet to be written: fp32 weights of each iteration, an export, checkpoints, responses."""
     folder = resolved(cfg.run_dir or ".", "run_dir")
     checkpoints = _bytes_of_checkpoints(cfg, sizes, bytes_of_weights(cfg, sizes, folders))
     needed = _bytes_to_write(cfg, sizes, folder) + checkpoints
@@ -51,7 +51,11 @@ def _bytes_to_write(cfg: Config, sizes: dict[str, float], folder: Path) -> float
     judge = 0.0
     if cfg.reward_model.data is not None:
         judge = sizes.get("reward_model.path", 0)
-    num_policies = num_left + 1  # one of them is the export
+    num_stored = num_left
+    if cfg.keep_policies is KeptPolicies.best_and_last:
+        # The best, the last, and the one that is trained from the last.
+        num_stored = min(num_left, 3)
+    num_policies = num_stored + 1  # one of them is the export
     if cfg.sft.data is not None:
         num_policies += 1
     responses = 0
@@ -64,7 +68,7 @@ def _bytes_to_write(cfg: Config, sizes: dict[str, float], folder: Path) -> float
 
 
 def _bytes_of_checkpoints(cfg: Config, sizes: dict[str, float], weights: dict[str, float]) -> float:
-    """Of the two that the largest training has at most, in case the newer one is damaged or not finished."""
+    """Of those that the largest training has at most, in case the newest is damaged or not finished."""
     trained = []
     # An adapter's checkpoint is small; SFT trains the whole model in any case.
     if cfg.sft.data is not None or cfg.dpo.lora.rank == 0:
@@ -78,7 +82,7 @@ def _bytes_of_checkpoints(cfg: Config, sizes: dict[str, float], weights: dict[st
         if cfg.compute.zero_stage != 3:
             checkpoint += weights.get(key, 0)
         largest = max(largest, checkpoint)
-    return 2 * largest
+    return cfg.compute.num_checkpoints * largest
 
 
 def engine_arguments(cfg: Config) -> Iterator[Finding]:

@@ -313,7 +313,7 @@ class StageCosts:
             devices=devices,
             memory=self._held(dpo_memory(shape, how).peak, how.ranks),
             disk=weights,
-            checkpoints=2 * checkpoint,
+            checkpoints=self._cfg.compute.num_checkpoints * checkpoint,
         )
 
     def _reading(self, flops: float, devices: int, bytes_each: int) -> Time:

@@ -19,6 +19,7 @@ class Artifact:
 
     `digest` is None while a plan is made and the stage has yet to run; `stale` says that a plan found it, or
     what it was made of, changed. `root` is the finished stage's folder, None of something from outside.
+    `removed` are the names of the stage's files that were removed to make room (`rlhf.run.removed`).
 
     Example:
         Artifact(Path("runs/x/iteration_001/pair"), "9f86d081884c7d65…", {"counts": {"prompts": 320, "pairs":
@@ -30,6 +31,14 @@ class Artifact:
     record: dict[str, Any] = field(default_factory=dict, repr=False)
     stale: bool = False
     root: Path | None = None
+    removed: frozenset[str] = frozenset()
+
+    @property
+    def lacks(self) -> list[str]:
+        """Those of `removed` that belong to this artifact, which may be a part of the stage; sorted."""
+        if self.root is None:
+            return []
+        return sorted(name for name in self.removed if (self.root / name).is_relative_to(self.path))
 
     @property
     def counts(self) -> dict[str, int]:
@@ -57,12 +66,12 @@ def open_artifact(folder: Path) -> Artifact:
     takes time.
 
     Raises:
-        RunChanged: its manifest is damaged, a file is missing or of another size, or one is there that the
-            manifest does not name.
+        RunChanged: its manifest is damaged, a file is missing (and was not removed to make room) or of
+            another size, or one is there that the manifest does not name.
     """
     record = read_manifest(folder)
-    check_folder(folder, record["files"])
-    return Artifact(folder, record["digest"], record, root=folder)
+    removed = check_folder(folder, record["files"])
+    return Artifact(folder, record["digest"], record, root=folder, removed=removed)
 
 
 def artifact_around(path: Path) -> Artifact | None:

@@ -12,6 +12,7 @@ from typing import Any
 from rlhf.data.json_text import json_text
 from rlhf.errors import RunChanged
 from rlhf.run.commit import MANIFEST, damaged, is_working_file, read_sealed
+from rlhf.run.removed import RECORD, removed_files
 
 _KINDS: dict[type, str] = {dict: "an object", str: "a text", int: "a whole number"}
 _IDENTITY: dict[str, type] = {"schema": int, "stage": str, "seed": int, "config": dict, "inputs": dict}
@@ -94,13 +95,19 @@ def _wrong_type(path: Path, field: str, value: Any, wanted: str) -> RunChanged:
     return damaged(path, f"its {field} is {shown}, and must be {wanted}", path.parent)
 
 
-def check_folder(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+def check_folder(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> frozenset[str]:
     """Hold a finished stage's folder against its manifest, without reading a file.
+
+    Returns:
+        The names of files that were removed to make room (`rlhf.run.removed`), and may be missing.
 
     Raises:
         RunChanged: a file is missing or of another size, or one is there that the manifest does not name.
     """
+    removed = removed_files(folder, files)
     for name, entry in files.items():
+        if name in removed:
+            continue
         path = folder / name
         if not path.is_file():
             raise damaged(path, f"missing, but the manifest says {entry['bytes']} bytes", folder)
@@ -116,6 +123,7 @@ def check_folder(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
             "was used: readers would take it for one. Move it out of the folder, or, if it belongs there and "
             f"the manifest is the wrong one, delete the folder to redo it: rm -r {shlex.quote(str(folder))}"
         )
+    return removed
 
 
 def unlisted(folder: Path, files: Mapping[str, Any]) -> list[str]:
@@ -128,7 +136,9 @@ def unlisted(folder: Path, files: Mapping[str, Any]) -> list[str]:
     for known in sorted(known_folders):
         for entry in os.scandir(folder / known):
             name = str(known / entry.name)
-            if name in files or Path(name) in known_folders or is_working_file(name) or name == MANIFEST:
+            if name in files or Path(name) in known_folders or is_working_file(name):
+                continue
+            if name in (MANIFEST, RECORD):
                 continue
             is_empty_folder = entry.is_dir(follow_symlinks=False) and not _holds_files(entry.path)
             if not is_empty_folder:

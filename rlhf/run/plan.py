@@ -34,6 +34,7 @@ from rlhf.run.lock import require_ours, still_ours
 from rlhf.run.manifest import read_identity, read_manifest
 from rlhf.run.owner import require_own_code
 from rlhf.run.refusal import changes_of, refusal
+from rlhf.run.removed import files_removed
 from rlhf.run.reuse import has_gone, reusable_stages
 from rlhf.run.stage_table import STAGES, needs_engine
 from rlhf.run.stopwatch import stopwatch
@@ -82,6 +83,8 @@ class Run:
     """Of the driver that holds the folder (`rlhf.run.lock.hold_run`); None where nobody can take it over."""
     publish: Callable[[], None] = lambda: None
     """Called when a training is finished, and when the figures of an iteration are written."""
+    about_to_make: Callable[[str, Path], None] = lambda name, partial: None
+    """Called before a stage runs, with its name and the folder it works in."""
     made: dict[str, Artifact] = field(default_factory=dict)
     pending: list[str] = field(default_factory=list)
     needing_engines: set[str] = field(default_factory=set)
@@ -274,6 +277,8 @@ class Run:
         """What a plan knows of a stage; adds it to `pending`, or to `refusals` and `stale`."""
         has_stale_input = any(artifact.stale for artifact in inputs.values())
         is_finished = final.exists()
+        if not is_finished:
+            self._require_present(name, inputs)
         folder = final if is_finished else _partial(final)
         if not is_finished and not _has_begun(folder):
             self._add_pending(name, identity)
@@ -295,6 +300,31 @@ class Run:
             return open_artifact(final)
         self._add_pending(name, identity)
         return Artifact(final, None)
+
+    def _require_present(self, name: str, inputs: dict[str, Artifact]) -> None:
+        """Raise FilesRemoved for a stage whose inputs were removed to make room.
+
+        Named is all that would have to be made again, since what those were made of may be gone too.
+        """
+        gone: dict[Path, list[str]] = {}
+        waiting = list(inputs.values())
+        while waiting:
+            artifact = waiting.pop(0)
+            if artifact.root is None or artifact.root in gone or not artifact.lacks:
+                continue
+            gone[artifact.root] = artifact.lacks
+            digests = set(artifact.record["identity"]["inputs"].values())
+            waiting += [part for part in self._removed_parts() if part.digest in digests]
+        if gone:
+            raise files_removed(name, list(gone.items()))
+
+    def _removed_parts(self) -> list[Artifact]:
+        """The folders of finished stages that lack a file, such as the model of a policy."""
+        parts = []
+        for artifact in self.made.values():
+            for folder in {Path(name).parts[0] for name in artifact.lacks}:
+                parts.append(artifact.part(folder))
+        return parts
 
     def _add_pending(self, name: str, identity: Identity) -> None:
         self.pending.append(name)
@@ -334,6 +364,7 @@ class Run:
             self._announce_code(recorded_paths.values())
         if getattr(config, "trusted_judges", None):
             self._announce_code(other_paths[JUDGE_INPUT + judge] for judge in config.trusted_judges)
+        self.about_to_make(name, partial)
         if self.console is not None:
             self.console.begin(name)
         try:

@@ -11,6 +11,7 @@ from rlhf.data.files import resolved
 from rlhf.errors import RunChanged
 from rlhf.run.commit import MANIFEST
 from rlhf.run.manifest import read_manifest
+from rlhf.run.removed import RECORD
 
 
 def finished_stages(run: Path) -> Iterator[Path]:
@@ -41,6 +42,8 @@ def reusable_stages(runs: Sequence[str], say: Callable[[str], None]) -> dict[str
             missing = [name for name in manifest["files"] if not (folder / name).is_file()]
             if missing:
                 what = f"{missing[0]} is missing, as of a stage that is being deleted"
+                if (folder / RECORD).is_file():
+                    what = f"{missing[0]} was removed to make room (python -m rlhf.gc); it is made here"
                 say(f"  ! reuse: nothing is taken from {folder}: {what}")
                 continue
             stages.setdefault(digest_of(manifest["identity"]), folder)

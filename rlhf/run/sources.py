@@ -20,6 +20,7 @@ from rlhf.run.commit import check_files
 from rlhf.run.console import phase
 from rlhf.run.plan import Run
 from rlhf.run.refusal import rule_file
+from rlhf.run.removed import files_removed
 
 _ENTRY_OF_THEN = {
     # rlhf/world/tasks.py: moved about and commented since the first quickstart; what its rules say is the
@@ -163,10 +164,15 @@ def _check_small_files(folder: Path) -> None:
     """Hold a model of another run against its manifest, but for the hashes of its weights.
 
     Also what has no part in its digest: vocabularies of rare names, and further templates.
+
+    Raises:
+        RunChanged: a file is not what its manifest says, or was removed to make room.
     """
     artifact = artifact_around(folder)
     if artifact is None or artifact.root is None:
         return
+    if artifact.lacks:
+        raise files_removed(str(folder), [(artifact.root, artifact.lacks)])
     names = []
     for name in artifact.record["files"]:
         path = artifact.root / name

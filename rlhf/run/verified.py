@@ -10,6 +10,7 @@ from typing import Any
 from rlhf.run.artifact import Artifact
 from rlhf.run.commit import check_all
 from rlhf.run.manifest import check_folder
+from rlhf.run.removed import files_removed
 
 Entry = dict[str, Any]
 """Size and SHA-256 of a file, as a manifest has them."""
@@ -31,6 +32,7 @@ class Verified:
 
         Raises:
             RunChanged: a file differs, is missing, or is of no manifest.
+            FilesRemoved: one was removed to make room.
         """
         wanted = []
         found: dict[Path, Entry] = {}
@@ -38,10 +40,12 @@ class Verified:
             if artifact is None or artifact.root is None:
                 continue
             files = artifact.record["files"]
-            check_folder(artifact.root, files)
+            removed = check_folder(artifact.root, files)
             names = []
             for name in sorted(files):
                 path = artifact.root / name
+                if name in removed and path.is_relative_to(artifact.path):
+                    raise files_removed("what was asked for", [(artifact.root, removed)])
                 # An artifact may be a part of a stage's folder: only what is read has to be hashed.
                 if path.is_relative_to(artifact.path) and path not in self._entries and path not in found:
                     names.append(name)

@@ -52,7 +52,7 @@ def run(job: Job[WorldConfig], worker: Worker) -> Outcome:
     def tell(step: int, steps: int) -> None:
         worker.progress(step, steps, "steps of the base model")
 
-    model = build.pretrain(tokenizer, base_rows, config, seed, out, tell)
+    model = build.pretrain(tokenizer, base_rows, config, seed, out, job.compute.num_checkpoints, tell)
     worker.progress(0, 0, "writing the policy and the judge")
     build.save_model(model, tokenizer, out / "model")
     # It has still to be trained, by the run's reward-model stage.

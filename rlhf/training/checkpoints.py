@@ -24,19 +24,23 @@ from rlhf.errors import UserError
 from rlhf.training.ranks import barrier, on_rank_zero, own_rank, world_size
 
 SEAL = "sealed.json"
-KEEP = 2
-"""Sealed checkpoints kept: the newest, and the one before it in case the newest is damaged. While one is
-written there is one fewer, so that the disk holds no more than these (`rlhf.preflight.hardware`)."""
 
 _log = logging.getLogger(__name__)
 
 
-def train_resumable(trainer: Trainer, out: Path) -> None:
+def train_resumable(trainer: Trainer, out: Path, num_checkpoints: int) -> None:
     """Train to the end, going on from the newest whole checkpoint in `out` if there is one.
 
     Every rank calls this. Interrupted at any moment and called again with the same number of ranks,
     it ends with the same weights, bit for bit on a CPU in fp32. The checkpoints stay until the
     stage is committed.
+
+    Args:
+        trainer: it saves its checkpoints in
+        out: the folder of the unfinished stage.
+        num_checkpoints: that are kept, sealed, at least 2: the newest, and those before it in case the
+            newest is damaged. While one is written there is one fewer, so that the disk holds no more than
+            these (`rlhf.preflight.hardware`).
 
     Raises:
         UserError: the checkpoints in `out` were written by another number of ranks, or belong to
@@ -46,7 +50,7 @@ def train_resumable(trainer: Trainer, out: Path) -> None:
     assert output_dir.resolve() == out.resolve(), "the Trainer must save where we look"
     problem = "old checkpoints are removed here, before a new one is written"
     assert trainer.args.save_total_limit is None, problem
-    trainer.add_callback(_Sealer(out))
+    trainer.add_callback(_Sealer(out, num_checkpoints))
     checkpoint = find_checkpoint(out)
     if checkpoint is None:
         trainer.train()
@@ -82,8 +86,9 @@ def find_checkpoint(out: Path) -> Path | None:
 class _Sealer(TrainerCallback):
     """Makes room for each checkpoint before it is written, and seals it after all ranks wrote it."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, num_checkpoints: int) -> None:
         self.out = out
+        self.num_checkpoints = num_checkpoints
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -95,7 +100,7 @@ class _Sealer(TrainerCallback):
         if state.global_step >= state.max_steps:
             control.should_save = False
         if control.should_save:
-            on_rank_zero(partial(_make_room, self.out))
+            on_rank_zero(partial(_make_room, self.out, self.num_checkpoints))
         return control
 
     def on_save(
@@ -123,12 +128,12 @@ class _Sealer(TrainerCallback):
         write_atomic(checkpoint / SEAL, sealed(seal))
 
 
-def _make_room(out: Path) -> None:
+def _make_room(out: Path, num_checkpoints: int) -> None:
     """Delete old checkpoints before a new one is written: they are several times as large as the model.
 
     One that is sealed is left, to go on from when the new one is not finished.
     """
-    for older in _checkpoints(out)[KEEP - 1 :]:
+    for older in _checkpoints(out)[num_checkpoints - 1 :]:
         _remove(older)
 
 

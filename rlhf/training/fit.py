@@ -57,7 +57,7 @@ def fit(
     # Whole steps in place of the share: transformers takes a share of 1 for one step.
     trainer.args.warmup_steps = step_count.warmup
     worker.progress(0, 0, "the first step")
-    train_resumable(trainer, job.out_path)
+    train_resumable(trainer, job.out_path, job.compute.num_checkpoints)
     metrics: dict[str, Any] = {}
     if measure is not None:
         worker.progress(0, 0, "measuring on held-out data")

@@ -126,6 +126,9 @@ def _state_of(run: RunFolder) -> str:
     """A digest of what a report is made of."""
     digests = {name: artifact.digest for name, artifact in run.artifacts.items()}
     state = [__version__, digests, run.damaged, run.unfinished, run.config]
+    # Only where there is some: pages that were made before this was known of stay those of now.
+    if run.removed:
+        state.append(run.removed)
     with contextlib.suppress(OSError):
         state.append((run.path / "summary.json").read_text(encoding="utf-8", errors="replace"))
     return digest_of(json_text(state, default=str))

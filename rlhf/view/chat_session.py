@@ -231,8 +231,8 @@ def chosen_iterations(
         if number not in there:
             why = f" ({not_there[number]})" if number in not_there else ""
             raise ConfigError(
-                f"iterations={iterations}: this run has no iterate {number} that is finished{why}; it has "
-                f"{shown}."
+                f"iterations={iterations}: this run has no iterate {number} that can be loaded{why}; it "
+                f"has {shown}."
             )
     if len(set(wanted)) < len(wanted):
         raise ConfigError(f"iterations={iterations}: each one once, please; this run has {shown}.")

@@ -20,10 +20,12 @@ from rlhf.view.run_folder import RunFolder
 
 
 def notices(run: RunFolder, notes: Sequence[str]) -> Html:
-    """What is missing, damaged or under way, so that nobody takes a part for the whole."""
+    """What is missing, removed, damaged or under way, so that nobody takes a part for the whole."""
     lines = [*notes]
     for name, how in run.damaged.items():
         lines.append(f"{name} is damaged and left out: {how}")
+    for name, what in run.removed.items():
+        lines.append(f"{name} is finished, and its figures stand; {what}.")
     if run.unfinished:
         lines.append(f"Begun and not finished: {', '.join(run.unfinished)}.")
     if not lines:

@@ -13,10 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
-
 from rlhf.config.choices import Method
 from rlhf.config.training import MAIN_JUDGE
 from rlhf.data.files import resolved
@@ -24,6 +20,8 @@ from rlhf.errors import ConfigError, RunChanged, one_line
 from rlhf.loop.figures import Evaluation, Row, rows_of
 from rlhf.run.artifact import Artifact, open_artifact
 from rlhf.run.commit import MANIFEST
+from rlhf.run.other_runs import SETTINGS, settings_of
+from rlhf.run.removed import removed_text
 
 REPORT = "report.html"
 """Of a run, in its folder."""
@@ -141,6 +139,15 @@ class RunFolder:
         return self.config.get("method") == Method.raft.value
 
     @property
+    def removed(self) -> dict[str, str]:
+        """What was removed to make room of each stage that lacks something, by name of the stage."""
+        told = {}
+        for name, artifact in self.artifacts.items():
+            if artifact.lacks:
+                told[name] = removed_text(artifact.path, artifact.lacks)
+        return told
+
+    @property
     def is_summed(self) -> bool:
         """Whether policies are compared by a sum of judges."""
         section = self.config.get("reward_model")
@@ -177,7 +184,7 @@ def open_run(path: str, key: str = "run_dir") -> RunFolder:
             damaged[name] = str(error)
         except OSError as error:  # it goes while we look, or cannot be read
             damaged[name] = f"{stage_folder}: {error.strerror}"
-    config = _config_of(folder)
+    config = settings_of(folder)
     is_begun = bool(artifacts or damaged or unfinished)
     # Parts of a run hold stages too, and no settings.
     if not config and (not is_begun or _run_around(folder)):
@@ -252,22 +259,6 @@ def _place(name: str) -> tuple[Any, ...]:
     return (-1 if iteration is None else iteration, places)
 
 
-def _config_of(folder: Path) -> dict[str, Any]:
-    """The settings as they stand; {} where there are none that can be read: then figures are shown without.
-
-    Not through the schema, for a run of an older version is looked at too.
-    """
-    if not is_file(folder / "config.yaml"):  # also of a pipe, which would keep us waiting
-        return {}
-    try:
-        settings = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=False)
-    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException, RecursionError):
-        return {}
-    if not isinstance(settings, dict):
-        return {}
-    return {str(key): value for key, value in settings.items()}
-
-
 def is_file(path: Path) -> bool:
     """Whether there is such a file, as far as one may look."""
     try:
@@ -277,7 +268,7 @@ def is_file(path: Path) -> bool:
 
 
 def _run_around(folder: Path) -> Path | None:
-    return next((parent for parent in folder.parents if is_file(parent / "config.yaml")), None)
+    return next((parent for parent in folder.parents if is_file(parent / SETTINGS)), None)
 
 
 def _what_it_is(folder: Path) -> str:
@@ -287,7 +278,7 @@ def _what_it_is(folder: Path) -> str:
     around = _run_around(folder)
     if around is not None:
         return f"{folder} is a part of the run {around}. Name that folder."
-    runs = sorted(entry.name for entry in _entries(folder) if is_file(Path(entry.path) / "config.yaml"))
+    runs = sorted(entry.name for entry in _entries(folder) if is_file(Path(entry.path) / SETTINGS))
     if runs:
         shown = one_line(", ".join(runs[:8])) + (", …" if len(runs) > 8 else "")
         return f"{folder} is no run's folder; it holds {len(runs)} of them: {shown}. Name one of those."

@@ -120,6 +120,8 @@ def _add_run(section: Section, run: NamedRun) -> None:
         state += f", {len(folder.damaged)} cannot be read"
     for name, reason in folder.damaged.items():
         section.notes.append(f"{run.letter}: {name} is left out: {reason}")
+    for name, what in folder.removed.items():
+        section.notes.append(f"{run.letter}: {name} is finished, and its figures stand; {what}.")
     if not folder.rows:
         section.notes.append(
             f"{run.letter}: no policy is evaluated (π0 first, then the iterates), so there are no figures."

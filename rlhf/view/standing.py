@@ -60,6 +60,8 @@ def standing_of(run: RunFolder) -> Standing:
     notes = _unfinished(run) if not is_working else []
     for name, what in run.damaged.items():
         notes.append(f"✗ {one_line(name)} cannot be used: {one_line(what.partition(chr(10))[0])}")
+    for name, what in run.removed.items():
+        notes.append(f"− {one_line(name)} is finished; {one_line(what)}")
     gone = lacking(run)
     if gone:
         notes.append(f"✗ gone from the folder: {one_line(', '.join(gone))}")

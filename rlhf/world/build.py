@@ -150,6 +150,7 @@ def pretrain(
     settings: WorldConfig,
     seed: int,
     out: Path,
+    num_checkpoints: int,
     tell: Callable[[int, int], None] = lambda step, steps: None,
 ) -> LlamaForCausalLM:
     """Train the base model from scratch; killed and called again, it goes on from its last checkpoint.
@@ -160,6 +161,7 @@ def pretrain(
         settings: the `world` section of the config.
         seed: of the weights and of the order of the data.
         out: folder for checkpoints.
+        num_checkpoints: that are kept there.
         tell: called after each step with its number and how many there are.
 
     Example:
@@ -193,7 +195,7 @@ def pretrain(
     )
     trainer = _LeanTrainer(model=model, args=arguments, train_dataset=batches, data_collator=_single_item)
     trainer.add_callback(_Told(tell))
-    train_resumable(trainer, out)
+    train_resumable(trainer, out, num_checkpoints)
     return model
 
 

@@ -42,6 +42,7 @@ SCHEMAS: dict[str, tuple[str, str, Any]] = {
     "compare": ("compare", "tool", view_tools.CompareTool),
     "whatif": ("whatif", "tool", view_tools.WhatIfTool),
     "status": ("status", "tool", view_tools.StatusTool),
+    "gc": ("gc", "tool", view_tools.GcTool),
 }
 Content = bytes | str | list[Any] | dict[str, Any]
 """Bytes and text as they are; rows as JSON lines, an object as JSON."""

@@ -68,7 +68,7 @@ def test_a_question_in_quotes_and_other_words_stay():
         ({"once": "a", "run_dir": "nowhere"}, "does not exist"),
         ({"once": "a", "run_dir": "."}, "no run's folder"),
         ({"once": "a", "run_dir": "../run/iteration_001"}, "a part of the run"),
-        ({"once": "a", "iterations": [0, 9]}, "no iterate 9 that is finished; it has 0, 1, 2"),
+        ({"once": "a", "iterations": [0, 9]}, "no iterate 9 that can be loaded; it has 0, 1, 2"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_loaded(run, given, said):
@@ -79,7 +79,9 @@ def test_what_cannot_be_is_refused_before_anything_is_loaded(run, given, said):
 def test_an_iterate_under_way_or_damaged_is_told_with_the_reason(run):
     (run / "iteration_001" / "dpo").rename(run / "iteration_001" / ".dpo.partial")
     shutil.rmtree(run / "iteration_002" / "dpo" / "model")
-    with pytest.raises(ConfigError, match=r"no iterate 1 that is finished \(it is not finished\); it has 0"):
+    with pytest.raises(
+        ConfigError, match=r"no iterate 1 that can be loaded \(it is not finished\); it has 0"
+    ):
         chat(ChatTool(run_dir=str(run), iterations=1))
     with pytest.raises(ConfigError, match=r"no iterate 2 that is finished \(.*iteration_002/dpo"):
         chat(ChatTool(run_dir=str(run), iterations=[0, 2]))

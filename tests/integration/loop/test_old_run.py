@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from rlhf.data.digest import sealed
+from rlhf.run.artifact import open_artifact
+from rlhf.run.removal import Leaving, remove, weights_of
 
 ROOT = Path(__file__).resolve().parents[3]
 ARCHIVE = ROOT / "tests" / "data" / "old_run.tar.gz"
@@ -190,3 +192,16 @@ def test_the_rules_of_the_package_are_what_they_were():
 
     of_then = "5e8fae084b75a834c8e0f18be369d055241f434792778fe204d7a7be5c52df16"
     assert function_source("rlhf.world.tasks:gold", "evaluate.gold") == of_then
+
+
+def test_a_run_whose_weights_were_removed_has_nothing_to_do(old):
+    run = old / "run"
+    artifact = open_artifact(run / "iteration_002" / "dpo")
+    remove(Leaving("iteration_002/dpo", "", weights_of(artifact), artifact), "test")
+    before = identities(run)
+    code, said = resume(old)
+    assert code == 0 and f"{NUM_STAGES} stages are finished, 0 to do" in said, said
+    shutil.rmtree(run / "iteration_002" / "held_out" / "generate")
+    code, said = resume(old)
+    assert code == 2 and "iteration_002/held_out/generate has to read what was removed" in said, said
+    assert f"rm -r {run}/iteration_002/dpo" in said and len(identities(run)) == len(before) - 1

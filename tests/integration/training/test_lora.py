@@ -28,8 +28,8 @@ LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "target_modules": ["all-linear"]}
 CHECK = """
 import rlhf.training.fit as f
 train = f.train_resumable
-def checked(trainer, out):
-    train(trainer, out)
+def checked(trainer, out, num_checkpoints):
+    train(trainer, out, num_checkpoints)
     import torch.distributed as dist
     trained = [p for p in trainer.model.parameters() if p.requires_grad]
     names = {n.split(".lora_")[1][0] for n, p in trainer.model.named_parameters() if p.requires_grad}

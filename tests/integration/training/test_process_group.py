@@ -16,8 +16,8 @@ CHECK = """
 import torch
 import rlhf.training.fit as fit
 train = fit.train_resumable
-def checked(trainer, out):
-    train(trainer, out)
+def checked(trainer, out, num_checkpoints):
+    train(trainer, out, num_checkpoints)
     import torch.distributed as dist
     groups = list(dist.distributed_c10d._world.pg_map)
     assert dist.group.WORLD in groups and len(groups) > 1, "the default group, and DeepSpeed's"

@@ -194,7 +194,7 @@ def test_the_base_learns(tmp_path: Path) -> None:
     tokenizer = build_tokenizer()
     rows = list(tasks.base_rows(1, 1600))
     settings = WorldConfig(base_steps=60, save_steps=1000)
-    model = build.pretrain(tokenizer, rows, settings, 1, tmp_path).eval()
+    model = build.pretrain(tokenizer, rows, settings, 1, tmp_path, num_checkpoints=2).eval()
     batch = build.make_batches(
         build.encode(tokenizer, [row["messages"] for row in rows]), 1, 0, build.Random(1)
     )[0]

@@ -167,7 +167,7 @@ def test_a_stranger_that_comes_later_is_found_before_the_next_stage_reads(tmp_pa
 
 def test_a_file_that_vanishes_while_it_is_hashed_is_damage(folder, monkeypatch):
     artifact = open_artifact(folder)
-    monkeypatch.setattr("rlhf.run.verified.check_folder", lambda *of: None)
+    monkeypatch.setattr("rlhf.run.verified.check_folder", lambda *of: frozenset())
     (folder / "shard_00000.parquet").unlink()
     with pytest.raises(RunChanged, match=r"shard_00000\.parquet is damaged \(cannot be read: No such file"):
         Run(folder.parent, Config()).verify(artifact)

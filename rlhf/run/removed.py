@@ -1,0 +1,103 @@
+"""Files of a finished stage that were removed to make room, and the record that says so.
+
+`removed.json` stands beside the manifest, sealed, and is written before the first file goes. A file that it
+names may be missing: the stage stays finished, and so does all that was made of it. Whoever has to read a
+file that is missing is refused. One that is there, because it has been brought back or the removal was
+killed, is read like any other: its checksum is still in the manifest.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf.config.overrides import pasted
+from rlhf.data.digest import sealed
+from rlhf.data.shards import write_atomic
+from rlhf.errors import FilesRemoved
+from rlhf.run.commit import damaged, read_sealed
+
+RECORD = "removed.json"
+"""In the folder of a finished stage of which something was removed."""
+
+
+def removed_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> frozenset[str]:
+    """The names of files of a finished stage that were removed, and are not there.
+
+    Args:
+        folder: the stage's.
+        files: of its manifest.
+
+    Raises:
+        RunChanged: the record is damaged, or is of another stage than the manifest.
+    """
+    recorded = _read(folder, files)
+    return frozenset(name for name in recorded if not os.path.lexists(folder / name))
+
+
+def record_removal(
+    folder: Path, files: Mapping[str, Mapping[str, Any]], names: Iterable[str], why: str
+) -> None:
+    """Write down that files are going to be removed, beside those that were before.
+
+    Args:
+        folder: of the finished stage.
+        files: of its manifest.
+        names: of those that will go.
+        why: for people, such as `keep=best_and_last`.
+    """
+    gone = _read(folder, files)
+    for name in names:
+        gone[name] = dict(files[name])
+    record = {"files": gone, "why": why}
+    write_atomic(folder / RECORD, sealed(record))
+
+
+def _read(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The entries of all files that were recorded as removed; {} without a record."""
+    path = folder / RECORD
+    if not os.path.lexists(path):
+        return {}
+    recorded = read_sealed(path).get("files")
+    if not isinstance(recorded, dict):
+        raise damaged(path, "it has no files", folder)
+    for name, entry in recorded.items():
+        # Only what the manifest vouches for: no record may excuse what another stage lacks.
+        if files.get(name) != entry:
+            raise damaged(path, f"it names {name!r}, which the manifest does not, or otherwise", folder)
+    return recorded
+
+
+def removed_text(folder: Path, names: Iterable[str]) -> str:
+    """What to say in a line of a stage whose files were removed.
+
+    Example:
+        "model/model.safetensors was removed to make room (python -m rlhf.gc), as removed.json says"
+    """
+    shown = sorted(names)
+    more = f" and {len(shown) - 1} more" if len(shown) > 1 else ""
+    verb = "were" if more else "was"
+    return f"{folder / shown[0]}{more} {verb} removed to make room (python -m rlhf.gc), as {RECORD} says"
+
+
+def files_removed(reader: str, gone: Sequence[tuple[Path, Iterable[str]]]) -> FilesRemoved:
+    """The error of something that has to read removed files.
+
+    Args:
+        reader: what has to read them, such as `iteration_003/dpo`.
+        gone: folders of finished stages, and the names of the removed files in each.
+    """
+    lines = [f"{reader} has to read what was removed; nothing was run and nothing was touched."]
+    lines += [f"  {removed_text(folder, names)}" for folder, names in gone]
+    folders = pasted("rm", "-r", *(str(folder) for folder, _ in gone))
+    lines += [
+        "Ways out:",
+        "  bring the files back from a copy of the run: they are held against their checksums, and used;",
+        "  make them again, by deleting what they belong to and giving the run's own command once more (what",
+        "  comes out the same leaves all that was made of it as it is):",
+        f"    {folders}",
+        "  or take another policy, one whose weights are there.",
+    ]
+    return FilesRemoved("\n".join(lines))
