@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _COUNTS = b"rlhf.counts"
+MOST_SHARDS = 5000
+"""In a folder: with the notes that lie beside them until a stage is finished, these are 10,000 files. File
+systems and people grow slow in larger ones."""
 _BATCH_ROWS = 256
 _DIGEST_LENGTH = 64
 """Hex digits of a SHA-256."""
@@ -33,11 +37,26 @@ def shard_name(index: int) -> str:
     return f"shard_{index:05d}.parquet"
 
 
+def fewest_rows(num_rows: int) -> int:
+    """How many of so many rows a shard must have at least, so that there are no more than `MOST_SHARDS`."""
+    return math.ceil(num_rows / MOST_SHARDS)
+
+
+def rows_of_shard(index: int, usual: int) -> int:
+    """Rows of a shard of a stream, whose end nobody knows: twice as many after each quarter of `MOST_SHARDS`.
+
+    So `MOST_SHARDS` are enough for 4.8 million rows where 256 are usual.
+    """
+    num_doublings = index // (MOST_SHARDS // 4)
+    return usual << num_doublings
+
+
 def shard_paths(folder: Path) -> list[Path]:
     """All finished shards of an artifact, in order."""
     # An unfinished one is named `.shard_….parquet.tmp`, which the pattern does not match.
     paths = folder.glob("shard_*.parquet")
-    return sorted(paths)
+    # Shorter names first: shard_100000 comes after shard_99999.
+    return sorted(paths, key=lambda path: (len(path.name), path.name))
 
 
 def fsync_dir(path: Path) -> None:
@@ -183,7 +202,7 @@ def write_shard(
     rows: Iterable[Mapping[str, Any]],
     counts: Mapping[str, int] | None = None,
 ) -> None:
-    """Write one shard, after a note of its digest, with what was counted while making it; equal rows give equal bytes.
+    """Write one shard, after a note of its digest, with what was counted in it; equal rows give equal bytes.
 
     Args:
         path: the shard's final name.
@@ -259,8 +278,13 @@ class WriteBehind:
             self._last.result()
 
 
-def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+def read_rows(path: Path, columns: list[str] | None = None, start: int = 0) -> Iterator[dict[str, Any]]:
     """Rows of one shard, a batch in memory at a time; of all columns, or of those named.
+
+    Args:
+        path: of the shard.
+        columns: names of those that are read.
+        start: number of the first row that is given, from 0; those before it are not made rows of.
 
     Example:
         {"id": "5f1c…", "scores": [1.5, -0.3]}
@@ -268,8 +292,22 @@ def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[dict[str
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
-            yield from batch.to_pylist()
+        groups, num_before = _groups_from(file.metadata, start)
+        num_skipped = start - num_before
+        for batch in file.iter_batches(batch_size=_BATCH_ROWS, row_groups=groups, columns=columns):
+            yield from batch.slice(min(num_skipped, len(batch))).to_pylist()
+            num_skipped = max(0, num_skipped - len(batch))
+
+
+def _groups_from(footer: Any, start: int) -> tuple[list[int], int]:
+    """The row groups of a file from the one that has row `start` on, and how many rows lie before them."""
+    num_before = 0
+    for group in range(footer.num_row_groups):
+        num_rows_of_group = footer.row_group(group).num_rows
+        if num_before + num_rows_of_group > start:
+            return list(range(group, footer.num_row_groups)), num_before
+        num_before += num_rows_of_group
+    return [], start
 
 
 def read_all_rows(folder: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:

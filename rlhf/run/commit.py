@@ -112,7 +112,7 @@ def commit(
     needed.
 
     Raises:
-        ShardsDamaged: the bytes of some shards on the disk are not those that were written; nothing is sealed.
+        ShardsDamaged: the bytes of some shards on the disk are not those that were written.
     """
     (partial / MANIFEST).unlink(missing_ok=True)  # of a commit that was killed before its rename
     names = [name for name in list_files(partial) if not is_working_file(name)]
