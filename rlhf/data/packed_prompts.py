@@ -38,7 +38,9 @@ class PackedPrompts:
     def add(self, prompt: Prompt, origin: Origin) -> None:
         """Add one that is not there yet."""
         self._ids.append(int(prompt.id, 16))
-        self._messages.append(orjson.dumps(prompt.messages))
+        packed = orjson.dumps(prompt.messages)
+        # A copy: what orjson gives keeps the room of a kilobyte that it was written in.
+        self._messages.append(bytes(memoryview(packed)))
         self._origins.append(self._numbers.setdefault(origin, len(self._numbers)))
 
     def ids(self) -> np.ndarray:
@@ -55,7 +57,7 @@ class PackedPrompts:
         return {self.name(place): known[self._origins[place]] for place in places.tolist()}
 
     def shuffled(self, seed: int) -> np.ndarray:
-        """Their places (N) in an order that depends on the seed and on each prompt alone: sha256(seed, id)."""
+        """Their places (N) in an order that depends on the seed and on each prompt: sha256(seed, id)."""
         # No random.shuffle: there one more prompt, or another order of the file, would move all the others.
         digests = bytearray()
         for place in range(len(self)):
@@ -63,8 +65,9 @@ class PackedPrompts:
         return np.argsort(np.frombuffer(bytes(digests), dtype="S32"), kind="stable")
 
     def take(self, places: np.ndarray) -> pa.Table:
-        """Some of them as rows of `PROMPT_SCHEMA`, in the order of `places`; their text is given away, so that
-        it does not take its memory twice.
+        """Some of them as rows of `PROMPT_SCHEMA`, in the order of `places`.
+
+        Their text is given away, so that it does not take its memory twice.
         """
         tables = [PROMPT_SCHEMA.empty_table()]
         num_bytes = 0
