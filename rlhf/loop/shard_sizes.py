@@ -60,7 +60,7 @@ def _settled(cfg: Config, run: Run, pattern: str, evenly: int, num_prompts: int)
             run.say_once(
                 f"  ! {stage}: shards of {fewest} prompts, not generate.shard_size={asked_for}: "
                 f"{num_prompts} prompts would be {math.ceil(num_prompts / asked_for)} shards, and a folder "
-                f"is to hold no more than {MOST_SHARDS}."
+                f"folder is to hold no more than {MOST_SHARDS}."
             )
         return suits
     settled = int(recorded["shard_size"])
