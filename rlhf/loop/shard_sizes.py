@@ -67,8 +67,8 @@ def _settled(cfg: Config, run: Run, pattern: str, evenly: int, num_prompts: int)
     if settled < suits and not run.planning:
         run.say_once(
             f"  ! {stage}: shards of {settled} prompts, as when the run began; {suits} would suit "
-            f"generate.shard_size={asked_for}, the number of prompts and the workers there are now, but where "
-            "shards end is part of what is made. A new run_dir begins with them."
+            f"generate.shard_size={asked_for}, the number of prompts and the workers there are now, but "
+            "where shards end is part of what is made. A new run_dir begins with them."
         )
     # A run of `reuse` may have had another limit than the one that is asked for now.
     return min(largest, settled)
