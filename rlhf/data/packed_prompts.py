@@ -54,14 +54,19 @@ class PackedPrompts:
     def origins(self, places: np.ndarray) -> dict[str, Origin]:
         """Where some of them come from, by id."""
         known = list(self._numbers)
-        return {self.name(place): known[self._origins[place]] for place in places.tolist()}
+        found = {}
+        for place in places.tolist():
+            number = self._origins[place]
+            found[self.name(place)] = known[number]
+        return found
 
     def shuffled(self, seed: int) -> np.ndarray:
         """Their places (N) in an order that depends on the seed and on each prompt: sha256(seed, id)."""
         # No random.shuffle: there one more prompt, or another order of the file, would move all the others.
         digests = bytearray()
         for place in range(len(self)):
-            digests += hashlib.sha256(f"{seed}/{self.name(place)}".encode()).digest()
+            text = f"{seed}/{self.name(place)}"
+            digests += hashlib.sha256(text.encode()).digest()
         return np.argsort(np.frombuffer(bytes(digests), dtype="S32"), kind="stable")
 
     def take(self, places: np.ndarray) -> pa.Table:

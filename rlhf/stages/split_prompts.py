@@ -118,7 +118,9 @@ def _known_origins(
     origins: dict[str, Origin] = held_out.origins(places)
     if held_out is not prompts:
         # The first file that has a prompt is the one that it is taken from.
-        earlier = np.flatnonzero(np.isin(prompts.ids(), held_out.ids()[places]))
+        held_out_ids = held_out.ids()[places]
+        is_held_out = np.isin(prompts.ids(), held_out_ids)
+        earlier = np.flatnonzero(is_held_out)
         origins |= prompts.origins(earlier)
     return {name: origin._asdict() for name, origin in origins.items() if any(origin)}
 
