@@ -107,7 +107,8 @@ class GenerateSettings:
     shard_size: int = 256
     """Prompts in one shard, at most: what a kill can cost, and what an idle worker takes next. Cut finer
     where there are several GPUs and too few prompts to give each some shards, as the run's first iteration
-    finds them; held-out ones likewise."""
+    finds them; held-out ones likewise. Cut coarser, and said so, where a folder would hold more than 5,000
+    shards."""
     overlap_shards: Optional[bool] = setting(None, compared=False, later=True)
     """Sample the next shard's first responses beside the longest of the last one, so that an engine is never
     half empty; vLLM only. Null: on GPUs. On a CPU shards stay apart, so that `logprob` too has the same last

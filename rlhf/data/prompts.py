@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 from rlhf.data.columns import Columns, check_mapped, column_map, count_unread
 from rlhf.data.files import Record, read_records
-from rlhf.data.origins import Origin, origin_of
 from rlhf.data.questions import SHAPES, Question, question_of, refuse_without_question
 from rlhf.data.records import Message, Prompt, prompt_id
 from rlhf.data.rows import Row, UnusableRow, as_row, check_values
@@ -110,28 +109,31 @@ def _asked(row: Row) -> Question:
 
 
 def read_prompts(
-    path: Path | str,
-    counts: Counter[str],
-    *,
-    columns: Columns | None = None,
-    origins: dict[str, Origin] | None = None,
+    path: Path | str, counts: Counter[str], *, columns: Columns | None = None
 ) -> Iterator[Prompt]:
-    """Distinct prompts of a file as a stream, in its order.
+    """Distinct prompts of a file as a stream, in its order; see `prompts_with_rows`."""
+    for _, prompt in prompts_with_rows(path, counts, set(), columns=columns):
+        yield prompt
 
-    64 bits of each are remembered to find duplicates.
+
+def prompts_with_rows(
+    path: Path | str, counts: Counter[str], seen: set[int], *, columns: Columns | None = None
+) -> Iterator[tuple[Record, Prompt]]:
+    """Distinct prompts of a file as a stream, in its order, each with the row it comes from.
 
     Args:
         path: a file that `rlhf.data.files` reads, with rows in one of the shapes of `rlhf.data.questions`.
         counts: is added to while reading: `rows` = prompts + the sum of `dropped/<reason>`;
             `answers_cut` are rows that lost an assistant's last turn; and `unread/<column>`.
+        seen: 64 bits of each prompt of earlier files, which count as duplicates; is added to. About 70 bytes
+            a prompt.
         columns: as for `parsed_rows`.
-        origins: gets what each prompt's row says of where it comes from, by the prompt's id.
 
     Raises:
         DataError: the file cannot be read, a row has no known shape, or no row is a prompt.
     """
-    seen: set[int] = set()
     first_problem = ""
+    has_prompt = False
     for number, record, question in parsed_rows(path, counts, _asked, columns):
         if isinstance(question, UnusableRow):
             # The first only: one line of a file says what is the matter with all of them, as a rule.
@@ -139,6 +141,7 @@ def read_prompts(
             continue
         # Added even where it is 0, so that the count is always there.
         counts["answers_cut"] += int(question.has_answer)
+        has_prompt = True
         identity = prompt_id(question.messages)
         # As a number it takes half the memory of its text, and there may be millions.
         key = int(identity, 16)
@@ -146,23 +149,18 @@ def read_prompts(
             counts["dropped/duplicate"] += 1
             continue
         seen.add(key)
-        if origins is not None:
-            # The first file that has a prompt is the one that it is taken from.
-            origins.setdefault(identity, origin_of(record))
-        yield Prompt(identity, tuple(question.messages))
-    if not seen:
+        yield record, Prompt(identity, tuple(question.messages))
+    if not has_prompt:
         raise DataError(
             f"{path}: none of {counts['rows']} rows is a prompt; {first_problem} Mend it or name another.",
         )
 
 
-def load_prompts(
-    path: Path | str, *, columns: Columns | None = None, origins: dict[str, Origin] | None = None
-) -> tuple[list[Prompt], Counter[str]]:
+def load_prompts(path: Path | str, *, columns: Columns | None = None) -> tuple[list[Prompt], Counter[str]]:
     """All distinct prompts of a file in its order, and what became of every row (see `read_prompts`).
 
-    They are all in memory: about 2 KB a prompt, so 2 GB for a million; split larger files.
+    They are all in memory, about 2 KB a prompt: `rlhf.data.packed_prompts` holds many.
     """
     counts = Counter[str]()
-    prompts = list(read_prompts(path, counts, columns=columns, origins=origins))
+    prompts = list(read_prompts(path, counts, columns=columns))
     return prompts, counts

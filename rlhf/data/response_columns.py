@@ -29,6 +29,7 @@ from rlhf.data.records import FINISHED
 from rlhf.data.responses import Distinct, read_responses, to_candidates
 from rlhf.data.rows import Row, plain_name
 from rlhf.data.schemas import CANDIDATES_SCHEMA, SCORES_SCHEMA
+from rlhf.data.shards import rows_of_shard
 from rlhf.data.turns import ROLES, marked_turns
 
 _LARGEST_INTEGER = 2**63
@@ -120,7 +121,7 @@ def scored_tables(
     Args:
         path: as for `read_responses`.
         counts: as for `read_responses`.
-        rows_per_table: at most so many in one; only the last has fewer.
+        rows_per_table: so many in one, and more in later ones (`rows_of_shard`); only the last has fewer.
         columns: as for `read_responses`.
 
     Raises:
@@ -131,10 +132,12 @@ def scored_tables(
     else:
         rows = map(_plain_row, read_responses(path, counts, "rewards", columns=columns))
     block = _Columns()
+    num_tables = 0
     for row in rows:
         block.add(row)
-        if len(block.ids) == rows_per_table:
+        if len(block.ids) == rows_of_shard(num_tables, rows_per_table):
             yield block.tables()
+            num_tables += 1
             block = _Columns()
     if block.ids:
         yield block.tables()

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from rlhf.data.digest import digest_files
+from rlhf.data.digest import digest_files, sealed, unsealed
 from rlhf.data.json_text import json_text
 from rlhf.errors import writing
 
@@ -24,9 +25,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _COUNTS = b"rlhf.counts"
+MOST_SHARDS = 5000
+"""In a folder: with the notes that lie beside them until a stage is finished, these are 10,000 files. File
+systems and people grow slow in larger ones."""
 _BATCH_ROWS = 256
 NO_FSYNC_OF_FOLDERS = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 """What some network file systems say to it; their names are durable when their server says so."""
+_DIGEST_LENGTH = 64
+"""Hex digits of a SHA-256."""
 
 
 def shard_name(index: int) -> str:
@@ -34,11 +40,26 @@ def shard_name(index: int) -> str:
     return f"shard_{index:05d}.parquet"
 
 
+def fewest_rows(num_rows: int) -> int:
+    """How many of so many rows a shard must have at least, so that there are no more than `MOST_SHARDS`."""
+    return math.ceil(num_rows / MOST_SHARDS)
+
+
+def rows_of_shard(index: int, usual: int) -> int:
+    """Rows of a shard of a stream, whose end nobody knows: twice as many after each quarter of `MOST_SHARDS`.
+
+    So `MOST_SHARDS` are enough for 4.8 million rows where 256 are usual.
+    """
+    num_doublings = index // (MOST_SHARDS // 4)
+    return usual << num_doublings
+
+
 def shard_paths(folder: Path) -> list[Path]:
     """All finished shards of an artifact, in order."""
     # An unfinished one is named `.shard_….parquet.tmp`, which the pattern does not match.
     paths = folder.glob("shard_*.parquet")
-    return sorted(paths)
+    # Shorter names first: shard_100000 comes after shard_99999.
+    return sorted(paths, key=lambda path: (len(path.name), path.name))
 
 
 def fsync_dir(path: Path) -> None:
@@ -85,40 +106,100 @@ def make_folders(folder: Path) -> list[Path]:
 
 def write_atomic(path: Path, data: bytes | pa.Buffer) -> None:
     """Write a file so that its name never shows half of it, and survives power loss."""
-    temporary = path.with_name(f".{path.name}.tmp")
     with writing(path):
-        try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                # Before the rename: else the name could outlive a power loss and its bytes not.
-                os.fsync(file.fileno())
-        except OSError:
-            # A disk that is full would stay so by what could not be written whole.
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
-        os.replace(temporary, path)
-        fsync_dir(path.parent)
+        _give_name(_written_whole(path, data), path)
 
 
-def _digest_path(path: Path) -> Path:
-    """Where the digest of an unfinished stage's shard stands; hidden, so no part of the artifact."""
+def _written_whole(path: Path, data: bytes | pa.Buffer) -> Path:
+    """Write a file that has its name yet to get, and return where it lies meanwhile."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            # Before the rename: else the name could outlive a power loss and its bytes not.
+            os.fsync(file.fileno())
+    except OSError:
+        # A disk that is full would stay so by what could not be written whole.
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    return temporary
+
+
+def _give_name(temporary: Path, path: Path) -> None:
+    os.replace(temporary, path)
+    fsync_dir(path.parent)
+
+
+def _note_path(path: Path) -> Path:
+    """Where it stands what was written of an unfinished stage's shard; hidden, so no part of the artifact."""
     name = f".{path.name}.sha256"
     return path.with_name(name)
 
 
-def damaged_shards(folder: Path) -> list[Path]:
-    """The shards of an unfinished stage that are not what `write_shard` wrote, or of which nobody knows."""
-    paths = shard_paths(folder)
-    files = digest_files(folder, [path.name for path in paths])
-    return [path for path in paths if _written_digest(path) != files[path.name]["sha256"].encode()]
+def _noted(path: Path) -> dict[str, Any]:
+    """What stands beside a shard of unfinished work; {} where nothing does, or nothing that can be read.
+
+    Example:
+        {"sha256": "9f86…", "stamp": [48211, 1795000000000000000, 3145], "counts": {"prompts": 256}}
+    """
+    try:
+        data = _note_path(path).read_bytes()
+    except OSError:
+        return {}
+    # The digest alone is what earlier versions wrote.
+    if len(data) == _DIGEST_LENGTH:
+        return {"sha256": data.decode(errors="replace")}
+    try:
+        return unsealed(data)
+    except ValueError:
+        return {}
 
 
-def _written_digest(path: Path) -> bytes | None:
-    digest_path = _digest_path(path)
-    # Bytes, not text: a damaged digest may be no UTF-8 at all.
-    return digest_path.read_bytes() if digest_path.is_file() else None
+def _stamp(path: Path) -> list[int]:
+    """Size in bytes, time of the last change in nanoseconds, inode: one differs where a file was written
+    again, by whomever.
+    """
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+
+
+def damaged_shards(folder: Path, are_read: bool = True) -> list[Path]:
+    """The shards of an unfinished stage that are not what `write_shard` wrote, or of which nobody knows.
+
+    Args:
+        folder: of the stage.
+        are_read: whether the stage reads shards that it has made. Where it does not, those that nobody has
+            written to since are not hashed here: the commit, which hashes all of them, holds each against
+            its note (`not_as_written`).
+    """
+    damaged = []
+    unsure: dict[str, str] = {}
+    for path in shard_paths(folder):
+        noted = _noted(path)
+        if not noted:
+            damaged.append(path)
+        elif are_read or noted.get("stamp") != _stamp(path):
+            unsure[path.name] = noted["sha256"]
+    files = digest_files(folder, list(unsure))
+    damaged += [folder / name for name, digest in unsure.items() if files[name]["sha256"] != digest]
+    return sorted(damaged)
+
+
+def not_as_written(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> list[Path]:
+    """The shards of an unfinished stage whose bytes on the disk are not those that `write_shard` gave it.
+
+    Args:
+        folder: of the stage.
+        files: size and SHA-256 of its files, as they are on the disk.
+    """
+    differing = []
+    for name, entry in files.items():
+        noted = _noted(folder / name)
+        if noted and noted["sha256"] != entry["sha256"]:
+            differing.append(folder / name)
+    return differing
 
 
 def write_shard(
@@ -127,7 +208,7 @@ def write_shard(
     rows: Iterable[Mapping[str, Any]],
     counts: Mapping[str, int] | None = None,
 ) -> None:
-    """Write one shard, after its digest, with what was counted while making it; equal rows give equal bytes.
+    """Write one shard, after a note of its digest, with what was counted in it; equal rows give equal bytes.
 
     Args:
         path: the shard's final name.
@@ -168,9 +249,12 @@ def write_table(
         pq.write_table(table, sink, compression="none", use_dictionary=list(unpacked))
     data = sink.getvalue()
     digest = hashlib.sha256(data).hexdigest()
-    # The digest goes first: a shard without one cannot be told from a damaged one and is made again.
-    write_atomic(_digest_path(path), digest.encode())
-    write_atomic(path, data)
+    with writing(path):
+        temporary = _written_whole(path, data)
+        note = {"sha256": digest, "stamp": _stamp(temporary), "counts": json.loads(counts_json)}
+        # The note goes first: a shard without one cannot be told from a damaged one and is made again.
+        write_atomic(_note_path(path), sealed(note))
+        _give_name(temporary, path)
 
 
 class WriteBehind:
@@ -200,8 +284,13 @@ class WriteBehind:
             self._last.result()
 
 
-def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+def read_rows(path: Path, columns: list[str] | None = None, start: int = 0) -> Iterator[dict[str, Any]]:
     """Rows of one shard, a batch in memory at a time; of all columns, or of those named.
+
+    Args:
+        path: of the shard.
+        columns: names of those that are read.
+        start: number of the first row that is given, from 0; those before it are not made rows of.
 
     Example:
         {"id": "5f1c…", "scores": [1.5, -0.3]}
@@ -209,8 +298,22 @@ def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[dict[str
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
-            yield from batch.to_pylist()
+        groups, num_before = _groups_from(file.metadata, start)
+        num_skipped = start - num_before
+        for batch in file.iter_batches(batch_size=_BATCH_ROWS, row_groups=groups, columns=columns):
+            yield from batch.slice(min(num_skipped, len(batch))).to_pylist()
+            num_skipped = max(0, num_skipped - len(batch))
+
+
+def _groups_from(footer: Any, start: int) -> tuple[list[int], int]:
+    """The row groups of a file from the one that has row `start` on, and how many rows lie before them."""
+    num_before = 0
+    for group in range(footer.num_row_groups):
+        num_rows_of_group = footer.row_group(group).num_rows
+        if num_before + num_rows_of_group > start:
+            return list(range(group, footer.num_row_groups)), num_before
+        num_before += num_rows_of_group
+    return [], start
 
 
 def read_all_rows(folder: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
@@ -247,6 +350,10 @@ def num_rows(path: Path) -> int:
 
 def read_counts(path: Path) -> dict[str, int]:
     """What was counted while a shard was made."""
+    noted = _noted(path)
+    # Of unfinished work: whether the shard itself is as it was written is looked at when it is committed.
+    if "counts" in noted:
+        return dict(noted["counts"])
     import pyarrow.parquet as pq
 
     metadata = pq.read_schema(path).metadata or {}

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import math
+from bisect import insort
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import fmean, stdev
 from typing import Any
 
 from rlhf.config.choices import Action, Reference
@@ -222,11 +223,12 @@ def _grad_norm(
         if not math.isfinite(norm):
             continue
         # All zero so far: there is no usual norm to grow from.
-        usual = median(norms) if norms and number > FEW_STEPS else 0.0
+        half = len(norms) // 2  # and ~half is as far from the end: the median lies between
+        usual = (norms[half] + norms[~half]) / 2 if norms and number > FEW_STEPS else 0.0
         if usual and norm / usual >= largest_growth:
             largest_growth = norm / usual
             at_step = number
-        norms.append(norm)
+        insort(norms, norm)  # not sorted anew in every step, of which there may be many thousands
     figures = {"step": at_step, "ways_out": ways_out}
     yield from _beyond(cfg, t, "grad_norm", "max_grad_growth", largest_growth, path, **figures)
 
@@ -246,9 +248,7 @@ def _accuracy(cfg: Config, t: int, steps: list[dict[str, Any]], path: Path) -> I
 def check_iteration(
     cfg: Config, rows: Sequence[Row], evaluations: Sequence[Evaluation]
 ) -> Iterator[Violation]:
-    """Hold the last policy's held-out figures against π0's and the previous policy's; π0 first, silent on π0
-    alone.
-    """
+    """Hold the last policy's held-out figures against those of π0, the first, and of the policy before it."""
     if len(rows) < 2:
         return
     first, last = rows[0], rows[-1]

@@ -19,6 +19,7 @@ from rlhf.config.stage_configs import (
 )
 from rlhf.config.training import MAIN_JUDGE
 from rlhf.data.files import resolved
+from rlhf.loop.shard_sizes import judge_shard_size
 from rlhf.loop.step import Step, policy_dtype, stage_config
 from rlhf.models.folder import require_trust
 from rlhf.run import sources
@@ -271,7 +272,8 @@ def _on_policy_pairs(cfg: Config, run: Run, initial: Artifact) -> Artifact:
     step = Step(run, "judge", 0, policy_dtype(cfg, initial))
     file = sources.data_file(run, on_policy.prompts, "reward_model.on_policy.prompts")
     prompts = step.stage("prompts", config=step.config("prompts", num_held_out=0), prompts=file)
-    sampling = step.config("generate", n=on_policy.n, temperatures=[1.0])
+    shard_size = judge_shard_size(cfg, run, prompts)
+    sampling = step.config("generate", n=on_policy.n, temperatures=[1.0], shard_size=shard_size)
     train = prompts.part("train.parquet")
     candidates = step.stage("generate", config=sampling, policy=initial, prompts=train)
     rule = rule_config(cfg, on_policy.rule, "reward_model.on_policy.rule")

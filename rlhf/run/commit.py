@@ -15,13 +15,21 @@ from typing import Any
 from rlhf.config.fields import plain
 from rlhf.config.overrides import pasted
 from rlhf.data.digest import digest_files, digest_of_files, list_files, sealed, unsealed
-from rlhf.data.shards import fsync_dir, fsync_folders, make_folders, write_atomic
+from rlhf.data.shards import fsync_dir, fsync_folders, make_folders, not_as_written, write_atomic
 from rlhf.errors import RunChanged
 from rlhf.run.job import Job
 
 MANIFEST = "artifact.json"
 """In the folder of every finished stage; written last."""
 VERSIONS = ("torch", "transformers", "trl", "deepspeed", "accelerate")
+
+
+class ShardsDamaged(Exception):
+    """Shards of a stage that is to be committed are not what was written."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        super().__init__(", ".join(map(str, paths)))
+        self.paths = paths
 
 
 def is_working_file(name: str) -> bool:
@@ -103,6 +111,9 @@ def commit(
 
     What resuming needs (checkpoints, digests of shards) is removed after the rename: until then it may be
     needed.
+
+    Raises:
+        ShardsDamaged: the bytes of some shards on the disk are not those that were written.
     """
     (partial / MANIFEST).unlink(missing_ok=True)  # of a commit that was killed before its rename
     names = [name for name in list_files(partial) if not is_working_file(name)]
@@ -116,6 +127,9 @@ def commit(
     # away.
     fsync_folders(partial, names)
     files = _entries(partial, names, known)
+    damaged_shards = not_as_written(partial, files)
+    if damaged_shards:
+        raise ShardsDamaged(damaged_shards)
     record = {
         "identity": identity,
         "digest": digest_of_files(files),

@@ -22,12 +22,12 @@ from rlhf.data.digest import digest_of, sealed
 from rlhf.data.files import resolved
 from rlhf.data.json_text import finite
 from rlhf.data.shards import damaged_shards, make_folders, sum_counts, write_atomic
-from rlhf.errors import RunChanged, UserError, one_line
+from rlhf.errors import RunChanged, StorageError, UserError, one_line
 from rlhf.models.folder import own_code
 from rlhf.run import engine_choice
 from rlhf.run.artifact import Artifact, open_artifact
 from rlhf.run.attempts import found_budget, run_to_the_end
-from rlhf.run.commit import MANIFEST, commit, discard, take, tidy
+from rlhf.run.commit import MANIFEST, ShardsDamaged, commit, discard, take, tidy
 from rlhf.run.console import Console, phase
 from rlhf.run.job import JUDGE_INPUT, Job, Kind, Outcome
 from rlhf.run.lock import require_ours, still_ours
@@ -44,6 +44,8 @@ SCHEMA = 1
 """Version of what an identity holds: raise it when equal settings would mean another artifact."""
 UNKNOWN = "unknown until earlier stages have run"
 """A config value that a plan cannot know yet."""
+_MOST_REPAIRS = 3
+"""Attempts that may end in shards which are not what was written: after so many it is the disk."""
 
 Identity = dict[str, Any]
 """Keys `schema`, `stage`, `seed`, `config`, and `inputs`: a digest by name, None of what has yet to be
@@ -367,35 +369,63 @@ class Run:
         self.about_to_make(name, partial)
         if self.console is not None:
             self.console.begin(name)
-        try:
-            with stopwatch(partial) as seconds:
-                outcome = run_to_the_end(self.launcher, job, self.say)
-                counts = outcome.counts | sum_counts(partial)
-        except UserError:
-            # Not where another driver has taken over: then it is that one's.
-            if _is_cheap(stage, partial) and (self.token is None or still_ours(self.folder, self.token)):
-                discard(partial)  # nothing half-written stays
-            raise
-        seconds_of_all_attempts = seconds()
-        identity = engine_choice.identity_with(identity, engine_choice.pinned_engine(partial))
-        known = self._verified.by_inode
-        self._require_ours()
-        with phase("taking checksums of what was made"):
-            commit(
-                partial,
-                final,
-                identity,
-                job,
-                counts,
-                outcome.metrics,
-                seconds_of_all_attempts,
-                known,
-                self._require_ours,
-            )
+        seconds_of_all_attempts = self._work(job, final, identity)
         artifact = self._own(final)
         if self.console is not None:
             self.console.end(name, seconds_of_all_attempts, artifact.counts | artifact.metrics)
         return artifact
+
+    def _work(self, job: Job[Any], final: Path, identity: Identity) -> float:
+        """Do the work of a stage and commit it; returns the seconds of all its attempts.
+
+        Raises:
+            StorageError: the disk gives back other bytes than were written, again and again.
+        """
+        assert self.launcher is not None, "a run without a launcher only plans"
+        partial = job.out_path
+        for _ in range(_MOST_REPAIRS):
+            try:
+                with stopwatch(partial) as seconds:
+                    outcome = run_to_the_end(self.launcher, job, self.say)
+                    counts = outcome.counts | sum_counts(partial)
+            except UserError:
+                # Not where another driver has taken over: then it is that one's.
+                if _is_cheap(job.stage, partial) and (
+                    self.token is None or still_ours(self.folder, self.token)
+                ):
+                    discard(partial)  # nothing half-written stays
+                raise
+            spent = seconds()
+            identity = engine_choice.identity_with(identity, engine_choice.pinned_engine(partial))
+            known = self._verified.by_inode
+            self._require_ours()
+            try:
+                with phase("taking checksums of what was made"):
+                    commit(
+                        partial,
+                        final,
+                        identity,
+                        job,
+                        counts,
+                        outcome.metrics,
+                        spent,
+                        known,
+                        self._require_ours,
+                    )
+            except ShardsDamaged as error:
+                self._throw_away(error.paths)
+            else:
+                return spent
+        raise StorageError(
+            f"{partial}: {_MOST_REPAIRS} times in a row the disk gave back other bytes than were written, "
+            "and nothing of it was used. Look at the disk (dmesg, smartctl), then give the same command "
+            "again, which looks at what is kept, or one with a run_dir on another disk."
+        )
+
+    def _throw_away(self, damaged: Iterable[Path]) -> None:
+        for path in damaged:
+            self.say(f"  ! {path}: not what was written; it is thrown away and made again")
+            path.unlink()
 
     def _prepare_partial(self, final: Path, identity: Identity) -> Path:
         """The folder a stage works in, with its whole shards of an earlier attempt and nothing damaged."""
@@ -404,11 +434,10 @@ class Run:
         partial = _partial(final)
         make_folders(partial)
         write_atomic(partial / ".identity.json", sealed(identity))
+        # A stage of one process looks at all that it has made, at the end; others write shards and no more.
+        are_read = STAGES[identity["stage"]].kind is Kind.single
         with phase("taking the checksums of what an earlier attempt has kept"):
-            damaged = damaged_shards(partial)
-        for path in damaged:
-            self.say(f"  ! {path}: not what was written; it is thrown away and made again")
-            path.unlink()
+            self._throw_away(damaged_shards(partial, are_read))
         if not _has_work(partial):
             engine_choice.unpin(partial)
         return partial

@@ -276,8 +276,8 @@ class _Prompts:
         first = start + index * self._shard_size
         last = min(first + self._shard_size, stop)
         if self._next is None or self._next > first:
-            self._rows = read_rows(self._path)
-            self._next = 0
+            self._rows = read_rows(self._path, start=first)
+            self._next = first
         rows = list(itertools.islice(self._rows, first - self._next, last - self._next))
         self._next = last
         return rows

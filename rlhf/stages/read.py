@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from rlhf.data.records import to_row
 from rlhf.data.response_columns import scored_tables
 from rlhf.data.responses import read_best_of_n, read_comparisons, read_responses
 from rlhf.data.schemas import CANDIDATES_SCHEMA, PROMPT_SCHEMA, SCORES_SCHEMA
-from rlhf.data.shards import WriteBehind, shard_name, write_atomic
+from rlhf.data.shards import WriteBehind, rows_of_shard, shard_name, write_atomic
 from rlhf.run.job import Job, Outcome, Worker
 
 # What the tool needs to know of a row in the end and no stage reads: as JSON, so that any row fits.
@@ -43,7 +44,7 @@ _SAME_FOR_ALL = [
 def run(job: Job[ReadStage], worker: Worker) -> Outcome:
     """Write the rows of the input `file` in folders of shards, in the file's order.
 
-    Config: `what` (a name in `_FOLDERS`) and `shard_size` in rows. Memory holds one shard,
+    Config: `what` (a name in `_FOLDERS`) and `shard_size` in rows (`rows_of_shard`). Memory holds one shard,
     and all questions.
 
     Counts: `rows` = rows written + the sum of `dropped/<reason>`.
@@ -51,7 +52,9 @@ def run(job: Job[ReadStage], worker: Worker) -> Outcome:
     counts = Counter[str]()
     folders = _FOLDERS[job.config.what]
     for name in folders:
-        (job.out_path / name).mkdir(exist_ok=True)
+        # Of an attempt that was killed: all of it is made again, and none must stay that is not.
+        shutil.rmtree(job.out_path / name, ignore_errors=True)
+        (job.out_path / name).mkdir()
     # Others are read again and again, and by other machines.
     unpacked = _SAME_FOR_ALL if job.config.what == "scored" else None
     with WriteBehind() as shards:
@@ -71,7 +74,10 @@ def _tables(config: ReadStage, path: Path, counts: Counter[str]) -> Iterator[dic
         yield from scored_tables(path, counts, config.shard_size, columns=config.columns)
         return
     rows = _rows(config, path, counts)
-    while block := list(itertools.islice(rows, config.shard_size)):
+    for index in itertools.count():
+        block = list(itertools.islice(rows, rows_of_shard(index, config.shard_size)))
+        if not block:
+            return
         tables = {}
         # A row has the columns of all folders; each schema takes its own.
         for name, schema in _FOLDERS[config.what].items():

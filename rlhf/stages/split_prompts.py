@@ -11,21 +11,20 @@ Where each iteration has a set of its own, this stage runs for each; the inputs 
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from rlhf.config.stage_configs import PromptsStage
 from rlhf.data.json_text import json_text
 from rlhf.data.origins import FILE as ORIGINS
-from rlhf.data.origins import Origin
-from rlhf.data.prompts import load_prompts
+from rlhf.data.origins import Origin, origin_of
+from rlhf.data.packed_prompts import PackedPrompts
+from rlhf.data.prompts import prompts_with_rows
 from rlhf.data.reading_notes import reading_notes
-from rlhf.data.records import Prompt, dropped, to_row, what_became
-from rlhf.data.schemas import PROMPT_SCHEMA
-from rlhf.data.shards import read_rows, write_atomic, write_shard
+from rlhf.data.records import dropped, what_became
+from rlhf.data.shards import read_rows, write_atomic, write_table
 from rlhf.errors import ConfigError, DataError
 from rlhf.run.job import Job, Outcome, Worker
 
@@ -33,7 +32,7 @@ from rlhf.run.job import Job, Outcome, Worker
 def run(job: Job[PromptsStage], worker: Worker) -> Outcome:
     """Read, shuffle, split and write the prompts.
 
-    All prompts are in memory (`load_prompts` says how much that takes).
+    All prompts are in memory, at twice their text and some 200 bytes each.
 
     Counts: `rows` (of both files) = `train` + `held_out` + the sum of `dropped/<reason>`.
 
@@ -43,13 +42,15 @@ def run(job: Job[PromptsStage], worker: Worker) -> Outcome:
     """
     num_held_out = int(job.config.num_held_out)
     needs_training = job.config.needs_training
-    origins: dict[str, Origin] = {}
-    prompts, counts = _all_prompts(job, origins)
+    counts = Counter[str]()
+    prompts = _all_prompts(job, counts)
+    # Of `held_out`, where it is a file of its own, places there; else of `prompts`, as those of `train`.
+    held_out = prompts
     if "held_out" in job.inputs:
-        train, held_out = split_by_file(
-            prompts, job.input_path("held_out"), job.seed, num_held_out, counts, job.config.columns, origins
-        )
-        if needs_training and not train:
+        held_out = PackedPrompts()
+        _read(job, "held_out", held_out, set(), counts)
+        train_places, held_out_places = split_by_file(prompts, held_out, job.seed, num_held_out, counts)
+        if needs_training and not len(train_places):
             raise DataError(
                 f"Every prompt of prompts.path is also in prompts.held_out_path ({job.inputs['held_out']}): "
                 "none is left to train on. Name another file, or set prompts.held_out_path=null to "
@@ -57,10 +58,9 @@ def run(job: Job[PromptsStage], worker: Worker) -> Outcome:
             )
     else:
         # Held-out ones are cut off in front: which they are must not depend on how many the iterations take.
-        ordered = shuffled(prompts, job.seed)
-        held_out = ordered[:num_held_out]
-        train = ordered[num_held_out:]
-        if needs_training and not train:
+        ordered = prompts.shuffled(job.seed)
+        held_out_places, train_places = ordered[:num_held_out], ordered[num_held_out:]
+        if needs_training and not len(train_places):
             raise ConfigError(
                 f"prompts.num_held_out is {num_held_out}, and {job.inputs['prompts']} has {len(prompts)} "
                 "distinct prompts: none is left to train on. Lower it, give more prompts, or name a file "
@@ -69,88 +69,89 @@ def run(job: Job[PromptsStage], worker: Worker) -> Outcome:
     seen = sorted(name for name in job.inputs if name.startswith("seen_"))
     # One after the other, so that each prompt is counted as dropped once, for the first reason.
     for name in seen:
-        train = without_seen(train, job.input_path(name), name, counts)
-    if needs_training and not train:
+        train_places = without_seen(prompts, train_places, job.input_path(name), name, counts)
+    if needs_training and not len(train_places):
         raise DataError(
             f"{job.inputs['prompts']}: every prompt is held out or belongs to an earlier iteration "
             f"({what_became(counts)}). Give other prompts, or hold out fewer (prompts.num_held_out)."
         )
-    counts.update(train=len(train), held_out=len(held_out))
+    counts.update(train=len(train_places), held_out=len(held_out_places))
     num_dropped = sum(dropped(counts).values())
-    assert counts["rows"] == len(train) + len(held_out) + num_dropped, counts
-    write_shard(job.out_path / "train.parquet", PROMPT_SCHEMA, map(to_row, train))
-    write_shard(job.out_path / "held_out.parquet", PROMPT_SCHEMA, map(to_row, held_out))
-    known = {prompt.id: origins[prompt.id]._asdict() for prompt in held_out if any(origins[prompt.id])}
+    assert counts["rows"] == len(train_places) + len(held_out_places) + num_dropped, counts
+    write_table(job.out_path / "train.parquet", prompts.take(train_places))
+    write_table(job.out_path / "held_out.parquet", held_out.take(held_out_places))
+    known = _known_origins(prompts, held_out, held_out_places)
     if known:
         # A file of its own: the Parquet files' bytes, on which old runs hang, stay what they were.
         write_atomic(job.out_path / ORIGINS, json_text(known).encode())
     return Outcome(counts=dict(counts), metrics=reading_notes(counts, "prompts"))
 
 
-def _all_prompts(job: Job[PromptsStage], origins: dict[str, Origin]) -> tuple[list[Prompt], Counter[str]]:
-    """The distinct prompts of all files, and what became of every row; a prompt of two files counts once.
-
-    `origins` gets where each comes from.
+def _all_prompts(job: Job[PromptsStage], counts: Counter[str]) -> PackedPrompts:
+    """The distinct prompts of all files; a prompt of two files counts once. Adds to `counts` what became of
+    every row.
     """
-    prompts: dict[str, Prompt] = {}
-    counts = Counter[str]()
+    prompts = PackedPrompts()
+    seen: set[int] = set()
     for name in sorted(job.inputs):
-        if name != "prompts" and not name.startswith("prompts_"):
-            continue
-        of_file, counts_of_file = load_prompts(
-            job.input_path(name), columns=job.config.columns, origins=origins
-        )
-        counts.update(counts_of_file)
-        for prompt in of_file:
-            if prompt.id in prompts:
-                counts["dropped/duplicate"] += 1
-            prompts.setdefault(prompt.id, prompt)
-    return list(prompts.values()), counts
+        if name == "prompts" or name.startswith("prompts_"):
+            _read(job, name, prompts, seen, counts)
+    return prompts
 
 
-def shuffled(prompts: list[Prompt], seed: int) -> list[Prompt]:
-    """The prompts in an order that depends on the seed and on each prompt alone: sha256(seed, id)."""
+def _read(
+    job: Job[PromptsStage], name: str, prompts: PackedPrompts, seen: set[int], counts: Counter[str]
+) -> None:
+    """Add the prompts of an input."""
+    # Errors are about one file's rows.
+    counts_of_file = Counter[str]()
+    rows = prompts_with_rows(job.input_path(name), counts_of_file, seen, columns=job.config.columns)
+    for row, prompt in rows:
+        prompts.add(prompt, origin_of(row))
+    counts.update(counts_of_file)
 
-    def place(prompt: Prompt) -> bytes:
-        text = f"{seed}/{prompt.id}"
-        digest = hashlib.sha256(text.encode())
-        return digest.digest()
 
-    # No random.shuffle: there one more prompt, or another order of the file, would move all the others.
-    return sorted(prompts, key=place)
+def _known_origins(
+    prompts: PackedPrompts, held_out: PackedPrompts, places: np.ndarray
+) -> dict[str, dict[str, str | None]]:
+    """Where held-out prompts come from, by id, of those whose rows say so."""
+    origins: dict[str, Origin] = held_out.origins(places)
+    if held_out is not prompts:
+        # The first file that has a prompt is the one that it is taken from.
+        held_out_ids = held_out.ids()[places]
+        is_held_out = np.isin(prompts.ids(), held_out_ids)
+        earlier = np.flatnonzero(is_held_out)
+        origins |= prompts.origins(earlier)
+    return {name: origin._asdict() for name, origin in origins.items() if any(origin)}
 
 
-def without_seen(prompts: list[Prompt], path: Path, name: str, counts: Counter[str]) -> list[Prompt]:
-    """The prompts that are not in a file that this stage wrote; the others are counted."""
-    seen_ids = {row["id"] for row in read_rows(path, ["id"])}
-    unseen = [prompt for prompt in prompts if prompt.id not in seen_ids]
-    num_seen = len(prompts) - len(unseen)
+def without_seen(
+    prompts: PackedPrompts, places: np.ndarray, path: Path, name: str, counts: Counter[str]
+) -> np.ndarray:
+    """The places of the prompts that are not in a file that this stage wrote; the others are counted."""
+    seen_ids = np.fromiter((int(row["id"], 16) for row in read_rows(path, ["id"])), dtype=np.uint64)
+    is_seen = np.isin(prompts.ids()[places], seen_ids)
+    num_seen = int(is_seen.sum())
     # A reason of which there is none is not reported.
     if num_seen:
         reason = "in_held_out" if name == "seen_held_out" else "in_earlier_iteration"
         counts[f"dropped/{reason}"] += num_seen
-    return unseen
+    return places[~is_seen]
 
 
 def split_by_file(
-    prompts: list[Prompt],
-    held_out_path: Path,
-    seed: int,
-    num_held_out: int,
-    counts: Counter[str],
-    columns: Mapping[str, Any] | None = None,
-    origins: dict[str, Origin] | None = None,
-) -> tuple[list[Prompt], list[Prompt]]:
-    """Training prompts that are not in the held-out file, and up to `num_held_out` prompts of that file.
+    prompts: PackedPrompts, all_held_out: PackedPrompts, seed: int, num_held_out: int, counts: Counter[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the training prompts that are not in the held-out file, and of up to `num_held_out` of that
+    file's.
 
-    Adds to `counts`: the held-out file's rows and drops, `dropped/in_held_out`, `dropped/over_num_held_out`.
+    Adds to `counts`: `dropped/in_held_out`, `dropped/over_num_held_out`.
     """
-    all_held_out, held_out_counts = load_prompts(held_out_path, columns=columns, origins=origins)
-    counts.update(held_out_counts)
     # All of the file, not only those that are measured on: it may be another project's test set.
-    held_out_ids = {prompt.id for prompt in all_held_out}
-    train = [prompt for prompt in shuffled(prompts, seed) if prompt.id not in held_out_ids]
-    held_out = shuffled(all_held_out, seed)[:num_held_out]
+    is_held_out = np.isin(prompts.ids(), all_held_out.ids())
+    ordered = prompts.shuffled(seed)
+    train = ordered[~is_held_out[ordered]]
+    held_out = all_held_out.shuffled(seed)[:num_held_out]
     num_dropped = {
         "in_held_out": len(prompts) - len(train),
         "over_num_held_out": len(all_held_out) - len(held_out),

@@ -183,3 +183,34 @@ def test_workers_count_where_they_have_gpus_of_their_own(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert gpu_workers(ComputeConfig(**compute), tensor_parallel) == expected
+
+
+@pytest.mark.parametrize(
+    ("num_prompts", "shard_size", "expected"),
+    [(1_000_000, 256, 256), (1_000_000, 16, 200), (2_000_000, 256, 400), (5000, 1, 1), (5001, 1, 2)],
+)
+def test_no_folder_holds_more_than_five_thousand_shards(
+    tmp_path: Path, num_prompts: int, shard_size: int, expected: int
+) -> None:
+    assert train_size(tmp_path, 1, num_prompts, shard_size) == expected
+    # As many workers as there may be would like smaller ones.
+    assert train_size(tmp_path, 10_000, num_prompts, shard_size) == max(
+        min(8, shard_size), -(-num_prompts // 5000)
+    )
+    assert size(tmp_path, 1, num_held_out=num_prompts, shard_size=shard_size) == expected
+
+
+def test_a_run_begun_with_more_shards_keeps_them_and_another_number_is_said(tmp_path: Path) -> None:
+    record(tmp_path / "old", "iteration_001/generate/artifact.json", 16)
+    assert train_size(tmp_path / "old", 1, 1_000_000, 16) == 16
+    record(tmp_path / "new", "iteration_001/generate/artifact.json", 200)
+    assert train_size(tmp_path / "new", 1, 1_000_000, 16) == 200
+    console = Said()
+    cfg = Config()
+    cfg.prompts.num_per_iteration, cfg.generate.shard_size = 1_000_000, 16
+    run = Run(tmp_path, cfg, console=console)  # type: ignore[arg-type]
+    for _ in range(3):
+        train_shard_size(cfg, run, 1)
+    assert len(console.lines) == 1
+    assert "shards of 200 prompts, not generate.shard_size=16" in console.lines[0]
+    assert "62500 shards" in console.lines[0]

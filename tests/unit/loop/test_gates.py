@@ -413,3 +413,24 @@ def test_a_second_judge_is_followed_through_scores_that_are_no_numbers(tmp_path)
     before = [[math.inf, *scores] for scores in LEVEL]
     evaluations = [evaluation(tmp_path, t, gold=values) for t, values in enumerate((before, now))]
     assert gates_of(check_iteration(Config(), [row(0), row(1, 1.0)], evaluations)) == ["second_judge"]
+
+
+def test_the_usual_gradient_norm_is_the_median_of_all_before_and_nothing_is_sorted_anew(monkeypatch):
+    import random
+    from pathlib import Path
+    from statistics import median
+
+    from rlhf.loop import gates
+
+    rng = random.Random(0)
+    norms = [rng.choice([rng.random(), 2.0, math.inf]) for _ in range(300)]
+    growths = []
+    for number in range(gates.FEW_STEPS, len(norms)):
+        before = [norm for norm in norms[:number] if math.isfinite(norm)]
+        if math.isfinite(norms[number]):
+            growths.append(norms[number] / median(before))
+    cfg = Config()
+    cfg.gates.max_grad_growth = 0.5
+    monkeypatch.setattr(gates, "sorted", lambda values: pytest.fail("sorted"), raising=False)
+    (found,) = gates._grad_norm(cfg, 1, [{"grad_norm": norm} for norm in norms], Path("m"))
+    assert found.value == max(growths)

@@ -18,9 +18,9 @@ def reads(monkeypatch):
     """Files that were opened."""
     opened = []
 
-    def counting(path, *columns):
+    def counting(path, **start):
         opened.append(path)
-        return read_rows(path, *columns)
+        return read_rows(path, **start)
 
     monkeypatch.setattr(generate, "read_rows", counting)
     return opened
