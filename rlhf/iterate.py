@@ -18,7 +18,7 @@ from rlhf.launch.machine import gpu_workers
 from rlhf.loop.evaluate import evaluate, yardstick_of
 from rlhf.loop.figures import Evaluation
 from rlhf.loop.gates import Gates
-from rlhf.loop.judges import initial_policy, judges_of, reading, scored, trusted
+from rlhf.loop.judges import initial_policy, judged_by, judges_of, reading, scored, trusted
 from rlhf.loop.outcome import conclude, report
 from rlhf.loop.prompt_sets import prompt_sets
 from rlhf.loop.shard_sizes import train_shard_size
@@ -74,7 +74,8 @@ def iterate(cfg: Config, run: Run) -> Artifact:
                 policy=sampled,
                 prompts=train,
             )
-            scores, _ = scored(step, judges, candidates, evaluations[0].others)
+            by = judged_by(cfg, judges, policy)
+            scores, _ = scored(step, by, candidates, evaluations[0].others)
             pairs = step.stage("pair", candidates=candidates, scores=scores)
         else:  # offline: the pairs are given, and nothing is sampled to train on
             candidates = None

@@ -29,7 +29,7 @@ from rlhf.run.artifact import Artifact, open_artifact
 from rlhf.run.attempts import found_budget, run_to_the_end
 from rlhf.run.commit import MANIFEST, commit, discard, take, tidy
 from rlhf.run.console import Console, phase
-from rlhf.run.job import JUDGE_INPUT, Job, Kind, Outcome
+from rlhf.run.job import ANSWERS, JUDGE_INPUT, KEPT_ANSWERS, Job, Kind, Outcome
 from rlhf.run.manifest import read_identity, read_manifest
 from rlhf.run.owner import require_own_code
 from rlhf.run.refusal import changes_of, refusal
@@ -357,10 +357,12 @@ class Run:
         make_folders(partial)
         write_atomic(partial / ".identity.json", sealed(identity))
         with phase("taking the checksums of what an earlier attempt has kept"):
-            damaged = damaged_shards(partial)
+            damaged = damaged_shards(partial) + damaged_shards(partial / ANSWERS)
         for path in damaged:
             self.say(f"  ! {path}: not what was written; it is thrown away and made again")
             path.unlink()
+            # What lies beside a shard, under its name, is made with it.
+            (partial / path.name).unlink(missing_ok=True)
         if not _has_work(partial):
             engine_choice.unpin(partial)
         return partial
@@ -408,7 +410,9 @@ def _is_cheap(stage: str, partial: Path) -> bool:
 
 def _has_work(partial: Path) -> bool:
     has_shards = any(partial.glob("shard_*"))
-    return has_shards or any(partial.glob("checkpoint-*"))
+    # Answers that were paid for, before the first shard is whole.
+    has_answers = any(partial.glob(f"{KEPT_ANSWERS}/*"))
+    return has_shards or has_answers or any(partial.glob("checkpoint-*"))
 
 
 def _has_begun(partial: Path) -> bool:

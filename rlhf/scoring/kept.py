@@ -13,9 +13,8 @@ from rlhf.data.digest import digest_of
 from rlhf.data.json_text import json_text
 from rlhf.data.shards import fsync_dir
 from rlhf.errors import writing
+from rlhf.run.job import KEPT_ANSWERS
 
-FOLDER = ".answers"
-"""In the folder of a stage's unfinished work; hidden, so no part of the artifact."""
 _GROUP = 16
 """Answers of one fsync. A killed process loses none of them, a power cut at most so many."""
 _SEAL_DIGITS = 16
@@ -96,7 +95,7 @@ def _seal(text: bytes) -> bytes:
 
 def kept_path(out: Path, index: int) -> Path:
     """Where the answers of a shard are kept while its stage is unfinished."""
-    return out / FOLDER / f"{index:05d}.jsonl"
+    return out / KEPT_ANSWERS / f"{index:05d}.jsonl"
 
 
 def key_of(*parts: Any) -> str:
