@@ -30,7 +30,8 @@ def generative_problems(cfg: Config) -> Iterator[str]:
     for key in ("rule", "data"):
         if getattr(judge, key) is not None:
             yield (
-                f"reward_model.{key}={getattr(judge, key)}: does not go with reward_model.kind=generative, which "
+                f"reward_model.{key}={getattr(judge, key)}: does not go with "
+                "reward_model.kind=generative, which "
                 "is a ready model asked in words. Leave it out, or set reward_model.kind=scalar."
             )
     yield from _of_server(cfg) if judge.url is not None else _of_engine(cfg)
@@ -48,12 +49,14 @@ def _of_server(cfg: Config) -> Iterator[str]:
         )
     if judge.path == POLICY:
         yield (
-            f"reward_model.path={POLICY} with reward_model.url={judge.url}: either the policy judges or the model "
+            f"reward_model.path={POLICY} with reward_model.url={judge.url}: either the "
+            "policy judges or the model "
             "of a server. Leave one of them out."
         )
     if cfg.score.tensor_parallel_size > 1:
         yield (
-            f"score.tensor_parallel_size={cfg.score.tensor_parallel_size}: how a model is cut is for its server "
+            f"score.tensor_parallel_size={cfg.score.tensor_parallel_size}: how a model is "
+            "cut is for its server "
             "to say (reward_model.url). Leave it out."
         )
 
@@ -68,7 +71,8 @@ def _of_engine(cfg: Config) -> Iterator[str]:
             )
     if judge.path == RewardModelConfig.path:
         yield (
-            f"reward_model.path={judge.path}: is a classifier, which writes no answers. Set reward_model.path to a "
+            f"reward_model.path={judge.path}: is a classifier, which writes no answers. Set "
+            "reward_model.path to a "
             f"chat model or to {POLICY} (the policy itself), or name a server in reward_model.url with "
             "reward_model.generative.model."
         )
@@ -80,7 +84,8 @@ def _of_engine(cfg: Config) -> Iterator[str]:
     if judge.generative.max_new_tokens >= cfg.score.max_tokens:
         yield (
             f"reward_model.generative.max_new_tokens={judge.generative.max_new_tokens}: leaves no room for a "
-            f"question in score.max_tokens={cfg.score.max_tokens}, which holds both. Raise that, or lower this."
+            f"question in score.max_tokens={cfg.score.max_tokens}, which holds both. Raise "
+            "that, or lower this."
         )
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from rlhf.config.choices import TRACKERS, Engine, JudgeKind, Loss, Strategy
-from rlhf.config.generative_limits import generative_problems
 from rlhf.config.fields import CHECKED_WITH_OTHERS, NOT_NEGATIVE, numbers
+from rlhf.config.generative_limits import generative_problems
 from rlhf.config.schema import Config
 from rlhf.config.training import MAIN_JUDGE
 from rlhf.errors import ConfigError

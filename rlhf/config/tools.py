@@ -38,7 +38,9 @@ class FileTool:
 
 @dataclass
 class JudgeConfig:
-    """A ready reward model with one logit, a ready pairwise preference model, or a chat model that is asked."""
+    """A ready reward model with one logit, a ready pairwise preference model, or a chat "
+    "model that is asked.
+    """
 
     kind: JudgeKind = RewardModelConfig.kind
     """`scalar`; `pairwise`: a causal LM that answers A or B; `generative`: a chat model asked in words."""

@@ -125,7 +125,8 @@ def load_judge_file(name: str) -> dict[str, Any]:
     if not path.is_file():
         names = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.yaml")))
         raise ConfigError(
-            f"{KEY}={name}: no such file (looked for {path}). Name one that comes with the package ({names}), "
+            f"{KEY}={name}: no such file (looked for {path}). Name one that comes with the "
+            f"package ({names}), "
             "or give the path of a YAML file; docs/judges.md has its keys."
         )
     try:
@@ -150,7 +151,9 @@ def judge_file(content: Any, where: str = KEY) -> JudgeFile:
 
 def _problems(content: Any) -> list[str]:
     if not isinstance(content, Mapping):
-        return [f"holds {type(content).__name__}, and no keys. It has {', '.join(_KEYS)}; see docs/judges.md."]
+        return [
+            f"holds {type(content).__name__}, and no keys. It has {', '.join(_KEYS)}; see docs/judges.md."
+        ]
     wrong = []
     for key in content:
         if key not in _KEYS:
@@ -179,7 +182,8 @@ def _problems_of_prompt(prompt: str) -> list[str]:
     shown = places & {"response", "response_a", "response_b"}
     if shown not in ({"response"}, {"response_a", "response_b"}):
         wrong.append(
-            f"prompt: shows {', '.join(sorted(shown)) or 'no response'}. Show {{response}} to have it scored, "
+            f"prompt: shows {', '.join(sorted(shown)) or 'no response'}. Show {{response}} "
+            "to have it scored, "
             "or both {response_a} and {response_b} to have them compared."
         )
     if not places & {"conversation", "question"}:
@@ -207,7 +211,8 @@ def _problems_of_reading(content: Mapping[str, Any], compares: bool) -> list[str
         wrong += _problems_of_choices(choices, compares)
     elif compares and (content.get("lowest") != 0 or content.get("highest") != 1):
         wrong.append(
-            "lowest and highest: of two responses the score is the probability that A is better. Set 0 and 1, "
+            "lowest and highest: of two responses the score is the probability that A is "
+            "better. Set 0 and 1, "
             "or give choices such as {A: 1, B: 0, tie: 0.5}."
         )
     return wrong

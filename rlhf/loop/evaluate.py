@@ -9,7 +9,15 @@ from rlhf.config.schema import Config
 from rlhf.config.stage_configs import GenerativeStage
 from rlhf.config.training import MAIN_JUDGE
 from rlhf.loop.figures import Evaluation
-from rlhf.loop.judges import Judge, compares_responses, evaluation_judges, reading, rule_config, scored, trusted
+from rlhf.loop.judges import (
+    Judge,
+    compares_responses,
+    evaluation_judges,
+    reading,
+    rule_config,
+    scored,
+    trusted,
+)
 from rlhf.loop.shard_sizes import held_out_shard_size
 from rlhf.loop.step import Step
 from rlhf.run.artifact import Artifact
@@ -122,9 +130,7 @@ def _opponents(yardstick: Yardstick, earlier: Sequence[Evaluation]) -> Artifact 
     return earlier[0].candidates
 
 
-def known_scores(
-    yardstick: Yardstick, earlier: Sequence[Evaluation]
-) -> dict[str, dict[str, Artifact]]:
+def known_scores(yardstick: Yardstick, earlier: Sequence[Evaluation]) -> dict[str, dict[str, Artifact]]:
     """What each judge that is a model has said of earlier policies' responses to the same prompts, by its
     name.
 

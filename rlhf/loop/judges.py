@@ -141,13 +141,15 @@ def _generative_config(cfg: Config) -> GenerativeStage:
     compares = judge_file(content).compares
     if compares and section.others:
         raise ConfigError(
-            f"reward_model.others: do not go with reward_model.generative.template={told.template}, whose scores "
+            "reward_model.others: do not go with "
+            f"reward_model.generative.template={told.template}, whose scores "
             "depend on the other responses. Take a template that scores one response, or let the others "
             "evaluate only, as evaluate.judges."
         )
     if cfg.score.opponents is not None and not compares:
         raise ConfigError(
-            f"score.opponents={cfg.score.opponents}: reward_model.generative.template={told.template} scores one "
+            f"score.opponents={cfg.score.opponents}: "
+            f"reward_model.generative.template={told.template} scores one "
             "response at a time, and compares none. Leave it out."
         )
     config: ScoreStage = stage_config(cfg, "score", engine=Engine.vllm)
@@ -188,7 +190,9 @@ def compares_responses(config: ScoreStage) -> bool:
 
 
 def judged_by(cfg: Config, judges: Mapping[str, Judge], policy: Artifact) -> dict[str, Judge]:
-    """The judges of an iteration that begins with a policy: where the policy itself judges, it is that one."""
+    """The judges of an iteration that begins with a policy: where the policy itself "
+    "judges, it is that one.
+    """
     if cfg.reward_model.path != POLICY:
         return dict(judges)
     return {**judges, MAIN_JUDGE: replace(judges[MAIN_JUDGE], model=policy)}

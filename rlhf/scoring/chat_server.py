@@ -54,8 +54,10 @@ class ChatServer:
         self._key = key_in(variable)
         if config.api_key_variable and not self._key:
             raise ConfigError(
-                f"reward_model.generative.api_key_variable={variable}: the environment has no such variable, or "
-                f"it is empty. Set it: export {variable}=…, or take the setting out for a server without keys."
+                f"reward_model.generative.api_key_variable={variable}: the environment has "
+                "no such variable, or "
+                f"it is empty. Set it: export {variable}=…, or take the setting out for a "
+                "server without keys."
             )
         self._clock = clock or Clock()
         self._calls = AtOnce(config.concurrency)
@@ -124,7 +126,8 @@ class ChatServer:
                 # A refused certificate is a connection error like others, but waiting mends none.
                 if "CERTIFICATE_VERIFY_FAILED" in str(error):
                     raise ModelError(
-                        f"{self._url}: the server's certificate is not to be trusted ({one_line(error)}). Name "
+                        f"{self._url}: the server's certificate is not to be trusted "
+                        f"({one_line(error)}). Name "
                         "the authority that signed it in SSL_CERT_FILE (environment), or give the server "
                         "another certificate."
                     ) from error
@@ -146,9 +149,12 @@ class ChatServer:
         if silent + pause <= patience and not self._calls.given_up.is_set():
             return
         raise WorkerFailed(
-            f"{self._url}: no answer for {silent:.0f} s, and the next attempt would be in {pause:.0f} s; the last "
-            f"one: {trouble}. All answers that came are kept: the same command goes on with the rest. Start the "
-            f"server (or name it in reward_model.url), raise score.retry_seconds={patience:g}, or ask less at "
+            f"{self._url}: no answer for {silent:.0f} s, and the next attempt would be in "
+            f"{pause:.0f} s; the last "
+            f"one: {trouble}. All answers that came are kept: the same command goes on with "
+            "the rest. Start the "
+            "server (or name it in reward_model.url), raise "
+            f"score.retry_seconds={patience:g}, or ask less at "
             f"once (score.concurrency={self._config.concurrency}); if it is only slow, raise "
             f"score.timeout_seconds={self._config.timeout_seconds:g}."
         )
@@ -162,7 +168,8 @@ class ChatServer:
                 content += part
                 if len(content) > _LARGEST_ANSWER:
                     raise ModelError(
-                        f"{self._url} answered more than {_LARGEST_ANSWER >> 20} MiB. Look at what runs there, "
+                        f"{self._url} answered more than {_LARGEST_ANSWER >> 20} MiB. Look "
+                        "at what runs there, "
                         "or name another server in reward_model.url."
                     )
             # Without what says how it was packed, for it is unpacked.
@@ -207,7 +214,8 @@ class ChatServer:
         }.get(
             response.status_code,
             "If it is about length, lower generate.max_new_tokens or reward_model.generative.max_new_tokens="
-            f"{config.max_new_tokens}, or raise the server's limit; if about a parameter, change or remove it "
+            f"{config.max_new_tokens}, or raise the server's limit; if about a parameter, "
+            "change or remove it "
             "with reward_model.generative.body={name: null}.",
         )
         return (

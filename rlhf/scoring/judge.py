@@ -141,7 +141,8 @@ class RuleJudge:
             return found
         said = f"{found!r:.200}" if num_found < 0 else f"{num_found} values"
         raise DataError(
-            f"rule={self._path}: takes lists, and gave back {said} for {wanted} responses. Let it give back a "
+            f"rule={self._path}: takes lists, and gave back {said} for {wanted} responses. "
+            "Let it give back a "
             "list with one number for each, in their order; NaN leaves one out."
         )
 

@@ -111,7 +111,7 @@ class Tournament:
 
 def _mean_probabilities(group: Group, table: Table) -> list[float]:
     """Each response's mean probability of beating its opponents; `table` has those that were compared."""
-    if group.against is None and not _is_complete(table, group.responses):
+    if group.against is None and table and not _is_complete(table, group.responses):
         table = _predicted(table)
     scores = []
     for index, text in enumerate(group.responses):

@@ -39,7 +39,8 @@ class VllmAsker:
         # Of any type: a library of another build is an OSError, one of another version an AttributeError.
         except Exception as error:
             raise ConfigError(
-                f"reward_model.kind=generative without reward_model.url: vLLM cannot be imported here ({error}). "
+                "reward_model.kind=generative without reward_model.url: vLLM cannot be "
+                f"imported here ({error}). "
                 "Install it (README, set-up), or have a server asked: reward_model.url."
             ) from error
         self._config = config
@@ -78,12 +79,15 @@ class VllmAsker:
         except Exception as error:
             raise ModelError(
                 f"{path}: vLLM cannot load it as a judge: {str(error) or type(error).__name__}. Lower "
-                f"score.max_tokens={config.max_tokens} if it is about length, or serve it and name the server in "
+                f"score.max_tokens={config.max_tokens} if it is about length, or serve it "
+                "and name the server in "
                 "reward_model.url."
             ) from error
 
     def ask(self, questions: Sequence[list[Message]], answered: Answered) -> None:
-        """Each question once (see `rlhf.scoring.asking.Asker`); one without room for an answer is not asked."""
+        """Each question once (see `rlhf.scoring.asking.Asker`); one without room for an "
+        "answer is not asked.
+        """
         from vllm import SamplingParams
         from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind

@@ -196,7 +196,7 @@ def _scored_and_kept(
         return _scored(judge, groups)
 
 
-def _write_answers(job: Job[GenerativeStage], judge: Any, index: int) -> dict[str, int]:
+def _write_answers(job: Job[Any], judge: Any, index: int) -> dict[str, int]:
     """Write what the judge has answered in a shard; None where it was asked nothing. Gives its counts."""
     rows = judge.rows if judge is not None else []
     folder = job.out_path / ANSWERS
@@ -206,7 +206,7 @@ def _write_answers(job: Job[GenerativeStage], judge: Any, index: int) -> dict[st
     return dict(judge.counts) if judge is not None else {}
 
 
-def _conclude_answers(job: Job[GenerativeStage], worker: Worker, metrics: dict[str, Any]) -> None:
+def _conclude_answers(job: Job[Any], worker: Worker, metrics: dict[str, Any]) -> None:
     """Tell what could not be read and what it has cost.
 
     Raises:
@@ -228,8 +228,10 @@ def _conclude_answers(job: Job[GenerativeStage], worker: Worker, metrics: dict[s
         text += f"such as {_unread_answer(job)!r}."
         if is_whole and num_unread == num_answers:
             raise DataError(
-                f"{text} Look at what it is asked and at the pattern in reward_model.generative.template, raise "
-                "reward_model.generative.max_new_tokens where answers are cut, or take a judge that keeps to a "
+                f"{text} Look at what it is asked and at the pattern in "
+                "reward_model.generative.template, raise "
+                "reward_model.generative.max_new_tokens where answers are cut, or take a "
+                "judge that keeps to a "
                 f"form. All its answers are in {job.out_path / ANSWERS}."
             )
         if worker.rank == 0:
@@ -240,7 +242,7 @@ def _conclude_answers(job: Job[GenerativeStage], worker: Worker, metrics: dict[s
             metrics["cost"] = spent
 
 
-def _unread_answer(job: Job[GenerativeStage]) -> str:
+def _unread_answer(job: Job[Any]) -> str:
     """The end of an answer that could not be read: there stands the verdict, if anywhere."""
     for row in read_all_rows(job.out_path / ANSWERS, ["answer", "unread"]):
         if row["unread"] is not None:
@@ -315,8 +317,10 @@ def _counts(job: Job[ScoreStage], scores: list[list[float]], scored: Scored) -> 
         "non_finite": num_non_finite,
     }
     # Of judges that compare alone: by it others know them.
-    compares = isinstance(job.config, ComparisonStage) or scored.num_calls is not None
-    if compares or (isinstance(job.config, GenerativeStage) and judge_file(job.config.judge_file).compares):
+    compares = isinstance(job.config, ComparisonStage)
+    if isinstance(job.config, GenerativeStage):
+        compares = judge_file(job.config.judge_file).compares
+    if compares:
         counts["judge_calls"] = scored.num_calls or 0
     # Only where there are any: shards of ordinary judges have the same bytes as ever.
     if scored.num_over_context:
