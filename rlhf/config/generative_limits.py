@@ -20,7 +20,9 @@ def generative_problems(cfg: Config) -> Iterator[str]:
     judge = cfg.reward_model
     if judge.kind is not JudgeKind.generative:
         if judge.path == POLICY:
-            yield f"reward_model.path={POLICY}: the policy judges by words only. Set reward_model.kind=generative."
+            yield (
+                f"reward_model.path={POLICY}: the policy judges in words only. Set reward_model.kind=generative."
+            )
         if judge.generative != GenerativeConfig():
             yield (
                 f"reward_model.generative: is for reward_model.kind=generative, and this is "

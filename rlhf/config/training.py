@@ -222,8 +222,8 @@ class RewardModelConfig(RewardModelSettings):
     """
 
     kind: JudgeKind = JudgeKind.scalar
-    """`scalar`; `pairwise`: a causal LM that answers A or B (docs/recipe.md); `generative`: a chat model that is
-    asked in words (docs/judges.md)."""
+    """`scalar`; `pairwise`: a causal LM that answers A or B (docs/recipe.md); `generative`: a chat model
+    that is asked in words (docs/judges.md)."""
     generative: GenerativeConfig = field(default_factory=GenerativeConfig)
     """What a generative judge is asked, and how."""
     path: str = "sfairXC/FsfairX-LLaMA3-RM-v0.1"
