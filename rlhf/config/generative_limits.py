@@ -21,7 +21,8 @@ def generative_problems(cfg: Config) -> Iterator[str]:
     if judge.kind is not JudgeKind.generative:
         if judge.path == POLICY:
             yield (
-                f"reward_model.path={POLICY}: the policy judges in words only. Set reward_model.kind=generative."
+                f"reward_model.path={POLICY}: the policy judges in words only. Set "
+                "reward_model.kind=generative."
             )
         if judge.generative != GenerativeConfig():
             yield (

@@ -54,7 +54,9 @@ def test_each_iteration_is_judged_by_the_policy_that_it_begins_with(told):
     assert code == 0, said
     judges = {}
     for path in run.glob("iteration_*/**/score/artifact.json"):
-        judges[str(path.parent.relative_to(run))] = json.loads(path.read_bytes())["identity"]["inputs"]["judge"]
+        judges[str(path.parent.relative_to(run))] = json.loads(path.read_bytes())["identity"]["inputs"][
+            "judge"
+        ]
     initial = judges["iteration_000/held_out/score"]
     assert judges["iteration_001/score"] == initial
     assert judges["iteration_001/held_out/score"] == judges["iteration_002/held_out/score"] == initial

@@ -146,9 +146,9 @@ def test_patience_ends_and_what_came_is_there() -> None:
         with pytest.raises(WorkerFailed, match=r"(?s)HTTP 500.*full.*retry_seconds=60"):
             server.ask([HI, HI], lambda number, answer: got.append(number))
     assert got == [0]
-    with fake_chat(lambda n, body: (429, {"Retry-After": "3600"}, {})) as fake:
-        with pytest.raises(WorkerFailed, match="in 3600 s"):
-            ChatServer(config(fake.url), FastClock()).ask([HI], print)  # type: ignore[arg-type]
+    told_to_wait = fake_chat(lambda n, body: (429, {"Retry-After": "3600"}, {}))
+    with told_to_wait as fake, pytest.raises(WorkerFailed, match="in 3600 s"):
+        ChatServer(config(fake.url), FastClock()).ask([HI], print)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("status", "said"), [(401, "MY_KEY"), (404, "generative.model=m"), (400, "length")])
@@ -206,11 +206,11 @@ def test_scores_counts_cost_and_answers(tmp_path: Path) -> None:
     def behave(number: int, body: Any) -> Any:
         time.sleep(0.02)
         text = body["messages"][-1]["content"]
-        return 200, {}, "no idea" if "bad" in text else f"Rating: {5 if 'good' in text else 2}"
+        return 200, {}, "no idea" if "bad" in text else f"Rating: {5 if 'fine' in text else 2}"
 
     with fake_chat(behave) as fake:
         told = config(fake.url, prompt_price=100.0, answer_price=1000.0, body={"seed": 1, "max_tokens": None})
-        job = score_job(tmp_path, told, [["good", "poor", "good"], ["bad", "poor", "x"]])
+        job = score_job(tmp_path, told, [["fine", "poor", "fine"], ["bad", "poor", "x"]])
         outcome = scored(job, FakeWorker())
         assert 1 < fake.most_at_once <= told.concurrency and set(fake.answered.values()) == {1}
         assert fake.bodies[0]["seed"] == 1 and "max_tokens" not in fake.bodies[0]
