@@ -1,4 +1,4 @@
-"""The real loop with the policy as its own judge, and a judge behind vLLM's own server."""
+"""The real loop with the policy as its own judge."""
 
 import json
 
@@ -8,10 +8,10 @@ from rlhf.data.shards import read_all_rows
 from tests.integration.loop.test_loop import loop
 from tests.tiny import tiny_llama
 
-# What a random model writes has no verdict in it: any first character is one here.
+# What a random model writes has no verdict in it: the first plain character is one here.
 TEMPLATE = """
 prompt: "{question} {response}"
-pattern: '(?s)(?P<choice>.)'
+pattern: "(?P<choice>[ -~])"
 take: first
 choices: {%s}
 """
@@ -30,7 +30,8 @@ def told(tmp_path_factory):
         "reward_model.kind=generative",
         "reward_model.path=@policy",
         f"reward_model.generative.template={folder / 'first_letter.yaml'}",
-        "reward_model.generative.max_new_tokens=8",
+        "reward_model.generative.max_new_tokens=40",
+        "reward_model.generative.temperature=1",
         "score.max_tokens=600",
         f"prompts.path={folder / 'prompts.jsonl'}",
         "prompts.num_per_iteration=6",

@@ -335,3 +335,21 @@ def test_what_does_not_go_together(values: dict[str, Any], said: str) -> None:
     for key, value in ({"kind": JudgeKind.generative} | values).items():
         setattr(cfg.reward_model, key, value)
     assert any(said in line for line in generative_problems(cfg))
+
+
+def test_a_look_asks_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rlhf.preflight.findings import Level, collect
+    from rlhf.preflight.generative import generative_judge
+
+    cfg = Config()
+    cfg.reward_model.kind = JudgeKind.generative
+    cfg.reward_model.generative.model = "m"
+    for answer, level in (("Rating: 9", Level.ok), ("nine", Level.warning)):
+        with fake_chat(lambda n, body, answer=answer: (200, {}, answer)) as fake:
+            cfg.reward_model.url = fake.url
+            found = collect("judge", generative_judge(cfg, [HI], asks=True))
+            assert [item.level for item in found] == [Level.ok, level] and len(fake.bodies) == 1
+    with fake_chat(lambda n, body: (401, {}, {})) as fake:
+        cfg.reward_model.url = fake.url
+        found = collect("judge", generative_judge(cfg, [HI], asks=True))
+        assert found[-1].level is Level.error and "RLHF_JUDGE_API_KEY" in found[-1].way_out + found[-1].text
