@@ -1,4 +1,4 @@
-"""Whether a generative judge is asked something that can be read, and answers: one request of the run's judge."""
+"""Whether a generative judge answers what it is asked in a form that can be read: its template, one request."""
 
 from __future__ import annotations
 
