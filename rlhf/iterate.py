@@ -19,7 +19,7 @@ from rlhf.launch.machine import gpu_workers
 from rlhf.loop.evaluate import evaluate, yardstick_of
 from rlhf.loop.figures import Evaluation
 from rlhf.loop.gates import Gates
-from rlhf.loop.judges import initial_policy, judges_of, reading, scored, trusted
+from rlhf.loop.judges import initial_policy, judged_by, judges_of, reading, scored, trusted
 from rlhf.loop.outcome import conclude, report
 from rlhf.loop.pair_pool import pair_pool
 from rlhf.loop.prompt_sets import prompt_sets
@@ -79,7 +79,8 @@ def iterate(cfg: Config, run: Run) -> Artifact:
                 policy=sampled,
                 prompts=train,
             )
-            scores, _ = scored(step, judges, candidates, evaluations[0].others)
+            by = judged_by(cfg, judges, policy)
+            scores, _ = scored(step, by, candidates, evaluations[0].others)
             pairs = None
             if cfg.method is Method.dpo:
                 pairs = step.stage("pair", candidates=candidates, scores=scores)

@@ -17,11 +17,13 @@ ROOT = Path(__file__).resolve().parents[1]
 class Server:
     """vLLM's server in a process of its own, which can be killed and started again."""
 
-    def __init__(self, path: str, log: Path, max_tokens: int) -> None:
+    def __init__(self, path: str, log: Path, max_tokens: int, runner: str = "pooling") -> None:
         port = free_port()
         self.path, self.url = path, f"http://127.0.0.1:{port}"
-        arguments = ["--model", path, "--host", "127.0.0.1", "--port", str(port), "--runner", "pooling"]
-        arguments += ["--hf-overrides", '{"head_dtype": "float32"}', "--max-model-len", str(max_tokens)]
+        arguments = ["--model", path, "--host", "127.0.0.1", "--port", str(port), "--runner", runner]
+        if runner == "pooling":
+            arguments += ["--hf-overrides", '{"head_dtype": "float32"}']
+        arguments += ["--max-model-len", str(max_tokens)]
         arguments += ["--dtype", "float32", "--enforce-eager", "--max-num-seqs", "64", "--disable-log-stats"]
         environment = dict(os.environ, VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND="nobind")
         environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}

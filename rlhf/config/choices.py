@@ -43,10 +43,20 @@ class KeptPolicies(Enum):
 
 
 class JudgeKind(Enum):
-    """What a judge reads: one response, for a number, or two, for which is better."""
+    """What a judge is: a classifier that gives one response a number, a model whose next token says which of
+    two is better, or a language model that is asked in words.
+    """
 
     scalar = "scalar"
     pairwise = "pairwise"
+    generative = "generative"
+
+
+class ChatApi(Enum):
+    """What of an OpenAI-compatible server is asked: messages, or one text."""
+
+    chat = "chat"
+    completions = "completions"
 
 
 class Strategy(Enum):

@@ -9,6 +9,7 @@ from typing import Any
 
 from rlhf.config.choices import TRACKERS, Engine, JudgeKind, Method, Strategy
 from rlhf.config.fields import CHECKED_WITH_OTHERS, NOT_NEGATIVE, numbers
+from rlhf.config.generative_limits import generative_problems
 from rlhf.config.recipe_limits import recipes
 from rlhf.config.schema import Config
 from rlhf.config.training import MAIN_JUDGE
@@ -73,6 +74,7 @@ def problems(cfg: Config) -> list[str]:
         *_pairs(cfg),
         *_pairing(cfg),
         *_judge(cfg),
+        *generative_problems(cfg),
         *_judges(cfg),
         *_dpo(cfg),
         *recipes(cfg),
@@ -92,6 +94,7 @@ def check_stages(cfg: Config) -> None:
         *_sampling(cfg),
         *_pairing(cfg),
         *_judge(cfg),
+        *generative_problems(cfg),
     ]
     if wrong:
         raise ConfigError("\n".join(wrong))
@@ -131,10 +134,11 @@ def _ranges(cfg: Config) -> Iterator[str]:
             "transformers only."
         )
     opponents = score.opponents
-    if opponents is not None and (not pairwise or opponents < 2):
+    compares = pairwise or judge.kind is JudgeKind.generative
+    if opponents is not None and (not compares or opponents < 2):
         yield (
-            f"score.opponents={opponents}: must be 2 or more, and only with reward_model.kind=pairwise; "
-            "null is all others."
+            f"score.opponents={opponents}: must be 2 or more, and only with reward_model.kind=pairwise or "
+            "generative; null is all others."
         )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from rlhf.config.choices import JudgeKind, SpecialTokens
+from rlhf.config.choices import ChatApi, JudgeKind, SpecialTokens
 from rlhf.config.fields import setting
 from rlhf.config.schema import (
     ComputeConfig,
@@ -95,6 +95,34 @@ class ComparisonStage(ScoreStage):
     """Always `pairwise`."""
     opponents: Optional[int] = None
     """Responses of the same prompt that each is compared with, at least; null is all others."""
+
+
+@dataclass
+class GenerativeStage(ScoreStage):
+    """Scoring with a language model that is asked in words."""
+
+    kind: JudgeKind = JudgeKind.generative
+    """Always `generative`."""
+    judge_file: dict[str, Any] = field(default_factory=dict)
+    """What it is asked and how its answer is read (`rlhf.data.judge_files`): the file's content."""
+    opponents: Optional[int] = None
+    """Where it compares: responses of the same prompt that each is compared with, at least; null is all."""
+    served_model: Optional[str] = None
+    """What the server at `url` calls it; null loads the input `judge`."""
+    api: ChatApi = ChatApi.chat
+    """Of a server."""
+    temperature: float = 0.0
+    """Of its answers."""
+    max_new_tokens: int = 1024
+    """Of an answer."""
+    body: Optional[dict[str, Any]] = None
+    """More of a request's body."""
+    api_key_variable: Optional[str] = setting(None, compared=False)
+    """Name of the environment variable with the key."""
+    prompt_price: Optional[float] = setting(None, compared=False)
+    """Of a million tokens that it reads; null is not known."""
+    answer_price: Optional[float] = setting(None, compared=False)
+    """Of a million tokens that it writes."""
 
 
 @dataclass

@@ -11,7 +11,7 @@ from omegaconf import MISSING
 from rlhf.config.choices import Dtype, Engine, JudgeKind, SpecialTokens
 from rlhf.config.fields import NOT_NEGATIVE, setting
 from rlhf.config.schema import ComputeConfig, Config, GenerateConfig, ModelConfig, PairConfig, ScoreConfig
-from rlhf.config.training import RewardModelConfig
+from rlhf.config.training import GenerativeConfig, RewardModelConfig
 
 
 @dataclass
@@ -41,10 +41,14 @@ class FileTool:
 
 @dataclass
 class JudgeConfig:
-    """A ready reward model with one logit, or a ready pairwise preference model."""
+    """A ready reward model with one logit, a ready pairwise preference model, or a chat "
+    "model that is asked.
+    """
 
     kind: JudgeKind = RewardModelConfig.kind
-    """`scalar`, or `pairwise`: a causal LM that answers A or B."""
+    """`scalar`; `pairwise`: a causal LM that answers A or B; `generative`: a chat model asked in words."""
+    generative: GenerativeConfig = field(default_factory=GenerativeConfig)
+    """What a generative judge is asked, and how."""
     path: str = RewardModelConfig.path
     """Folder or Hub id; not read with `rule`."""
     url: Optional[str] = None

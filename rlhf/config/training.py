@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from rlhf.config.choices import Dtype, JudgeKind, Loss, Reference
+from rlhf.config.choices import ChatApi, Dtype, JudgeKind, Loss, Reference
 from rlhf.config.fields import (
     CHECKED_WITH_OTHERS,
     HALF_OR_OFF,
@@ -18,6 +18,8 @@ from rlhf.config.fields import (
 
 MAIN_JUDGE = "main"
 """What `reward_model` itself is called beside `reward_model.others`."""
+POLICY = "@policy"
+"""As `reward_model.path`: the policy itself judges (self-rewarding)."""
 
 
 @dataclass
@@ -239,22 +241,55 @@ class OtherJudge:
 
 
 @dataclass
+class GenerativeConfig:
+    """A language model as judge (`reward_model.kind=generative`): docs/judges.md."""
+
+    template: str = setting("score_1_10", later=True)
+    """What it is asked and how its answer is read: `score_1_10`, `a_or_b` (two responses, in both orders),
+    `self_rewarding`, or the path of a YAML file."""
+    model: Optional[str] = setting(None, later=True)
+    """What the server of `reward_model.url` calls the model; needed with a url, and only there."""
+    api: ChatApi = setting(ChatApi.chat, later=True)
+    """Of a server: `chat` (/v1/chat/completions) or `completions` (/v1/completions, for models without a chat
+    template)."""
+    temperature: float = setting(0.0, within=NOT_NEGATIVE, later=True)
+    """Sampling temperature of its answers; 0 is greedy."""
+    max_new_tokens: int = setting(1024, later=True)
+    """Tokens of an answer before it is cut."""
+    body: Any = setting(None, later=True)
+    """More of a request's body, such as `{reasoning_effort: low, seed: 1}`; a value of null takes a key away:
+    `{max_tokens: null, max_completion_tokens: 512}`. null adds nothing."""
+    api_key_variable: Optional[str] = setting(None, compared=False, later=True, code=True)
+    """Name of the environment variable that holds the server's key, which is written nowhere; null is
+    RLHF_JUDGE_API_KEY, if it is set."""
+    prompt_price: Optional[float] = setting(None, within=NOT_NEGATIVE, compared=False, later=True)
+    """Of a million tokens that the judge reads, in your currency; null tells no cost."""
+    answer_price: Optional[float] = setting(None, within=NOT_NEGATIVE, compared=False, later=True)
+    """Of a million tokens that it writes."""
+
+
+@dataclass
 class RewardModelConfig(RewardModelSettings):
     """The judge: a Bradley-Terry reward model with one logit, or a pairwise preference model, ready or
     trained here.
     """
 
     kind: JudgeKind = JudgeKind.scalar
-    """`scalar`, or `pairwise`: a causal LM that answers A or B; docs/recipe.md."""
+    """`scalar`; `pairwise`: a causal LM that answers A or B (docs/recipe.md); `generative`: a chat model
+    that is asked in words (docs/judges.md)."""
+    generative: GenerativeConfig = field(default_factory=GenerativeConfig)
+    """What a generative judge is asked, and how."""
     path: str = "sfairXC/FsfairX-LLaMA3-RM-v0.1"
-    """Folder, Hub id, or `@stage/…`; with `data`, what the training starts from; not read with `rule`."""
+    """Folder, Hub id, or `@stage/…`; with `data`, what the training starts from; not read with `rule`. A
+    generative judge is a chat model, or `@policy`: the policy itself, not read with `url`."""
     url: Optional[str] = setting(None, compared=False, code=True)
     """Base URL of a server of the very model of `path`; conversations are rendered here, by the tokenizer of
     `path`. `vllm serve MODEL --runner pooling --dtype float32|bfloat16 --hf-overrides '{"head_dtype":
     "float32"}'`: vLLM's own choice for fp32 weights is 16 bits. A key stands in the environment,
-    RLHF_JUDGE_API_KEY. null loads `path`."""
+    RLHF_JUDGE_API_KEY. Of a generative judge any OpenAI-compatible server. null loads `path`."""
     rule: Optional[str] = setting(None, code=True)
-    """`module:function` that maps (messages, response) to a number, higher is better, in place of a model."""
+    """`module:function` that maps (messages, response) to a number, higher is better, in place of a model. It
+    may be `async`, or take lists (docs/judges.md, Rules)."""
     revision: Optional[str] = None
     """Branch, tag or commit on the Hub; null is the main branch, of the default judge the commit it is pinned
     to."""

@@ -51,5 +51,21 @@ PAIRS_SCHEMA = pa.schema(_arrow_fields(PreferencePair))
 _SCORED_PROMPT = pa.schema(_arrow_fields(ScoredPrompt))
 CANDIDATES_SCHEMA = _SCORED_PROMPT.remove(_SCORED_PROMPT.get_field_index("scores"))
 SCORES_SCHEMA = pa.schema([_SCORED_PROMPT.field("id"), _SCORED_PROMPT.field("scores")])
+ANSWERS_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("id", pa.string()),
+        ("responses", pa.list_(pa.string())),
+        ("is_swapped", pa.bool_()),
+        ("answer", pa.string()),
+        ("finish_reason", pa.string()),
+        ("value", pa.float64()),
+        ("unread", pa.string()),
+        ("prompt_tokens", pa.int64()),
+        ("completion_tokens", pa.int64()),
+    ]
+)
+"""What a generative judge has answered: to which prompt (`id`), about which responses in the order shown, and
+the number read out of it, or why there is none."""
 LOGPROBS_SCHEMA = pa.schema([("id", pa.string()), ("logprobs", pa.list_(pa.float64()))])
 """Summed response log-probabilities: [chosen, rejected] for a row of pairs, else one per candidate."""

@@ -142,7 +142,7 @@ def _prompt_names(cfg: Config) -> str:
 def _judge_names(cfg: Config) -> str:
     """The training judge, and those that are summed with it."""
     section = cfg.reward_model
-    names = name_of(section.rule or section.path)
+    names = name_of(section.rule or section.generative.model or section.path)
     if section.data is not None:
         names += ", trained in this run"
     for other in section.others.values():

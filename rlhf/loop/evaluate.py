@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlhf.config.choices import JudgeKind
 from rlhf.config.schema import Config
+from rlhf.config.stage_configs import GenerativeStage
 from rlhf.config.training import MAIN_JUDGE
 from rlhf.loop.figures import Evaluation
-from rlhf.loop.judges import Judge, evaluation_judges, reading, rule_config, scored, trusted
+from rlhf.loop.judges import (
+    Judge,
+    compares_responses,
+    evaluation_judges,
+    reading,
+    rule_config,
+    scored,
+    trusted,
+)
 from rlhf.loop.shard_sizes import held_out_shard_size
 from rlhf.loop.step import Step
 from rlhf.run.artifact import Artifact
@@ -82,9 +90,9 @@ def evaluate(
         policy=policy,
         prompts=yardstick.held_out,
     )
-    known = known_scores(step.run.cfg, yardstick, earlier)
+    known = known_scores(yardstick, earlier)
     initial_scores = earlier[0].others if earlier else {}
-    against = _opponents(step.run.cfg, earlier)
+    against = _opponents(yardstick, earlier)
     scores, others = scored(step, yardstick.judges, candidates, initial_scores, known, against)
     gold = _by_gold(step, candidates)
     for name, judge in yardstick.others.items():
@@ -113,28 +121,26 @@ def _by_gold(step: Step, candidates: Artifact) -> Artifact | None:
     return step.stage("score", name="gold", config=rule, candidates=candidates)
 
 
-def _opponents(cfg: Config, earlier: Sequence[Evaluation]) -> Artifact | None:
-    """π0's held-out responses, with which a pairwise judge compares every iterate's; None for other judges
+def _opponents(yardstick: Yardstick, earlier: Sequence[Evaluation]) -> Artifact | None:
+    """π0's held-out responses, with which a judge that compares holds every iterate's; None for other judges
     and π0.
     """
-    if not earlier or cfg.reward_model.kind is not JudgeKind.pairwise:
+    if not earlier or not compares_responses(yardstick.judges[MAIN_JUDGE].config):
         return None
     return earlier[0].candidates
 
 
-def known_scores(
-    cfg: Config, yardstick: Yardstick, earlier: Sequence[Evaluation]
-) -> dict[str, dict[str, Artifact]]:
+def known_scores(yardstick: Yardstick, earlier: Sequence[Evaluation]) -> dict[str, dict[str, Artifact]]:
     """What each judge that is a model has said of earlier policies' responses to the same prompts, by its
     name.
 
     Example:
         {"main": {"known_candidates.0": π0's held-out responses, "known_scores.0": their scores by the judge}}
     """
-    has_opponents = _opponents(cfg, earlier) is not None
+    has_opponents = _opponents(yardstick, earlier) is not None
     known: dict[str, dict[str, Artifact]] = {}
     for name, judge in (yardstick.judges | yardstick.others).items():
-        if judge.model is None:  # a rule costs nothing
+        if judge.model is None and not isinstance(judge.config, GenerativeStage):  # a rule costs nothing
             continue
         inputs: dict[str, Artifact] = {}
         for evaluation in earlier:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rlhf.config.choices import Engine, JudgeKind, SpecialTokens, Strategy, Truncated
@@ -11,14 +11,17 @@ from rlhf.config.fields import filled
 from rlhf.config.schema import Config
 from rlhf.config.stage_configs import (
     ComparisonStage,
+    GenerativeStage,
     MixStage,
     PairSettings,
     PreferenceModelStage,
     RuleStage,
     ScoreStage,
 )
-from rlhf.config.training import MAIN_JUDGE
+from rlhf.config.training import MAIN_JUDGE, POLICY
 from rlhf.data.files import resolved
+from rlhf.data.judge_files import judge_file, load_judge_file
+from rlhf.errors import ConfigError
 from rlhf.loop.shard_sizes import judge_shard_size
 from rlhf.loop.step import Step, policy_dtype, stage_config
 from rlhf.models.folder import require_trust
@@ -56,7 +59,9 @@ def models_of(cfg: Config) -> dict[str, tuple[str, str | None]]:
         "v2")}
     """
     models = {"model.path": (cfg.model.path, cfg.model.revision)}
-    if cfg.reward_model.rule is None:
+    section = cfg.reward_model
+    is_asked = section.kind is JudgeKind.generative and section.url is not None
+    if section.rule is None and not is_asked:
         models["reward_model.path"] = (cfg.reward_model.path, cfg.reward_model.revision)
     for name, other in cfg.reward_model.others.items():
         if other.path is not None:
@@ -94,7 +99,7 @@ def _path_and_revision(path: str, key: str) -> tuple[str, str | None]:
 def ready_judge(run: Run) -> Artifact | None:
     """The reward model as given; None where a rule judges."""
     section = run.cfg.reward_model
-    if section.rule is not None:
+    if section.rule is not None or "reward_model.path" not in models_of(run.cfg):
         return None
     model = sources.model(run, section.path, section.revision, "reward_model.path")
     if section.kind is JudgeKind.scalar:
@@ -109,6 +114,8 @@ def training_judge_config(cfg: Config) -> ScoreStage:
     section = cfg.reward_model
     if section.rule is not None:
         return rule_config(cfg, section.rule, "reward_model.rule")
+    if section.kind is JudgeKind.generative:
+        return _generative_config(cfg)
     config: ScoreStage = stage_config(cfg, "score", url=section.url)
     if section.kind is JudgeKind.pairwise:
         # It runs in transformers alone, so `auto` leaves no choice.
@@ -121,6 +128,75 @@ def training_judge_config(cfg: Config) -> ScoreStage:
             opponents=cfg.score.opponents,
         )
     return config
+
+
+def _generative_config(cfg: Config) -> GenerativeStage:
+    """What makes a `score` stage ask a language model in words.
+
+    Raises:
+        ConfigError: the file that says what it is asked is wrong, or does not go with other settings.
+    """
+    section = cfg.reward_model
+    told = section.generative
+    content = load_judge_file(told.template)
+    compares = judge_file(content).compares
+    if compares and section.others:
+        raise ConfigError(
+            "reward_model.others: do not go with "
+            f"reward_model.generative.template={told.template}, whose scores "
+            "depend on the other responses. Take a template that scores one response, or let the others "
+            "evaluate only, as evaluate.judges."
+        )
+    if cfg.score.opponents is not None and not compares:
+        raise ConfigError(
+            f"score.opponents={cfg.score.opponents}: "
+            f"reward_model.generative.template={told.template} scores one "
+            "response at a time, and compares none. Leave it out."
+        )
+    config: ScoreStage = stage_config(cfg, "score", engine=Engine.vllm)
+    if section.url is not None:
+        # Of no concern to a server: fixed, so that changing them leaves what it has answered alone.
+        config = stage_config(
+            cfg,
+            "score",
+            engine=Engine.vllm,
+            dtype="auto",
+            trust_remote_code=False,
+            special_tokens=SpecialTokens.text,
+            max_tokens=ScoreStage.max_tokens,
+        )
+    return filled(
+        GenerativeStage,
+        config,
+        kind=section.kind,
+        url=section.url,
+        judge_file=content,
+        opponents=cfg.score.opponents,
+        served_model=told.model,
+        api=told.api,
+        temperature=told.temperature,
+        max_new_tokens=told.max_new_tokens,
+        body=told.body,
+        api_key_variable=told.api_key_variable,
+        prompt_price=told.prompt_price,
+        answer_price=told.answer_price,
+    )
+
+
+def compares_responses(config: ScoreStage) -> bool:
+    """Whether a judge gives no response a score of its own, but holds two against each other."""
+    if isinstance(config, GenerativeStage):
+        return judge_file(config.judge_file).compares
+    return isinstance(config, ComparisonStage)
+
+
+def judged_by(cfg: Config, judges: Mapping[str, Judge], policy: Artifact) -> dict[str, Judge]:
+    """The judges of an iteration that begins with a policy: where the policy itself "
+    "judges, it is that one.
+    """
+    if cfg.reward_model.path != POLICY:
+        return dict(judges)
+    return {**judges, MAIN_JUDGE: replace(judges[MAIN_JUDGE], model=policy)}
 
 
 def rule_config(cfg: Config, rule: str, key: str) -> RuleStage:
@@ -151,7 +227,7 @@ def scores_of(run: Run, candidates: Artifact) -> Artifact:
 
 def judges_of(cfg: Config, run: Run, initial: Artifact) -> dict[str, Judge]:
     """The judges whose scores count, by name: the training judge, then those that are summed with it."""
-    counted = {MAIN_JUDGE: Judge(training_judge_config(cfg), training_judge(cfg, run, initial))}
+    counted = {MAIN_JUDGE: _main_judge(cfg, run, initial)}
     for name, other in cfg.reward_model.others.items():
         key = f"reward_model.others.{name}"
         if other.path is None:
@@ -161,6 +237,15 @@ def judges_of(cfg: Config, run: Run, initial: Artifact) -> dict[str, Judge]:
                 run, other.path, other.revision, other.trust_remote_code, f"{key}.path"
             )
     return counted
+
+
+def _main_judge(cfg: Config, run: Run, initial: Artifact) -> Judge:
+    config = training_judge_config(cfg)
+    if cfg.reward_model.path != POLICY:
+        return Judge(config, training_judge(cfg, run, initial))
+    # π0, until an iteration has made another policy; as it is sampled, whatever its weights are kept in.
+    trusted = cfg.model.trust_remote_code
+    return Judge(replace(config, dtype=policy_dtype(cfg, initial), trust_remote_code=trusted), initial)
 
 
 def evaluation_judges(cfg: Config, run: Run) -> dict[str, Judge]:
@@ -183,11 +268,12 @@ def _model_judge(run: Run, path: str, revision: str | None, trusted: bool, key: 
 def reading(judges: Mapping[str, Judge]) -> dict[str, Artifact]:
     """The inputs of a `generate` stage that say which judges will read its responses.
 
-    Not the pairwise ones: they read a prompt as part of one user turn, whatever its own turns are.
+    Not the pairwise and generative ones: they read a prompt as part of one user turn, whatever its own turns
+    are.
     """
     inputs = {}
     for name, judge in judges.items():
-        if judge.model is not None and not isinstance(judge.config, ComparisonStage):
+        if judge.model is not None and not isinstance(judge.config, ComparisonStage | GenerativeStage):
             inputs[JUDGE_INPUT + name] = judge.model
     return inputs
 

@@ -251,6 +251,8 @@ def _scores(
             yield costs.by_rule(stage, num_responses)
         elif is_main and section.url is not None:
             yield costs.by_rule(stage, num_responses, "without the server's time")
+        elif is_main and section.kind is JudgeKind.generative:
+            yield costs.by_rule(stage, num_responses, "without the time of what the judge writes")
         elif is_main and section.kind is JudgeKind.pairwise:
             yield costs.score(stage, key, _comparisons(cfg, texts, against_initial), in_pairs=True)
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rlhf.config.choices import Method
+from rlhf.config.choices import JudgeKind, Method
 from rlhf.config.limits import value_at
 from rlhf.config.schema import Config
 from rlhf.config.training import DpoConfig
@@ -80,5 +80,7 @@ def _tokens_of_the_judge(cfg: Config) -> Finding:
         "if it can read them."
     )
     # A rule reads text and knows no limit of tokens.
-    fine = max_tokens >= whole or cfg.reward_model.rule is not None
+    judge = cfg.reward_model
+    is_asked = judge.kind is JudgeKind.generative and judge.url is not None
+    fine = max_tokens >= whole or judge.rule is not None or is_asked
     return finding(fine, f"score.max_tokens={max_tokens}", why)

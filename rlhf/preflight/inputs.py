@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf.config.choices import JudgeKind
 from rlhf.config.limits import value_at
 from rlhf.config.schema import Config
 from rlhf.data.columns import unread_text
@@ -108,7 +109,8 @@ def data(cfg: Config, files: dict[str, Path]) -> Iterator[Finding]:
             yield finding(True, f"{key}={path}: {text}")
         except UserError as error:
             yield refusal(str(error))
-    if cfg.reward_model.url is not None:
+    # What a generative judge's server says is looked at by itself.
+    if cfg.reward_model.url is not None and cfg.reward_model.kind is not JudgeKind.generative:
         yield _server(cfg.reward_model.url)
     for path in cfg.reuse:
         num_stages = len(list(finished_stages(resolved(path, "reuse"))))

@@ -18,6 +18,7 @@ from rlhf.errors import ConfigError, UserError, WorkerFailed
 from rlhf.loop.judges import rules_of
 from rlhf.preflight.cuda import cuda
 from rlhf.preflight.findings import Finding, Level, collect, refusal, table
+from rlhf.preflight.generative import generative_judge
 from rlhf.preflight.hardware import disk, engine_arguments, versions
 from rlhf.preflight.hyperparameters import hyperparameters
 from rlhf.preflight.inputs import data, first_prompt, models, prompts
@@ -31,7 +32,8 @@ from rlhf.run.plan import Launcher
 def look(cfg: Config, launcher: Launcher, call_rules: bool = False) -> list[Finding]:
     """Everything there is to find; for models from outside `launcher` starts a process that reads tokenizers.
 
-    With `call_rules` another one calls each Python function of the config once. That is for a config that the
+    With `call_rules` another one calls each Python function of the config once, and the server of a
+    generative     judge is asked once. That is for a config that the
     person has just typed: a run's own settings may name code of whoever made its folder.
 
     Example:
@@ -50,6 +52,7 @@ def look(cfg: Config, launcher: Launcher, call_rules: bool = False) -> list[Find
     findings += collect("data", data(cfg, files))
     findings += collect("prompts", prompts(cfg, files, sample))
     findings += collect("data", training_rows(cfg, files, numbers))
+    findings += collect("judge", generative_judge(cfg, sample, asks=call_rules))
     if call_rules and rules_of(cfg):
         findings += _call_rules(cfg, launcher, files, sample)
     if folders or _has_names_for_trainers(cfg):

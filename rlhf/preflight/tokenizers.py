@@ -35,6 +35,7 @@ class JudgeFacts:
     """What a config says of a judge that matters for its tokenizer; by default, that it only evaluates."""
 
     pairwise: bool = False
+    generative: bool = False
     trained_here: bool = False
     trust_remote_code: bool = False
 
@@ -62,6 +63,7 @@ def _judge_facts(cfg: Config, key: str) -> JudgeFacts:
     if key == "reward_model.path":
         return JudgeFacts(
             pairwise=section.kind is JudgeKind.pairwise,
+            generative=section.kind is JudgeKind.generative,
             trained_here=section.data is not None,
             trust_remote_code=section.trust_remote_code,
         )
@@ -320,6 +322,10 @@ def _judge(
     config = judge_config(path, facts.trust_remote_code)
     yield finding(True, f"{key}: chat template {template_hash(tokenizer)}")
     own = own_classifier(path)
+    if facts.generative:
+        require_causal_lm(path, config)
+        yield finding(True, f"{key}: a causal LM that is asked in words")
+        return
     if facts.pairwise:
         require_causal_lm(path, config)
         answer_ids(tokenizer)

@@ -23,6 +23,12 @@ JUDGE_INPUT = "judge."
 """Before the name of a judge: the inputs of `generate` whose chat templates must take every prompt."""
 
 
+KEPT_ANSWERS = ".answers"
+"""In the folder of unfinished work: what judges have answered so far; hidden, so no part of the artifact."""
+ANSWERS = "answers"
+"""In a `score` artifact: what a generative judge has answered, a shard for each shard of scores."""
+
+
 class Kind(Enum):
     """Which processes run a stage."""
 

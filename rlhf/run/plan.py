@@ -29,7 +29,7 @@ from rlhf.run.artifact import Artifact, open_artifact
 from rlhf.run.attempts import found_budget, run_to_the_end
 from rlhf.run.commit import MANIFEST, ShardsDamaged, commit, discard, take, tidy
 from rlhf.run.console import Console, phase
-from rlhf.run.job import JUDGE_INPUT, Job, Kind, Outcome
+from rlhf.run.job import ANSWERS, JUDGE_INPUT, KEPT_ANSWERS, Job, Kind, Outcome
 from rlhf.run.lock import require_ours, still_ours
 from rlhf.run.manifest import read_identity, read_manifest
 from rlhf.run.owner import require_own_code
@@ -437,7 +437,11 @@ class Run:
         # A stage of one process looks at all that it has made, at the end; others write shards and no more.
         are_read = STAGES[identity["stage"]].kind is Kind.single
         with phase("taking the checksums of what an earlier attempt has kept"):
-            self._throw_away(damaged_shards(partial, are_read))
+            damaged = damaged_shards(partial, are_read) + damaged_shards(partial / ANSWERS, are_read)
+            self._throw_away(damaged)
+            for path in damaged:
+                # What lies beside a shard, under its name, is made with it.
+                (partial / path.name).unlink(missing_ok=True)
         if not _has_work(partial):
             engine_choice.unpin(partial)
         return partial
@@ -490,7 +494,9 @@ def _is_cheap(stage: str, partial: Path) -> bool:
 
 def _has_work(partial: Path) -> bool:
     has_shards = any(partial.glob("shard_*"))
-    return has_shards or any(partial.glob("checkpoint-*"))
+    # Answers that were paid for, before the first shard is whole.
+    has_answers = any(partial.glob(f"{KEPT_ANSWERS}/*"))
+    return has_shards or has_answers or any(partial.glob("checkpoint-*"))
 
 
 def _has_begun(partial: Path) -> bool:

@@ -93,10 +93,14 @@ def needs_engine(stage: str, config: Any) -> bool:
         stage: a name in `STAGES`.
         config: what it is told, or a mapping of it.
     """
-    rule = config.get("rule") if isinstance(config, Mapping) else getattr(config, "rule", None)
     if STAGES[stage].needs_torch:
         return True
-    return STAGES[stage].kind is not Kind.single and rule is None
+    # A rule, and a generative judge behind a server, need none of them.
+    for name in ("rule", "served_model"):
+        value = config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
+        if value is not None:
+            return False
+    return STAGES[stage].kind is not Kind.single
 
 
 def num_shards(job: Job[Any]) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from rlhf.config.choices import Engine
-from rlhf.config.stage_configs import ComparisonStage, ScoreStage
+from rlhf.config.stage_configs import ComparisonStage, GenerativeStage, ScoreStage
 from rlhf.models.fallback import load_in_engine
 from rlhf.scoring.auto_engine import why_transformers
 from rlhf.scoring.judge import Judge, RuleJudge
@@ -24,7 +24,9 @@ def load_judge(config: ScoreStage, inputs: dict[str, str], lengths: Iterable[int
         lengths: characters of every conversation that is to be scored, for the choice of the engine.
     """
     if config.rule:
-        return RuleJudge(config.rule)
+        return RuleJudge(config.rule, config.concurrency)
+    if isinstance(config, GenerativeStage):
+        return _generative(config, inputs)
     path = inputs["judge"]
     arguments: dict[str, Any] = {
         "max_tokens": config.max_tokens,
@@ -51,6 +53,24 @@ def load_judge(config: ScoreStage, inputs: dict[str, str], lengths: Iterable[int
 
         return Tournament(PairwiseJudge(path, **arguments), config.opponents)
     return _loaded(config, path, arguments, lengths)
+
+
+def _generative(config: GenerativeStage, inputs: dict[str, str]) -> Judge | Tournament:
+    """A language model that is asked in words: of a server, or loaded by vLLM."""
+    from rlhf.scoring.asking import Asker
+    from rlhf.scoring.generative_judge import GenerativeJudge
+
+    asker: Asker
+    if config.url is not None:
+        from rlhf.scoring.chat_server import ChatServer
+
+        asker = ChatServer(config)
+    else:
+        from rlhf.scoring.vllm_asker import VllmAsker
+
+        asker = VllmAsker(config, inputs["judge"])
+    judge = GenerativeJudge(config, asker)
+    return Tournament(judge, config.opponents) if judge.file.compares else judge
 
 
 def _loaded(config: ScoreStage, path: str, arguments: dict[str, Any], lengths: Iterable[int]) -> Judge:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import weakref
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ import httpx
 
 from rlhf.config.choices import SpecialTokens
 from rlhf.data.records import Message
-from rlhf.errors import ConfigError, ModelError, WorkerFailed, one_line
+from rlhf.errors import ModelError, WorkerFailed, one_line
 from rlhf.models.batches import bins_by_tokens, unbinned
 from rlhf.models.chat_template import load_tokenizer
 from rlhf.models.context import judge_context
@@ -22,18 +21,15 @@ from rlhf.models.forward_tokens import forward_tokens
 from rlhf.models.heads import judge_config, require_one_logit
 from rlhf.run.console import show
 from rlhf.scoring.judge import Scored
+from rlhf.scoring.servers import API_KEY, key_in, may_pass, quoted
 from rlhf.scoring.token_rows import TokenIds, score_distinct
 
 # The pause doubles from the first to the longest: short hiccups cost little, and a server that
 # starts is not flooded.
 _FIRST_PAUSE_SECONDS = 0.25
 _LONGEST_PAUSE_SECONDS = 2.0
-_SHOWN_CHARS = 400
-"""How much of a server's answer an error quotes."""
 _LARGEST_ANSWER = 64 * 2**20
 """Bytes, after decompression; 16384 scores take 2 MB."""
-API_KEY = "RLHF_JUDGE_API_KEY"
-"""The environment variable with the server's key, sent as a bearer token and written nowhere."""
 
 
 class RemoteJudge:
@@ -76,11 +72,7 @@ class RemoteJudge:
         self._retry_seconds = retry_seconds
         self._given_up = Event()
         limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
-        self._key = os.environ.get(API_KEY, "").strip()
-        if not (self._key.isascii() and self._key.isprintable()):
-            # At the first request the HTTP library would refuse it too, and show it.
-            problem = "holds characters that no HTTP header takes"
-            raise ConfigError(f"{API_KEY}: {problem}. Set the variable anew.")
+        self._key = key_in()
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._client = httpx.Client(timeout=timeout_seconds, limits=limits, headers=headers)
         weakref.finalize(self, self._client.close)
@@ -145,7 +137,7 @@ class RemoteJudge:
         while True:
             try:
                 answer = self._request(method, path, body)
-                if not _may_pass(answer.status_code):
+                if not may_pass(answer.status_code):
                     return answer
                 trouble = f"HTTP {answer.status_code}: {self._quoted(answer)}"
             except httpx.RequestError as error:
@@ -190,12 +182,7 @@ class RemoteJudge:
 
     def _quoted(self, answer: httpx.Response) -> str:
         """The beginning of an answer in one line, as a log may have it."""
-        # Servers may repeat a request's headers in their errors. NUL stands in for no key: an empty
-        # text would be found between any two characters.
-        secret = self._key or "\0"
-        text = answer.text.replace(secret, "***")
-        words = " ".join(text.split())
-        return one_line(words[:_SHOWN_CHARS])
+        return quoted(answer.text, self._key)
 
     def _garbage(self, answer: httpx.Response, what: str) -> ModelError:
         return ModelError(
@@ -203,13 +190,6 @@ class RemoteJudge:
             "Serve a reward model with one label by `vllm serve MODEL --runner pooling`, and give "
             "its base URL as reward_model.url."
         )
-
-
-def _may_pass(status_code: int) -> bool:
-    """Whether a server that answers so may answer otherwise in a moment: time-outs, overload, its
-    own failures.
-    """
-    return status_code >= 500 or status_code in (408, 429)
 
 
 def _is_one_number(values: object) -> bool:

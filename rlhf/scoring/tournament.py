@@ -36,12 +36,15 @@ class Group:
 class Compared:
     """One P(first is better) in [0, 1] per comparison, in order; how often the model was asked;
     inputs cut, and inputs longer than the judge's context.
+
+    With `leaves_out` a NaN is a comparison that came to nothing, and those that came to something count.
     """
 
     probabilities: list[float]
     num_calls: int
     num_truncated: int = 0
     num_over_context: int = 0
+    leaves_out: bool = False
 
 
 class PairJudge(Protocol):
@@ -64,7 +67,7 @@ class Tournament:
 
     def __init__(self, judge: PairJudge, opponents: int | None = None) -> None:
         """Take a judge, and see `opponents_of`; it is not for `against`, where everyone meets everyone."""
-        self._judge = judge
+        self.judge = judge
         self.context = getattr(judge, "context", None)
         self._num_opponents = opponents
 
@@ -79,9 +82,11 @@ class Tournament:
                     first, second = sorted((text, opponent))
                     matchups[number, first, second] = None
         comparisons = [(groups[number].messages, first, second) for number, first, second in matchups]
-        compared = self._judge.compare(comparisons)
+        compared = self.judge.compare(comparisons)
         tables: list[Table] = [{} for _ in groups]
         for (number, first, second), probability in zip(matchups, compared.probabilities, strict=True):
+            if compared.leaves_out and math.isnan(probability):
+                continue
             tables[number][first, second] = probability
             tables[number][second, first] = 1 - probability
         scores: list[float] = []
@@ -106,7 +111,7 @@ class Tournament:
 
 def _mean_probabilities(group: Group, table: Table) -> list[float]:
     """Each response's mean probability of beating its opponents; `table` has those that were compared."""
-    if group.against is None and not _is_complete(table, group.responses):
+    if group.against is None and table and not _is_complete(table, group.responses):
         table = _predicted(table)
     scores = []
     for index, text in enumerate(group.responses):
@@ -116,9 +121,13 @@ def _mean_probabilities(group: Group, table: Table) -> list[float]:
         probabilities = []
         for opponent in opponents:
             # Never asked: the judge's leaning to one place would decide between equals.
-            tied = opponent == text
-            probabilities.append(0.5 if tied else table[text, opponent])
-        scores.append(sum(probabilities) / len(probabilities) if probabilities else 0.5)
+            if opponent == text:
+                probabilities.append(0.5)
+            elif (text, opponent) in table:
+                probabilities.append(table[text, opponent])
+        # Alone, nothing is said against it; where every comparison was left out, nothing is known.
+        of_none = math.nan if opponents else 0.5
+        scores.append(sum(probabilities) / len(probabilities) if probabilities else of_none)
     return scores
 
 

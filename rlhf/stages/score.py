@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rlhf.config.choices import Engine
-from rlhf.config.stage_configs import ComparisonStage, ScoreStage
+from rlhf.config.stage_configs import ComparisonStage, GenerativeStage, ScoreStage
+from rlhf.data.judge_files import judge_file
 from rlhf.data.records import Message
-from rlhf.data.schemas import SCORES_SCHEMA
+from rlhf.data.schemas import ANSWERS_SCHEMA, SCORES_SCHEMA
 from rlhf.data.shards import read_all_rows, read_rows, shard_name, shard_paths, sum_counts, write_shard
-from rlhf.errors import ModelError, TemplateRefuses, UserError
+from rlhf.errors import DataError, ModelError, TemplateRefuses, UserError
 from rlhf.models.fallback import free_engine
 from rlhf.run.engine_choice import is_open, pin_engine, with_engine
-from rlhf.run.job import Job, Outcome, Worker
+from rlhf.run.job import ANSWERS, Job, Outcome, Worker
 from rlhf.run.stage_table import num_shards
 from rlhf.scoring.judge import Scored
-from rlhf.scoring.tournament import Group, score_groups
+from rlhf.scoring.kept import KeptAnswers, kept_path
+from rlhf.scoring.tournament import Group, Tournament, score_groups
 
 _QUESTION = "What is the capital of France?"
 _GOOD = "The capital of France is Paris."
 # A judge of the quickstart's world has never seen plain English.
 _QUESTION_OF_THE_WORLD = "Reverse: a d c"
 _GOOD_IN_THE_WORLD = "c d a."
+_SHOWN_CHARS = 200
+"""How much of an answer that could not be read is shown."""
+_TOLD_SECONDS = 1.0
+"""Between two words of how many answers there are."""
 _ABSURD = "Purple bananas the the seven of loudly, therefore no."
 
 
@@ -42,8 +49,11 @@ def run(job: Job[ScoreStage], worker: Worker) -> Outcome:
     Raises:
         TemplateRefuses: the judge's chat template takes none of the prompts.
     """
+    if worker.rank > 0 and getattr(job.config, "served_model", None) is not None:
+        # One process asks a server: it alone knows how soon it may ask again.
+        return Outcome()
     judge = None
-    metrics: dict[str, str] = {}
+    metrics: dict[str, Any] = {}
     for index in worker.shards():
         rows = list(read_rows(job.input_path("candidates") / shard_name(index)))
         known = _known(job, index)
@@ -56,7 +66,7 @@ def run(job: Job[ScoreStage], worker: Worker) -> Outcome:
                 worker.keep(getattr(judge, "engine", None))
                 if worker.rank == 0:
                     _add_warning(metrics, **_golden_pair(job, judge))
-            scored = _scored(judge, groups)
+            scored = _scored_and_kept(job, worker, judge, groups, index)
         scores = _all_scores(rows, known, scored)
         out = []
         for row, values in zip(rows, scores, strict=True):
@@ -65,9 +75,13 @@ def run(job: Job[ScoreStage], worker: Worker) -> Outcome:
         num_refused = _num_refused(groups, scored)
         if num_refused:
             counts["refused_by_template"] = num_refused
+        if isinstance(job.config, GenerativeStage):
+            counts |= _write_answers(job, _asked(judge) if groups else None, index)
         write_shard(job.out_path / shard_name(index), SCORES_SCHEMA, out, counts)
     if worker.rank == 0:
         _add_warning(metrics, _unread(job, getattr(judge, "context", None)))
+    if isinstance(job.config, GenerativeStage):
+        _conclude_answers(job, worker, metrics)
     note = getattr(judge, "note", "")
     if note:
         metrics["engine"] = note
@@ -154,6 +168,88 @@ def _scored(judge: Any, groups: list[Group]) -> Scored:
         return Scored([math.nan] * num_responses, refused=tuple(range(num_responses)))
 
 
+def _asked(judge: Any) -> Any:
+    """The judge itself, also where a tournament is made of its comparisons."""
+    return judge.judge if isinstance(judge, Tournament) else judge
+
+
+def _scored_and_kept(
+    job: Job[ScoreStage], worker: Worker, judge: Any, groups: list[Group], index: int
+) -> Scored:
+    """Scores of a shard; what a judge that is asked in words or a slow rule says is kept as it comes."""
+    asked = _asked(judge)
+    keeps = isinstance(job.config, GenerativeStage) or getattr(asked, "keeps", False)
+    if not keeps:
+        return _scored(judge, groups)
+    told_at = 0.0
+
+    def progress(done: int, of: int) -> None:
+        nonlocal told_at
+        if time.monotonic() - told_at > _TOLD_SECONDS or done == of:
+            told_at = time.monotonic()
+            worker.progress(0, 0, f"{done} of {of} answers of shard {index}")
+
+    with KeptAnswers(kept_path(job.out_path, index)) as kept:
+        if kept.num_damaged:
+            worker.say(f"  ! {job.name}: {kept.num_damaged} kept answers are damaged, and asked for again")
+        asked.begin(kept, progress)
+        return _scored(judge, groups)
+
+
+def _write_answers(job: Job[Any], judge: Any, index: int) -> dict[str, int]:
+    """Write what the judge has answered in a shard; None where it was asked nothing. Gives its counts."""
+    rows = judge.rows if judge is not None else []
+    folder = job.out_path / ANSWERS
+    folder.mkdir(exist_ok=True)
+    # Before the scores, which say that the shard is made.
+    write_shard(folder / shard_name(index), ANSWERS_SCHEMA, rows)
+    return dict(judge.counts) if judge is not None else {}
+
+
+def _conclude_answers(job: Job[Any], worker: Worker, metrics: dict[str, Any]) -> None:
+    """Tell what could not be read and what it has cost.
+
+    Raises:
+        DataError: no answer at all could be read.
+    """
+    from rlhf.scoring.generative_judge import cost
+
+    counts = sum_counts(job.out_path)
+    num_answers = counts.get("answers", 0)
+    by_reason = {}
+    for key, count in counts.items():
+        if key.startswith("unread/"):
+            by_reason[key.removeprefix("unread/")] = count
+    num_unread = sum(by_reason.values())
+    is_whole = len(shard_paths(job.out_path)) == num_shards(job)
+    if num_unread:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(by_reason.items()))
+        text = f"{num_unread} of {num_answers} answers of the judge give no number ({reasons}), "
+        text += f"such as {_unread_answer(job)!r}."
+        if is_whole and num_unread == num_answers:
+            raise DataError(
+                f"{text} Look at what it is asked and at the pattern in "
+                "reward_model.generative.template, raise "
+                "reward_model.generative.max_new_tokens where answers are cut, or take a "
+                "judge that keeps to a "
+                f"form. All its answers are in {job.out_path / ANSWERS}."
+            )
+        if worker.rank == 0:
+            _add_warning(metrics, text)
+    if worker.rank == 0 and is_whole:
+        spent = cost(job.config, counts)
+        if spent is not None:
+            metrics["cost"] = spent
+
+
+def _unread_answer(job: Job[Any]) -> str:
+    """The end of an answer that could not be read: there stands the verdict, if anywhere."""
+    for row in read_all_rows(job.out_path / ANSWERS, ["answer", "unread"]):
+        if row["unread"] is not None:
+            return str(row["answer"])[-_SHOWN_CHARS:]
+    return ""
+
+
 def _num_refused(groups: list[Group], scored: Scored) -> int:
     """How many prompts have a response that the judge's template does not take."""
     refused = set(scored.refused)
@@ -220,7 +316,11 @@ def _counts(job: Job[ScoreStage], scores: list[list[float]], scored: Scored) -> 
         "cut_on_the_left": scored.num_truncated,
         "non_finite": num_non_finite,
     }
-    if isinstance(job.config, ComparisonStage):
+    # Of judges that compare alone: by it others know them.
+    compares = isinstance(job.config, ComparisonStage)
+    if isinstance(job.config, GenerativeStage):
+        compares = judge_file(job.config.judge_file).compares
+    if compares:
         counts["judge_calls"] = scored.num_calls or 0
     # Only where there are any: shards of ordinary judges have the same bytes as ever.
     if scored.num_over_context:
@@ -272,6 +372,8 @@ def _golden_pair(job: Job[ScoreStage], judge: Any) -> dict[str, str]:
     depth = len(Path(job.name).parts)
     run_dir = job.out_path.parents[depth - 1]
     # A rule may be about anything, and take none but its own prompts.
+    if isinstance(job.config, GenerativeStage):
+        return {}  # its own answers say more, and each costs
     if not job.name.startswith("iteration_000/") or "judge" not in job.inputs:
         return {}
     text, good_answer = _QUESTION, _GOOD

@@ -14,7 +14,9 @@ SCORE = "score"
 """The role of what policies are compared by: the training judge, or the sum of several."""
 GOLD = "gold"
 """The role of the yardstick that no training sees."""
-_WHO = ("rule", "rule_source", "kind")
+_ASKED = ("judge_file", "served_model", "api", "temperature", "max_new_tokens", "body")
+"""What a generative judge's answers depend on."""
+_WHO = ("rule", "rule_source", "kind", *_ASKED)
 """Of what a `score` stage is told: who judges. The rest is how."""
 
 
@@ -76,6 +78,8 @@ def _one(scores: Artifact) -> tuple[str | None, str]:
         source = str(config.get("rule_source", ""))
         return json_text(["rule", rule, source]), f"the rule {rule} (source {source[:8]}…)"
     model = inputs.get("judge")
+    if config.get("kind") == "generative":
+        return _generative(config, model, inputs.get("against"))
     if model is None:
         return None, "nobody that is recorded"
     who = f"the model {model[:8]}…"
@@ -86,6 +90,16 @@ def _one(scores: Artifact) -> tuple[str | None, str]:
     if against is None:
         return None, f"{who}, which compared π0's responses with each other"
     return json_text(["pairwise", model, against]), f"{who} against the responses {against[:8]}…"
+
+
+def _generative(config: Mapping[str, Any], model: str | None, against: str | None) -> tuple[str | None, str]:
+    """Of a language model that is asked in words: who it is and what it is asked."""
+    asked = {name: config.get(name) for name in _ASKED}
+    who = f"the model {model[:8]}… asked in words" if model else f"the server's {config.get('served_model')}"
+    compares = "{response_a}" in config["judge_file"]["prompt"]
+    if compares and against is None:
+        return None, f"{who}, which compared π0's responses with each other"
+    return json_text(["generative", model, against, asked], sort_keys=True), who
 
 
 def _sum(evaluation: Evaluation) -> tuple[str | None, str]:

@@ -140,3 +140,28 @@ def leaves_a_child(messages, response):
         child = subprocess.Popen(["sleep", os.environ["RULE_SECONDS"]])
         marker.write_text(str(child.pid))
     return 0.0
+
+
+calls: list[object] = []
+
+
+async def slow(messages, response):
+    """Its length, from somewhere far away."""
+    calls.append(response)
+    return len(response)
+
+
+def many(messages, responses: list[str]):
+    """Their lengths."""
+    calls.append(responses)
+    return [len(response) for response in responses]
+
+
+async def slow_many(messages, responses: list[str]):
+    """The same from far away."""
+    return many(messages, responses)
+
+
+def too_few(messages, responses: list[str]):
+    """One number, whatever was asked."""
+    return [1.0]

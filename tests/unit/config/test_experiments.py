@@ -11,6 +11,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from rlhf.command.line import CONFIGS, to_config
+from rlhf.config.choices import JudgeKind
 from rlhf.config.fields import plain
 from rlhf.config.schema import Config
 from rlhf.iterate import iterate
@@ -76,6 +77,8 @@ def test_an_experiment_plans_to_its_end(name: str, tmp_path: Path, fetched: list
     assert f"iteration_{cfg.num_iterations:03d}/{cfg.method.value}" in pending
     if name == "quickstart":
         assert fetched == []
+    elif cfg.reward_model.kind is JudgeKind.generative:
+        assert not any(asked.startswith("reward_model.path") for asked in fetched), "a server's, or π0"
     else:
         assert f"reward_model.path={cfg.reward_model.path}" in fetched
         trained = ["sft", "reward_model"] if name == "rlhf_workflow_from_base" else []

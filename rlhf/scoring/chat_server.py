@@ -1,0 +1,243 @@
+"""A language model behind an OpenAI-compatible server, asked for answers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+
+from rlhf.config.choices import ChatApi
+from rlhf.config.stage_configs import GenerativeStage
+from rlhf.data.records import Message
+from rlhf.errors import ConfigError, ModelError, WorkerFailed, one_line
+from rlhf.run.console import show
+from rlhf.scoring.asking import Answer, Answered
+from rlhf.scoring.at_once import AtOnce, Clock
+from rlhf.scoring.servers import API_KEY, key_in, may_pass, quoted
+
+# The pause doubles from the first to the longest, unless the server says how long.
+_FIRST_PAUSE_SECONDS = 0.5
+_LONGEST_PAUSE_SECONDS = 30.0
+_LARGEST_ANSWER = 16 * 2**20
+"""Bytes, after decompression."""
+PATHS = {ChatApi.chat: "/chat/completions", ChatApi.completions: "/completions"}
+
+
+def endpoint(url: str, api: ChatApi) -> str:
+    """Where requests go: a base URL without a path is that of a server whose API lies under /v1."""
+    base = url.rstrip("/")
+    if not re.search(r"://[^/]+/", base):
+        base += "/v1"
+    return base + PATHS[api]
+
+
+class ChatServer:
+    """Sends every question as a request of its own, `score.concurrency` at once.
+
+    What may pass (no connection, silence for `score.timeout_seconds`, HTTP 408, 429, 5xx) is tried again,
+    for as long as the server has answered anything within `score.retry_seconds`. `Retry-After` holds for all
+    requests: who is told to wait lets nobody else try meanwhile.
+
+    Raises:
+        ConfigError: the variable that is to hold the key does not.
+    """
+
+    def __init__(self, config: GenerativeStage, clock: Clock | None = None) -> None:
+        assert config.url is not None, "checked with the config"
+        self._config = config
+        self._url = endpoint(config.url, config.api)
+        variable = config.api_key_variable or API_KEY
+        self._key = key_in(variable)
+        if config.api_key_variable and not self._key:
+            raise ConfigError(
+                f"reward_model.generative.api_key_variable={variable}: the environment has "
+                "no such variable, or "
+                f"it is empty. Set it: export {variable}=…, or take the setting out for a "
+                "server without keys."
+            )
+        self._clock = clock or Clock()
+        self._calls = AtOnce(config.concurrency)
+        self._not_before = 0.0
+        self._answered_at = 0.0
+        self._has_told = False
+
+    def ask(self, questions: Sequence[list[Message]], answered: Answered) -> None:
+        """Each question once, those that fail again (see `rlhf.scoring.asking.Asker`).
+
+        Raises:
+            ModelError: the server refuses a request, or answers something else than a completion.
+            WorkerFailed: it has answered nothing for `score.retry_seconds`.
+        """
+        self._answered_at = self._clock.now()
+        concurrency = self._config.concurrency
+        limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        client: list[httpx.AsyncClient] = []
+
+        async def call(number: int) -> Answer:
+            if not client:
+                client.append(
+                    httpx.AsyncClient(timeout=self._config.timeout_seconds, limits=limits, headers=headers)
+                )
+            return await self._insist(client[0], self._body(questions[number]))
+
+        async def close(_: int) -> None:
+            for each in client:
+                await each.aclose()
+
+        try:
+            self._calls.run(call, range(len(questions)), answered)
+        finally:
+            self._calls.run(close, [0], lambda number, result: None)
+
+    def _body(self, messages: list[Message]) -> dict[str, Any]:
+        config = self._config
+        body: dict[str, Any] = {"model": config.served_model}
+        if config.api is ChatApi.chat:
+            body["messages"] = messages
+        else:
+            body["prompt"] = "\n\n".join(message["content"] for message in messages)
+        body |= {"temperature": config.temperature, "max_tokens": config.max_new_tokens}
+        body |= config.body or {}
+        # null takes a key away: some servers refuse temperature, or call max_tokens otherwise.
+        return {key: value for key, value in body.items() if value is not None}
+
+    async def _insist(self, client: httpx.AsyncClient, body: dict[str, Any]) -> Answer:
+        """The first answer that is not a passing trouble."""
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            wait = self._not_before - self._clock.now()
+            while wait > 0 and not self._calls.given_up.is_set():
+                await self._clock.sleep(wait, self._calls.given_up)
+                wait = self._not_before - self._clock.now()
+            told = None
+            try:
+                response = await self._request(client, body)
+                if not may_pass(response.status_code):
+                    self._answered_at = self._clock.now()
+                    return self._answer(response)
+                trouble = f"HTTP {response.status_code}: {quoted(response.text, self._key)}"
+                told = retry_after(response.headers.get("retry-after"))
+            except httpx.RequestError as error:
+                # A refused certificate is a connection error like others, but waiting mends none.
+                if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                    raise ModelError(
+                        f"{self._url}: the server's certificate is not to be trusted "
+                        f"({one_line(error)}). Name "
+                        "the authority that signed it in SSL_CERT_FILE (environment), or give the server "
+                        "another certificate."
+                    ) from error
+                trouble = f"{type(error).__name__}: {one_line(error)}"
+            if not self._has_told:
+                self._has_told = True
+                show(f"{self._url}: {trouble}; such requests are tried again")
+            self._require_patience(trouble, pause if told is None else told)
+            if told is not None:
+                self._not_before = max(self._not_before, self._clock.now() + told)
+            else:
+                await self._clock.sleep(pause, self._calls.given_up)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+    def _require_patience(self, trouble: str, pause: float) -> None:
+        """Raise WorkerFailed where a pause would end after `score.retry_seconds` without any answer."""
+        patience = self._config.retry_seconds
+        silent = self._clock.now() - self._answered_at
+        if silent + pause <= patience and not self._calls.given_up.is_set():
+            return
+        raise WorkerFailed(
+            f"{self._url}: no answer for {silent:.0f} s, and the next attempt would be in "
+            f"{pause:.0f} s; the last "
+            f"one: {trouble}. All answers that came are kept: the same command goes on with "
+            "the rest. Start the "
+            "server (or name it in reward_model.url), raise "
+            f"score.retry_seconds={patience:g}, or ask less at "
+            f"once (score.concurrency={self._config.concurrency}); if it is only slow, raise "
+            f"score.timeout_seconds={self._config.timeout_seconds:g}."
+        )
+
+    async def _request(self, client: httpx.AsyncClient, body: dict[str, Any]) -> httpx.Response:
+        """One answer, of limited size; redirects are not followed."""
+        # As a stream: a small compressed answer can unpack to more than memory holds.
+        async with client.stream("POST", self._url, json=body) as response:
+            content = bytearray()
+            async for part in response.aiter_bytes():
+                content += part
+                if len(content) > _LARGEST_ANSWER:
+                    raise ModelError(
+                        f"{self._url} answered more than {_LARGEST_ANSWER >> 20} MiB. Look "
+                        "at what runs there, "
+                        "or name another server in reward_model.url."
+                    )
+            # Without what says how it was packed, for it is unpacked.
+            told = response.headers.get("retry-after")
+            headers = {} if told is None else {"retry-after": told}
+            return httpx.Response(response.status_code, content=bytes(content), headers=headers)
+
+    def _answer(self, response: httpx.Response) -> Answer:
+        if response.status_code != 200:
+            raise ModelError(self._refusal(response))
+        try:
+            document = response.json()
+            choice = document["choices"][0]
+            text = choice["message"]["content"] if "message" in choice else choice["text"]
+            usage = document.get("usage") or {}
+            # Null where a model has said nothing, or called a tool.
+            text = "" if text is None else text
+            if not isinstance(text, str):
+                raise TypeError("the content is no text")
+            return Answer(
+                text,
+                str(choice.get("finish_reason") or ""),
+                _count(usage.get("prompt_tokens")),
+                _count(usage.get("completion_tokens")),
+            )
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ModelError(
+                f"{self._url} answered no completion ({type(error).__name__}: {one_line(error)}): "
+                f"{quoted(response.text, self._key)}\nreward_model.url must be the base URL of an "
+                "OpenAI-compatible server, and reward_model.generative.api what it offers there."
+            ) from error
+
+    def _refusal(self, response: httpx.Response) -> str:
+        config = self._config
+        way_out = {
+            401: f"The key stands in the environment variable {config.api_key_variable or API_KEY}; set it.",
+            403: f"The key stands in the environment variable {config.api_key_variable or API_KEY}; set it.",
+            404: (
+                "Is reward_model.url its base URL (such as http://127.0.0.1:8000 or https://HOST/v1), and "
+                f"reward_model.generative.model={config.served_model} a model that it has?"
+            ),
+        }.get(
+            response.status_code,
+            "If it is about length, lower generate.max_new_tokens or reward_model.generative.max_new_tokens="
+            f"{config.max_new_tokens}, or raise the server's limit; if about a parameter, "
+            "change or remove it "
+            "with reward_model.generative.body={name: null}.",
+        )
+        return (
+            f"{self._url}: HTTP {response.status_code}: {quoted(response.text, self._key)}\n{way_out} "
+            "All answers that came are kept."
+        )
+
+
+def retry_after(header: str | None) -> float | None:
+    """Seconds that a server asks for, by a number of them or a date; None where it says nothing readable."""
+    if header is None:
+        return None
+    if re.fullmatch(r"\s*\d+(\.\d+)?\s*", header):
+        return float(header)
+    try:
+        when = parsedate_to_datetime(header)
+    except ValueError:
+        return None
+    if when.tzinfo is None:
+        when = when.replace(tzinfo=UTC)
+    return max(0.0, (when - datetime.now(UTC)).total_seconds())
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

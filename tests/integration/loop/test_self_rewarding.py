@@ -1,0 +1,68 @@
+"""The real loop with the policy as its own judge."""
+
+import json
+
+import pytest
+
+from rlhf.data.shards import read_all_rows
+from tests.integration.loop.test_loop import loop
+from tests.tiny import tiny_llama
+
+# What a random model writes has no verdict in it: the first plain character is one here.
+TEMPLATE = """
+prompt: "{question} {response}"
+pattern: "(?P<choice>[ -~])"
+take: first
+choices: {%s}
+"""
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("self_rewarding")
+    tiny_llama(folder / "policy", seed=1, hidden_size=64, num_attention_heads=2, num_key_value_heads=1)
+    rows = [{"prompt": f"Say {i} in words"} for i in range(18)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    choices = ", ".join(f"{json.dumps(chr(code))}: {code % 7}" for code in range(32, 127))
+    (folder / "first_letter.yaml").write_text(TEMPLATE % choices)
+    return folder, [
+        f"model.path={folder / 'policy'}",
+        "reward_model.kind=generative",
+        "reward_model.path=@policy",
+        f"reward_model.generative.template={folder / 'first_letter.yaml'}",
+        "reward_model.generative.max_new_tokens=40",
+        "reward_model.generative.temperature=1",
+        "score.max_tokens=600",
+        f"prompts.path={folder / 'prompts.jsonl'}",
+        "prompts.num_per_iteration=6",
+        "prompts.num_held_out=6",
+        "num_iterations=2",
+        "evaluate.n=2",
+        "generate.n=4",
+        "generate.max_new_tokens=8",
+        "generate.shard_size=5",
+        "pair.truncated=allow",
+        "dpo.batch_size=4",
+        "dpo.gradient_checkpointing=false",
+        "dpo.learning_rate=1e-3",
+    ]
+
+
+def test_each_iteration_is_judged_by_the_policy_that_it_begins_with(told):
+    folder, overrides = told
+    run = folder / "run"
+    code, said = loop(run, *overrides)
+    assert code == 0, said
+    judges = {}
+    for path in run.glob("iteration_*/**/score/artifact.json"):
+        judges[str(path.parent.relative_to(run))] = json.loads(path.read_bytes())["identity"]["inputs"][
+            "judge"
+        ]
+    initial = judges["iteration_000/held_out/score"]
+    assert judges["iteration_001/score"] == initial
+    assert judges["iteration_001/held_out/score"] == judges["iteration_002/held_out/score"] == initial
+    assert judges["iteration_002/score"] not in (None, initial)
+    answers = list(read_all_rows(run / "iteration_002" / "score" / "answers"))
+    assert answers and all(row["answer"] for row in answers if row["unread"] is None)
+    code, said = loop(run, *overrides)
+    assert code == 0 and ", 0 to do" in said, said
