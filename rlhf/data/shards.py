@@ -96,7 +96,7 @@ def write_atomic(path: Path, data: bytes | pa.Buffer) -> None:
         fsync_dir(path.parent)
 
 
-def _digest_path(path: Path) -> Path:
+def digest_path(path: Path) -> Path:
     """Where the digest of an unfinished stage's shard stands; hidden, so no part of the artifact."""
     name = f".{path.name}.sha256"
     return path.with_name(name)
@@ -110,9 +110,9 @@ def damaged_shards(folder: Path) -> list[Path]:
 
 
 def _written_digest(path: Path) -> bytes | None:
-    digest_path = _digest_path(path)
+    written = digest_path(path)
     # Bytes, not text: a damaged digest may be no UTF-8 at all.
-    return digest_path.read_bytes() if digest_path.is_file() else None
+    return written.read_bytes() if written.is_file() else None
 
 
 def write_shard(
@@ -163,7 +163,7 @@ def write_table(
     data = sink.getvalue()
     digest = hashlib.sha256(data).hexdigest()
     # The digest goes first: a shard without one cannot be told from a damaged one and is made again.
-    write_atomic(_digest_path(path), digest.encode())
+    write_atomic(digest_path(path), digest.encode())
     write_atomic(path, data)
 
 

@@ -235,7 +235,9 @@ def join_run(folder: Path, token: str) -> IO[str]:
         WorkerFailed: another driver has taken over meanwhile.
     """
     workers_file = open(folder / WORKERS_LOCK, "a", encoding="utf-8")  # noqa: SIM115 - kept open
-    fcntl.flock(workers_file, fcntl.LOCK_SH)
+    # On a cluster's file system there may be no locks: there, attempts have folders of their own.
+    with contextlib.suppress(OSError):
+        fcntl.flock(workers_file, fcntl.LOCK_SH)
     # After the lock, not before: from here on a new driver waits for this worker.
     with open(folder / DRIVER_LOCK, encoding="utf-8") as driver_file:
         holder = _read_holder(driver_file)

@@ -26,6 +26,7 @@ from rlhf.errors import RunChanged, UserError, one_line
 from rlhf.models.folder import own_code
 from rlhf.run import engine_choice
 from rlhf.run.artifact import Artifact, open_artifact
+from rlhf.run.attempt_folder import end_attempts, unfinished_checkpoints
 from rlhf.run.attempts import found_budget, run_to_the_end
 from rlhf.run.commit import MANIFEST, commit, discard, take, tidy
 from rlhf.run.console import Console, phase
@@ -355,6 +356,7 @@ class Run:
             shutil.rmtree(final.with_name(f".{final.name}.{leftover}"), ignore_errors=True)
         partial = _partial(final)
         make_folders(partial)
+        end_attempts(partial)
         write_atomic(partial / ".identity.json", sealed(identity))
         with phase("taking the checksums of what an earlier attempt has kept"):
             damaged = damaged_shards(partial)
@@ -408,7 +410,7 @@ def _is_cheap(stage: str, partial: Path) -> bool:
 
 def _has_work(partial: Path) -> bool:
     has_shards = any(partial.glob("shard_*"))
-    return has_shards or any(partial.glob("checkpoint-*"))
+    return has_shards or any(unfinished_checkpoints(partial))
 
 
 def _has_begun(partial: Path) -> bool:

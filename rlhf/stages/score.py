@@ -65,7 +65,7 @@ def run(job: Job[ScoreStage], worker: Worker) -> Outcome:
         num_refused = _num_refused(groups, scored)
         if num_refused:
             counts["refused_by_template"] = num_refused
-        write_shard(job.out_path / shard_name(index), SCORES_SCHEMA, out, counts)
+        write_shard(job.shard_path(index), SCORES_SCHEMA, out, counts)
     if worker.rank == 0:
         _add_warning(metrics, _unread(job, getattr(judge, "context", None)))
     note = getattr(judge, "note", "")

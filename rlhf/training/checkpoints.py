@@ -21,9 +21,9 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from rlhf.data.digest import digest_files, sealed, unsealed
 from rlhf.data.shards import fsync_dir, write_atomic
 from rlhf.errors import UserError
+from rlhf.run.attempt_folder import SEAL
 from rlhf.training.ranks import barrier, on_rank_zero, own_rank, world_size
 
-SEAL = "sealed.json"
 KEEP = 2
 """Sealed checkpoints kept: the newest, and the one before it in case the newest is damaged. While one is
 written there is one fewer, so that the disk holds no more than these (`rlhf.preflight.hardware`)."""
