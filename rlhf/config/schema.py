@@ -318,11 +318,11 @@ class ComputeConfig:
     device: Device = Device.auto
     """`auto`, `cpu` or `cuda`."""
     num_gpus: Optional[int] = setting(None, within=NONE_OR_MORE)
-    """GPUs to use, on a cluster of each node; null is all that are visible. Where there are fewer, what config files prefer of this and
-    the next two is lowered, and what the command line says is refused."""
+    """GPUs to use, on a cluster of each node; null is all that are visible. Where there are fewer, what
+    config files prefer of this and the next two is lowered, and what the command line says is refused."""
     num_inference_workers: Optional[int] = setting(None, within=SOME_OR_ALL)
-    """Workers that sample and score, on a cluster of each node, each with GPUs of its own; null is one per GPU (per tensor-parallel
-    group), one on a CPU."""
+    """Workers that sample and score, on a cluster of each node, each with GPUs of its own; null is one per
+    GPU (per tensor-parallel group), one on a CPU."""
     num_training_ranks: Optional[int] = setting(None, within=SOME_OR_ALL)
     """Ranks that train, on a cluster of all nodes together, each with a GPU of its own; null is one per GPU,
     one on a CPU (of each node)."""

@@ -205,7 +205,7 @@ class RayCluster:
             node.facts = node.ask("facts")
             problem = self._problem_of(node)
         except NodeLost:
-            # It may have gone again, or another job of the cluster may hold its GPUs: the next look tries anew.
+            # It may have gone again, or another job may hold its GPUs: the next look tries anew.
             ray.kill(actor)
             self.say(f"  ! {node.name}: no supervisor can be started there yet (are its GPUs taken?)")
             return
@@ -232,8 +232,8 @@ class RayCluster:
         if problem is None:
             return None
         return (
-            f"{node.name} does not work in the same folder ({problem}), and is left out: run_dir must lie on a "
-            "file system that all nodes share, under one path (docs/cluster.md)"
+            f"{node.name} does not work in the same folder ({problem}), and is left out: run_dir must lie "
+            "on a file system that all nodes share, under one path (docs/cluster.md)"
         )
 
 

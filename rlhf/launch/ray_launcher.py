@@ -1,4 +1,4 @@
-"""A stage's processes on the nodes of a Ray cluster: the same stages, folders and resume as on one machine."""
+"""A stage's processes on the nodes of a Ray cluster: the same stages, folders and resume as on one."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ class RayLauncher:
                 last = f"goes on from {kept[-1]}" if kept else "begins again, no checkpoint was written yet"
                 if num_lost == _MOST_LOSSES:
                     raise WorkerFailed(
-                        f"{job.name}: {num_lost} times in a row a node was lost before a checkpoint was written, "
-                        f"the last time {lost}. The same command goes on from there."
+                        f"{job.name}: {num_lost} times in a row a node was lost before a checkpoint was "
+                        f"written, the last time {lost}. The same command goes on from there."
                     ) from None
                 self.told.say(f"  ! {job.name}: {lost} is lost; {last} as soon as enough nodes are there")
 
@@ -98,7 +98,7 @@ class RayLauncher:
             workers = self._start(attempt, placed)
             self._attend(attempt, workers)
         except RlhfError as error:
-            # One rank's error may be no more than that another node is gone: its peers see a closed connection.
+            # It may be no more than that another node is gone: its peers see a closed connection.
             if not isinstance(error, UserError):
                 self._require(placed)
             self.cluster.end_workers([node for node, _ in placed])
@@ -127,7 +127,7 @@ class RayLauncher:
                 return False
             num_gpus = sum(node.num_gpus for node in nodes)
             if num_gpus == 0:
-                # Without GPUs any node has room for any number of ranks; what was begun goes on with fewer nodes.
+                # Without GPUs any node has room for any number of ranks: what was begun goes on with fewer.
                 return pinned is not None or len(nodes) >= num_nodes
             if wanted is not None and num_gpus < wanted:
                 return False
@@ -160,8 +160,8 @@ class RayLauncher:
             first += here
         if first < wanted:
             raise ConfigError(
-                f"compute.num_training_ranks={wanted}: each rank has a GPU of its own, and the nodes have {first}. "
-                "Lower it, set it to null (all GPUs), or add nodes."
+                f"compute.num_training_ranks={wanted}: each rank has a GPU of its own, and the nodes have "
+                f"{first}. Lower it, set it to null (all GPUs), or add nodes."
             )
         return placed
 

@@ -34,7 +34,7 @@ def require_inputs(job: Job[Any], nodes: list[RemoteNode]) -> None:
         missing = node.ask("missing", sorted(job.inputs.values()))
         if missing:
             raise ConfigError(
-                f"{job.name}: {node.name} does not see {', '.join(missing)}. What a run reads must lie on a file "
-                "system that all nodes share; models of the Hub lie in HF_HOME, so set that to a shared folder "
-                "where the driver runs."
+                f"{job.name}: {node.name} does not see {', '.join(missing)}. What a run reads must lie on "
+                "a file system that all nodes share; models of the Hub lie in HF_HOME: set it to a shared "
+                "folder where the driver runs."
             )

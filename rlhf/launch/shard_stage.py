@@ -1,7 +1,7 @@
 """A stage that is cut in shards, over nodes that come and go.
 
-Idle workers of any node take the next shard; what a dead node had in hand goes to others; the last shards of a
-slow one are begun by an idle one too, and the first that is made counts.
+Idle workers of any node take the next shard; what a dead node had in hand goes to others; the last shards of
+a slow one are begun by an idle one too, and the first that is made counts.
 """
 
 from __future__ import annotations
@@ -82,6 +82,14 @@ class ShardStage:
             self._cluster.end_workers(self._conversation.nodes())
             end_attempts(self._job.out_path)
         return self._outcome()
+
+    def _working(self) -> list[Watched]:
+        """Workers that are not waiting for us."""
+        working = []
+        for rank, (_, worker) in self._workers.items():
+            if worker.is_open and rank not in self._waiting:
+                working.append(worker)
+        return working
 
     def _is_over(self) -> bool:
         """Whether all is made, and rank 0 has said what is recorded."""
@@ -195,8 +203,8 @@ class ShardStage:
             if node is not own_node and seconds > limit:
                 self._handout.take_again(rank, shard)
                 self._told.say(
-                    f"  ! {self._job.name}: shard {shard} takes {node.name} {seconds:.0f} s, where others took "
-                    f"{statistics.median(self._seconds):.0f}: {own_node.name} begins it too, and the first counts"
+                    f"  ! {self._job.name}: shard {shard} takes {node.name} {seconds:.0f} s, others took "
+                    f"{limit / _SLOW:.0f}: {own_node.name} begins it too, and the first that is made counts"
                 )
                 return shard
         return None

@@ -1,4 +1,4 @@
-"""What stands for the driver on one node of a cluster: it starts the node's workers and passes on what they say.
+"""What stands for the driver on one node of a cluster: it starts workers, and passes on what they say.
 
 Ray places it and watches it; it holds the node's GPUs, and the workers are the processes that the local
 launcher starts. When its driver or its node goes, it goes, and its workers see that and leave.
