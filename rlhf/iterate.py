@@ -14,7 +14,7 @@ from rlhf.config.choices import Method, Sampled
 from rlhf.config.schema import Config
 from rlhf.data.files import resolved
 from rlhf.errors import ConfigError, DiskFull, RunChanged, RunInUse, UserError
-from rlhf.launch.local import watched_launcher
+from rlhf.launch.choose import watched_launcher
 from rlhf.launch.machine import gpu_workers
 from rlhf.loop.evaluate import evaluate, yardstick_of
 from rlhf.loop.figures import Evaluation

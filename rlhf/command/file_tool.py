@@ -23,7 +23,7 @@ from rlhf.data.records import dropped
 from rlhf.data.responses import Form, write_rows
 from rlhf.data.shards import fsync_dir
 from rlhf.errors import ConfigError, RunInUse, UserError
-from rlhf.launch.local import watched_launcher
+from rlhf.launch.choose import watched_launcher
 from rlhf.launch.server import HEAVY, LIGHT, RULES
 from rlhf.run import sources
 from rlhf.run.artifact import Artifact

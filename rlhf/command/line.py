@@ -30,6 +30,7 @@ from rlhf.command.saved import going_on, merged, says, typed_settings
 from rlhf.command.settings import check_written, explained, named_experiment, to_config, typed_words
 from rlhf.command.sweep import is_sweep, job_name, join_sweep, no_traces, swept_keys
 from rlhf.command.temporary import prepare_temporary_folder
+from rlhf.config.choices import Launcher
 from rlhf.config.overrides import override, pasted
 from rlhf.config.schema import Config
 from rlhf.errors import ConfigError, RlhfError, Stopped, UserError, writing
@@ -78,7 +79,7 @@ def main(
 
 def _run_all_jobs(line: _CommandLine) -> None:
     """Compose the config of every job and run it; raises the first job's error when all have been tried."""
-    sys.argv[1:] = with_lists(sys.argv[1:], line.schema)
+    sys.argv[1:] = with_lists(with_launcher(sys.argv[1:]), line.schema)
     if is_sweep(sys.argv):
         # A sweep in which nothing takes several values has one job, named by its run folder.
         line.swept = swept_keys(sys.argv[1:]) or {"run_dir"}
@@ -97,6 +98,12 @@ def _run_all_jobs(line: _CommandLine) -> None:
         names = " ".join(line.errors)
         _exit(f"error: these jobs of the sweep failed: {names}", first.exit_code)
     raise first
+
+
+def with_launcher(words: list[str]) -> list[str]:
+    """Words of a command line in which `compute=ray` stands for `compute.launcher=ray`."""
+    names = {f"compute={launcher.value}": f"compute.launcher={launcher.value}" for launcher in Launcher}
+    return [names.get(word, word) for word in words]
 
 
 def _run_job(line: _CommandLine, composed: DictConfig) -> None:

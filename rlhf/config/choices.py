@@ -20,6 +20,13 @@ class SpecialTokens(Enum):
     tokens = "tokens"
 
 
+class Launcher(Enum):
+    """Who starts the processes of a stage: this machine alone, or the nodes of a Ray cluster."""
+
+    local = "local"
+    ray = "ray"
+
+
 class Engine(Enum):
     """What samples or scores; `auto` is vLLM where it can load the model, else transformers, and says so."""
 

@@ -15,6 +15,7 @@ from rlhf.config.choices import (
     Dtype,
     Engine,
     KeptPolicies,
+    Launcher,
     Method,
     Sampled,
     Seeds,
@@ -310,16 +311,27 @@ class WorldConfig:
 class ComputeConfig:
     """Where it runs. Recorded, and never a reason to redo a finished stage."""
 
+    launcher: Launcher = setting(Launcher.local, later=True)
+    """`local`: this machine; `ray`: the nodes of a Ray cluster that is up already (docs/cluster.md).
+    `compute=ray` is short for `compute.launcher=ray`."""
+    ray_address: Optional[str] = setting(None, later=True)
+    """Address of the cluster's head, such as `10.0.0.1:6379`; null is what RAY_ADDRESS says, or the cluster
+    that this machine belongs to."""
+    num_nodes: int = setting(1, later=True)
+    """Nodes that must be there before a stage begins. Others may come and go while it runs."""
+    node_wait_seconds: float = setting(1800.0, within=NOT_NEGATIVE, later=True)
+    """So long a stage waits for the nodes it needs before the run stops, to be resumed. 0 is for ever."""
     device: Device = Device.auto
     """`auto`, `cpu` or `cuda`."""
     num_gpus: Optional[int] = setting(None, within=NONE_OR_MORE)
-    """GPUs to use; null is all that are visible. Where there are fewer, what config files prefer of this and
-    the next two is lowered, and what the command line says is refused."""
+    """GPUs to use, on a cluster of each node; null is all that are visible. Where there are fewer, what
+    config files prefer of this and the next two is lowered, and what the command line says is refused."""
     num_inference_workers: Optional[int] = setting(None, within=SOME_OR_ALL)
-    """Workers that sample and score, each with GPUs of its own; null is one per GPU (per tensor-parallel
-    group), one on a CPU."""
+    """Workers that sample and score, on a cluster of each node, each with GPUs of its own; null is one per
+    GPU (per tensor-parallel group), one on a CPU."""
     num_training_ranks: Optional[int] = setting(None, within=SOME_OR_ALL)
-    """Ranks that train, each with a GPU of its own; null is one per GPU, one on a CPU."""
+    """Ranks that train, on a cluster of all nodes together, each with a GPU of its own; null is one per GPU,
+    one on a CPU (of each node)."""
     num_threads: Optional[int] = setting(None, within=SOME_OR_ALL)
     """CPU threads of one worker; null shares the cores out."""
     zero_stage: int = setting(2, within=ZERO_STAGE)

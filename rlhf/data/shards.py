@@ -132,7 +132,7 @@ def _give_name(temporary: Path, path: Path) -> None:
     fsync_dir(path.parent)
 
 
-def _note_path(path: Path) -> Path:
+def note_path(path: Path) -> Path:
     """Where it stands what was written of an unfinished stage's shard; hidden, so no part of the artifact."""
     name = f".{path.name}.sha256"
     return path.with_name(name)
@@ -145,7 +145,7 @@ def _noted(path: Path) -> dict[str, Any]:
         {"sha256": "9f86…", "stamp": [48211, 1795000000000000000, 3145], "counts": {"prompts": 256}}
     """
     try:
-        data = _note_path(path).read_bytes()
+        data = note_path(path).read_bytes()
     except OSError:
         return {}
     # The digest alone is what earlier versions wrote.
@@ -253,7 +253,7 @@ def write_table(
         temporary = _written_whole(path, data)
         note = {"sha256": digest, "stamp": _stamp(temporary), "counts": json.loads(counts_json)}
         # The note goes first: a shard without one cannot be told from a damaged one and is made again.
-        write_atomic(_note_path(path), sealed(note))
+        write_atomic(note_path(path), sealed(note))
         _give_name(temporary, path)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf.config.choices import Device
+from rlhf.config.choices import Device, Launcher
 from rlhf.config.schema import ComputeConfig
 from rlhf.errors import ConfigError
 from rlhf.launch.nvidia import ask, listed_gpus
@@ -120,8 +121,8 @@ def lower_to_gpus(compute: ComputeConfig, tensor_parallel: int, said: Collection
     Returns:
         A line about each number that was lowered.
     """
-    if compute.device is Device.cpu:
-        return []
+    if compute.device is Device.cpu or compute.launcher is Launcher.ray:
+        return []  # what the nodes of a cluster have is not known from here
     visible = len(visible_gpus())
     notes = []
 
@@ -148,6 +149,10 @@ def gpu_workers(compute: ComputeConfig, tensor_parallel: int) -> int:
     """
     if compute.device is Device.cpu:
         return 1
+    if compute.launcher is Launcher.ray:
+        from rlhf.launch.cluster import gpu_workers_of_cluster
+
+        return gpu_workers_of_cluster(compute, tensor_parallel)
     devices = visible_gpus()[: compute.num_gpus]
     if not devices:
         return 1
@@ -192,6 +197,7 @@ def environments(
     compute: ComputeConfig,
     tensor_parallel: int,
     num_shards: int,
+    cores: int | None = None,
 ) -> list[dict[str, str]]:
     """One environment per worker: its GPUs, its threads, its place in the process group.
 
@@ -203,14 +209,10 @@ def environments(
     """
     devices = gpus(compute)
     size = num_workers(kind, compute, devices, tensor_parallel, num_shards)
-    threads = compute.num_threads or max(1, num_cores() // size)
-    base = {"OMP_NUM_THREADS": str(threads), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    if not devices:
-        base.update(_ON_A_CPU)
-        base["VLLM_CPU_KVCACHE_SPACE"] = str(compute.kv_cache_gib)
-        base["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+    base = _base(compute, devices, size, cores)
     if kind is Kind.training:
-        return _process_group(base, size, devices)
+        group = Group(size, "127.0.0.1", free_port())
+        return _ranks(base, range(size), group, devices)
     if not devices or kind is not Kind.inference:
         return [base] * size
     result = []
@@ -221,18 +223,69 @@ def environments(
     return result
 
 
-def _process_group(base: dict[str, str], world_size: int, devices: list[str]) -> list[dict[str, str]]:
-    """One environment per rank, as torchrun would set it."""
-    group = {
+def _base(compute: ComputeConfig, devices: list[str], num_here: int, cores: int | None) -> dict[str, str]:
+    """What all workers of a stage get on this machine."""
+    threads = compute.num_threads or max(1, (cores or num_cores()) // num_here)
+    base = {"OMP_NUM_THREADS": str(threads), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    if not devices:
+        base.update(_ON_A_CPU)
+        base["VLLM_CPU_KVCACHE_SPACE"] = str(compute.kv_cache_gib)
+        base["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+    return base
+
+
+@dataclass(frozen=True)
+class Group:
+    """The ranks of one training: how many there are on all nodes, and where rank 0 listens."""
+
+    world_size: int
+    address: str
+    port: int
+
+
+def rank_environments(
+    compute: ComputeConfig, ranks: Sequence[int], group: Group, cores: int, interface: str | None
+) -> list[dict[str, str]]:
+    """One environment per rank that a node of a cluster has.
+
+    Args:
+        compute: the stage's.
+        ranks: those of this node.
+        group: all ranks.
+        cores: of this node.
+        interface: the name of the network interface by which other nodes reach this one; None leaves the
+            choice to gloo.
+
+    Raises:
+        ConfigError: this node has fewer GPUs.
+    """
+    devices = gpus(compute)
+    environments = _ranks(_base(compute, devices, len(ranks), cores), ranks, group, devices)
+    for environment in environments:
+        environment.pop("GLOO_SOCKET_IFNAME", None)
+        if interface is not None:
+            environment["GLOO_SOCKET_IFNAME"] = interface
+    return environments
+
+
+def _ranks(
+    base: dict[str, str], ranks: Sequence[int], group: Group, devices: list[str]
+) -> list[dict[str, str]]:
+    """One environment per rank of this machine, as torchrun would set it."""
+    shared = {
         **base,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": group.address,
+        "MASTER_PORT": str(group.port),
+        "WORLD_SIZE": str(group.world_size),
+        "LOCAL_WORLD_SIZE": str(len(ranks)),
     }
     if devices:
         # All of them for every rank, which takes the one of its LOCAL_RANK.
-        group["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
-    return [{**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
+        shared["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+    environments = []
+    for place, rank in enumerate(ranks):
+        environments.append({**shared, "RANK": str(rank), "LOCAL_RANK": str(place)})
+    return environments
 
 
 def num_workers(

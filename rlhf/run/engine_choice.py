@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import socket
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,7 +36,7 @@ def pin_engine(partial: Path, engine: Engine) -> Engine:
     Returns:
         the engine that was said first, which is the stage's.
     """
-    own = partial / f"{_PINNED}.{os.getpid()}"
+    own = partial / f"{_PINNED}.{socket.gethostname()}.{os.getpid()}"
     write_atomic(own, engine.value.encode())
     # Under its name it is there with all that it says or not at all, and one worker is first.
     with contextlib.suppress(FileExistsError):

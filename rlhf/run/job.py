@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from rlhf.config.stage_configs import StageCompute
+from rlhf.data.shards import shard_name
 
 ConfigT = TypeVar("ConfigT")
 """A class of `rlhf.config.stage_configs`."""
@@ -57,11 +58,18 @@ class Job(Generic[ConfigT]):
     out: str
     seed: int
     compute: StageCompute = field(default_factory=StageCompute)
+    shards_out: str | None = None
+    """Where a worker writes its shards, from where the driver takes them (`rlhf.run.attempt_folder`); None is
+    `out`."""
 
     @property
     def out_path(self) -> Path:
         """The folder the stage writes in."""
         return Path(self.out)
+
+    def shard_path(self, index: int) -> Path:
+        """Where a shard is written."""
+        return Path(self.shards_out or self.out) / shard_name(index)
 
     def input_path(self, name: str) -> Path:
         """The folder or file of one input."""

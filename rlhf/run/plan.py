@@ -26,6 +26,7 @@ from rlhf.errors import RunChanged, StorageError, UserError, one_line
 from rlhf.models.folder import own_code
 from rlhf.run import engine_choice
 from rlhf.run.artifact import Artifact, open_artifact
+from rlhf.run.attempt_folder import end_attempts, unfinished_checkpoints
 from rlhf.run.attempts import found_budget, run_to_the_end
 from rlhf.run.commit import MANIFEST, ShardsDamaged, commit, discard, take, tidy
 from rlhf.run.console import Console, phase
@@ -433,6 +434,7 @@ class Run:
             shutil.rmtree(final.with_name(f".{final.name}.{leftover}"), ignore_errors=True)
         partial = _partial(final)
         make_folders(partial)
+        end_attempts(partial)
         write_atomic(partial / ".identity.json", sealed(identity))
         # A stage of one process looks at all that it has made, at the end; others write shards and no more.
         are_read = STAGES[identity["stage"]].kind is Kind.single
@@ -496,7 +498,7 @@ def _has_work(partial: Path) -> bool:
     has_shards = any(partial.glob("shard_*"))
     # Answers that were paid for, before the first shard is whole.
     has_answers = any(partial.glob(f"{KEPT_ANSWERS}/*"))
-    return has_shards or has_answers or any(partial.glob("checkpoint-*"))
+    return has_shards or has_answers or any(unfinished_checkpoints(partial))
 
 
 def _has_begun(partial: Path) -> bool:

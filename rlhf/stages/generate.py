@@ -206,7 +206,7 @@ class _Shards:
             "truncated": sum(candidate.truncated for candidate in candidates),
             "response_tokens": sum(len(candidate.token_ids) for candidate in candidates),
         }
-        write_shard(job.out_path / shard_name(index), CANDIDATES_SCHEMA, rows, counts | counts_of_samples)
+        write_shard(job.shard_path(index), CANDIDATES_SCHEMA, rows, counts | counts_of_samples)
 
 
 def _with_text(candidate: Candidate, tokenizer: Any, sampling: Sampling) -> dict[str, Any]:

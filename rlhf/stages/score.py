@@ -77,7 +77,7 @@ def run(job: Job[ScoreStage], worker: Worker) -> Outcome:
             counts["refused_by_template"] = num_refused
         if isinstance(job.config, GenerativeStage):
             counts |= _write_answers(job, _asked(judge) if groups else None, index)
-        write_shard(job.out_path / shard_name(index), SCORES_SCHEMA, out, counts)
+        write_shard(job.shard_path(index), SCORES_SCHEMA, out, counts)
     if worker.rank == 0:
         _add_warning(metrics, _unread(job, getattr(judge, "context", None)))
     if isinstance(job.config, GenerativeStage):

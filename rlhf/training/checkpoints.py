@@ -21,9 +21,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from rlhf.data.digest import digest_files, sealed, unsealed
 from rlhf.data.shards import fsync_dir, write_atomic
 from rlhf.errors import UserError
+from rlhf.run.attempt_folder import SEAL
 from rlhf.training.ranks import barrier, on_rank_zero, own_rank, world_size
-
-SEAL = "sealed.json"
 
 _log = logging.getLogger(__name__)
 

@@ -118,5 +118,6 @@ def write_rows(out: Path, rows: list[dict[str, Any]]) -> None:
     for row in rows:
         lines.append(json_text(row, sort_keys=True) + "\n")
     write_atomic(out / "metrics.jsonl", "".join(lines).encode())
-    for report in out.parent.glob(bad_step_path(out, "*").name):
+    reports = bad_step_path(out, "*")
+    for report in reports.parent.glob(reports.name):
         report.unlink()

@@ -195,7 +195,7 @@ def compute_logprobs(job: Job[ReferenceStage], worker: Worker) -> Outcome:
         with budget.watched(f"in shard {index} on worker {worker.rank}"):
             logprobs = list(_score_in_blocks(model, rows, counts))
         if own_rank() == 0:
-            write_shard(job.out_path / shard_name(index), LOGPROBS_SCHEMA, logprobs, counts)
+            write_shard(job.shard_path(index), LOGPROBS_SCHEMA, logprobs, counts)
     return outcome
 
 

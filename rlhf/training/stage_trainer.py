@@ -13,6 +13,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from rlhf.data.json_text import json_text
 from rlhf.data.shards import write_atomic
 from rlhf.errors import UserError
+from rlhf.run.attempt_folder import stage_folder
 from rlhf.run.job import Worker
 from rlhf.training.packed_conversations import unpacked
 from rlhf.training.weights import init_master_weights
@@ -115,5 +116,6 @@ def bad_step_path(out: Path, rank: int | str) -> Path:
     """Where a rank says what it failed on."""
     # Beside the stage's folder, which the next attempt may empty. A stage under way works in
     # `.NAME.partial`; its report bears the name that users know.
-    stage = out.name.removeprefix(".").removesuffix(".partial")
-    return out.with_name(f"{stage}.bad_step.rank{rank}.json")
+    folder = stage_folder(out)
+    stage = folder.name.removeprefix(".").removesuffix(".partial")
+    return folder.with_name(f"{stage}.bad_step.rank{rank}.json")

@@ -133,7 +133,7 @@ def find_budget(
             tokens = min(tokens, record["batch_tokens"])
             ran_out = True
     if forecast is not None:
-        tokens = fitting(tokens, smallest, forecast, free_memory(is_on_gpu, worker.world_size))
+        tokens = fitting(tokens, smallest, forecast, free_memory(is_on_gpu, _num_processes_here(worker)))
     # Of a rank whose device has less room than the others'.
     tokens = int(min_over_ranks(tokens))
     return TokenBudget(job.stage, job.out_path, device, tokens, smallest, ran_out=ran_out)
@@ -181,6 +181,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
+
+
+def _num_processes_here(worker: Worker) -> int:
+    """How many processes of the stage share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", worker.world_size))
 
 
 def free_memory(is_on_gpu: bool, num_processes: int) -> float:

@@ -11,6 +11,7 @@ from rlhf.config.overrides import iterate_command, override, pasted
 from rlhf.data.shards import shard_paths
 from rlhf.errors import one_line
 from rlhf.loop.table import headline
+from rlhf.run.attempt_folder import unfinished_checkpoints
 from rlhf.run.file_system import file_system_of
 from rlhf.run.lock import Driver, driver_of
 from rlhf.run.progress import Progress, State, pid_space, read_progress
@@ -184,7 +185,7 @@ def _unfinished(run: RunFolder) -> list[str]:
         num_shards = len(shard_paths(partial))
         if num_shards:
             kept.append(f"{num_shards} shards")
-        checkpoints = sorted(partial.glob("checkpoint-*"), key=lambda path: (len(path.name), path.name))
+        checkpoints = sorted(unfinished_checkpoints(partial), key=lambda path: (len(path.name), path.name))
         if checkpoints:
             kept.append(checkpoints[-1].name)
         seconds = seconds_so_far(partial)

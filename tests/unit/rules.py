@@ -165,3 +165,33 @@ async def slow_many(messages, responses: list[str]):
 def too_few(messages, responses: list[str]):
     """One number, whatever was asked."""
     return [1.0]
+
+
+def stops_and_says_who(messages, response):
+    """Stops its process at the first call of all, which writes down who it is."""
+    try:
+        with open(os.environ["RULE_MARKER"], "x", encoding="utf-8") as file:
+            file.write(f"{os.getpid()}\n")
+    except FileExistsError:
+        return float(len(response))
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return float(len(response))
+
+
+def sleeps_once(messages, response):
+    """Is asleep for long at the first call of all."""
+    try:
+        with open(os.environ["RULE_MARKER"], "x", encoding="utf-8") as file:
+            file.write(f"{os.getpid()}\n")
+    except FileExistsError:
+        return float(len(response))
+    time.sleep(600)
+    return float(len(response))
+
+
+def slow_process_id(messages, response):
+    """Takes a second, and says that it began."""
+    with open(os.environ["RULE_MARKER"], "a", encoding="utf-8") as file:
+        file.write(f"{os.getpid()}\n")
+    time.sleep(1)
+    return float(os.getpid())

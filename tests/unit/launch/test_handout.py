@@ -68,3 +68,33 @@ def test_every_shard_is_made_once_whoever_asks_and_whenever(seed):
         if answer is None and not in_hand:
             working.remove(rank)
     assert sorted(made) == numbers and shards.num_made() == len(numbers)
+
+
+def test_what_a_lost_worker_had_in_hand_is_next():
+    shards = Handout([1, 2, 3, 4])
+    for rank in (5, 6):
+        shards.join(rank)
+    assert [shards.take(5), shards.take(6)] == [1, 2]
+    assert shards.made(6, 2) and shards.leave(5) == [1]
+    assert [shards.take(6) for _ in range(3)] == [1, 3, 4]
+    assert shards.leave(6) == [1, 3, 4] and shards.num_made() == 1
+
+
+def test_a_shard_in_two_hands_counts_once():
+    shards = Handout([1, 2])
+    for rank in (0, 1):
+        shards.join(rank)
+    assert [shards.take(0), shards.take(1)] == [1, 2] and shards.made(1, 2)
+    assert shards.in_one_hand() == [(1, 0)]
+    shards.take_again(1, 1)
+    assert shards.in_one_hand() == []
+    assert shards.made(1, 1) and not shards.made(0, 1) and shards.num_made() == 2
+
+
+def test_a_shard_that_another_makes_is_not_lost_with_one_of_them():
+    shards = Handout([1])
+    for rank in (0, 1):
+        shards.join(rank)
+    shards.take(0)
+    shards.take_again(1, 1)
+    assert shards.leave(0) == [] and shards.made(1, 1)

@@ -16,7 +16,8 @@ from rlhf.config.stage_configs import RuleStage
 from rlhf.data.schemas import CANDIDATES_SCHEMA
 from rlhf.data.shards import read_all_rows, shard_name, write_shard
 from rlhf.errors import ConfigError, DataError, WorkerFailed
-from rlhf.launch import local
+from rlhf.launch import node
+from rlhf.launch.attending import Told
 from rlhf.launch.local import LocalLauncher
 from rlhf.launch.machine import environments, gpus
 from rlhf.launch.server import HEAVY, LIGHT
@@ -57,7 +58,7 @@ def score(folder, inputs, rule, token, workers=1, hang_seconds=60.0, say=print, 
     cfg.compute.hang_seconds = hang_seconds
     cfg.compute.num_inference_workers = workers
     cfg.compute.device = type(cfg.compute.device).cpu
-    run = Run(folder, cfg, LocalLauncher(folder, token, preload=preload, say=say))
+    run = Run(folder, cfg, LocalLauncher(folder, token, preload=preload, told=Told(say=say)))
     return run.stage("score", "score", RuleStage(rule=f"tests.unit.rules:{rule}"), {"candidates": inputs})
 
 
@@ -345,7 +346,7 @@ def test_the_next_stage_begins_when_the_children_of_a_worker_are_gone_too(
 ):
     monkeypatch.setenv("RULE_MARKER", str(tmp_path / "child"))
     monkeypatch.setenv("RULE_SECONDS", seconds)
-    monkeypatch.setattr(local, "GRACE_SECONDS", grace)
+    monkeypatch.setattr(node, "GRACE_SECONDS", grace)
     inputs = candidates(tmp_path / "in", shards=1)
     with hold_run(tmp_path / "run", print) as token:
         score(tmp_path / "run", inputs, "leaves_a_child", token)

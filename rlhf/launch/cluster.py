@@ -1,0 +1,313 @@
+"""The nodes of a Ray cluster, and the supervisor on each: the only place that talks to Ray.
+
+Ray is an extra (`pip install rlhf-iterate[cluster]`), and imported where a run asks for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlhf.config.choices import Device
+from rlhf.config.schema import ComputeConfig
+from rlhf.errors import ConfigError, WorkerFailed, one_line
+from rlhf.launch.machine import num_cores
+from rlhf.launch.node import KEPT, Message
+from rlhf.launch.supervisor import Facts, Settings, Supervisor, settings_of_libraries
+
+_ANSWER_SECONDS = 60.0
+"""So long a node may take to answer a plain question; Ray itself gives a dead machine up after 20 s."""
+_POLL_SECONDS = 0.25
+_LOOK_SECONDS = 1.0
+"""Between two looks for nodes that have joined."""
+_REMINDER_SECONDS = 30.0
+
+
+class NodeLost(Exception):
+    """A node, or its supervisor, is gone."""
+
+
+@dataclass(eq=False)
+class RemoteNode:
+    """A node of the cluster with its supervisor."""
+
+    node_id: str
+    address: str
+    num_cpus: int
+    num_gpus: int
+    actor: Any
+    facts: Facts | None = None
+
+    @property
+    def name(self) -> str:
+        """As people are told of it."""
+        host = self.facts.host if self.facts is not None else "node"
+        return f"{host} ({self.address}, Ray node {self.node_id[:8]})"
+
+    def ask(self, method: str, *arguments: Any, seconds: float | None = _ANSWER_SECONDS) -> Any:
+        """Call a method of the supervisor.
+
+        Raises:
+            NodeLost: it is gone, or does not answer.
+            RlhfError: what it raised.
+        """
+        reference = getattr(self.actor, method).remote(*arguments)
+        return self.result(reference, seconds)
+
+    def result(self, reference: Any, seconds: float | None = _ANSWER_SECONDS) -> Any:
+        """What a call of this node's supervisor gave."""
+        import ray
+        from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+        try:
+            return ray.get(reference, timeout=seconds)
+        except (RayActorError, GetTimeoutError) as error:
+            raise NodeLost(self.name) from error
+        except RayTaskError as error:
+            raise error.cause from None
+
+
+@dataclass
+class RayCluster:
+    """A cluster that this driver has joined.
+
+    `lost` are the supervisors that ended while their node lived on, by node: Ray ends processes when memory
+    runs out.
+    """
+
+    compute: ComputeConfig
+    run_folder: Path
+    token: str
+    say: Callable[[str], None]
+    _nodes: dict[str, RemoteNode] = field(default_factory=dict)
+    _refused: dict[str, str] = field(default_factory=dict)
+    _looked_at: float = 0.0
+
+    def connect(self) -> None:
+        """Join the cluster.
+
+        Raises:
+            ConfigError: Ray is not installed, or there is no cluster.
+        """
+        ray = _imported()
+        if ray.is_initialized():
+            return
+        address = self.compute.ray_address or os.environ.get("RAY_ADDRESS") or "auto"
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        # Ray would else take the driver's signals for its own, and print what every node's processes print.
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=True)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            first = one_line(str(error).strip().partition("\n")[0])
+            raise ConfigError(
+                f"compute.launcher=ray: no Ray cluster can be joined at {address} ({first}). Start one with "
+                "`ray start --head` here and `ray start --address=HEAD:6379` on the other nodes, name "
+                "its head with compute.ray_address=HEAD:6379 (or RAY_ADDRESS), or do without: compute=local. "
+                "docs/cluster.md has SLURM, Kubernetes and SkyPilot."
+            ) from None
+        _say_nothing_of_raylets()
+
+    def nodes(self) -> list[RemoteNode]:
+        """The nodes that are there and can work, always in the same order; new ones are taken in."""
+        import ray
+
+        self._looked_at = time.monotonic()
+        alive = {row["NodeID"]: row for row in ray.nodes() if row["Alive"]}
+        for node_id in set(self._nodes) - set(alive):
+            del self._nodes[node_id]
+        wants_gpus = any(_num_gpus(row) for row in alive.values()) and self.compute.device is not Device.cpu
+        for node_id, row in alive.items():
+            # One that is to have no work says so, as the head of a Kubernetes cluster does.
+            is_for_work = _num_gpus(row) > 0 if wants_gpus else row["Resources"].get("CPU", 0) > 0
+            if is_for_work and node_id not in self._nodes and node_id not in self._refused:
+                self._take_in(node_id, row)
+        return sorted(self._nodes.values(), key=lambda node: (node.address, node.node_id))
+
+    def has_news(self) -> bool:
+        """Whether it is time to look at the nodes again."""
+        return time.monotonic() - self._looked_at > _LOOK_SECONDS
+
+    def wait_for(self, is_enough: Callable[[list[RemoteNode]], bool], wanted: str) -> list[RemoteNode]:
+        """Wait until the nodes suffice.
+
+        Args:
+            is_enough: whether they do.
+            wanted: what is waited for, as a sentence's end.
+
+        Raises:
+            WorkerFailed: they did not come within `compute.node_wait_seconds`.
+        """
+        started = time.monotonic()
+        next_word = 5.0
+        while True:
+            nodes = self.nodes()
+            if is_enough(nodes):
+                return nodes
+            waited = time.monotonic() - started
+            limit = self.compute.node_wait_seconds
+            here = f"{len(nodes)} nodes are there" + "".join(f"; {why}" for why in self._refused.values())
+            if limit and waited > limit:
+                raise WorkerFailed(
+                    f"{wanted} did not come within compute.node_wait_seconds={limit:g} ({here}). {KEPT}"
+                )
+            if waited > next_word:
+                next_word = waited + _REMINDER_SECONDS
+                self.say(f"  … waiting for {wanted} ({here})")
+            time.sleep(0.2)
+
+    def lose(self, node: RemoteNode) -> None:
+        """Forget a node whose supervisor is gone; if it lives, it gets a new one."""
+        self._nodes.pop(node.node_id, None)
+        with contextlib.suppress(Exception):  # it may be gone with all its host
+            import ray
+
+            ray.kill(node.actor)
+
+    def end_workers(self, nodes: list[RemoteNode]) -> None:
+        """End the workers of some nodes, side by side; those that do not answer are forgotten."""
+        calls = [(node, node.actor.end.remote()) for node in nodes]
+        for node, reference in calls:
+            try:
+                node.result(reference)
+            except NodeLost:
+                self.lose(node)
+
+    def _take_in(self, node_id: str, row: dict[str, Any]) -> None:
+        """Start a supervisor on a node, and see that it works in the same folder."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        num_gpus = _num_gpus(row)
+        address = row["NodeManagerAddress"]
+        num_cpus = int(row["Resources"].get("CPU", 0))
+        settings = Settings(
+            run_folder=str(self.run_folder.absolute()),
+            token=self.token,
+            preload=self.compute.preload,
+            device=self.compute.device.value,
+            working_directory=os.getcwd(),
+            environment=settings_of_libraries(),
+            has_gpus=num_gpus > 0,
+            cores=num_cpus or num_cores(),
+            address=address,
+        )
+        kind = ray.remote(num_cpus=0, num_gpus=num_gpus, max_restarts=0)(Supervisor)
+        strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
+        runtime = {"env_vars": {"PYTHONPATH": settings.environment["PYTHONPATH"]}}
+        actor = kind.options(scheduling_strategy=strategy, runtime_env=runtime).remote(settings)
+        node = RemoteNode(node_id, address, num_cpus, num_gpus, actor)
+        try:
+            node.facts = node.ask("facts")
+            problem = self._problem_of(node)
+        except NodeLost:
+            # It may have gone again, or another job may hold its GPUs: the next look tries anew.
+            ray.kill(actor)
+            self.say(f"  ! {node.name}: no supervisor can be started there yet (are its GPUs taken?)")
+            return
+        if problem is not None:
+            self._refused[node_id] = problem
+            self.say(f"  ! {problem}")
+            return
+        self._nodes[node_id] = node
+
+    def _problem_of(self, node: RemoteNode) -> str | None:
+        """Why a node cannot work on this run; None where it can."""
+        text = uuid.uuid4().hex
+        mark = self.run_folder.absolute() / f".seen.{text}"
+        assert node.facts is not None, "it was asked"
+        answer = mark.with_name(f"{mark.name}.{node.facts.pid}")
+        try:
+            mark.write_text(text, encoding="utf-8")
+            problem = node.ask("see", str(mark), text)
+            if problem is None and (not answer.is_file() or answer.read_text(encoding="utf-8") != text):
+                problem = f"what it writes beside {mark} is not seen here"
+        finally:
+            mark.unlink(missing_ok=True)
+            answer.unlink(missing_ok=True)
+        if problem is None:
+            return None
+        return (
+            f"{node.name} does not work in the same folder ({problem}), and is left out: run_dir must lie "
+            "on a file system that all nodes share, under one path (docs/cluster.md)"
+        )
+
+
+class Conversation:
+    """Hears the workers of some nodes, and answers them."""
+
+    def __init__(self) -> None:
+        self._pending: dict[Any, RemoteNode] = {}
+        self._answers: dict[RemoteNode, list[tuple[int, Any]]] = {}
+
+    def add(self, node: RemoteNode) -> None:
+        """Hear one more node."""
+        self._answers.setdefault(node, [])
+
+    def nodes(self) -> list[RemoteNode]:
+        """Those that are heard."""
+        return list(self._answers)
+
+    def answer(self, node: RemoteNode, rank: int, message: Any) -> None:
+        """Say something to a worker, with the next exchange."""
+        self._answers[node].append((rank, message))
+
+    def hear(self, seconds: float) -> Iterator[tuple[RemoteNode, list[Message] | None]]:
+        """What each node's workers say, as soon as one says something; None of a node that is gone."""
+        import ray
+
+        busy = set(self._pending.values())
+        for node, answers in self._answers.items():
+            if node not in busy:
+                self._pending[node.actor.exchange.remote(list(answers), _POLL_SECONDS)] = node
+                answers.clear()
+        ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=seconds)
+        for reference in ready:
+            node = self._pending.pop(reference)
+            try:
+                yield node, node.result(reference)
+            except NodeLost:
+                del self._answers[node]
+                yield node, None
+
+
+def gpu_workers_of_cluster(compute: ComputeConfig, tensor_parallel: int) -> int:
+    """Inference workers that the GPUs of the cluster's nodes can hold side by side; 1 without GPUs."""
+    import ray
+
+    if not ray.is_initialized():
+        return 1  # only planned
+    total = 0
+    for row in ray.nodes():
+        devices = _num_gpus(row) if row["Alive"] else 0
+        devices = min(devices, compute.num_gpus or devices)
+        total += min(compute.num_inference_workers or devices, devices // tensor_parallel)
+    return max(1, total)
+
+
+def _say_nothing_of_raylets() -> None:
+    """Keep Ray from printing forty lines of a dead node's log among ours, which say that it is lost."""
+    from ray._private.ray_logging import global_worker_stdstream_dispatcher
+
+    with contextlib.suppress(KeyError, AttributeError):
+        global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
+
+
+def _num_gpus(row: dict[str, Any]) -> int:
+    return int(row["Resources"].get("GPU", 0))
+
+
+def _imported() -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError(
+            "compute.launcher=ray: Ray is not installed here. Install it on all nodes, in one version "
+            '(pip install "rlhf-iterate[cluster]", or -r requirements/cluster.txt), or use compute=local.'
+        ) from None
+    return ray

@@ -1,0 +1,230 @@
+"""A stage that is cut in shards, over nodes that come and go.
+
+Idle workers of any node take the next shard; what a dead node had in hand goes to others; the last shards of
+a slow one are begun by an idle one too, and the first that is made counts.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+import uuid
+from typing import Any
+
+from rlhf.launch import attending
+from rlhf.launch.attending import Told, Watched
+from rlhf.launch.cluster import Conversation, NodeLost, RayCluster, RemoteNode
+from rlhf.launch.handout import LATER, Handout
+from rlhf.launch.remote_worker import require_inputs, watched
+from rlhf.run.attempt_folder import ATTEMPTS, end_attempts, take_shard
+from rlhf.run.job import Job, Outcome
+from rlhf.run.stage_table import needs_engine
+
+_SLOW = 2.0
+"""A shard that takes so many times the median is begun a second time where a worker is idle."""
+
+
+class ShardStage:
+    """One attempt at such a stage.
+
+    Args:
+        cluster: whose nodes work.
+        told: who hears of it.
+        job: the stage's.
+        shards: those that are not made yet.
+    """
+
+    def __init__(self, cluster: RayCluster, told: Told, job: Job[Any], shards: list[int]) -> None:
+        self._cluster = cluster
+        self._told = told
+        self._job = job
+        self._attempt = uuid.uuid4().hex[:12]
+        self._handout = Handout(shards)
+        self._conversation = Conversation()
+        self._workers: dict[int, tuple[RemoteNode, Watched]] = {}
+        """By rank; those of a lost node are taken out."""
+        self._next_rank = 0
+        self._waiting: list[int] = []
+        """Ranks that have asked for a shard and were not answered yet."""
+        self._begun_at: dict[int, float] = {}
+        self._seconds: list[float] = []
+        """What each shard that was made here took."""
+        self._outcomes: dict[int, Outcome] = {}
+        self._end_is_said = False
+
+    def run(self) -> Outcome:
+        """Make all shards.
+
+        Raises:
+            UserError: a worker found the user's input wrong.
+            WorkerFailed: a worker raised or died on a node that lives, or nodes did not come.
+        """
+        end_attempts(self._job.out_path)
+        num_nodes = self._job.compute.num_nodes
+        self._cluster.wait_for(lambda nodes: len(nodes) >= num_nodes, f"{self._job.name}: {num_nodes} nodes")
+        try:
+            while not self._is_over():
+                if not self._workers or (self._cluster.has_news() and not self._end_is_said):
+                    self._welcome()
+                for node, messages in self._conversation.hear(1.0):
+                    if messages is None:
+                        self._lose(node)
+                    else:
+                        self._take_in(node, messages)
+                self._serve()
+                self._told.progress(self._handout.num_made(), self._handout.total, "shards")
+                working = [worker for _, worker in self._workers.values() if worker.is_open]
+                attending.watch(
+                    self._job, [one for one in working if one.rank not in self._waiting], self._told
+                )
+        finally:
+            # Also of those whose shard another one has made first.
+            self._cluster.end_workers(self._conversation.nodes())
+            end_attempts(self._job.out_path)
+        return self._outcome()
+
+    def _working(self) -> list[Watched]:
+        """Workers that are not waiting for us."""
+        working = []
+        for rank, (_, worker) in self._workers.items():
+            if worker.is_open and rank not in self._waiting:
+                working.append(worker)
+        return working
+
+    def _is_over(self) -> bool:
+        """Whether all is made, and rank 0 has said what is recorded."""
+        if not self._end_is_said or 0 not in self._outcomes:
+            return False
+        # Of those that were let go; who still makes what is made already is not waited for.
+        for rank, (_, worker) in self._workers.items():
+            if not self._handout.in_hand(rank) and rank not in self._outcomes and worker.is_open:
+                return False
+        return True
+
+    def _welcome(self) -> None:
+        """Start the workers of nodes that have none yet, as many as there is work for."""
+        nodes = self._cluster.nodes()
+        if not nodes:
+            nodes = self._cluster.wait_for(bool, f"{self._job.name}: a node")
+        for node in nodes:
+            num_unmade = self._handout.total - self._handout.num_made()
+            has_work = num_unmade > len(self._workers) or not self._workers
+            if node in self._conversation.nodes() or not has_work:
+                continue
+            try:
+                self._begin(node, max(1, num_unmade - len(self._workers)))
+            except NodeLost:
+                self._cluster.lose(node)
+
+    def _begin(self, node: RemoteNode, num_shards: int) -> None:
+        """Start a node's workers."""
+        job = self._job
+        require_inputs(job, [node])
+        node.actor.warm_up.remote(needs_engine(job.stage, job.config))
+        tensor_parallel = int(getattr(job.config, "tensor_parallel_size", 1))
+        environments = node.ask("room", job.compute, tensor_parallel, num_shards)
+        self._conversation.add(node)
+        for environment in environments:
+            # Rank 0 has tasks of its own: where its first holder is gone, the next one takes them over.
+            rank = self._next_rank
+            log = node.ask("begin_worker", job, self._attempt, rank, len(environments), environment)
+            self._next_rank += 1
+            self._handout.join(rank)
+            self._workers[rank] = (node, watched(job, node, rank, log))
+
+    def _take_in(self, node: RemoteNode, messages: list[tuple[int, str, Any]]) -> None:
+        for rank, kind, body in messages:
+            _, worker = self._workers[rank]
+            asked = attending.take_in(self._job, worker, kind, body, self._told)
+            if worker.outcome is not None:
+                self._outcomes[rank] = worker.outcome
+            if asked is None:
+                continue
+            if asked[0] == "next":
+                self._waiting.append(rank)
+            else:
+                self._made(worker, asked[1])
+
+    def _made(self, worker: Watched, shard: int) -> None:
+        """Take a shard that a worker has written, unless another one was first."""
+        if not self._handout.made(worker.rank, shard):
+            return
+        folder = self._job.out_path / ATTEMPTS / self._attempt / str(worker.rank)
+        take_shard(self._job.out_path, folder, shard)
+        self._seconds.append(time.monotonic() - self._begun_at[shard])
+        attending.note_made(self._job, worker, shard, self._told)
+
+    def _serve(self) -> None:
+        """Answer those who have asked for a shard, as far as there is an answer."""
+        is_all_made = self._handout.num_made() == self._handout.total
+        for rank in list(self._waiting):
+            shard = self._handout.take(rank)
+            if shard is None and not is_all_made:
+                # Who has something in hand goes on with that, and asks again.
+                shard = LATER if self._handout.in_hand(rank) else self._slow_shard(rank)
+                if shard is None:
+                    continue  # its turn may yet come: a node may be lost
+            if isinstance(shard, int):
+                self._begun_at[shard] = time.monotonic()
+            self._waiting.remove(rank)
+            node, worker = self._workers[rank]
+            attending.note_answer(worker, shard)
+            self._conversation.answer(node, rank, shard)
+        if is_all_made:
+            self._say_the_end()
+
+    def _say_the_end(self) -> None:
+        """All is made; where nobody is left who is rank 0, one more worker does what only rank 0 does."""
+        self._end_is_said = True
+        if 0 in self._outcomes:
+            return
+        holder = self._workers.get(0)
+        if holder is not None and holder[1].is_open and not self._handout.in_hand(0):
+            return
+        nodes = [node for node, _ in self._workers.values()] or self._cluster.wait_for(bool, "a node")
+        if holder is not None:
+            self._handout.leave(0)
+            del self._workers[0]
+        self._next_rank = 0
+        try:
+            self._begin(nodes[0], 1)
+        except NodeLost:
+            self._lose(nodes[0])
+
+    def _slow_shard(self, rank: int) -> int | None:
+        """A shard that takes another worker so long that it is begun here too; None where there is none."""
+        if not self._seconds:
+            return None
+        limit = _SLOW * statistics.median(self._seconds)
+        own_node, _ = self._workers[rank]
+        for shard, maker in self._handout.in_one_hand():
+            node, _ = self._workers[maker]
+            seconds = time.monotonic() - self._begun_at[shard]
+            if node is not own_node and seconds > limit:
+                self._handout.take_again(rank, shard)
+                self._told.say(
+                    f"  ! {self._job.name}: shard {shard} takes {node.name} {seconds:.0f} s, others took "
+                    f"{limit / _SLOW:.0f}: {own_node.name} begins it too, and the first that is made counts"
+                )
+                return shard
+        return None
+
+    def _lose(self, node: RemoteNode) -> None:
+        """A node is gone: what it had in hand is for others."""
+        self._cluster.lose(node)
+        lost = []
+        for rank, (other, _) in list(self._workers.items()):
+            if other is node:
+                lost += self._handout.leave(rank)
+                del self._workers[rank]
+                if rank in self._waiting:
+                    self._waiting.remove(rank)
+        shards = f"shards {', '.join(map(str, lost))} go to others" if lost else "it had no shard in hand"
+        self._told.say(f"  ! {self._job.name}: {node.name} is lost; {shards}")
+
+    def _outcome(self) -> Outcome:
+        """Rank 0's, with what others have measured where it has not."""
+        metrics: dict[str, Any] = {}
+        for rank in sorted(self._outcomes, reverse=True):
+            metrics |= self._outcomes[rank].metrics
+        return Outcome(self._outcomes[0].counts, metrics)

@@ -1,0 +1,179 @@
+"""What stands for the driver on one node of a cluster: it starts workers, and passes on what they say.
+
+Ray places it and watches it; it holds the node's GPUs, and the workers are the processes that the local
+launcher starts. When its driver or its node goes, it goes, and its workers see that and leave.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import struct
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rlhf.config.schema import ComputeConfig
+from rlhf.launch.machine import Group, environments, gpus, num_cores, rank_environments, visible_gpus
+from rlhf.launch.node import Message, Node
+from rlhf.launch.ports import free_port
+from rlhf.run.attempt_folder import attempt_folder
+from rlhf.run.job import Job, Kind
+
+_SIOCGIFADDR = 0x8915
+"""Of ioctl(2): the address of a network interface."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a supervisor is told when it starts.
+
+    `gpu_ids` are the GPUs that Ray counts on this node, and `cores` its CPUs; `environment` is what the
+    driver's has of libraries' settings, which goes where the node does not say otherwise.
+    """
+
+    run_folder: str
+    token: str
+    preload: bool
+    device: str
+    working_directory: str
+    environment: dict[str, str]
+    has_gpus: bool
+    cores: int
+    address: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a node says of itself."""
+
+    host: str
+    pid: int
+    num_gpus: int
+
+
+class Supervisor:
+    """One for each node and run. Every method is called from the driver, one at a time."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        for name, value in settings.environment.items():
+            os.environ.setdefault(name, value)
+        if not settings.has_gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        if Path(settings.working_directory).is_dir():
+            os.chdir(settings.working_directory)
+        self._node = Node(Path(settings.run_folder), settings.token, settings.preload, settings.device)
+
+    def facts(self) -> Facts:
+        """Where this is, and that it is alive."""
+        return Facts(socket.gethostname(), os.getpid(), len(visible_gpus()))
+
+    def see(self, mark: str, text: str) -> str | None:
+        """Look for what the driver has written in the run folder, and answer beside it.
+
+        Returns:
+            what is wrong; None where both see the same folder.
+        """
+        try:
+            seen = Path(mark).read_text(encoding="utf-8")
+            if seen != text:
+                return f"it reads {seen!r} in {mark}, where the driver wrote {text!r}"
+            Path(f"{mark}.{os.getpid()}").write_text(text, encoding="utf-8")
+        except OSError as error:
+            return f"{mark}: {error.strerror}"
+        return None
+
+    def missing(self, paths: list[str]) -> list[str]:
+        """Those of some paths that this node does not see."""
+        return [path for path in paths if not os.path.exists(path)]
+
+    def warm_up(self, engines: bool) -> None:
+        """Begin the imports in the background."""
+        self._node.warm_up(engines)
+
+    def port(self) -> int:
+        """A port on which rank 0 can listen."""
+        return free_port()
+
+    def num_ranks(self, compute: ComputeConfig) -> int:
+        """Training ranks that this node has GPUs for; 0 where it has none."""
+        return len(gpus(compute))
+
+    def room(self, compute: ComputeConfig, tensor_parallel: int, num_shards: int) -> list[dict[str, str]]:
+        """An environment for each inference worker that this node has room for.
+
+        Raises:
+            ConfigError: it cannot be shared out as asked.
+        """
+        cores = self._cores()
+        return environments(Kind.inference, compute, tensor_parallel, num_shards, cores)
+
+    def begin_worker(
+        self, job: Job[Any], attempt: str, rank: int, world_size: int, environment: dict[str, str]
+    ) -> str:
+        """Start an inference worker, whose shards go into a folder of its own; returns its log."""
+        own = attempt_folder(job.out_path, f"{attempt}/{rank}")
+        return self._node.start(replace(job, shards_out=str(own)), rank, world_size, environment)
+
+    def begin_ranks(self, job: Job[Any], ranks: list[int], group: Group, is_alone: bool) -> list[str]:
+        """Start training ranks, which write into the job's folder; returns their logs.
+
+        Args:
+            job: with the folder of this attempt as `out`.
+            ranks: those of this node.
+            group: all of them.
+            is_alone: whether all ranks are on this machine, and can do without its network.
+        """
+        interface = "lo" if is_alone else interface_of(self._settings.address)
+        interface = os.environ.get("RLHF_SOCKET_IFNAME", interface)
+        logs = []
+        shared = rank_environments(job.compute, ranks, group, self._cores(), interface)
+        for rank, environment in zip(ranks, shared, strict=True):
+            logs.append(self._node.start(job, rank, group.world_size, environment))
+        return logs
+
+    def exchange(self, answers: list[tuple[int, Any]], seconds: float) -> list[Message]:
+        """Give workers their answers, and return what is said within so many seconds."""
+        for rank, answer in answers:
+            self._node.send(rank, answer)
+        return self._node.messages(seconds)
+
+    def state(self, rank: int) -> str:
+        """What a worker does."""
+        return self._node.state(rank)
+
+    def end(self) -> None:
+        """End all workers, with all they have started."""
+        self._node.end()
+
+    def _cores(self) -> int:
+        return max(1, min(self._settings.cores or num_cores(), num_cores()))
+
+
+def interface_of(address: str) -> str | None:
+    """The name of the network interface that has an IPv4 address, such as "eth0"; None where none has it."""
+    for _, name in socket.if_nameindex():
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            request = struct.pack("256s", name[:15].encode())
+            try:
+                answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
+            except OSError:
+                continue  # it has none
+        if socket.inet_ntoa(answer[20:24]) == address:
+            return name
+    return None
+
+
+def settings_of_libraries() -> dict[str, str]:
+    """What the driver's environment says to the libraries that workers use, and to rules."""
+    prefixes = ("HF_", "VLLM_", "NCCL_", "GLOO_", "TORCH_", "RLHF_", "OPENAI_", "TRANSFORMERS_")
+    found = {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
+    own = [path for path in sys.path if path]
+    # Before those of the node: a rule's module lies where the driver was started.
+    found["PYTHONPATH"] = os.pathsep.join([os.getcwd(), *own])
+    # What the local launcher sets for a machine without a network is none of a cluster's.
+    found.pop("GLOO_SOCKET_IFNAME", None)
+    return found

@@ -1,0 +1,206 @@
+"""Stages on Ray nodes of this machine: the same files as on one, whatever comes, goes, sleeps or is slow."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+from pathlib import Path
+
+import pytest
+
+from rlhf.config.schema import Config
+from rlhf.config.stage_configs import RuleStage
+from rlhf.data.schemas import CANDIDATES_SCHEMA
+from rlhf.data.shards import read_all_rows, shard_name, write_shard
+from rlhf.errors import ConfigError, WorkerFailed
+from rlhf.launch.attending import Told
+from rlhf.run.artifact import Artifact
+from rlhf.run.lock import hold_run
+from rlhf.run.plan import Run
+from rlhf.run.processes import is_gone, state_of
+from tests.cluster import ray_nodes, wait_for
+from tests.integration.loop.test_old_run import OTHERS, SETTINGS
+
+ray = pytest.importorskip("ray", reason="Ray is not installed (the extra `cluster`)")
+
+ROOT = Path(__file__).resolve().parents[3]
+OLD_RUN = ROOT / "tests" / "data" / "old_run.tar.gz"
+
+
+@pytest.fixture
+def marker(tmp_path, monkeypatch):
+    """Where rules write down that they were called; the nodes have it from the environment they start in."""
+    monkeypatch.setenv("RULE_MARKER", str(tmp_path / "calls"))
+    monkeypatch.syspath_prepend(str(ROOT))
+    return tmp_path / "calls"
+
+
+@pytest.fixture
+def nodes(marker):
+    with ray_nodes(2) as cluster:
+        yield cluster
+        ray.shutdown()
+
+
+def candidates(folder, shards=6):
+    folder.mkdir()
+    for index in range(shards):
+        candidate = {"token_ids": [1], "text": "x" * (index + 1), "finish_reason": "stop", "logprob": 0}
+        candidate |= {"seed": 1, "temperature": 1}
+        row = {"id": f"{index}", "messages": [], "prompt_token_ids": [1], "candidates": [candidate]}
+        write_shard(folder / shard_name(index), CANDIDATES_SCHEMA, [row])
+    return Artifact(folder, "d")
+
+
+def score(folder, inputs, rule, token, say=print, **compute):
+    from rlhf.launch.cluster import RayCluster
+    from rlhf.launch.ray_launcher import RayLauncher
+
+    cfg = Config()
+    cfg.compute.device = type(cfg.compute.device).cpu
+    for name, value in compute.items():
+        setattr(cfg.compute, name, value)
+    cluster = RayCluster(cfg.compute, folder, token, say)
+    cluster.connect()
+    launcher = RayLauncher(folder, token, cluster, preload=False, device="cpu", told=Told(say=say))
+    run = Run(folder, cfg, launcher)
+    return run.stage("score", "score", RuleStage(rule=f"tests.unit.rules:{rule}"), {"candidates": inputs})
+
+
+def all_scores(artifact):
+    return [row["scores"][0] for row in read_all_rows(artifact.path)]
+
+
+def files_of(folder):
+    return {
+        path: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+def test_every_node_takes_shards_and_the_files_are_those_of_one_machine(tmp_path, nodes):
+    inputs = candidates(tmp_path / "in", shards=12)
+    with hold_run(tmp_path / "run", print) as token:
+        artifact = score(tmp_path / "run", inputs, "process_id", token, num_nodes=2)
+    assert len(all_scores(artifact)) == 12 and len(set(all_scores(artifact))) == 2
+    names = {path.name for path in artifact.path.iterdir()}
+    assert names == {"artifact.json", *(shard_name(index) for index in range(12))}
+
+
+def test_a_worker_of_a_lost_node_that_wakes_writes_nowhere(tmp_path, nodes, marker):
+    inputs = candidates(tmp_path / "in")
+    stopped, said = [], []
+
+    def kill_the_node_whose_worker_sleeps():
+        wait_for(marker.exists)
+        wait_for(lambda: any("stopped" in state_of(int(pid)) for pid in marker.read_text().split()))
+        pid = next(int(pid) for pid in marker.read_text().split() if "stopped" in state_of(int(pid)))
+        stopped.append(pid)
+        nodes.remove_node(node_of(nodes, pid), allow_graceful=False)
+
+    killer = threading.Thread(target=kill_the_node_whose_worker_sleeps)
+    killer.start()
+    with hold_run(tmp_path / "run", print) as token:
+        artifact = score(tmp_path / "run", inputs, "stops_and_says_who", token, said.append, num_nodes=2)
+    killer.join()
+    assert all_scores(artifact) == [1, 2, 3, 4, 5, 6]
+    assert any("is lost; shards" in line and "go to others" in line for line in said), said
+    before = files_of(tmp_path / "run")
+    os.kill(stopped[0], signal.SIGCONT)
+    wait_for(lambda: is_gone(stopped[0]))
+    after = files_of(tmp_path / "run")
+    changed = [path for path in after if path.parent.name != "logs" and after[path] != before.get(path)]
+    assert changed == [] and artifact.path.is_dir()
+
+
+def node_of(cluster, pid):
+    """The node below whose raylet a process was started."""
+    for node in cluster.worker_nodes:
+        raylet = node.all_processes["raylet"][0].process.pid
+        line = [pid]
+        while line[-1] > 1:
+            stat = Path(f"/proc/{line[-1]}/stat").read_text().rpartition(")")[2].split()
+            line.append(int(stat[1]))
+        if raylet in line:
+            return node
+    raise AssertionError(f"no node has process {pid}")
+
+
+def test_the_last_shard_of_a_slow_node_is_begun_by_another_too(tmp_path, nodes, marker):
+    inputs, said = candidates(tmp_path / "in", shards=8), []
+    with hold_run(tmp_path / "run", print) as token:
+        artifact = score(tmp_path / "run", inputs, "sleeps_once", token, said.append, num_nodes=2)
+    assert all_scores(artifact) == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert any("begins it too" in line for line in said), said
+
+
+def test_a_node_may_join(tmp_path, nodes, marker):
+    inputs = candidates(tmp_path / "in", shards=30)
+
+    def join():
+        wait_for(marker.exists)
+        nodes.add_node(num_cpus=1)
+
+    joiner = threading.Thread(target=join)
+    joiner.start()
+    with hold_run(tmp_path / "run", print) as token:
+        artifact = score(tmp_path / "run", inputs, "slow_process_id", token, num_nodes=2)
+    joiner.join()
+    assert len(set(all_scores(artifact))) == 3
+
+
+def test_a_worker_that_raises_ends_the_stage_and_a_node_that_never_comes_too(tmp_path, nodes):
+    inputs = candidates(tmp_path / "in")
+    with hold_run(tmp_path / "run", print) as token:
+        with pytest.raises(WorkerFailed, match="a rule that divides by zero"):
+            score(tmp_path / "run", inputs, "broken", token)
+        with pytest.raises(WorkerFailed, match=r"9 nodes did not come within .*=1 \(2 nodes are there\)"):
+            score(tmp_path / "run", inputs, "length", token, num_nodes=9, node_wait_seconds=1.0)
+
+
+def test_without_a_cluster_the_ways_out_are_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with hold_run(tmp_path / "run", print) as token, pytest.raises(ConfigError, match="compute=local"):
+        score(tmp_path / "run", candidates(tmp_path / "in"), "length", token)
+
+
+def iterate(given, run, *words):
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{given}", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "rlhf.iterate", f"run_dir=../{run}", OTHERS, *SETTINGS.split(), *words]
+    return subprocess.Popen(
+        command, cwd=given, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def digests(run):
+    found = {}
+    for path in run.rglob("artifact.json"):
+        if ".partial" not in str(path):
+            found[str(path.parent.relative_to(run))] = json.loads(path.read_text())["digest"]
+    return found
+
+
+def test_a_run_over_two_nodes_loses_one_in_dpo_and_has_the_files_of_one_machine(tmp_path, nodes):
+    with tarfile.open(OLD_RUN) as archive:
+        archive.extractall(tmp_path, filter="data")
+    shutil.rmtree(tmp_path / "run" / "iteration_002")
+    shutil.copytree(tmp_path / "run", tmp_path / "local", symlinks=True)
+    ranks = ["compute.num_training_ranks=2", "dpo.save_steps=1"]
+    here = iterate(tmp_path / "given", "local", *ranks)
+    said, _ = here.communicate(timeout=300)
+    assert here.returncode == 0, said
+    there = iterate(tmp_path / "given", "run", *ranks, "compute=ray", "compute.num_nodes=2")
+    attempts = tmp_path / "run" / "iteration_002" / ".dpo.partial" / ".attempts"
+    wait_for(lambda: there.poll() is not None or any(attempts.glob("*/checkpoint-*/sealed.json")))
+    victim = sorted(nodes.worker_nodes, key=lambda node: node.node_id)[0]
+    nodes.remove_node(victim, allow_graceful=False)
+    said, _ = there.communicate(timeout=300)
+    assert there.returncode == 0, said
+    assert "is lost" in said or "stages are finished" in said
+    assert digests(tmp_path / "run") == digests(tmp_path / "local")
