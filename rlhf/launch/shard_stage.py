@@ -22,6 +22,8 @@ from rlhf.run.stage_table import needs_engine
 
 _SLOW = 2.0
 """A shard that takes so many times the median is begun a second time where a worker is idle."""
+_LEAST_SLOW_SECONDS = 10.0
+"""And at least so long: for less it is not worth to load a model's work twice."""
 
 
 class ShardStage:
@@ -195,7 +197,7 @@ class ShardStage:
         """A shard that takes another worker so long that it is begun here too; None where there is none."""
         if not self._seconds:
             return None
-        limit = _SLOW * statistics.median(self._seconds)
+        limit = max(_LEAST_SLOW_SECONDS, _SLOW * statistics.median(self._seconds))
         own_node, _ = self._workers[rank]
         for shard, maker in self._handout.in_one_hand():
             node, _ = self._workers[maker]
@@ -204,7 +206,7 @@ class ShardStage:
                 self._handout.take_again(rank, shard)
                 self._told.say(
                     f"  ! {self._job.name}: shard {shard} takes {node.name} {seconds:.0f} s, others took "
-                    f"{limit / _SLOW:.0f}: {own_node.name} begins it too, and the first that is made counts"
+                    f"{statistics.median(self._seconds):.0f}: {own_node.name} begins it too, and the first that is made counts"
                 )
                 return shard
         return None
@@ -213,12 +215,16 @@ class ShardStage:
         """A node is gone: what it had in hand is for others."""
         self._cluster.lose(node)
         lost = []
+        had_workers = False
         for rank, (other, _) in list(self._workers.items()):
             if other is node:
+                had_workers = True
                 lost += self._handout.leave(rank)
                 del self._workers[rank]
                 if rank in self._waiting:
                     self._waiting.remove(rank)
+        if not had_workers:
+            return  # Ray takes a moment to see that a node is gone, and a new supervisor goes with it
         shards = f"shards {', '.join(map(str, lost))} go to others" if lost else "it had no shard in hand"
         self._told.say(f"  ! {self._job.name}: {node.name} is lost; {shards}")
 

@@ -18,6 +18,7 @@ from rlhf.run.processes import holds, started_at
 from rlhf.run.progress import pid_space
 
 DRIVER_LOCK = ".driver.lock"
+WORKERS_LOCK = ".workers.lock"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _NO_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 

@@ -14,11 +14,9 @@ before its next stage, and before it commits one: the token is another's (`requi
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
-import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -30,10 +28,12 @@ from typing import IO
 from rlhf.config.overrides import override, pasted
 from rlhf.data.shards import make_folders
 from rlhf.errors import ConfigError, RunInUse, UserError, WorkerFailed, one_line
+from rlhf.run.aside import holds_work, remove_made, remove_rest
 from rlhf.run.file_system import FileSystem, file_system_of
 from rlhf.run.file_system_probe import require_file_system
 from rlhf.run.holder import (
     DRIVER_LOCK,
+    WORKERS_LOCK,
     Holder,
     is_alive,
     mark_ended,
@@ -45,14 +45,10 @@ from rlhf.run.processes import holders_of, state_of
 from rlhf.run.progress import read_progress
 from rlhf.run.stopwatch import duration
 
-WORKERS_LOCK = ".workers.lock"
-_BOOKKEEPING = {DRIVER_LOCK, WORKERS_LOCK, ".digests.json", "config.yaml"}
 PATIENCE_SECONDS = 5.0
 """After so long a wait for workers of an earlier driver, they are named."""
 REMINDER_SECONDS = 30.0
 _LOOK_SECONDS = 0.1
-# A network file system hears of a closed file a moment later.
-_RELEASE_SECONDS = 0.5
 _RECORD_SECONDS = 1.0
 """So long a driver that has just made the file has to write its record."""
 # What file systems say to a lock that they cannot give: NFS without its lock service, Lustre mounted without.
@@ -150,8 +146,8 @@ def hold_run(
                 # Still under the lock: nobody else begins to work in it meanwhile.
                 # A file tool may have set it aside already.
                 is_ours = not folder.exists() or still_ours(folder, holder.token)
-                if was_empty and not _holds_work(folder) and is_ours:
-                    _remove(folder, made)
+                if was_empty and not holds_work(folder) and is_ours:
+                    remove_made(folder, made)
                     is_removed = True
                 raise
             finally:
@@ -159,7 +155,7 @@ def hold_run(
                     mark_ended(driver_file, holder, is_local)
     finally:
         if is_removed:
-            _remove_rest(folder, made)
+            remove_rest(folder, made)
 
 
 @dataclass
@@ -311,66 +307,6 @@ def _not_writable(folder: Path, error: OSError, elsewhere: str) -> ConfigError:
         f"{folder}: no folder that can be written ({error.strerror}). "
         f"Mind what is in its place and its rights, or work elsewhere: {elsewhere}."
     )
-
-
-def _holds_work(folder: Path) -> bool:
-    """Whether anything lies in a run folder but what every driver writes down before its first stage."""
-    for parent, _, names in os.walk(folder):
-        if Path(parent).relative_to(folder).parts[:1] == ("logs",):
-            continue
-        if not set(names) <= _BOOKKEEPING:
-            return True
-    return False
-
-
-def _remove(folder: Path, made: list[Path]) -> None:
-    """Take away what a driver has made of a run folder."""
-    if not folder.exists():
-        pass  # a file tool has removed it already
-    elif folder not in made:
-        for entry in folder.iterdir():
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry, ignore_errors=True)
-            else:
-                entry.unlink(missing_ok=True)
-    else:
-        set_aside(folder)
-
-
-def set_aside(folder: Path) -> None:
-    """Take a run folder's name away, so that no process that is about to end writes its log in it again.
-
-    Once its lock is given back, `remove_aside` removes it.
-    """
-    gone = _gone(folder)
-    shutil.rmtree(gone, ignore_errors=True)
-    os.rename(folder, gone)
-
-
-def remove_aside(folder: Path) -> bool:
-    """Remove what was set aside of a run folder, if anything; returns whether nothing is left.
-
-    A network file system keeps a file that was open, the lock's, for a moment after it is closed.
-    """
-    gone = _gone(folder)
-    started = time.monotonic()
-    while gone.exists() and time.monotonic() - started < _RELEASE_SECONDS:
-        shutil.rmtree(gone, ignore_errors=True)
-        if gone.exists():
-            time.sleep(_LOOK_SECONDS)
-    return not gone.exists()
-
-
-def _remove_rest(folder: Path, made: list[Path]) -> None:
-    """Remove what was set aside, and the folders above it as far as they are empty."""
-    remove_aside(folder)
-    for parent in reversed(made[:-1]):
-        with contextlib.suppress(OSError):  # something else is in it by now
-            parent.rmdir()
-
-
-def _gone(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name.removeprefix('.')}.gone")
 
 
 def _wait_for_old_workers(

@@ -132,7 +132,8 @@ def node_of(cluster, pid):
     raise AssertionError(f"no node has process {pid}")
 
 
-def test_the_last_shard_of_a_slow_node_is_begun_by_another_too(tmp_path, nodes, marker):
+def test_the_last_shard_of_a_slow_node_is_begun_by_another_too(tmp_path, nodes, marker, monkeypatch):
+    monkeypatch.setattr("rlhf.launch.shard_stage._LEAST_SLOW_SECONDS", 1.0)
     inputs, said = candidates(tmp_path / "in", shards=8), []
     with hold_run(tmp_path / "run", print) as token:
         artifact = score(tmp_path / "run", inputs, "sleeps_once", token, said.append, num_nodes=2)

@@ -413,6 +413,7 @@ class TakenAway(InProcess):
     def launch(self, job, kind, shards):
         outcome = super().launch(job, kind, shards)
         take_away(self.folder)
+        (Path(job.out) / "artifact.json").write_text("the other driver's")
         if self.fails:
             raise DataError("a file that the other driver has removed")
         return outcome
@@ -435,7 +436,8 @@ def test_a_driver_that_was_taken_over_in_a_stage_renames_and_removes_nothing(tmp
     with pytest.raises(DataError if fails else RunInUse):
         work()
     partial = tmp_path / "run" / ".prompts.partial"
-    assert (partial / "train.parquet").exists() and not (partial / "artifact.json").exists()
+    assert (partial / "train.parquet").exists()
+    assert (partial / "artifact.json").read_text() == "the other driver's"
     assert not (tmp_path / "run" / "prompts").exists()
     assert json.loads((tmp_path / "run" / DRIVER_LOCK).read_text())["token"] == "another"
 
