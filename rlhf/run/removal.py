@@ -67,6 +67,7 @@ def sizes_of(leaving: Sequence[Leaving]) -> list[Size]:
 
     A file's bytes are free when its last name goes: they count for the one that brings it about.
     """
+    # How many names of each file go: where there are more in all, others keep its bytes.
     leaving_names: Counter[tuple[int, int]] = Counter()
     for each in leaving:
         for _, stat in _files(each):
@@ -100,6 +101,7 @@ def obstacle(run: Path, leaving: Leaving) -> str | None:
             return f"{path} is, or lies behind, a link: what it leads to is left alone"
         if not os.access(path.parent, os.W_OK | os.X_OK):
             return f"{path.parent} may not be written by you"
+    # A mount within a folder would be emptied with it.
     device = run.stat().st_dev
     for path in _everything(leaving):
         if path.lstat().st_dev != device:

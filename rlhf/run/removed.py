@@ -89,7 +89,7 @@ def files_removed(reader: str, gone: Sequence[tuple[Path, Iterable[str]]]) -> Fi
         reader: what has to read them, such as `iteration_003/dpo`.
         gone: folders of finished stages, and the names of the removed files in each.
     """
-    lines = [f"{reader} has to read what was removed; nothing was run and nothing was touched."]
+    lines = [f"{reader}: what has to be read was removed to make room, and nothing was run."]
     lines += [f"  {removed_text(folder, names)}" for folder, names in gone]
     folders = pasted("rm", "-r", *(str(folder) for folder, _ in gone))
     lines += [

@@ -45,7 +45,7 @@ class Verified:
             for name in sorted(files):
                 path = artifact.root / name
                 if name in removed and path.is_relative_to(artifact.path):
-                    raise files_removed("what was asked for", [(artifact.root, removed)])
+                    raise files_removed(str(artifact.path), [(artifact.root, removed)])
                 # An artifact may be a part of a stage's folder: only what is read has to be hashed.
                 if path.is_relative_to(artifact.path) and path not in self._entries and path not in found:
                     names.append(name)

@@ -64,7 +64,7 @@ def test_a_planted_pickle_never_runs(tmp_path):
     out, marker = tmp_path / "out", tmp_path / "executed"
     plant(out / "checkpoint-2", marker)
     plant(out / "checkpoint-4", marker)
-    checkpoints._Sealer(out)._seal(out / "checkpoint-4", checkpoints._digests(out / "checkpoint-4"))
+    checkpoints._Sealer(out, 2)._seal(out / "checkpoint-4", checkpoints._digests(out / "checkpoint-4"))
     flipped = out / "checkpoint-4" / "global_step4" / "mp_rank_00_model_states.pt"
     flipped.write_bytes(flipped.read_bytes()[:-1] + b"x")
     section = DpoConfig(batch_size=4, max_length=99, gradient_checkpointing=False)
@@ -78,7 +78,7 @@ def sealed(out):
     checkpoint = out / "checkpoint-2"
     checkpoint.mkdir(parents=True)
     (checkpoint / "states.pt").write_text("x")
-    checkpoints._Sealer(out)._seal(checkpoint, checkpoints._digests(checkpoint))
+    checkpoints._Sealer(out, 2)._seal(checkpoint, checkpoints._digests(checkpoint))
     assert find_checkpoint(out) == checkpoint
     return checkpoint
 

@@ -83,7 +83,7 @@ def test_an_iterate_under_way_or_damaged_is_told_with_the_reason(run):
         ConfigError, match=r"no iterate 1 that can be loaded \(it is not finished\); it has 0"
     ):
         chat(ChatTool(run_dir=str(run), iterations=1))
-    with pytest.raises(ConfigError, match=r"no iterate 2 that is finished \(.*iteration_002/dpo"):
+    with pytest.raises(ConfigError, match=r"no iterate 2 that can be loaded \(.*iteration_002/dpo"):
         chat(ChatTool(run_dir=str(run), iterations=[0, 2]))
 
 

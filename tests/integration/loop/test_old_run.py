@@ -203,5 +203,5 @@ def test_a_run_whose_weights_were_removed_has_nothing_to_do(old):
     assert code == 0 and f"{NUM_STAGES} stages are finished, 0 to do" in said, said
     shutil.rmtree(run / "iteration_002" / "held_out" / "generate")
     code, said = resume(old)
-    assert code == 2 and "iteration_002/held_out/generate has to read what was removed" in said, said
+    assert code == 2 and "iteration_002/held_out/generate: what has to be read was removed" in said, said
     assert f"rm -r {run}/iteration_002/dpo" in said and len(identities(run)) == len(before) - 1

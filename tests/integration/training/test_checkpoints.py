@@ -13,6 +13,7 @@ from rlhf.config.schema import ReferenceConfig
 from rlhf.config.training import DpoConfig, LoraConfig, RewardModelConfig, SftConfig
 from rlhf.errors import UserError
 from rlhf.models.weight_files import num_parameters
+from rlhf.run.commit import commit
 from rlhf.training import checkpoints
 from rlhf.training.checkpoints import find_checkpoint
 from tests.stage_runner import make_job, run_here, run_ranks, start_ranks
@@ -133,6 +134,15 @@ def test_trls_trainers_leave_no_trace_of_a_kill_either(tmp_path, stage, section)
     ranks.wait()
     assert "going on from checkpoint-" in ranks.log()
     assert files(tmp_path / "broken") == files(tmp_path / "whole")
+    # Optimizer states lie in checkpoints alone, and go with them when the stage is committed.
+    states = [path for path in (tmp_path / "broken").rglob("*optim*") if path.is_file()]
+    commit(tmp_path / "broken", tmp_path / "made", {"stage": stage}, broken, {}, {}, 0.0)
+    assert states and all(
+        path.relative_to(tmp_path / "broken").parts[0].startswith("checkpoint-") for path in states
+    )
+    assert not list((tmp_path / "made").rglob("*optim*")) and not list(
+        (tmp_path / "made").glob("checkpoint-*")
+    )
 
 
 @pytest.mark.parametrize(
@@ -159,15 +169,15 @@ def seal(out, step, **files_of):
     checkpoint.mkdir(parents=True)
     for name, text in files_of.items():
         (checkpoint / name).write_text(text)
-    checkpoints._Sealer(out)._seal(checkpoint, checkpoints._digests(checkpoint))
+    checkpoints._Sealer(out, 2)._seal(checkpoint, checkpoints._digests(checkpoint))
     return checkpoint
 
 
-def room_for(out, step):
+def room_for(out, step, num_checkpoints=2):
     """What the Trainer does after a step whose checkpoint is to be written."""
     control = TrainerControl(should_save=True)
     state = TrainerState(global_step=step, max_steps=100)
-    checkpoints._Sealer(out).on_step_end(None, state, control)
+    checkpoints._Sealer(out, num_checkpoints).on_step_end(None, state, control)
 
 
 def names(out):
@@ -188,11 +198,20 @@ def test_room_is_made_before_a_checkpoint_is_written_and_a_sealed_one_stays(tmp_
     assert find_checkpoint(tmp_path).name == "checkpoint-10"  # by number, not by name
 
 
+@pytest.mark.parametrize("num_checkpoints", [2, 3, 5])
+def test_so_many_checkpoints_are_kept_as_are_wanted(tmp_path, num_checkpoints):
+    for step in range(1, 8):
+        room_for(tmp_path, step, num_checkpoints)
+        seal(tmp_path, step, weights=str(step))
+        kept = range(max(1, step - num_checkpoints + 1), step + 1)
+        assert names(tmp_path) == [f"checkpoint-{number}" for number in kept]
+
+
 def test_no_room_is_made_for_a_checkpoint_that_is_not_written(tmp_path):
     for step in (2, 4):
         seal(tmp_path, step, weights=str(step))
     control = TrainerControl(should_save=True)
-    checkpoints._Sealer(tmp_path).on_step_end(None, TrainerState(global_step=6, max_steps=6), control)
+    checkpoints._Sealer(tmp_path, 2).on_step_end(None, TrainerState(global_step=6, max_steps=6), control)
     assert not control.should_save and names(tmp_path) == ["checkpoint-2", "checkpoint-4"]
 
 
@@ -232,5 +251,5 @@ def test_the_seal_covers_what_other_ranks_wrote_last(tmp_path, monkeypatch):
     checkpoint = tmp_path / "checkpoint-2"
     checkpoint.mkdir()
     monkeypatch.setattr(checkpoints, "barrier", lambda: (checkpoint / "of_rank_1").write_text("late"))
-    checkpoints._Sealer(tmp_path).on_save(None, TrainerState(global_step=2), None)
+    checkpoints._Sealer(tmp_path, 2).on_save(None, TrainerState(global_step=2), None)
     assert checkpoints._read_seal(checkpoint)["files"].keys() == {"of_rank_1"}

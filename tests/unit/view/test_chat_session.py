@@ -115,8 +115,8 @@ def test_whom_to_talk_to():
 @pytest.mark.parametrize(
     ("iterations", "best", "said"),
     [
-        ([0, 7], 1, "no iterate 7 that is finished; it has 0, 1"),
-        ([2], 1, "no iterate 2 that is finished .weights.bin is gone.; it has 0, 1"),
+        ([0, 7], 1, "no iterate 7 that can be loaded; it has 0, 1"),
+        ([2], 1, "no iterate 2 that can be loaded .weights.bin is gone.; it has 0, 1"),
         ([], 1, "numbers are wanted"),
         ("best", 1, "numbers are wanted"),
         ([True], 1, "numbers are wanted"),
