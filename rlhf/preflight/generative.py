@@ -1,4 +1,4 @@
-"""Whether a generative judge answers what it is asked in a form that can be read: its template, one request."""
+"""Whether a generative judge answers in a form that can be read: its template, and one request."""
 
 from __future__ import annotations
 
