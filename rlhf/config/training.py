@@ -277,7 +277,7 @@ class RewardModelConfig(RewardModelSettings):
     kind: JudgeKind = JudgeKind.scalar
     """`scalar`; `pairwise`: a causal LM that answers A or B (docs/recipe.md); `generative`: a chat model
     that is asked in words (docs/judges.md)."""
-    generative: GenerativeConfig = field(default_factory=GenerativeConfig)
+    generative: GenerativeConfig = setting(factory=GenerativeConfig, later=True)
     """What a generative judge is asked, and how."""
     path: str = "sfairXC/FsfairX-LLaMA3-RM-v0.1"
     """Folder, Hub id, or `@stage/…`; with `data`, what the training starts from; not read with `rule`. A

@@ -82,11 +82,13 @@ class JudgeFile:
         if not answer.strip():
             return Unread.empty
         matches = list(re.finditer(self.pattern, answer))
+        # Of a cut answer the verdict may be there all the same.
         if not matches:
             return Unread.cut if was_cut else Unread.no_match
         match = matches[-1 if self.take == "last" else 0]
         if self.choices is not None:
             return self.choices.get(str(match["choice"]).strip(), Unread.no_match)
+        # A group that is not part of the match is None.
         try:
             value = float(match["score"])
         except (TypeError, ValueError):
@@ -120,6 +122,7 @@ def load_judge_file(name: str) -> dict[str, Any]:
     """
     import yaml  # type: ignore[import-untyped]
 
+    # A name without a slash may be a file of this folder too; what is shipped comes first.
     shipped = SHIPPED / f"{name}.yaml"
     path = shipped if "/" not in name and shipped.is_file() else resolved(name, KEY)
     if not path.is_file():
@@ -165,6 +168,7 @@ def _problems(content: Any) -> list[str]:
         wrong.append(f"system={content['system']!r}: must be a text; leave it out for none.")
     if content.get("take", "last") not in ("last", "first"):
         wrong.append(f"take={content['take']!r}: must be last or first.")
+    # What follows reads these texts.
     if wrong:
         return wrong
     wrong += _problems_of_prompt(content["prompt"])
@@ -197,6 +201,7 @@ def _problems_of_reading(content: Mapping[str, Any], compares: bool) -> list[str
     except re.error as error:
         return [f"pattern={content['pattern']!r}: is no regular expression ({error}). Mend it."]
     choices = content.get("choices")
+    # One of the two, so that nobody wonders which of them counts.
     wanted = "score" if choices is None else "choice"
     wrong = []
     if wanted not in groups:
@@ -223,6 +228,7 @@ def _problems_of_choices(choices: Any, compares: bool) -> list[str]:
         return [f"choices={choices!r}: must be a mapping such as {{A: 1, B: 0, tie: 0.5}}."]
     wrong = []
     for choice, value in choices.items():
+        # YAML reads Yes and No as true and false.
         if not isinstance(choice, str):
             wrong.append(f"choices: {choice!r} is no text to YAML. Put it in quotes.")
         elif not _is_number(value) or (compares and not 0 <= value <= 1):

@@ -60,6 +60,7 @@ def models_of(cfg: Config) -> dict[str, tuple[str, str | None]]:
     """
     models = {"model.path": (cfg.model.path, cfg.model.revision)}
     section = cfg.reward_model
+    # A server has the model; what it is called there is no path.
     is_asked = section.kind is JudgeKind.generative and section.url is not None
     if section.rule is None and not is_asked:
         models["reward_model.path"] = (cfg.reward_model.path, cfg.reward_model.revision)

@@ -33,8 +33,8 @@ def look(cfg: Config, launcher: Launcher, call_rules: bool = False) -> list[Find
     """Everything there is to find; for models from outside `launcher` starts a process that reads tokenizers.
 
     With `call_rules` another one calls each Python function of the config once, and the server of a
-    generative     judge is asked once. That is for a config that the
-    person has just typed: a run's own settings may name code of whoever made its folder.
+    generative judge is asked once. That is for a config that the person has just typed: a run's own settings
+    may name code of whoever made its folder.
 
     Example:
         [Finding(Level.ok, "model.path=@world/model: – made by this run", "", "models"), …]

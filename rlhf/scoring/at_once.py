@@ -31,8 +31,10 @@ class AtOnce:
 
     def __init__(self, concurrency: int) -> None:
         self._concurrency = concurrency
-        self._runner = asyncio.Runner()
-        weakref.finalize(self, self._runner.close)
+        self._loop = asyncio.new_event_loop()
+        # Nothing that runs the loop once more (as `asyncio.Runner` does): who is collected may be so while
+        # another loop runs.
+        weakref.finalize(self, self._loop.close)
         self.given_up = asyncio.Event()
         """Set when a call has failed for good, so that others need not be tried again."""
 
@@ -47,7 +49,7 @@ class AtOnce:
         Where a call fails none is begun any more. Those on their way come to their end, since what they
         answer may have been paid for; then the first error is raised.
         """
-        self._runner.run(self._all(call, items, done))
+        self._loop.run_until_complete(self._all(call, items, done))
 
     async def _all(
         self,
@@ -56,6 +58,7 @@ class AtOnce:
         done: Callable[[Item, Result], None],
     ) -> None:
         self.given_up = asyncio.Event()
+        # One iterator for all workers: whoever is free takes the next.
         left = iter(items)
         errors: list[BaseException] = []
 
@@ -65,6 +68,7 @@ class AtOnce:
                     return
                 try:
                     done(item, await call(item))
+                # Of any type: a rule is anybody's code.
                 except Exception as error:
                     errors.append(error)
                     self.given_up.set()

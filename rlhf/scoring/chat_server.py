@@ -72,6 +72,7 @@ class ChatServer:
             ModelError: the server refuses a request, or answers something else than a completion.
             WorkerFailed: it has answered nothing for `score.retry_seconds`.
         """
+        # Between two shards nobody was asked, so that silence begins now.
         self._answered_at = self._clock.now()
         concurrency = self._config.concurrency
         limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
@@ -79,6 +80,7 @@ class ChatServer:
         client: list[httpx.AsyncClient] = []
 
         async def call(number: int) -> Answer:
+            # Made where the event loop runs, which its connections belong to.
             if not client:
                 client.append(
                     httpx.AsyncClient(timeout=self._config.timeout_seconds, limits=limits, headers=headers)
@@ -110,6 +112,7 @@ class ChatServer:
         """The first answer that is not a passing trouble."""
         pause = _FIRST_PAUSE_SECONDS
         while True:
+            # Again after each pause: meanwhile another request may have been told to wait longer.
             wait = self._not_before - self._clock.now()
             while wait > 0 and not self._calls.given_up.is_set():
                 await self._clock.sleep(wait, self._calls.given_up)

@@ -108,6 +108,7 @@ class GenerativeJudge:
         answers: dict[str, Answer] = {}
         for key in asked:
             kept = self._kept.get(key)
+            # Of an earlier attempt at this shard.
             if kept is not None:
                 answers[key] = Answer(**kept)
         missing = [key for key in asked if key not in answers]
@@ -115,6 +116,7 @@ class GenerativeJudge:
 
         def answered(number: int, answer: Answer) -> None:
             key = missing[number]
+            # What was not asked has cost nothing, and may have room in another attempt.
             if answer.problem is None:
                 record = asdict(answer)
                 del record["problem"]
@@ -146,6 +148,7 @@ class GenerativeJudge:
                 "completion_tokens": answer.completion_tokens,
             }
         )
+        # Of what was answered, whenever: a resumed stage has the counts of one that was never killed.
         self.counts["answers"] += 1
         if unread is not None:
             self.counts[f"unread/{unread}"] += 1

@@ -68,6 +68,7 @@ class KeptAnswers:
                 fsync_dir(self._path.parent)
             line = json_text({"key": key, **record}, sort_keys=True).encode()
             left = memoryview(_seal(line) + b" " + line + b"\n")
+            # A disk that becomes full may take a part.
             while left:
                 left = left[self._file.write(left) :]
             self._num_unsynced += 1
@@ -78,6 +79,7 @@ class KeptAnswers:
     def _read(self, path: Path) -> None:
         content = path.read_bytes()
         whole, _, torn = content.rpartition(b"\n")
+        # Of a kill or a power cut in the middle of a line; the next one must not be written behind it.
         if torn:
             os.truncate(path, len(content) - len(torn))
         for line in whole.split(b"\n") if whole else []:

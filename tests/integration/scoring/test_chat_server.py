@@ -43,7 +43,11 @@ def test_server_and_engine_answer_alike(tmp_path):
                 other.prompt_tokens,
                 other.completion_tokens,
             )
-            assert one.text == other.text and one.finish_reason == other.finish_reason
+            # A server leaves out what a cut answer ends with of half a character.
+            assert (
+                one.text.rstrip("\ufffd") == other.text.rstrip("\ufffd")
+                and one.finish_reason == other.finish_reason
+            )
         completions = GenerativeStage(url=server.url, served_model=path, api=ChatApi.completions, **told)
         assert asked(ChatServer(completions), questions[:2])[0].completion_tokens == 12
         with pytest.raises(ModelError, match=r"(?s)HTTP 404.*generative\.model=other"):

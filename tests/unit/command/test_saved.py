@@ -277,6 +277,7 @@ def test_the_driver_says_so_before_anything_else(run, monkeypatch, capsys):
 
 
 CODE = {
+    "reward_model.generative.api_key_variable": "SOME_KEY",
     "reward_model.rule": "my_rules:f",
     "reward_model.on_policy.rule": "my_rules:f",
     "evaluate.gold": "my_rules:f",
@@ -344,7 +345,7 @@ def test_a_judges_name_may_hold_dots(tmp_path, elses):
         merged(read_saved(tmp_path), typed_settings(["+reward_model.others={v1.0:{rule:my_rules:f}}"]))
 
 
-SAYS_CODE = ("module:function", "Run Python code", "Passed on to", "Base URL")
+SAYS_CODE = ("module:function", "Run Python code", "Passed on to", "Base URL", "Name of the environment")
 
 
 @pytest.mark.parametrize("module", [schema, training])
