@@ -1,7 +1,7 @@
-# make quickstart | test | test-faults | test-trackers | bench | gpu-check | mutate | real-model | lint | setup
+# make quickstart | test | test-faults | test-cluster | test-trackers | bench | gpu-check | mutate | real-model | lint | setup
 #   ARGS="..."           more Hydra overrides (quickstart), pytest arguments (test),
 #                        only=pairing,startup runs=3 (bench), or only=shapes size=toy (gpu-check)
-#   kills=200            how many faults make test-faults draws, seed=0 from which seed
+#   kills=200            how many faults make test-faults draws (test-cluster: 10 nodes), seed=0 from which seed
 #   mutants=70           how many changes of the code make mutate draws, seed=0 from which seed;
 #                        modules=data,run/lock of these rooms or modules alone
 #   VARIANT=cpu|cuda     which packages; by default CUDA when an NVIDIA GPU is visible, else CPU
@@ -17,7 +17,7 @@ modules ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-faults test-trackers bench gpu-check mutate real-model lint
+.PHONY: help setup quickstart test test-faults test-cluster test-trackers bench gpu-check mutate real-model lint
 
 help:
 	@sed -n '/^# /s/^# //p; /^#  /s/^#//p' Makefile
@@ -33,6 +33,11 @@ test: setup
 
 test-faults: setup
 	OMP_NUM_THREADS=1 .venv/bin/python -m tests.faults kills=$(kills) seed=$(seed)
+
+## Ray nodes on this machine: a run over three of them, and so many of them killed while they work on one.
+test-cluster: setup
+	OMP_NUM_THREADS=1 RLHF_NODE_KILLS=$(if $(filter 200,$(kills)),10,$(kills)) RLHF_SEED=$(seed) \
+	.venv/bin/python -m pytest tests/integration/launch/test_cluster.py tests/integration/launch/test_cluster_kills.py $(ARGS)
 
 ## TensorBoard, wandb (offline) and trackio for real. Of the three only TensorBoard comes with the set-up.
 test-trackers: setup

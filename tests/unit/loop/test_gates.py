@@ -432,5 +432,5 @@ def test_the_usual_gradient_norm_is_the_median_of_all_before_and_nothing_is_sort
     cfg = Config()
     cfg.gates.max_grad_growth = 0.5
     monkeypatch.setattr(gates, "sorted", lambda values: pytest.fail("sorted"), raising=False)
-    (found,) = gates._grad_norm(cfg, 1, [{"grad_norm": norm} for norm in norms], Path("m"))
+    (found,) = gates._grad_norm(cfg, 1, [{"grad_norm": norm} for norm in norms], Path("m"), "")
     assert found.value == max(growths)
