@@ -86,6 +86,8 @@ class RayCluster:
     token: str
     say: Callable[[str], None]
     _nodes: dict[str, RemoteNode] = field(default_factory=dict)
+    _coming: dict[str, tuple[RemoteNode, Any, float]] = field(default_factory=dict)
+    """Nodes whose supervisor starts: with its first answer, and since when. Others work meanwhile."""
     _refused: dict[str, str] = field(default_factory=dict)
     _looked_at: float = 0.0
 
@@ -125,8 +127,11 @@ class RayCluster:
         for node_id, row in alive.items():
             # One that is to have no work says so, as the head of a Kubernetes cluster does.
             is_for_work = _num_gpus(row) > 0 if wants_gpus else row["Resources"].get("CPU", 0) > 0
-            if is_for_work and node_id not in self._nodes and node_id not in self._refused:
-                self._take_in(node_id, row)
+            known = node_id in self._nodes or node_id in self._coming or node_id in self._refused
+            if is_for_work and not known:
+                self._invite(node_id, row)
+        for node, first_answer, since in list(self._coming.values()):
+            self._take_in(node, first_answer, since)
         return sorted(self._nodes.values(), key=lambda node: (node.address, node.node_id))
 
     def has_news(self) -> bool:
@@ -178,8 +183,8 @@ class RayCluster:
             except NodeLost:
                 self.lose(node)
 
-    def _take_in(self, node_id: str, row: dict[str, Any]) -> None:
-        """Start a supervisor on a node, and see that it works in the same folder."""
+    def _invite(self, node_id: str, row: dict[str, Any]) -> None:
+        """Begin to start a supervisor on a node."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -202,19 +207,29 @@ class RayCluster:
         runtime = {"env_vars": {"PYTHONPATH": settings.environment["PYTHONPATH"]}}
         actor = kind.options(scheduling_strategy=strategy, runtime_env=runtime).remote(settings)
         node = RemoteNode(node_id, address, num_cpus, num_gpus, actor)
+        self._coming[node_id] = node, actor.facts.remote(), time.monotonic()
+
+    def _take_in(self, node: RemoteNode, first_answer: Any, since: float) -> None:
+        """Take in a node whose supervisor has started, if it works in the same folder."""
+        import ray
+
+        ready, _ = ray.wait([first_answer], timeout=0)
+        if not ready and time.monotonic() - since < _ANSWER_SECONDS:
+            return
+        del self._coming[node.node_id]
         try:
-            node.facts = node.ask("facts")
+            node.facts = node.result(first_answer, seconds=1)
             problem = self._problem_of(node)
         except NodeLost:
             # It may have gone again, or another job may hold its GPUs: the next look tries anew.
-            ray.kill(actor)
+            ray.kill(node.actor)
             self.say(f"  ! {node.name}: no supervisor can be started there yet (are its GPUs taken?)")
             return
         if problem is not None:
-            self._refused[node_id] = problem
+            self._refused[node.node_id] = problem
             self.say(f"  ! {problem}")
             return
-        self._nodes[node_id] = node
+        self._nodes[node.node_id] = node
 
     def _problem_of(self, node: RemoteNode) -> str | None:
         """Why a node cannot work on this run; None where it can."""

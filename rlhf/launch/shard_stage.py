@@ -204,9 +204,10 @@ class ShardStage:
             seconds = time.monotonic() - self._begun_at[shard]
             if node is not own_node and seconds > limit:
                 self._handout.take_again(rank, shard)
+                usual = statistics.median(self._seconds)
                 self._told.say(
                     f"  ! {self._job.name}: shard {shard} takes {node.name} {seconds:.0f} s, others took "
-                    f"{statistics.median(self._seconds):.0f}: {own_node.name} begins it too, and the first that is made counts"
+                    f"{usual:.0f}: {own_node.name} begins it too, and the first that is made counts"
                 )
                 return shard
         return None

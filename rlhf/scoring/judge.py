@@ -111,13 +111,16 @@ class RuleJudge:
             return (messages, responses) if self._takes_list else (messages[0], responses[0])
 
         def done(part: list[str], found: Any) -> None:
-            values = list(self._list_of(found, len(part))) if self._takes_list else [found]
+            values = [found]
+            if self._takes_list:
+                values = self._list_of(found, len(part))
             for key, value in zip(part, values, strict=True):
-                number = self._number(value, *item_of[key])
+                messages, response = item_of[key]
+                number = self._number(value, messages, response)
                 # As text: JSON has no word for NaN.
                 self._kept.add(key, {"value": repr(number)})
-            num_done = sum(self._kept.get(key) is not None for key in item_of)
-            self._progress(num_done, len(item_of))
+            known = [key for key in item_of if self._kept.get(key) is not None]
+            self._progress(len(known), len(item_of))
 
         if self._calls is not None:
             self._calls.run(lambda part: self._function(*arguments(part)), calls, done)

@@ -12,24 +12,23 @@ from rlhf.config.choices import Engine
 from rlhf.config.stage_configs import ComparisonStage, GenerativeStage, ScoreStage
 from rlhf.data.judge_files import judge_file
 from rlhf.data.records import Message
-from rlhf.data.schemas import ANSWERS_SCHEMA, SCORES_SCHEMA
+from rlhf.data.schemas import SCORES_SCHEMA
 from rlhf.data.shards import read_all_rows, read_rows, shard_name, shard_paths, sum_counts, write_shard
-from rlhf.errors import DataError, ModelError, TemplateRefuses, UserError
+from rlhf.errors import ModelError, TemplateRefuses, UserError
 from rlhf.models.fallback import free_engine
 from rlhf.run.engine_choice import is_open, pin_engine, with_engine
-from rlhf.run.job import ANSWERS, Job, Outcome, Worker
+from rlhf.run.job import Job, Outcome, Worker
 from rlhf.run.stage_table import num_shards
 from rlhf.scoring.judge import Scored
 from rlhf.scoring.kept import KeptAnswers, kept_path
 from rlhf.scoring.tournament import Group, Tournament, score_groups
+from rlhf.stages.judge_answers import conclude_answers, write_answers
 
 _QUESTION = "What is the capital of France?"
 _GOOD = "The capital of France is Paris."
 # A judge of the quickstart's world has never seen plain English.
 _QUESTION_OF_THE_WORLD = "Reverse: a d c"
 _GOOD_IN_THE_WORLD = "c d a."
-_SHOWN_CHARS = 200
-"""How much of an answer that could not be read is shown."""
 _TOLD_SECONDS = 1.0
 """Between two words of how many answers there are."""
 _ABSURD = "Purple bananas the the seven of loudly, therefore no."
@@ -76,12 +75,15 @@ def run(job: Job[ScoreStage], worker: Worker) -> Outcome:
         if num_refused:
             counts["refused_by_template"] = num_refused
         if isinstance(job.config, GenerativeStage):
-            counts |= _write_answers(job, _asked(judge) if groups else None, index)
+            counts |= write_answers(job, _asked(judge) if groups else None, index)
         write_shard(job.shard_path(index), SCORES_SCHEMA, out, counts)
     if worker.rank == 0:
         _add_warning(metrics, _unread(job, getattr(judge, "context", None)))
     if isinstance(job.config, GenerativeStage):
-        _conclude_answers(job, worker, metrics)
+        told, spent = conclude_answers(job)
+        if worker.rank == 0:
+            _add_warning(metrics, told)
+            metrics |= spent
     note = getattr(judge, "note", "")
     if note:
         metrics["engine"] = note
@@ -194,60 +196,6 @@ def _scored_and_kept(
             worker.say(f"  ! {job.name}: {kept.num_damaged} kept answers are damaged, and asked for again")
         asked.begin(kept, progress)
         return _scored(judge, groups)
-
-
-def _write_answers(job: Job[Any], judge: Any, index: int) -> dict[str, int]:
-    """Write what the judge has answered in a shard; None where it was asked nothing. Gives its counts."""
-    rows = judge.rows if judge is not None else []
-    folder = job.out_path / ANSWERS
-    folder.mkdir(exist_ok=True)
-    # Before the scores, which say that the shard is made.
-    write_shard(folder / shard_name(index), ANSWERS_SCHEMA, rows)
-    return dict(judge.counts) if judge is not None else {}
-
-
-def _conclude_answers(job: Job[Any], worker: Worker, metrics: dict[str, Any]) -> None:
-    """Tell what could not be read and what it has cost.
-
-    Raises:
-        DataError: no answer at all could be read.
-    """
-    from rlhf.scoring.generative_judge import cost
-
-    counts = sum_counts(job.out_path)
-    num_answers = counts.get("answers", 0)
-    by_reason = {}
-    for key, count in counts.items():
-        if key.startswith("unread/"):
-            by_reason[key.removeprefix("unread/")] = count
-    num_unread = sum(by_reason.values())
-    is_whole = len(shard_paths(job.out_path)) == num_shards(job)
-    if num_unread:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(by_reason.items()))
-        text = f"{num_unread} of {num_answers} answers of the judge give no number ({reasons}), "
-        text += f"such as {_unread_answer(job)!r}."
-        if is_whole and num_unread == num_answers:
-            raise DataError(
-                f"{text} Look at what it is asked and at the pattern in "
-                "reward_model.generative.template, raise "
-                "reward_model.generative.max_new_tokens where answers are cut, or take a "
-                "judge that keeps to a "
-                f"form. All its answers are in {job.out_path / ANSWERS}."
-            )
-        if worker.rank == 0:
-            _add_warning(metrics, text)
-    if worker.rank == 0 and is_whole:
-        spent = cost(job.config, counts)
-        if spent is not None:
-            metrics["cost"] = spent
-
-
-def _unread_answer(job: Job[Any]) -> str:
-    """The end of an answer that could not be read: there stands the verdict, if anywhere."""
-    for row in read_all_rows(job.out_path / ANSWERS, ["answer", "unread"]):
-        if row["unread"] is not None:
-            return str(row["answer"])[-_SHOWN_CHARS:]
-    return ""
 
 
 def _num_refused(groups: list[Group], scored: Scored) -> int:

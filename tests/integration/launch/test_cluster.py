@@ -144,7 +144,7 @@ def test_the_last_shard_of_a_slow_node_is_begun_by_another_too(tmp_path, nodes, 
 def test_a_node_may_join(tmp_path, nodes, marker, monkeypatch):
     # Ray's own test cluster would set one where it starts a node, which another thread may not.
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    inputs = candidates(tmp_path / "in", shards=30)
+    inputs = candidates(tmp_path / "in", shards=60)
 
     def join():
         wait_for(marker.exists)

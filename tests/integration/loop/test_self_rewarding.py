@@ -1,10 +1,15 @@
 """The real loop with the policy as its own judge."""
 
 import json
+import os
+import signal
+import threading
+import time
 
 import pytest
 
 from rlhf.data.shards import read_all_rows
+from tests.chat_server import fake_chat
 from tests.integration.loop.test_loop import loop
 from tests.tiny import tiny_llama
 
@@ -66,3 +71,45 @@ def test_each_iteration_is_judged_by_the_policy_that_it_begins_with(told):
     assert answers and all(row["answer"] for row in answers if row["unread"] is None)
     code, said = loop(run, *overrides)
     assert code == 0 and ", 0 to do" in said, said
+
+
+def test_a_killed_driver_loses_no_answer_of_a_server(told, tmp_path):
+    _, overrides = told
+    folder = tmp_path / "served"
+    folder.mkdir()
+    run = folder / "run"
+    resumed, held = threading.Event(), threading.Event()
+
+    def behave(number, body):
+        if number >= 5 and not resumed.is_set():
+            held.wait(120)
+            return 500, {}, {}
+        return 200, {}, f"Rating: {1 + len(body['messages'][-1]['content']) % 10}"
+
+    with fake_chat(behave) as fake:
+        served = [word for word in overrides if not word.startswith(("reward_model.", "num_iterations"))]
+        served += ["reward_model.kind=generative", f"reward_model.url={fake.url}", "num_iterations=1"]
+        served += [
+            "reward_model.generative.model=m",
+            "reward_model.generative.api_key_variable=A_KEY_OF_MINE",
+        ]
+        os.environ["A_KEY_OF_MINE"] = "sk-very-secret"
+        driver = loop(run, *served, wait=False)
+        kept = run / "iteration_000" / "held_out" / ".score.partial" / ".answers" / "00000.jsonl"
+        for _ in range(2400):
+            if kept.is_file() and kept.read_bytes().count(b"\n") == 5:
+                break
+            assert driver.poll() is None, driver.communicate()[0]
+            time.sleep(0.05)
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.communicate(timeout=60)
+        assert sum(fake.answered.values()) == 5
+        resumed.set()
+        held.set()
+        code, said = loop(run, *served, "until=held_out/score")
+        del os.environ["A_KEY_OF_MINE"]
+        assert code == 0, said
+        assert set(fake.answered.values()) == {1} and len(fake.answered) > 5
+        assert fake.headers[0]["Authorization"] == "Bearer sk-very-secret"
+    for path in folder.rglob("*"):
+        assert not path.is_file() or b"sk-very-secret" not in path.read_bytes(), path
