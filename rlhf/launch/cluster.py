@@ -307,10 +307,11 @@ def gpu_workers_of_cluster(compute: ComputeConfig, tensor_parallel: int) -> int:
 
 def _say_nothing_of_raylets() -> None:
     """Keep Ray from printing forty lines of a dead node's log among ours, which say that it is lost."""
-    from ray._private.ray_logging import global_worker_stdstream_dispatcher
+    from ray._private import worker
 
-    with contextlib.suppress(KeyError, AttributeError):
-        global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
+    # There is no setting for it: `log_to_driver` is about what workers print.
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = lambda *arguments, **settings: None
 
 
 def _num_gpus(row: dict[str, Any]) -> int:

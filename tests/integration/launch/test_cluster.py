@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -141,20 +142,15 @@ def test_the_last_shard_of_a_slow_node_is_begun_by_another_too(tmp_path, nodes, 
     assert any("begins it too" in line for line in said), said
 
 
-def test_a_node_may_join(tmp_path, nodes, marker, monkeypatch):
-    # Ray's own test cluster would set one where it starts a node, which another thread may not.
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
+def test_a_node_may_join(tmp_path, nodes, marker):
     inputs = candidates(tmp_path / "in", shards=60)
 
-    def join():
-        wait_for(marker.exists)
+    # Not the other way round: the kernel ends a node with the thread that has started it.
+    with ThreadPoolExecutor(1) as pool, hold_run(tmp_path / "run", print) as token:
+        made = pool.submit(score, tmp_path / "run", inputs, "slow_process_id", token, num_nodes=2)
+        wait_for(lambda: marker.exists() or made.done())
         nodes.add_node(num_cpus=1)
-
-    joiner = threading.Thread(target=join)
-    joiner.start()
-    with hold_run(tmp_path / "run", print) as token:
-        artifact = score(tmp_path / "run", inputs, "slow_process_id", token, num_nodes=2)
-    joiner.join()
+        artifact = made.result()
     assert len(set(all_scores(artifact))) == 3
 
 
