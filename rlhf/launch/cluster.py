@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -104,8 +105,9 @@ class RayCluster:
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         # Ray would else take the driver's signals for its own, and print what every node's processes print.
         try:
+            _require_listener(address)
             ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=True)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             first = one_line(str(error).strip().partition("\n")[0])
             raise ConfigError(
                 f"compute.launcher=ray: no Ray cluster can be joined at {address} ({first}). Start one with "
@@ -303,6 +305,14 @@ def gpu_workers_of_cluster(compute: ComputeConfig, tensor_parallel: int) -> int:
         devices = min(devices, compute.num_gpus or devices)
         total += min(compute.num_inference_workers or devices, devices // tensor_parallel)
     return max(1, total)
+
+
+def _require_listener(address: str) -> None:
+    """Raise OSError where nobody listens at a cluster's address: Ray would try for minutes, in silence."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdecimal():
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=10):
+            pass
 
 
 def _say_nothing_of_raylets() -> None:
