@@ -318,7 +318,7 @@ class ComputeConfig:
     """Address of the cluster's head, such as `10.0.0.1:6379`; null is what RAY_ADDRESS says, or the cluster
     that this machine belongs to."""
     num_nodes: int = setting(1, later=True)
-    """Nodes that must be there before a stage begins. Others may come and go while it runs."""
+    """Nodes that must be there before the first stage of a command begins. Then they may come and go."""
     node_wait_seconds: float = setting(1800.0, within=NOT_NEGATIVE, later=True)
     """So long a stage waits for the nodes it needs before the run stops, to be resumed. 0 is for ever."""
     device: Device = Device.auto

@@ -90,6 +90,7 @@ class RayCluster:
     _coming: dict[str, tuple[RemoteNode, Any, float]] = field(default_factory=dict)
     """Nodes whose supervisor starts: with its first answer, and since when. Others work meanwhile."""
     _refused: dict[str, str] = field(default_factory=dict)
+    _was_complete: bool = False
     _looked_at: float = 0.0
 
     def connect(self) -> None:
@@ -140,6 +141,13 @@ class RayCluster:
         """Whether it is time to look at the nodes again."""
         return time.monotonic() - self._looked_at > _LOOK_SECONDS
 
+    def num_needed(self) -> int:
+        """Nodes that a stage waits for: `compute.num_nodes` until the run has seen so many, then one.
+
+        A run that has lost a node goes on with the others.
+        """
+        return 1 if self._was_complete else self.compute.num_nodes
+
     def wait_for(self, is_enough: Callable[[list[RemoteNode]], bool], wanted: str) -> list[RemoteNode]:
         """Wait until the nodes suffice.
 
@@ -155,6 +163,7 @@ class RayCluster:
         while True:
             nodes = self.nodes()
             if is_enough(nodes):
+                self._was_complete = self._was_complete or len(nodes) >= self.compute.num_nodes
                 return nodes
             waited = time.monotonic() - started
             limit = self.compute.node_wait_seconds

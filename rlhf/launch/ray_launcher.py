@@ -120,7 +120,7 @@ class RayLauncher:
     def _nodes_for(self, job: Job[Any], pinned: int | None) -> list[RemoteNode]:
         """The nodes that a training runs on; waits until they are there."""
         wanted = pinned or job.compute.num_training_ranks
-        num_nodes = job.compute.num_nodes
+        num_nodes = self.cluster.num_needed()
 
         def is_enough(nodes: list[RemoteNode]) -> bool:
             if not nodes:

@@ -62,7 +62,7 @@ class ShardStage:
             WorkerFailed: a worker raised or died on a node that lives, or nodes did not come.
         """
         end_attempts(self._job.out_path)
-        num_nodes = self._job.compute.num_nodes
+        num_nodes = self._cluster.num_needed()
         self._cluster.wait_for(lambda nodes: len(nodes) >= num_nodes, f"{self._job.name}: {num_nodes} nodes")
         try:
             while not self._is_over():
