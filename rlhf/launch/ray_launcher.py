@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rlhf.errors import ConfigError, RlhfError, SmallerBatches, UserError, WorkerFailed
+from rlhf.errors import ConfigError, SmallerBatches, WorkerFailed
 from rlhf.launch import attending
 from rlhf.launch.attending import Told, Watched
 from rlhf.launch.cluster import Conversation, NodeLost, RayCluster, RemoteNode
@@ -97,22 +97,17 @@ class RayLauncher:
         try:
             workers = self._start(attempt, placed)
             self._attend(attempt, workers)
-        except RlhfError as error:
+            take_all(folder, partial)
+        except SmallerBatches:
+            _keep_hidden(folder, partial)
+            raise
+        except WorkerFailed:
             # It may be no more than that another node is gone: its peers see a closed connection.
-            if not isinstance(error, UserError):
-                self._require(placed)
-            self.cluster.end_workers([node for node, _ in placed])
-            if isinstance(error, SmallerBatches):
-                _keep_hidden(folder, partial)
-            end_attempts(partial)
+            self._require(placed)
             raise
-        except BaseException:
+        finally:
             self.cluster.end_workers([node for node, _ in placed])
             end_attempts(partial)
-            raise
-        self.cluster.end_workers([node for node, _ in placed])
-        take_all(folder, partial)
-        end_attempts(partial)
         outcome = workers[0][1].outcome
         assert outcome is not None, "rank 0 ended well and said nothing"
         return outcome
@@ -213,7 +208,6 @@ class RayLauncher:
                 node.ask("facts")
             except NodeLost:
                 self.cluster.lose(node)
-                self.cluster.end_workers([other for other, _ in placed if other is not node])
                 raise NodeLost(node.name) from None
 
 

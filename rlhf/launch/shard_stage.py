@@ -75,10 +75,7 @@ class ShardStage:
                         self._take_in(node, messages)
                 self._serve()
                 self._told.progress(self._handout.num_made(), self._handout.total, "shards")
-                working = [worker for _, worker in self._workers.values() if worker.is_open]
-                attending.watch(
-                    self._job, [one for one in working if one.rank not in self._waiting], self._told
-                )
+                attending.watch(self._job, self._working(), self._told)
         finally:
             # Also of those whose shard another one has made first.
             self._cluster.end_workers(self._conversation.nodes())
