@@ -10,6 +10,7 @@ the same way with tiny shapes on a CPU. docs/gpu.md says how to read the result.
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shutil
@@ -27,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from gpu_kit.figures import FULL, TOY, as_text, read_lines, table  # noqa: E402
-from gpu_kit.step import SKIPPED  # noqa: E402
+from gpu_kit.step import SKIPPED, missing  # noqa: E402
 
 from rlhf.data.json_text import json_text  # noqa: E402
 from rlhf.launch.machine import starting_environment, visible_gpus  # noqa: E402
@@ -64,6 +65,7 @@ _LAST_OF_LOG = 200_000
 """Bytes kept of what one step prints."""
 _ERROR = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b")
 """How the last line of a traceback begins."""
+_SECONDS_OF_A_SKIPPED_STEP = 2.0
 _GRACE_SECONDS = 10.0
 """Before the end, for a last step that has to be ended and written down."""
 
@@ -109,13 +111,19 @@ def chosen_steps(only: str) -> tuple[Step, ...]:
     return tuple(step for step in STEPS if not names or step.name in names)
 
 
-def limits(steps: tuple[Step, ...], minutes: float) -> list[float]:
+def seconds_of(step: Step) -> float:
+    """Its share; where a package is missing, and the step says so and ends, a second."""
+    module = importlib.import_module(f"gpu_kit.{step.name}_step")
+    return _SECONDS_OF_A_SKIPPED_STEP if missing(module.PACKAGES) else step.share
+
+
+def limits(shares: list[float], minutes: float) -> list[float]:
     """Seconds from the start by which each step has to be done, if all before it took theirs."""
-    total = sum(step.share for step in steps)
+    total = sum(shares)
     ends = []
     passed = 0.0
-    for step in steps:
-        passed += step.share
+    for share in shares:
+        passed += share
         ends.append(max(1.0, 60 * minutes - _GRACE_SECONDS) * passed / total)
     return ends
 
@@ -226,11 +234,12 @@ def main(words: list[str]) -> int:
     out.mkdir(parents=True, exist_ok=True)
     log = out / "log.txt"
     log.write_text("", encoding="utf-8")
+    ends = limits([seconds_of(step) for step in steps], settings.minutes)
     began = time.monotonic()
     results: list[dict[str, Any]] = []
     work = Path(tempfile.mkdtemp(prefix="gpu_check."))
     try:
-        for step, end in zip(steps, limits(steps, settings.minutes), strict=True):
+        for step, end in zip(steps, ends, strict=True):
             seconds = max(1.0, began + end - time.monotonic())
             results.append(run_step(step, settings, work, seconds, log))
             write(out, settings, results, time.monotonic() - began)

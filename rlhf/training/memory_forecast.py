@@ -23,7 +23,9 @@ _USED = 0.85
 """Share of the free memory that a forecast may fill: it may be wrong by as much as is left."""
 _CHUNK = 2**24
 """Logits in work at a time. On a CPU smaller pieces leave holes in the memory (measured)."""
-_ROWS_ON_A_GPU = 512
+_ROWS_ON_A_GPU = 2048
+"""For every chunk the head's gradient, fp32, is read and written once. Measured on an H200 at a vocabulary of
+128,256: with 512 rows that took 8 % of a step."""
 _COPIES_OF_CHANGED_LOGITS = 3
 """Capping divides, takes the tanh and multiplies; all three are kept for the backward pass."""
 _RETURNED_AT_ONCE = 2**25

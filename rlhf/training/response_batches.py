@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from rlhf.models.batches import bins_by_tokens
+from rlhf.training.fused_norms import use_fused_norms
 from rlhf.training.logprobs import Sequences, collate, response_logprobs
 from rlhf.training.memory_forecast import default_tokens
 from rlhf.training.packed import Packed, first_fit, pack, packed_logprobs
@@ -72,6 +73,8 @@ def batching_of(model: Any, batch_tokens: int | None, on_gpu: bool) -> tuple[Bat
     why_padded = share_prompts(model)
     if not why_padded:
         use_target_head(model)
+    if on_gpu:
+        use_fused_norms(model)
     if batch_tokens is None:
         batch_tokens = default_tokens(on_gpu)
     return Batching(not why_padded, batch_tokens), why_slower(model, why_padded, on_gpu)

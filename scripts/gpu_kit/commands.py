@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from gpu_kit.step import die_with_parent
 
 PACKAGES = ("torch", "transformers", "pyarrow", "hydra", "deepspeed", "trl", "datasets", "accelerate", "peft")
 """Without which no run begins; vLLM is not one of them."""
+
+_POLL_SECONDS = 0.2
 
 NUM_PROMPTS = 32
 NUM_HELD_OUT = 8
@@ -77,18 +80,30 @@ def start(settings: list[str], log: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def run(settings: list[str], log: Path) -> float:
-    """Run it to its end.
+def run(settings: list[str], log: Path, watch: Callable[[], None] = lambda: None) -> float:
+    """Run it to its end; what it prints is printed as it comes: a step out of time shows where it was.
+
+    Args:
+        settings: of the command.
+        log: file that it prints into.
+        watch: called several times a second while it runs, and once it has ended.
 
     Returns:
         Wall seconds.
 
     Raises:
-        RuntimeError: it failed; what it printed is printed.
+        RuntimeError: it failed.
     """
     began = time.monotonic()
-    code = start(settings, log).wait()
-    print(log.read_text(encoding="utf-8", errors="replace"), flush=True)
+    process = start(settings, log)
+    with log.open(encoding="utf-8", errors="replace") as printed:
+        while True:
+            code = process.poll()
+            print(printed.read(), end="", flush=True)
+            watch()
+            if code is not None:
+                break
+            time.sleep(_POLL_SECONDS)
     if code != 0:
         raise RuntimeError(f"python -m rlhf.iterate ended with exit code {code}: {last_words(log)}")
     return time.monotonic() - began

@@ -24,13 +24,18 @@ def measure(kit: Kit) -> None:
     engine = "transformers" if kit.is_toy or missing(("vllm",)) else "vllm"
     settings = commands.settings_of_iteration(kit, run, shape, engine)
     parameters = f"{shape.num_parameters / 1e9:.2f} B parameters, vocabulary {shape.vocabulary}"
-    seconds = commands.run(settings, kit.work / "iterate.log")
+    stages: dict[str, float] = {}
+
+    def say_finished_stages() -> None:
+        # As they end: where the time runs out, those before were measured.
+        for name, manifest in commands.manifests(run).items():
+            if name not in stages:
+                stages[name] = float(manifest["seconds"])
+                kit.add(f"stage {name}", stages[name], "s")
+
+    seconds = commands.run(settings, kit.work / "iterate.log", say_finished_stages)
     kit.add("the command", seconds, "s", detail=f"{parameters}, sampled by {engine}")
-    stages = 0.0
-    for name, manifest in commands.manifests(run).items():
-        stages += manifest["seconds"]
-        kit.add(f"stage {name}", float(manifest["seconds"]), "s")
-    kit.add("beside the stages", seconds - stages, "s")
+    kit.add("beside the stages", seconds - sum(stages.values()), "s")
     beside_plan(kit, run / "summary.json")
     rows = (run / "iteration_001" / "dpo" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     first = json.loads(rows[0])["loss"]

@@ -100,7 +100,8 @@ class _Worker(OneWorker):
         self.clock: Clock | None = None
 
     def progress(self, done: float, total: float, note: str = "") -> None:
-        if self.clock is not None:
+        # Without a total it is no step: the first is about to begin, or the export is.
+        if self.clock is not None and total:
             self.clock.lap()
 
     def say(self, text: str) -> None:

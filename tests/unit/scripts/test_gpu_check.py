@@ -156,11 +156,21 @@ def kit(monkeypatch):
 def test_the_steps_share_the_time(kit):
     assert sum(step.share for step in kit.STEPS) <= 8 * 60
     for minutes in (8.0, 2.0):
-        ends = kit.limits(kit.STEPS, minutes)
+        ends = kit.limits([step.share for step in kit.STEPS], minutes)
         assert ends == sorted(ends)
         assert ends[-1] < 60 * minutes
     for step in kit.STEPS:
         assert (SCRIPTS / "gpu_kit" / f"{step.name}_step.py").is_file()
+
+
+def test_a_step_whose_packages_are_missing_leaves_its_time_to_all_others(kit, monkeypatch):
+    engine = next(step for step in kit.STEPS if step.name == "engine")
+    monkeypatch.setattr(kit, "missing", lambda packages: ["vllm"] if "vllm" in packages else [])
+    assert kit.seconds_of(engine) == 2
+    assert kit.seconds_of(kit.STEPS[2]) == kit.STEPS[2].share
+    with_engine = kit.limits([step.share for step in kit.STEPS], 8)
+    without = kit.limits([kit.seconds_of(step) for step in kit.STEPS], 8)
+    assert without[2] > with_engine[2]
 
 
 def test_what_a_step_needs_is_counted_as_stated(kit):
