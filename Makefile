@@ -1,4 +1,7 @@
 # make quickstart | test | test-faults | test-cluster | test-trackers | bench | gpu-check | mutate | real-model | lint | setup
+#   test runs all but the long tests (its last lines count those, by the target that has them):
+#                        test-faults (an hour: the loop killed 200 times), test-cluster (30 minutes: Ray, SLURM),
+#                        test-trackers (wandb and trackio, which it installs)
 #   ARGS="..."           more Hydra overrides (quickstart), pytest arguments (test),
 #                        only=pairing,startup runs=3 (bench), or only=shapes size=toy (gpu-check)
 #   kills=200            how many faults make test-faults draws (test-cluster: 10 nodes), seed=0 from which seed
@@ -15,6 +18,8 @@ seed ?= 0
 mutants ?= 70
 modules ?=
 export PYTHON
+# Tests start some hundred processes: each would compile all modules again where Python may not keep them.
+FOR_TESTS = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test test-faults test-cluster test-trackers bench gpu-check mutate real-model lint
@@ -29,20 +34,22 @@ quickstart: setup
 	.venv/bin/python -m rlhf.iterate experiment=quickstart $(ARGS)
 
 test: setup
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests -n 2 --dist loadfile $(ARGS)
+	$(FOR_TESTS) .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-faults: setup
-	OMP_NUM_THREADS=1 .venv/bin/python -m tests.faults kills=$(kills) seed=$(seed)
+	$(FOR_TESTS) .venv/bin/python -m tests.faults kills=$(kills) seed=$(seed)
 
-## Ray nodes on this machine: a run over three of them, and so many of them killed while they work on one.
+## Ray nodes on this machine: a run over three of them, and so many of them killed while they work on one. And
+## scripts/slurm.sh on made-up allocations.
 test-cluster: setup
-	OMP_NUM_THREADS=1 RLHF_NODE_KILLS=$(if $(filter 200,$(kills)),10,$(kills)) RLHF_SEED=$(seed) \
-	.venv/bin/python -m pytest tests/integration/launch/test_cluster.py tests/integration/launch/test_cluster_kills.py $(ARGS)
+	$(FOR_TESTS) RLHF_NODE_KILLS=$(if $(filter 200,$(kills)),10,$(kills)) RLHF_SEED=$(seed) \
+	.venv/bin/python -m pytest --long tests/integration/launch/test_cluster.py \
+	tests/integration/launch/test_cluster_kills.py tests/integration/scripts/test_slurm.py $(ARGS)
 
 ## TensorBoard, wandb (offline) and trackio for real. Of the three only TensorBoard comes with the set-up.
 test-trackers: setup
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/trackers.txt
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests/integration/view/test_trackers.py $(ARGS)
+	$(FOR_TESTS) .venv/bin/python -m pytest tests/integration/view/test_trackers.py $(ARGS)
 
 ## Every claim about speed beside its peer, on an idle machine: a table, and benchmarks/results/latest.json.
 bench: setup

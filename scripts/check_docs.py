@@ -25,16 +25,16 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
 
-import yaml  # type: ignore[import-untyped]
-
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # the package need not be installed
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]  # the package need not be installed
+
+from page_commands import PYTHON, Command, commands_of, experiments_of, pages  # noqa: E402
 
 from rlhf.command import line  # noqa: E402
 from rlhf.config.limits import check_config  # noqa: E402
@@ -57,39 +57,12 @@ RUN_BY = {
 LOOKS = ("status", "gc", "report", "compare", "whatif", "chat")
 """Tools that need nothing but a run's folder: `--run` runs their commands as they stand."""
 _RUNS = ("RUN", "runs/quickstart", "runs/mine")
-_FOREIGN = ("hf", "pip", "git", "vllm", "lm_eval", "alpaca_eval", "rm", "source", "cd")
-_FOREIGN_CLUSTER = ("ray", ".venv/bin/ray", "kubectl", "sky", "scancel")
 _SBATCH_SCRIPT = "scripts/slurm.sh"
-_YAML_COMMANDS = ("entrypoint", "setup", "run")
-"""Keys of a RayJob and of a SkyPilot task under which commands stand."""
 _FOREIGN_SCRIPTS = ("gen_judgment.py", "gen_api_answer.py", "show_result.py", "utils/add_markdown_info.py")
 """Of the benchmarks that docs/evaluation.md tells people to clone."""
 _FOREIGN_MODULES = ("pip", "pytest")
-_PYTHON = ("python", ".venv/bin/python")
-_FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-_SPAN = re.compile(r"`([^`]+)`")
-_EXPERIMENT_FILE = re.compile(r"# configs/experiment/([\w-]+)\.yaml\n")
 _PLACEHOLDERS = ("…", "key=value", "experiment=…")
 _LEFT_OUT = '"LEFT_OUT"'
-
-
-@dataclass(frozen=True)
-class Command:
-    """A command of a page, in words as a shell makes them; `is_whole` is False of one in the middle of a
-    sentence, which may be a tool's mere name.
-
-    Example:
-        Command("README.md", 74, (".venv/bin/python", "-m", "rlhf.iterate"), True)
-    """
-
-    page: str
-    line: int
-    words: tuple[str, ...]
-    is_whole: bool
-
-    @property
-    def place(self) -> str:
-        return f"{self.page}:{self.line}"
 
 
 @dataclass(frozen=True)
@@ -102,97 +75,6 @@ class Verdict:
     held: str
     why: str = ""
     wrong: str = ""
-
-
-def pages() -> list[Path]:
-    """README, the rules of the house, docs, and the files that docs give to clusters."""
-    docs = ROOT / "docs"
-    texts = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(docs.glob("*.md"))]
-    return [*texts, *sorted((docs / "cluster").glob("*.yaml"))]
-
-
-def commands_of(page: Path) -> list[Command]:
-    """The commands of a page: lines of its fenced blocks, and spans of code in its sentences; of a YAML file
-    its commands' lines.
-    """
-    text = page.read_text(encoding="utf-8")
-    name = page.relative_to(ROOT).as_posix() if page.is_relative_to(ROOT) else page.name
-    if page.suffix == ".yaml":
-        return list(_of_yaml(name, text))
-    found: list[Command] = []
-    for block in _FENCE.finditer(text):
-        if block[1] in ("", "sh", "bash"):
-            first_line = text.count("\n", 0, block.start()) + 2
-            found += _of_block(name, first_line, block[2])
-    # Blocks become empty lines, so that numbers of lines stay.
-    prose = _FENCE.sub(lambda block: "\n" * block[0].count("\n"), text)
-    for span in _SPAN.finditer(prose):
-        words = _words(span[1].replace("\n", " "))
-        if _is_command(words):
-            place = prose.count("\n", 0, span.start()) + 1
-            found.append(Command(name, place, words, is_whole=False))
-    return sorted(found, key=lambda command: command.line)
-
-
-def _of_yaml(page: str, text: str) -> Iterator[Command]:
-    """The commands of a file for a cluster, each at the line where its text begins."""
-    for node in _values_of(yaml.compose(text, Loader=yaml.SafeLoader)):
-        yield from _of_block(page, node.start_mark.line + 1, str(node.value))
-
-
-def _values_of(node: yaml.Node) -> Iterator[yaml.ScalarNode]:
-    if not isinstance(node, yaml.MappingNode):
-        return
-    for key, value in node.value:
-        if key.value in _YAML_COMMANDS and isinstance(value, yaml.ScalarNode):
-            yield value
-        yield from _values_of(value)
-
-
-def _of_block(page: str, first_line: int, block: str) -> Iterator[Command]:
-    begun = ""
-    began_at = first_line
-    for number, text in enumerate(block.splitlines(), first_line):
-        if not begun:
-            began_at = number
-        begun += text
-        if begun.endswith("\\"):
-            begun = begun.removesuffix("\\")
-            continue
-        words = _words(begun)
-        begun = ""
-        if _is_command(words):
-            yield Command(page, began_at, words, is_whole=True)
-
-
-def _words(text: str) -> tuple[str, ...]:
-    """A line as a shell reads it; () of what is no line of a shell, such as printed text."""
-    text = re.sub(r"\s#\s.*", "", text)
-    try:
-        words = shlex.split(text)
-    except ValueError:
-        return ()
-    if words and words[0] == "exec":
-        del words[0]
-    return tuple(words)
-
-
-def _is_command(words: Sequence[str]) -> bool:
-    if len(words) < 2:
-        return False
-    if words[0] == "make":
-        return re.fullmatch(r"[a-z-]+", words[1]) is not None
-    return words[0] in (*_PYTHON, "sbatch", *_FOREIGN, *_FOREIGN_CLUSTER)
-
-
-def experiments_of(page: Path) -> dict[str, str]:
-    """The experiments that a page has its reader write, by name."""
-    found = {}
-    for block in _FENCE.finditer(page.read_text(encoding="utf-8")):
-        begins = _EXPERIMENT_FILE.match(block[2])
-        if begins:
-            found[begins[1]] = block[2][begins.end() :]
-    return found
 
 
 class Checker:
@@ -221,7 +103,7 @@ class Checker:
             return self._of_make(command)
         if first == "sbatch":
             return self._of_sbatch(command)
-        if first not in _PYTHON:
+        if first not in PYTHON:
             return Verdict(command, "not ours")
         if second == "-m":
             return self._of_module(command, rest[0] if rest else "", rest[1:])

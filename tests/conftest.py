@@ -24,6 +24,19 @@ def pytest_terminal_summary(terminalreporter):
     return result
 
 
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="also tests that take minutes (marker `long`)")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--long"):
+        return
+    for item in items:
+        marker = item.get_closest_marker("long")
+        if marker:
+            item.add_marker(pytest.mark.skip(reason=f"long: {marker.args[0]} runs it"))
+
+
 @pytest.fixture(autouse=True)
 def _no_preload_log_is_left():
     """A launcher in a test's own process names the log of its forkserver in the environment.

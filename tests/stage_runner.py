@@ -23,6 +23,7 @@ from rlhf.data.shards import shard_name
 from rlhf.launch.ports import free_port
 from rlhf.run.job import Job, Outcome
 from rlhf.run.stage_table import STAGES, num_shards, stage_function
+from tests import forked
 
 
 @dataclass
@@ -135,7 +136,6 @@ def start_ranks(job: Job, num_ranks: int = 1, hook: str = "") -> Ranks:
     Ranks are forked from a process that has the imports done, so they start in no time.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.preload"])
     port = free_port()
     processes = []
     for rank in range(num_ranks):
@@ -147,7 +147,7 @@ def start_ranks(job: Job, num_ranks: int = 1, hook: str = "") -> Ranks:
             "MASTER_PORT": str(port),
         }
         processes.append(context.Process(target=_rank, args=(job, environment, hook), daemon=True))
-        processes[-1].start()
+        forked.start(processes[-1])
     return Ranks(processes, job)
 
 

@@ -10,8 +10,8 @@ import sys
 import pytest
 
 from rlhf.launch.machine import visible_gpus
+from tests.commands import digests, loop
 from tests.gpu.needs import ENGINE, needs_the_command
-from tests.integration.loop.test_loop import digests, loop
 from tests.tiny import tiny_llama, tiny_reward_model
 
 pytestmark = pytest.mark.skipif(not visible_gpus(), reason="no NVIDIA GPU is visible")

@@ -19,8 +19,8 @@ from rlhf.launch.nvidia import driver_cuda, is_too_old, listed_gpus
 from rlhf.launch.ports import free_port
 from rlhf.preflight.cuda import cuda, cuda_of_torch
 from rlhf.preflight.findings import Level
+from tests.commands import loop
 from tests.gpu.needs import ENGINE, needs_deepspeed, needs_the_command, needs_vllm
-from tests.integration.loop.test_loop import loop
 from tests.tiny import tiny_llama, tiny_reward_model
 
 pytestmark = pytest.mark.skipif(not visible_gpus(), reason="no NVIDIA GPU is visible")

@@ -1,18 +1,14 @@
 """The tools on plain files: the real commands on tiny models, and what becomes of every row."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
+from tests.commands import called, started
 from tests.tiny import tiny_llama, tiny_reward_model
 
-ROOT = Path(__file__).resolve().parents[3]
 SHAPE = {
     "hidden_size": 64,
     "num_attention_heads": 2,
@@ -21,16 +17,8 @@ SHAPE = {
 SEPARATOR = "one\u2028two\u0085three"
 
 
-def tool(name, folder, *overrides, wait=True):
-    environment = dict(os.environ, PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="1")
-    command = [sys.executable, "-m", f"rlhf.{name}", *overrides]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder, env=environment
-    )
-    if not wait:
-        return process
-    said, _ = process.communicate(timeout=300)
-    return process.returncode, said
+def tool(name, folder, *overrides):
+    return called(folder, f"rlhf.{name}", *overrides)
 
 
 def write(path, rows):
@@ -56,8 +44,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-PLAIN_START = "compute.preload=false"  # one engine is imported faster than all of them
-GENERATE = ["model.path=policy", "input=prompts.jsonl", "generate.engine=transformers", PLAIN_START]
+GENERATE = ["model.path=policy", "input=prompts.jsonl", "generate.engine=transformers"]
 GENERATE += ["generate.max_new_tokens=48", "generate.shard_size=3"]
 
 
@@ -70,7 +57,7 @@ def candidates(folder):
 
 @pytest.fixture(scope="module")
 def scored(folder, candidates):
-    request = ["reward_model.path=judge", f"input={candidates[0]}", "output=scored.jsonl", PLAIN_START]
+    request = ["reward_model.path=judge", f"input={candidates[0]}", "output=scored.jsonl"]
     code, said = tool("score", folder, *request)
     assert code == 0, said
     return folder / "scored.jsonl", said
@@ -212,7 +199,8 @@ def test_begun_work_goes_on_and_a_change_of_input_is_refused(tmp_path):
 
 def test_a_killed_command_ends_as_an_undisturbed_one(folder, candidates):
     request = [*GENERATE, "output=killed.jsonl"]
-    process = tool("generate", folder, *request, wait=False)
+    # One engine is imported faster than all of them.
+    process = started(folder, "rlhf.generate", *request, "compute.preload=false")
     first = folder / ".killed.jsonl.work" / ".generate.partial" / "shard_00000.parquet"
     deadline = time.monotonic() + 120
     while not first.exists() and time.monotonic() < deadline:
@@ -241,7 +229,6 @@ def test_a_runs_best_policy_answers_alpaca_eval_with_vllm(folder):
         "benchmark=alpaca_eval",
         "input=alpaca_eval.json",
         "output=answers.json",
-        PLAIN_START,
     ]
     code, said = tool("answer", folder, *request, "generate.max_new_tokens=8")
     assert code == 0 and "3 rows = 3 kept + 0 dropped; 3 written" in said, said

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,23 +11,14 @@ from typing import Any
 import pytest
 
 from rlhf.scoring.classifier_judge import ClassifierJudge
+from tests.commands import ROOT, called
 from tests.tiny import tiny_reward_model
 
-ROOT = Path(__file__).resolve().parents[3]
 DATA = ROOT.parent / "shared" / "data"
 
 
 def run(*arguments: object, cwd: Path) -> tuple[int, str]:
-    environment = dict(os.environ, PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="1")
-    done = subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=environment,
-        timeout=200,
-    )
-    return done.returncode, done.stdout + done.stderr
+    return called(cwd, *map(str, arguments))
 
 
 @pytest.fixture(scope="module")

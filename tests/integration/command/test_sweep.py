@@ -15,7 +15,8 @@ from rlhf.config.stage_configs import DatasetStage
 from rlhf.data.shards import read_rows
 from rlhf.errors import DataError
 from rlhf.stages import dataset
-from tests.integration.loop.test_loop import digests, loop, world  # noqa: F401 - a fixture
+from tests.commands import digests, loop, quick_loop
+from tests.integration.loop.test_loop import world  # noqa: F401 - a fixture
 from tests.stage_runner import FakeWorker, Job
 
 
@@ -81,7 +82,7 @@ def test_given_pairs_train_without_sampling(world):  # noqa: F811
     )
     (folder / "held_out.jsonl").write_text("".join(f'{{"prompt": "Tell {i}"}}\n' for i in range(5)))
     prompts = ["prompts.path=null", f"prompts.held_out_path={folder / 'held_out.jsonl'}"]
-    code, said = loop(folder / "given", *overrides, *prompts, f"pair.data={folder / 'pairs.jsonl'}")
+    code, said = quick_loop(folder / "given", *overrides, *prompts, f"pair.data={folder / 'pairs.jsonl'}")
     assert code == 0, said
     assert "· iteration_001/dpo: 8 pairs / batch 4 × 2 epochs = 4 steps, 1 of them warm-up" in said
     assert "  ⚠ the first of 4 steps has learning rate 0" in said

@@ -18,9 +18,9 @@ from tests.cluster import ray_nodes, wait_for
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (the extra `cluster`)")
 
-KILLS = int(os.environ.get("RLHF_NODE_KILLS", "0"))
+KILLS = int(os.environ.get("RLHF_NODE_KILLS", "10"))
 SEED = int(os.environ.get("RLHF_SEED", "0"))
-pytestmark = pytest.mark.skipif(KILLS == 0, reason="minutes long: make test-cluster")
+pytestmark = pytest.mark.long("make test-cluster")
 
 ROOT = Path(__file__).resolve().parents[3]
 SHARED = ("world", "sft", "judge", "reward_model", "prompts")

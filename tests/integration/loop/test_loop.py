@@ -6,45 +6,15 @@ import math
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 
 from rlhf.data.shards import read_all_rows
-from tests.faults import hooks
+from tests.commands import called, copy_of, digests, loop, quick_loop, wait_for
 from tests.faults.processes import descendants, group, workers_of, working_in
 from tests.tiny import tiny_llama, tiny_reward_model
 
-ROOT = Path(__file__).resolve().parents[3]
 NUM_PROMPTS, NUM_HELD_OUT = 30, 6
-
-
-def loop(run, *overrides, module="rlhf.iterate", wait=True, dies_at=None, dies="everything"):
-    # Before what is there: packages may have been carried to this machine and named in it.
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    environment = dict(os.environ, PYTHONPATH=path, HF_HUB_OFFLINE="1")
-    if dies_at:
-        environment |= hooks.on_path(run.parent / "hooks", run, run.with_suffix(".count"), dies_at, dies)
-    process = subprocess.Popen(
-        [sys.executable, "-m", module, f"run_dir={run}", *overrides],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=run.parent,
-        env=environment,
-    )
-    if not wait:
-        return process
-    said, _ = process.communicate(timeout=400)
-    return process.returncode, said
-
-
-def digests(run):
-    found = {path.parent: json.loads(path.read_text())["digest"] for path in run.rglob("artifact.json")}
-    return {str(path.relative_to(run)): digest for path, digest in found.items()}
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +60,6 @@ def finished(world):
     code, said = loop(folder / "run", *overrides)
     assert code == 0, said
     return folder / "run", said
-
-
-def copy_of(run, name):
-    target = run.with_name(name)
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(run, target, symlinks=True)
-    return target
 
 
 def test_the_run_says_what_came_out_and_where_it_lies(finished):
@@ -198,7 +161,7 @@ def test_a_gate_stops_and_the_same_command_goes_on_where_it_only_warns(world, fi
     assert "gates.truncated=warn" in said and not (run / "iteration_001" / "dpo").exists()
     body = json.loads((run / "summary.json").read_text())
     assert len(body["iterations"]) == 1 and [found["gate"] for found in body["gates"]] == ["truncated"]
-    code, said = loop(run, *world[1], limit, "gates.truncated=warn")
+    code, said = quick_loop(run, *world[1], limit, "gates.truncated=warn")
     assert code == 0, said
     assert (
         "! gates.truncated: " in said
@@ -222,7 +185,7 @@ def test_more_iterations_run_only_the_new_ones(world, finished):
     run = copy_of(finished[0], "more")
     before = digests(run)
     ranks = ["compute.num_inference_workers=2", "compute.num_training_ranks=2", "compute.zero_stage=3"]
-    code, said = loop(run, *world[1], "num_iterations=2", *ranks)
+    code, said = quick_loop(run, *world[1], "num_iterations=2", *ranks)
     assert code == 0, said
     assert "✓ iteration_001" not in said and "✓ iteration_002/dpo" in said
     assert digests(run).items() >= before.items()
@@ -257,7 +220,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(world, finished, victim):
     said, _ = process.communicate(timeout=60)
     if victim == "worker":
         assert process.returncode == 1 and "killed by signal 9" in said
-    code, said = loop(run, *world[1])
+    code, said = quick_loop(run, *world[1])
     assert code == 0, said
     assert digests(run) == digests(finished[0])
     wait_for(lambda: not [pid for pid in everyone if group(pid) is not None])
@@ -291,8 +254,7 @@ def test_a_killed_engine_process_ends_the_stage_and_costs_one_shard(world, finis
 def test_a_training_that_dies_between_its_last_step_and_its_end(world, finished, boundary):
     run = copy_of(finished[0], "trained")
     shutil.rmtree(run / "iteration_001" / "dpo")
-    alone = {"module": "rlhf.stage"}
-    code, said = loop(run, "dpo", "iteration=1", **alone, dies_at=boundary)
+    code, said = loop(run, "dpo", "iteration=1", module="rlhf.stage", dies_at=boundary)
     assert code == -signal.SIGKILL, said
     unfinished = boundary.startswith("before")
     left = run / "iteration_001" / (".dpo.partial" if unfinished else "dpo")
@@ -301,7 +263,7 @@ def test_a_training_that_dies_between_its_last_step_and_its_end(world, finished,
     assert kept == {f"checkpoint-{steps - 2}", f"checkpoint-{steps - 1}"}, (
         "until the commit they may be needed"
     )
-    code, said = loop(run, "dpo", "iteration=1", **alone)
+    code, said = called(run.parent, "rlhf.stage", f"run_dir={run}", "dpo", "iteration=1")
     assert code == 0, said
     assert digests(run) == digests(finished[0])
     log = (run / "logs" / "iteration_001.dpo.rank0.log").read_text()
@@ -328,14 +290,5 @@ def test_an_iteration_without_a_pair_says_why(world, finished):
     code, said = loop(run, *world[1], "pair.min_margin=1000")
     assert code == 2, said
     assert "below_margin" in said and "Traceback" not in said
-    code, said = loop(run, *world[1])  # the setting can be put right at once
+    code, said = quick_loop(run, *world[1])  # the setting can be put right at once
     assert code == 0, said
-
-
-def wait_for(condition, seconds=120):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return
-        time.sleep(0.1)
-    raise AssertionError("waited in vain")

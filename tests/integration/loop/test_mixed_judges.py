@@ -7,7 +7,7 @@ from statistics import fmean, pstdev
 import pytest
 
 from rlhf.data.shards import read_all_rows
-from tests.integration.loop.test_loop import digests, loop
+from tests.commands import digests, quick_loop
 from tests.tiny import tiny_llama, tiny_reward_model
 
 WEIGHTS = {"main": 2.0, "short": -0.5}
@@ -47,7 +47,7 @@ def finished(tmp_path_factory):
             "dpo.learning_rate=1e-3",
         ],
     ]
-    code, said = loop(folder / "run", *told)
+    code, said = quick_loop(folder / "run", *told)
     assert code == 0, said
     return folder / "run", told, said
 
@@ -103,8 +103,8 @@ def test_the_table_shows_the_sum_and_each_judge(finished):
 def test_the_same_command_redoes_nothing_and_another_weight_is_refused(finished):
     run, told, _ = finished
     before = digests(run)
-    code, said = loop(run, *told)
+    code, said = quick_loop(run, *told)
     assert code == 0 and "✓" not in said and "0 to do" in said, said
-    code, said = loop(run, *told, "reward_model.others.short.weight=-1")
+    code, said = quick_loop(run, *told, "reward_model.others.short.weight=-1")
     assert code == 2 and "config.weights.short: -0.5 there, -1.0 now" in said and "Traceback" not in said
     assert digests(run) == before

@@ -8,18 +8,15 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
-import sys
 import tarfile
-from pathlib import Path
 
 import pytest
 
 from rlhf.data.digest import sealed
 from rlhf.run.artifact import open_artifact
 from rlhf.run.removal import Leaving, remove, weights_of
+from tests.commands import ROOT, environment, typed
 
-ROOT = Path(__file__).resolve().parents[3]
 ARCHIVE = ROOT / "tests" / "data" / "old_run.tar.gz"
 NUM_STAGES = 41
 SETTINGS = """
@@ -45,20 +42,14 @@ def old(tmp_path):
     return tmp_path
 
 
+def given(old, *words):
+    """A command about the run, typed in the folder of what it was given; exit code and output."""
+    return typed(old / "given", *words, given=environment(old / "given"))
+
+
 def resume(old, *changes):
     """The command of then, with changes; exit code and output."""
-    environment = dict(os.environ, PYTHONPATH=f"{ROOT}:{old / 'given'}", HF_HUB_OFFLINE="1")
-    command = [sys.executable, "-m", "rlhf.iterate", "run_dir=../run", OTHERS, *SETTINGS.split(), *changes]
-    done = subprocess.run(
-        command,
-        cwd=old / "given",
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-    return done.returncode, done.stdout
+    return given(old, "rlhf.iterate", "run_dir=../run", OTHERS, *SETTINGS.split(), *changes)
 
 
 def identities(run):
@@ -83,27 +74,12 @@ def test_a_finished_run_has_nothing_to_do(old):
     assert os.readlink(old / "run" / "best") == "iteration_001/export/model"
 
 
-def typed(old, *words):
-    """A command about the run, typed in the folder of what it was given; exit code and output."""
-    environment = dict(os.environ, PYTHONPATH=f"{ROOT}:{old / 'given'}", HF_HUB_OFFLINE="1")
-    done = subprocess.run(
-        [sys.executable, "-m", *words],
-        cwd=old / "given",
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-    return done.returncode, done.stdout
-
-
 def test_the_run_folder_alone_goes_on_with_its_own_settings(old):
     before = identities(old / "run")
-    code, said = typed(old, "rlhf.iterate", "run_dir=../run")
+    code, said = given(old, "rlhf.iterate", "run_dir=../run")
     assert code == 0 and f"{old / 'run'}: goes on with the run's own settings (config.yaml)" in said, said
     assert f"{NUM_STAGES} stages are finished, 0 to do" in said and "✓" not in said, said
-    code, said = typed(old, "rlhf.iterate", "run_dir=../run", "until=judge/pair", "gates.truncated=ignore")
+    code, said = given(old, "rlhf.iterate", "run_dir=../run", "until=judge/pair", "gates.truncated=ignore")
     assert code == 0 and "5 stages are finished, 0 to do" in said and "best policy" not in said, said
     assert "until=judge/pair: judge/pair is finished" in said and identities(old / "run") == before
 
@@ -114,12 +90,12 @@ def test_a_pasted_way_out_makes_the_run_anew_of_what_is_the_same(old):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     os.rename(old / "run", old / "my run, it's")
     run_dir = """run_dir="../my run, it's\""""
-    code, said = typed(old, "rlhf.iterate", run_dir, "pair.length_penalty=0.5", OTHERS, *SETTINGS.split())
+    code, said = given(old, "rlhf.iterate", run_dir, "pair.length_penalty=0.5", OTHERS, *SETTINGS.split())
     assert code == 2 and "config.length_penalty: 0.0 there, 0.5 now" in said, said
     way_out = next(line for line in said.splitlines() if "reuse=" in line and line.startswith("    python"))
     words = shlex.split(way_out)[2:]
     assert f'run_dir="{old / "my run, it"}\'s-2"' in words and "pair.length_penalty=0.5" in words, words
-    code, said = typed(old, *words, "until=iteration_001/score")
+    code, said = given(old, *words, "until=iteration_001/score")
     assert code == 0 and "taken from" in said and "✓" not in said, said
 
 

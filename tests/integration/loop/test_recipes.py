@@ -1,13 +1,10 @@
 """Every recipe's experiment runs on tiny models, resumes with nothing to do, and can be looked at."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
-from tests.integration.loop.test_loop import ROOT, digests, loop
+from tests.commands import called, digests, quick_loop
 from tests.tiny import tiny_llama, tiny_reward_model
 from tests.unit.config.test_experiments import RECIPES
 
@@ -64,23 +61,8 @@ def given(tmp_path_factory):
 def plain(given):
     """A run by the paper's recipe, to compare others with."""
     folder, overrides = given
-    code, said = loop(folder / "plain", *overrides)
+    code, said = quick_loop(folder / "plain", *overrides)
     assert code == 0, said
-
-
-def called(folder, module, *words):
-    """A tool's command; exit code and output."""
-    environment = dict(os.environ, PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="1")
-    done = subprocess.run(
-        [sys.executable, "-m", module, *words],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-    return done.returncode, done.stdout
 
 
 @pytest.fixture(scope="module", params=[*RECIPES, "skywork_judge"])
@@ -88,7 +70,7 @@ def recipe(request, given):
     """A recipe's name, its finished run, what it was told and what it printed."""
     folder, overrides = given
     told = [f"experiment={request.param}", *overrides, *TOLD.get(request.param, [])]
-    code, said = loop(folder / request.param, *told)
+    code, said = quick_loop(folder / request.param, *told)
     assert code == 0, said
     return request.param, folder / request.param, told, said
 
@@ -140,7 +122,7 @@ def test_what_is_particular_of_it(recipe):
 def test_a_resume_has_nothing_to_do(recipe):
     _, run, told, _ = recipe
     before = digests(run)
-    code, said = loop(run, *told)
+    code, said = quick_loop(run, *told)
     assert code == 0 and "0 to do" in said and "✓" not in said, said
     assert digests(run) == before
 

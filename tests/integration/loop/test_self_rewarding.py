@@ -10,7 +10,7 @@ import pytest
 
 from rlhf.data.shards import read_all_rows
 from tests.chat_server import fake_chat
-from tests.integration.loop.test_loop import loop
+from tests.commands import loop, quick_loop
 from tests.tiny import tiny_llama
 
 # What a random model writes has no verdict in it: the first plain character is one here.
@@ -56,7 +56,7 @@ def told(tmp_path_factory):
 def test_each_iteration_is_judged_by_the_policy_that_it_begins_with(told):
     folder, overrides = told
     run = folder / "run"
-    code, said = loop(run, *overrides)
+    code, said = quick_loop(run, *overrides)
     assert code == 0, said
     judges = {}
     for path in run.glob("iteration_*/**/score/artifact.json"):
@@ -69,7 +69,7 @@ def test_each_iteration_is_judged_by_the_policy_that_it_begins_with(told):
     assert judges["iteration_002/score"] not in (None, initial)
     answers = list(read_all_rows(run / "iteration_002" / "score" / "answers"))
     assert answers and all(row["answer"] for row in answers if row["unread"] is None)
-    code, said = loop(run, *overrides)
+    code, said = quick_loop(run, *overrides)
     assert code == 0 and ", 0 to do" in said, said
 
 

@@ -5,13 +5,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 import time
 from itertools import chain
-from pathlib import Path
 
 import pytest
 
@@ -39,11 +35,11 @@ from rlhf.run.artifact import Artifact
 from rlhf.run.plan import Run
 from rlhf.training import preference_model, reward_model, sft
 from rlhf.training.tokens import IGNORED
+from tests.commands import called
 from tests.families import FAMILIES, build_tokenizer, tiny_judge
 from tests.stage_runner import config_of, make_job, run_here, run_ranks
 from tests.tiny import tiny_llama, tiny_reward_model, tiny_tokenizer
 
-ROOT = Path(__file__).resolve().parents[3]
 _LOOP = "{% for a in range(99999) %}"
 HANGS = 3 * _LOOP + 3 * "{% endfor %}"
 NEEDS_SYSTEM = (
@@ -278,24 +274,15 @@ def test_a_row_that_the_judge_refuses_has_no_score_and_ends_nothing(models):
 
 
 def tool(folder, module, *arguments):
-    command = [
-        sys.executable,
-        "-m",
-        f"rlhf.{module}",
-        "compute.preload=false",
-        "compute.device=cpu",
-        *arguments,
-    ]
-    environment = dict(os.environ, PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=200)
+    return called(folder, f"rlhf.{module}", "compute.device=cpu", *arguments)
 
 
 def test_a_file_with_a_refused_row_is_scored_with_null_and_said(models):
     rows = [{"prompt": chat, "responses": ["Red.", "Cat."]} for chat in PROMPTS[:2]]
     lines(models / "in.jsonl", rows)
-    done = tool(models, "score", "reward_model.path=gemma", "input=in.jsonl", "output=out.jsonl")
-    assert done.returncode == 0, done.stderr
-    assert "1 refused by template" in done.stdout
+    code, said = tool(models, "score", "reward_model.path=gemma", "input=in.jsonl", "output=out.jsonl")
+    assert code == 0, said
+    assert "1 refused by template" in said
     rewards = [json.loads(line)["rewards"] for line in (models / "out.jsonl").read_text().splitlines()]
     assert None not in rewards[0] and rewards[1] == [None, None]
 
@@ -347,9 +334,9 @@ def test_it_is_stopped_where_only_some_prompts_hang_and_in_a_process_of_a_stage(
         "generate.max_new_tokens=4",
         "generate.temperatures=[1.0]",
     ]
-    done = tool(models, "generate", "model.path=policy", "input=in.jsonl", "output=out.jsonl", *tiny)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "policy: the chat template is still at work" in done.stderr and "Traceback" not in done.stderr
+    code, said = tool(models, "generate", "model.path=policy", "input=in.jsonl", "output=out.jsonl", *tiny)
+    assert code == 2, said
+    assert "policy: the chat template is still at work" in said and "Traceback" not in said
 
 
 def test_a_long_text_is_not_taken_for_a_template_that_hangs(models, monkeypatch):

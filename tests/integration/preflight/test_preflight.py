@@ -1,10 +1,6 @@
 """What tokenizers and templates say before a run, and that a run is refused before any stage is begun."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -15,11 +11,11 @@ from rlhf.config.training import OtherJudge
 from rlhf.models import template
 from rlhf.preflight.findings import Level
 from rlhf.run.job import Job
+from tests.commands import called
 from tests.families import FAMILIES, tiny_judge, tiny_policy
 from tests.stage_runner import config_of, run_here
 from tests.tiny import tiny_llama, tiny_reward_model, tiny_tokenizer
 
-ROOT = Path(__file__).resolve().parents[3]
 OK, WARNING, ERROR = Level.ok, Level.warning, Level.error
 HEADER = "{% if add_generation_prompt %}"
 
@@ -238,17 +234,10 @@ def test_a_run_is_refused_before_any_stage(tmp_path, folders):
         f"prompts.path={tmp_path / 'prompts.json'}",
     ]
     given += ["run_dir=run", "num_iterations=1", "prompts.num_held_out=4", "prompts.num_per_iteration=30"]
-    done = subprocess.run(
-        [sys.executable, "-m", "rlhf.iterate", *given, "compute.preload=false"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=dict(os.environ, PYTHONPATH=str(ROOT)),
-        timeout=300,
-    )
-    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    code, said = called(tmp_path, "rlhf.iterate", *given)
+    assert code == 2 and "Traceback" not in said, said
     for text in ("✗ num_iterations=1 with", "no chat template", "prompts.num_per_iteration=16"):
-        assert text in done.stderr
+        assert text in said
     assert not (tmp_path / "run").exists()
 
 

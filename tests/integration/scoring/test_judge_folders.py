@@ -5,9 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,10 +19,10 @@ from rlhf.errors import ModelError
 from rlhf.preflight.look import Level
 from rlhf.run.job import Job
 from rlhf.scoring.classifier_judge import ClassifierJudge
+from tests.commands import called
 from tests.stage_runner import config_of, make_job, run_here
 from tests.tiny import tiny_llama, tiny_reward_model, tiny_tokenizer
 
-ROOT = Path(__file__).resolve().parents[3]
 MESSAGES = [{"role": "user", "content": "Name a colour"}]
 LONG = " ".join(map(str, range(200)))
 ITEMS = [(MESSAGES, "Red."), (MESSAGES, "Cat.")]
@@ -200,21 +197,8 @@ def test_the_tool_says_it_once(tmp_path):
     judge = tiny_reward_model(tmp_path / "judge", max_position_embeddings=64)
     line = {"prompt": MESSAGES, "responses": ["Red.", LONG]}
     (tmp_path / "in.jsonl").write_text(json.dumps(line) + "\n")
-    command = [
-        "rlhf.score",
-        f"reward_model.path={judge}",
-        "input=in.jsonl",
-        "output=out.jsonl",
-        "compute.device=cpu",
-    ]
-    done = subprocess.run(
-        [sys.executable, "-m", *command, "compute.preload=false"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=dict(os.environ, PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="1"),
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "1 over context" in done.stdout
-    assert done.stdout.count("⚠ 1 inputs are longer than the judge's context") == 1, done.stdout
+    files = ["input=in.jsonl", "output=out.jsonl"]
+    code, said = called(tmp_path, "rlhf.score", f"reward_model.path={judge}", *files, "compute.device=cpu")
+    assert code == 0, said
+    assert "1 over context" in said
+    assert said.count("⚠ 1 inputs are longer than the judge's context") == 1, said

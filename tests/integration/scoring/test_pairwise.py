@@ -19,8 +19,8 @@ from rlhf.errors import ModelError
 from rlhf.models.comparison import answer_ids, comparison_text, render_comparison
 from rlhf.scoring.preference_judge import PairwiseJudge
 from rlhf.scoring.tournament import Group, Tournament
+from tests.commands import loop
 from tests.integration.command.test_judging_tools import run
-from tests.integration.loop.test_loop import loop
 from tests.stage_runner import make_job, run_here, run_ranks
 from tests.tiny import tiny_llama, tiny_reward_model, tiny_tokenizer
 

@@ -22,6 +22,8 @@ pytest.importorskip("ray", reason="Ray is not installed: docs/cluster.md says ho
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = ROOT / "scripts" / "slurm.sh"
 PATIENCE_SECONDS = 240
+LONG = pytest.mark.long("make test-cluster")
+"""Each starts a Ray of its own; without it are a start, an error, a stop with its second start, and what needs none."""
 NUMBERS = itertools.count(os.getpid() * 10)
 """Of jobs: other ones in every process, so that tests side by side have ports of their own."""
 
@@ -241,7 +243,7 @@ def test_two_nodes_run_the_command_with_its_words_as_they_were_typed(slurm):
     assert steps.count("--nodes=1 --ntasks=1") == 2 and "--cpu-bind=none" in steps and "rm'" not in steps
 
 
-@pytest.mark.parametrize("code", ["2", "1"])
+@pytest.mark.parametrize("code", ["2", pytest.param("1", marks=LONG)])
 def test_an_error_is_the_jobs_and_never_requeued(slurm, code):
     cluster = slurm(plan=code)
     assert cluster.run()[0] == int(code)
@@ -266,6 +268,7 @@ def test_a_warning_stops_the_driver_requeues_once_and_the_next_start_goes_on(slu
     assert cluster.told["arguments"] == ["run_dir=x", "compute=ray", "compute.num_nodes=1"]
 
 
+@LONG
 @pytest.mark.parametrize(("state", "requeues"), [("RUNNING", 1), ("COMPLETING", 0), ("CANCELLED", 0)])
 def test_sigterm_is_a_preemption_while_the_job_runs_and_else_its_users_word(slurm, state, requeues):
     cluster = slurm(plan="wait")
@@ -277,6 +280,7 @@ def test_sigterm_is_a_preemption_while_the_job_runs_and_else_its_users_word(slur
     assert cluster.requeues == requeues
 
 
+@LONG
 @pytest.mark.parametrize(("code", "requeues"), [(0, 0), (2, 0), (1, 1)])
 def test_what_the_driver_says_after_a_warning_is_waited_for_and_decides(slurm, code, requeues):
     cluster = slurm(plan=f"stop{code}")
@@ -287,6 +291,7 @@ def test_what_the_driver_says_after_a_warning_is_waited_for_and_decides(slurm, c
     assert cluster.requeues == requeues
 
 
+@LONG
 def test_a_job_is_not_requeued_for_ever(slurm):
     cluster = slurm(plan="wait")
     script = cluster.start(restarts=3, RLHF_MAX_REQUEUES="3")
@@ -297,6 +302,7 @@ def test_a_job_is_not_requeued_for_ever(slurm):
     assert "RLHF_MAX_REQUEUES=3 allows no more" in said
 
 
+@LONG
 def test_a_warning_while_nodes_are_waited_for_starts_no_driver(slurm):
     cluster = slurm(nodes="node1,gone2")
     script = cluster.start()
@@ -310,6 +316,7 @@ def test_a_warning_while_nodes_are_waited_for_starts_no_driver(slurm):
     assert not (cluster.fake / "starts.txt").exists() and cluster.leftovers() == []
 
 
+@LONG
 def test_after_a_hard_end_the_next_start_takes_over_from_the_driver_it_wrote_down(slurm):
     cluster = slurm(plan="wait 0")
     script = cluster.start()
@@ -323,6 +330,7 @@ def test_after_a_hard_end_the_next_start_takes_over_from_the_driver_it_wrote_dow
     assert cluster.told["arguments"][-1] == f"take_over={holder}"
 
 
+@LONG
 def test_what_an_older_job_of_the_same_number_has_left_is_not_taken_over(slurm):
     cluster = slurm()
     cluster.logs.mkdir()
@@ -331,6 +339,7 @@ def test_what_an_older_job_of_the_same_number_has_left_is_not_taken_over(slurm):
     assert cluster.told["arguments"] == ["compute=ray", "compute.num_nodes=1"]
 
 
+@LONG
 def test_a_node_that_never_comes_is_named(slurm):
     cluster = slurm(nodes="node1,gone2,gone3")
     script = cluster.start(RLHF_NODE_SECONDS="25")
@@ -341,12 +350,14 @@ def test_a_node_that_never_comes_is_named(slurm):
     assert cluster.requeues == 0 and cluster.leftovers() == []
 
 
+@LONG
 def test_a_node_on_which_ray_does_not_start_is_named_at_once_with_what_it_said(slurm):
     code, said = slurm(nodes="node1,broken2").run()
     assert code == 1
     assert "Ray has ended on broken2 by itself" in said and "execve(): bash: No such file" in said
 
 
+@LONG
 def test_two_jobs_side_by_side_have_rays_of_their_own_and_foreign_ports_are_passed_by(slurm):
     first, second = slurm(plan="wait"), slurm(plan="wait")
     # Two jobs that begin to look at the same ports.
