@@ -57,7 +57,7 @@ def require_file_system(folder: Path, elsewhere: str = "run_dir=<a new folder>")
     """
     system = file_system_of(folder)
     place = folder / PROBE
-    _clear(folder)  # of a driver that was killed meanwhile
+    clear_probe(folder)  # of a driver that was killed meanwhile
     failures = []
     notes = []
     try:
@@ -73,13 +73,14 @@ def require_file_system(folder: Path, elsewhere: str = "run_dir=<a new folder>")
             except OSError as error:
                 failures.append(f"{what}: {error.strerror}")
     finally:
-        _clear(folder)
+        clear_probe(folder)
     if failures:
         raise _refusal(folder, system, failures, elsewhere)
     return notes
 
 
-def _clear(folder: Path) -> None:
+def clear_probe(folder: Path) -> None:
+    """Remove what a driver, or a node of its cluster, has left of what it tried."""
     shutil.rmtree(folder / PROBE, ignore_errors=True)
     for mark in folder.glob(f"{_MARK}*"):
         with contextlib.suppress(OSError):

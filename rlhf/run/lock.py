@@ -30,7 +30,7 @@ from rlhf.data.shards import make_folders
 from rlhf.errors import ConfigError, RunInUse, UserError, WorkerFailed, one_line
 from rlhf.run.aside import holds_work, remove_made, remove_rest
 from rlhf.run.file_system import FileSystem, file_system_of
-from rlhf.run.file_system_probe import require_file_system
+from rlhf.run.file_system_probe import clear_probe, require_file_system
 from rlhf.run.holder import (
     DRIVER_LOCK,
     WORKERS_LOCK,
@@ -108,6 +108,7 @@ def hold_run(
     say: Callable[[str], None],
     elsewhere: str = "run_dir=<a new folder>",
     take_over: str | None = None,
+    is_shared: bool = False,
 ) -> Iterator[str]:
     """Hold a run folder for as long as the context lasts; yields the token that workers must know.
 
@@ -119,6 +120,8 @@ def hold_run(
         say: tells a person.
         elsewhere: the setting that leads to another place.
         take_over: `HOST:PID` of a driver that cannot be seen from here and is gone, as a refusal names it.
+        is_shared: whether other machines are to work in the folder too: its file system is tried out even
+            where it is this machine's own, for they may see it through another one.
 
     Raises:
         ConfigError: the folder cannot be made, nothing can be written in it, or its file system cannot do
@@ -137,7 +140,7 @@ def hold_run(
                 taking.write(driver_file, holder)
                 # After the record: a late worker that gets its share meanwhile must find the new token.
                 _wait_for_old_workers(folder, predecessor, say, is_local)
-                if not is_local:
+                if is_shared or not is_local:
                     for note in require_file_system(folder, elsewhere):
                         say(f"  ! {folder} ({one_line(taking.system.kind)}): {note}")
                 require_ours(folder, holder.token)  # of two that began at once, the later one has it
@@ -152,6 +155,8 @@ def hold_run(
                 raise
             finally:
                 if still_ours(folder, holder.token):
+                    if is_shared:
+                        clear_probe(folder)  # marks for nodes that were still on their way
                     mark_ended(driver_file, holder, is_local)
     finally:
         if is_removed:

@@ -12,20 +12,23 @@ import sys
 import tarfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rlhf.config.schema import Config
-from rlhf.config.stage_configs import RuleStage
+from rlhf.config.stage_configs import GenerativeStage, RuleStage
+from rlhf.data.judge_files import load_judge_file
 from rlhf.data.schemas import CANDIDATES_SCHEMA
 from rlhf.data.shards import read_all_rows, shard_name, write_shard
 from rlhf.errors import ConfigError, WorkerFailed
 from rlhf.launch.attending import Told
 from rlhf.run.artifact import Artifact
-from rlhf.run.lock import hold_run
+from rlhf.run.lock import WORKERS_LOCK, hold_run
 from rlhf.run.plan import Run
-from rlhf.run.processes import is_gone, state_of
+from rlhf.run.processes import holders_of, is_gone, state_of
+from tests.chat_server import fake_chat
 from tests.cluster import ray_nodes, wait_for
 from tests.integration.loop.test_old_run import OTHERS, SETTINGS
 
@@ -61,6 +64,10 @@ def candidates(folder, shards=6):
 
 
 def score(folder, inputs, rule, token, say=print, **compute):
+    return score_by(folder, inputs, RuleStage(rule=f"tests.unit.rules:{rule}"), token, say, **compute)
+
+
+def score_by(folder, inputs, told, token, say=print, **compute):
     from rlhf.launch.cluster import RayCluster
     from rlhf.launch.ray_launcher import RayLauncher
 
@@ -72,7 +79,7 @@ def score(folder, inputs, rule, token, say=print, **compute):
     cluster.connect()
     launcher = RayLauncher(folder, token, cluster, preload=False, device="cpu", told=Told(say=say))
     run = Run(folder, cfg, launcher)
-    return run.stage("score", "score", RuleStage(rule=f"tests.unit.rules:{rule}"), {"candidates": inputs})
+    return run.stage("score", "score", told, {"candidates": inputs})
 
 
 def all_scores(artifact):
@@ -87,9 +94,10 @@ def files_of(folder):
 
 def test_every_node_takes_shards_and_the_files_are_those_of_one_machine(tmp_path, nodes):
     inputs = candidates(tmp_path / "in", shards=12)
-    with hold_run(tmp_path / "run", print) as token:
+    with hold_run(tmp_path / "run", print, is_shared=True) as token:
         artifact = score(tmp_path / "run", inputs, "process_id", token, num_nodes=2)
     assert len(all_scores(artifact)) == 12 and len(set(all_scores(artifact))) == 2
+    assert not list((tmp_path / "run").glob(".mark*"))
     names = {path.name for path in artifact.path.iterdir()}
     assert names == {"artifact.json", *(shard_name(index) for index in range(12))}
 
@@ -131,6 +139,38 @@ def node_of(cluster, pid):
         if raylet in line:
             return node
     raise AssertionError(f"no node has process {pid}")
+
+
+def test_a_judge_behind_a_server_is_asked_on_when_the_node_that_asks_dies(tmp_path, nodes, monkeypatch):
+    monkeypatch.setenv("OUR_KEY", "secret")  # after the nodes have started: they do not have it
+    inputs, said, begun = candidates(tmp_path / "in"), [], threading.Event()
+
+    def behave(number, body):
+        if number == 2:
+            begun.set()
+            threading.Event().wait(10)
+        return 200, {}, "Rating: 5"
+
+    with fake_chat(behave) as fake, hold_run(tmp_path / "run", print) as token, ThreadPoolExecutor(1) as pool:
+        told = GenerativeStage(judge_file=load_judge_file("score_1_10"), url=fake.url, served_model="m")
+        told = replace(told, api_key_variable="OUR_KEY")
+        made = pool.submit(score_by, tmp_path / "run", inputs, told, token, said.append, num_nodes=2)
+        wait_for(lambda: begun.is_set() or made.done())
+        log = next((tmp_path / "run" / "logs").glob("score.rank0.log"))
+        victim = node_of(nodes, next(pid for pid in holders_of(tmp_path / "run" / WORKERS_LOCK) if has_open(pid, log)))
+        nodes.remove_node(victim, allow_graceful=False)
+        artifact = made.result()
+    assert all_scores(artifact) == [5] * 6
+    assert any("is lost; shards" in line for line in said), said
+    assert {headers["Authorization"] for headers in fake.headers} == {"Bearer secret"}
+    answers = list(read_all_rows(artifact.path / "answers"))
+    assert len(answers) == 6 and artifact.counts["answers"] == 6
+    # What was kept before the end is not asked again: the one on its way is.
+    assert len(fake.bodies) == 7 and len(fake.answered) == 6
+
+
+def has_open(pid, path):
+    return any(link.resolve() == path for link in Path(f"/proc/{pid}/fd").iterdir())
 
 
 def test_the_last_shard_of_a_slow_node_is_begun_by_another_too(tmp_path, nodes, marker, monkeypatch):

@@ -60,7 +60,7 @@ def digests(run):
 def local(tmp_path_factory):
     """A run on this machine alone."""
     run = tmp_path_factory.mktemp("local") / "run"
-    done = subprocess.run(command(run), cwd=ROOT, capture_output=True, text=True, timeout=1200)
+    done = subprocess.run(command(run), cwd=ROOT, capture_output=True, text=True, timeout=3600)
     assert done.returncode == 0, done.stdout + done.stderr
     return run
 
@@ -84,7 +84,7 @@ def has_begun(run, stage):
 
 
 def ended(process, run, local):
-    said, _ = process.communicate(timeout=900)
+    said, _ = process.communicate(timeout=3600)
     assert process.returncode == 0, said
     assert digests(run) == digests(local), said
     assert not list(run.rglob(".attempts"))
@@ -102,7 +102,7 @@ def test_a_node_dies(local, begun, kill):
     stage = STAGES[kill % len(STAGES)]
     with ray_nodes(3) as cluster:
         process = over_nodes(begun)
-        wait_for(lambda: process.poll() is not None or has_begun(begun, stage), 600, stage)
+        wait_for(lambda: process.poll() is not None or has_begun(begun, stage), 1800, stage)
         time.sleep(rng.uniform(0, 3))
         victim = rng.choice(sorted(cluster.worker_nodes, key=lambda node: node.node_id))
         cluster.remove_node(victim, allow_graceful=False)
@@ -116,7 +116,7 @@ def test_a_node_dies(local, begun, kill):
 def test_the_head_dies_and_the_same_command_goes_on(local, begun):
     with ray_nodes(2) as cluster:
         process = over_nodes(begun)
-        wait_for(lambda: process.poll() is not None or has_begun(begun, "iteration_001/generate"), 600)
+        wait_for(lambda: process.poll() is not None or has_begun(begun, "iteration_001/generate"), 1800)
         process.send_signal(signal.SIGKILL)
         process.wait()
         cluster.remove_node(cluster.head_node, allow_graceful=False)
