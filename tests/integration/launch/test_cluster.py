@@ -58,7 +58,7 @@ def candidates(folder, shards=6):
     for index in range(shards):
         candidate = {"token_ids": [1], "text": "x" * (index + 1), "finish_reason": "stop", "logprob": 0}
         candidate |= {"seed": 1, "temperature": 1}
-        row = {"id": f"{index}", "messages": [], "prompt_token_ids": [1], "candidates": [candidate]}
+        row = {"id": f"{index}", "messages": [{"role": "user", "content": f"{index}"}], "prompt_token_ids": [1], "candidates": [candidate]}
         write_shard(folder / shard_name(index), CANDIDATES_SCHEMA, [row])
     return Artifact(folder, "d")
 
@@ -156,9 +156,10 @@ def test_a_judge_behind_a_server_is_asked_on_when_the_node_that_asks_dies(tmp_pa
         told = replace(told, api_key_variable="OUR_KEY")
         made = pool.submit(score_by, tmp_path / "run", inputs, told, token, said.append, num_nodes=2)
         wait_for(lambda: begun.is_set() or made.done())
-        log = next((tmp_path / "run" / "logs").glob("score.rank0.log"))
-        victim = node_of(nodes, next(pid for pid in holders_of(tmp_path / "run" / WORKERS_LOCK) if has_open(pid, log)))
-        nodes.remove_node(victim, allow_graceful=False)
+        assert not made.done(), made.result()
+        log = tmp_path / "run" / "logs" / "score.rank0.log"
+        (asking,) = set(holders_of(log)) & set(holders_of(tmp_path / "run" / WORKERS_LOCK))
+        nodes.remove_node(node_of(nodes, asking), allow_graceful=False)
         artifact = made.result()
     assert all_scores(artifact) == [5] * 6
     assert any("is lost; shards" in line for line in said), said
@@ -167,10 +168,6 @@ def test_a_judge_behind_a_server_is_asked_on_when_the_node_that_asks_dies(tmp_pa
     assert len(answers) == 6 and artifact.counts["answers"] == 6
     # What was kept before the end is not asked again: the one on its way is.
     assert len(fake.bodies) == 7 and len(fake.answered) == 6
-
-
-def has_open(pid, path):
-    return any(link.resolve() == path for link in Path(f"/proc/{pid}/fd").iterdir())
 
 
 def test_the_last_shard_of_a_slow_node_is_begun_by_another_too(tmp_path, nodes, marker, monkeypatch):
