@@ -255,7 +255,9 @@ class RayCluster:
             self.say(f"  ! {node.name}: no supervisor can be started there yet (are its GPUs taken?)")
         except ConfigError as error:
             ray.kill(node.actor)
-            self._refuse(node.node_id, f"{node.name} does not work in the same folder, and is left out: {error}")
+            self._refuse(
+                node.node_id, f"{node.name} does not work in the same folder, and is left out: {error}"
+            )
         else:
             self._nodes[node.node_id] = node
         finally:

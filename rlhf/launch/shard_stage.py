@@ -125,8 +125,8 @@ class ShardStage:
         for node in nodes:
             num_unmade = self._handout.total - self._handout.num_made()
             at_work = self._at_work()
-            # Where nobody is at work any more, the nodes that are heard begin again: only rank 0 asks a server,
-            # and the others had left.
+            # Where nobody is at work any more, the nodes that are heard begin again: only rank 0 asks a
+            # server, and the others had left.
             is_needed = num_unmade > len(at_work) and node not in self._conversation.nodes()
             if not is_needed and at_work:
                 continue

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from rlhf.launch.attending import Told
 from rlhf.run.artifact import Artifact
 from rlhf.run.lock import WORKERS_LOCK, hold_run
 from rlhf.run.plan import Run
-from rlhf.run.processes import holders_of, is_gone, state_of
+from rlhf.run.processes import descendants_of, holders_of, is_gone, send, state_of
 from tests.chat_server import fake_chat
 from tests.cluster import ray_nodes, wait_for
 from tests.integration.loop.test_old_run import OTHERS, SETTINGS
@@ -58,7 +59,12 @@ def candidates(folder, shards=6):
     for index in range(shards):
         candidate = {"token_ids": [1], "text": "x" * (index + 1), "finish_reason": "stop", "logprob": 0}
         candidate |= {"seed": 1, "temperature": 1}
-        row = {"id": f"{index}", "messages": [{"role": "user", "content": f"{index}"}], "prompt_token_ids": [1], "candidates": [candidate]}
+        row = {
+            "id": f"{index}",
+            "messages": [{"role": "user", "content": f"{index}"}],
+            "prompt_token_ids": [1],
+            "candidates": [candidate],
+        }
         write_shard(folder / shard_name(index), CANDIDATES_SCHEMA, [row])
     return Artifact(folder, "d")
 
@@ -204,6 +210,50 @@ def test_without_a_cluster_the_ways_out_are_named(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with hold_run(tmp_path / "run", print) as token, pytest.raises(ConfigError, match="compute=local"):
         score(tmp_path / "run", candidates(tmp_path / "in"), "length", token)
+
+
+def calls_in(marker):
+    """When, by which process and with how long a response the rule was called, the first call first."""
+    calls = []
+    for line in marker.read_text(encoding="utf-8").splitlines():
+        at, pid, length = line.split()
+        calls.append((float(at), int(pid), int(length)))
+    return sorted(calls)
+
+
+@pytest.mark.skipif(os.environ.get("RLHF_NODE_KILLS", "0") == "0", reason="a minute long: make test-cluster")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_seconds_until_the_shards_of_a_dead_node_are_worked_on_again(tmp_path, nodes, marker, how):
+    """A node whose processes are killed closes its connections; one that is stopped, or off, says nothing."""
+    inputs, said, gone = candidates(tmp_path / "in", shards=400), [], []
+
+    def say(line):
+        said.append((time.time(), line))
+
+    with ThreadPoolExecutor(1) as pool, hold_run(tmp_path / "run", print) as token:
+        made = pool.submit(score, tmp_path / "run", inputs, "tells_when", token, say, num_nodes=2)
+        wait_for(
+            lambda: made.done() or (marker.exists() and len({pid for _, pid, _ in calls_in(marker)}) == 2)
+        )
+        assert not made.done(), made.result()
+        victim = calls_in(marker)[-1][1]
+        raylet = node_of(nodes, victim).all_processes["raylet"][0].process.pid
+        gone = [raylet, *descendants_of(raylet)]
+        for pid in gone:
+            send(pid, how)
+        at = time.time()
+        try:
+            artifact = made.result()
+        finally:
+            for pid in gone:
+                send(pid, signal.SIGKILL)
+    assert all_scores(artifact) == list(range(1, 401))
+    lost = next(when for when, line in said if "is lost; shards" in line)
+    in_hand = [length for _, pid, length in calls_in(marker) if pid == victim][-1]
+    again = next(when for when, pid, length in calls_in(marker) if length == in_hand and pid != victim)
+    print(
+        f"{how.name}: the loss is told after {lost - at:.1f} s, its shard begun again after {again - at:.1f} s"
+    )
 
 
 def iterate(given, run, *words):

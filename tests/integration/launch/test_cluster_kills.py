@@ -36,7 +36,12 @@ STAGES = (
 
 def command(run, *words):
     # One worker a node: four nodes of two would hold eight engines in one machine's memory.
-    few = ["num_iterations=1", "generate.shard_size=20", "dpo.save_steps=5", "compute.num_inference_workers=1"]
+    few = [
+        "num_iterations=1",
+        "generate.shard_size=20",
+        "dpo.save_steps=5",
+        "compute.num_inference_workers=1",
+    ]
     words = [*few, f"run_dir={run}", *words]
     return [sys.executable, "-m", "rlhf.iterate", "experiment=quickstart", "compute.device=cpu", *words]
 
@@ -137,7 +142,9 @@ def test_a_node_dies(local, begun, kill):
         if is_replaced:
             cluster.add_node(num_cpus=1)
         driver.ended(local)
-    print(f"kill {kill} in {stage}{', a node joins' if is_replaced else ''}; {len(digests(begun))} digests equal")
+    print(
+        f"kill {kill} in {stage}{', a node joins' if is_replaced else ''}; {len(digests(begun))} digests equal"
+    )
     print(driver.said_since(at, "lost", "goes on from"))
 
 

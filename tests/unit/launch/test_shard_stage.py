@@ -181,7 +181,9 @@ def test_a_slow_rank_0_is_not_waited_for_and_what_it_says_late_is_not_heard(run,
     assert any("begins it too" in line for line in said)
 
 
-@pytest.mark.parametrize("name", ["HF_TOKEN", "RLHF_JUDGE_API_KEY", "SSL_CERT_FILE", "PYTORCH_CUDA_ALLOC_CONF"])
+@pytest.mark.parametrize(
+    "name", ["HF_TOKEN", "RLHF_JUDGE_API_KEY", "SSL_CERT_FILE", "PYTORCH_CUDA_ALLOC_CONF"]
+)
 def test_what_libraries_are_told_reaches_the_nodes(monkeypatch, name):
     monkeypatch.setenv(name, "x")
     monkeypatch.setenv("SOMETHING_ELSE", "x")
