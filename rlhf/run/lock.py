@@ -144,7 +144,11 @@ def hold_run(
                     for note in require_file_system(folder, elsewhere):
                         say(f"  ! {folder} ({one_line(taking.system.kind)}): {note}")
                 require_ours(folder, holder.token)  # of two that began at once, the later one has it
-                yield holder.token
+                try:
+                    yield holder.token
+                finally:
+                    if is_shared and still_ours(folder, holder.token):
+                        clear_probe(folder)  # marks for nodes that were still on their way
             except UserError:
                 # Still under the lock: nobody else begins to work in it meanwhile.
                 # A file tool may have set it aside already.
@@ -155,8 +159,6 @@ def hold_run(
                 raise
             finally:
                 if still_ours(folder, holder.token):
-                    if is_shared:
-                        clear_probe(folder)  # marks for nodes that were still on their way
                     mark_ended(driver_file, holder, is_local)
     finally:
         if is_removed:
