@@ -39,7 +39,7 @@ def command(run, *words):
     few = [
         "num_iterations=1",
         "generate.shard_size=20",
-        "dpo.save_steps=5",
+        "dpo.save_steps=1",
         "compute.num_inference_workers=1",
     ]
     words = [*few, f"run_dir={run}", *words]
@@ -133,7 +133,7 @@ def test_a_node_dies(local, begun, kill):
     with ray_nodes(3) as cluster:
         driver = Driver(begun)
         wait_for(lambda: driver.has_begun(stage), 1800, stage)
-        time.sleep(rng.uniform(0, 3))
+        time.sleep(rng.uniform(0, 2))
         victim = rng.choice(sorted(cluster.worker_nodes, key=lambda node: node.node_id))
         at = time.time()
         cluster.remove_node(victim, allow_graceful=False)

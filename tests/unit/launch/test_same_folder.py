@@ -110,9 +110,13 @@ def test_a_disk_of_this_machine_is_tried_out_where_other_machines_work_in_it(
 
 
 def test_a_refused_run_on_a_cluster_leaves_no_trace(tmp_path):
-    with pytest.raises(ConfigError), hold_run(tmp_path / "run", print, is_shared=True):
-        leave_mark(tmp_path / "run", "for a node that is still on its way")
-        raise ConfigError("refused")
+    def refused():
+        with hold_run(tmp_path / "run", print, is_shared=True):
+            leave_mark(tmp_path / "run", "for a node that is still on its way")
+            raise ConfigError("refused")
+
+    with pytest.raises(ConfigError, match="refused"):
+        refused()
     assert list(tmp_path.iterdir()) == []
 
 
