@@ -24,7 +24,7 @@ from rlhf.launch.supervisor import MARK_SECONDS, Facts, Settings, Supervisor, se
 from rlhf.run.file_system_probe import leave_mark, read_mark
 
 _ANSWER_SECONDS = 60.0
-"""So long a node may take to answer a plain question; Ray itself gives a dead machine up after 20 s."""
+"""So long a node may take to answer a plain question; Ray gives a silent machine up after 65 s."""
 _POLL_SECONDS = 0.25
 _LOOK_SECONDS = 1.0
 """Between two looks for nodes that have joined."""

@@ -13,7 +13,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rlhf.data.shards import NO_FSYNC_OF_FOLDERS
@@ -57,7 +57,7 @@ def require_file_system(folder: Path, elsewhere: str = "run_dir=<a new folder>")
     """
     system = file_system_of(folder)
     place = folder / PROBE
-    clear_probe(folder)  # of a driver that was killed meanwhile
+    _clear(folder)  # of a driver that was killed meanwhile
     failures = []
     notes = []
     try:
@@ -73,14 +73,34 @@ def require_file_system(folder: Path, elsewhere: str = "run_dir=<a new folder>")
             except OSError as error:
                 failures.append(f"{what}: {error.strerror}")
     finally:
-        clear_probe(folder)
+        _clear(folder)
     if failures:
         raise _refusal(folder, system, failures, elsewhere)
     return notes
 
 
-def clear_probe(folder: Path) -> None:
-    """Remove what a driver, or a node of its cluster, has left of what it tried."""
+@contextlib.contextmanager
+def tried_out(
+    folder: Path, say: Callable[[str], None], elsewhere: str, is_ours: Callable[[], bool]
+) -> Iterator[None]:
+    """Try a run's file system out, tell what it lacks, and take the marks of nodes away in the end.
+
+    Args:
+        folder: as for `require_file_system`, as `elsewhere` and what is raised.
+        say: tells a person.
+        elsewhere: the setting that leads to another place.
+        is_ours: whether the folder is still this driver's.
+    """
+    for note in require_file_system(folder, elsewhere):
+        say(f"  ! {folder} ({one_line(file_system_of(folder).kind)}): {note}")
+    try:
+        yield
+    finally:
+        if is_ours():
+            _clear(folder)  # of nodes that were still on their way
+
+
+def _clear(folder: Path) -> None:
     shutil.rmtree(folder / PROBE, ignore_errors=True)
     for mark in folder.glob(f"{_MARK}*"):
         with contextlib.suppress(OSError):

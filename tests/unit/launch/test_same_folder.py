@@ -15,7 +15,7 @@ from rlhf.errors import ConfigError
 from rlhf.launch import cluster, supervisor
 from rlhf.launch.cluster import NodeLost, RayCluster, _Coming
 from rlhf.launch.supervisor import Settings, Supervisor
-from rlhf.run import lock
+from rlhf.run import file_system_probe
 from rlhf.run.file_system_probe import leave_mark
 from rlhf.run.lock import hold_run
 
@@ -101,7 +101,7 @@ def test_a_disk_of_this_machine_is_tried_out_where_other_machines_work_in_it(
 ):
     tried, said = [], []
     monkeypatch.setattr(
-        lock, "require_file_system", lambda folder, elsewhere: tried.append(folder) or ["odd"]
+        file_system_probe, "require_file_system", lambda folder, elsewhere: tried.append(folder) or ["odd"]
     )
     with hold_run(tmp_path, said.append, is_shared=is_shared):
         mark = leave_mark(tmp_path, "for a node that never came")
