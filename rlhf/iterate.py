@@ -14,7 +14,7 @@ from rlhf.config.choices import Method, Sampled
 from rlhf.config.schema import Config
 from rlhf.data.files import resolved
 from rlhf.errors import ConfigError, DiskFull, RunChanged, RunInUse, UserError
-from rlhf.launch.choose import watched_launcher
+from rlhf.launch.choose import on_a_cluster, watched_launcher
 from rlhf.launch.machine import gpu_workers
 from rlhf.loop.evaluate import evaluate, yardstick_of
 from rlhf.loop.figures import Evaluation
@@ -117,7 +117,7 @@ def execute(cfg: Config, only: str | None = None) -> None:
         if not (folder / "summary.json").is_file():
             check_capacity(cfg)  # before the Hub is asked for anything
     with (
-        hold_run(folder, show, take_over=cfg.take_over) as token,
+        hold_run(folder, show, take_over=cfg.take_over, is_shared=on_a_cluster(cfg)) as token,
         Console(folder, drawn_lines, recorded=True, is_ours=lambda: still_ours(folder, token)) as console,
         telling_of_room(folder),
     ):

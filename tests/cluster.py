@@ -14,7 +14,10 @@ def ray_nodes(num_nodes: int, cpus: int = 1) -> Iterator[Any]:
     """A cluster with a head that has no work, and so many nodes; the environment says where it is."""
     from ray.cluster_utils import Cluster
 
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # By Ray's own settings the nodes would starve beside whatever else this machine does (a niceness of 15),
+    # and be ended for the memory that others take.
+    quiet = {"RAY_worker_niceness": "0", "RAY_memory_monitor_refresh_ms": "0"}
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", **quiet}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         for _ in range(num_nodes):

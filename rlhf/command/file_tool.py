@@ -23,7 +23,7 @@ from rlhf.data.records import dropped
 from rlhf.data.responses import Form, write_rows
 from rlhf.data.shards import fsync_dir
 from rlhf.errors import ConfigError, RunInUse, UserError
-from rlhf.launch.choose import watched_launcher
+from rlhf.launch.choose import on_a_cluster, watched_launcher
 from rlhf.launch.server import HEAVY, LIGHT, RULES
 from rlhf.run import sources
 from rlhf.run.artifact import Artifact
@@ -83,7 +83,7 @@ def _write(tool: FileTool, output: Path, work: Path, make: Make, rows: Rows, for
     """Run the stages in the work folder, and set it aside when the output is in its place."""
     cfg = as_config(tool)
     with (
-        hold_run(work, show, _ELSEWHERE, tool.take_over) as token,
+        hold_run(work, show, _ELSEWHERE, tool.take_over, on_a_cluster(cfg)) as token,
         Console(work, drawn_lines) as console,
     ):
         launcher = watched_launcher(cfg, work, token, console)

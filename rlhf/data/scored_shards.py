@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rlhf.data.pairing import Terminators
-from rlhf.data.shards import read_table
+from rlhf.data.shards import TOKENS, read_table
 from rlhf.errors import DataError
 
 _NOT_READ = ("logprob", "seed", "temperature", "extra")
@@ -22,7 +22,7 @@ def read_terminators(candidates: Path) -> Terminators | None:
     Example:
         {"end_of_turn_id": 128009, "stop_token_ids": [128001, 128009]} stands in `tokens.json`
     """
-    path = candidates / "tokens.json"
+    path = candidates / TOKENS
     if not path.is_file():
         message = f"{path} is missing: `generate` writes it beside its shards. Generate the candidates anew."
         raise DataError(message)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _COUNTS = b"rlhf.counts"
+TOKENS = "tokens.json"
+"""Beside the shards of candidates: how their turns end."""
 MOST_SHARDS = 5000
 """In a folder: with the notes that lie beside them until a stage is finished, these are 10,000 files. File
 systems and people grow slow in larger ones."""

@@ -11,6 +11,11 @@ from rlhf.launch.local import LocalLauncher
 from rlhf.run.console import Console
 
 
+def on_a_cluster(cfg: Any) -> bool:
+    """Whether other machines work in the run folder too."""
+    return bool(cfg.compute.launcher is Launcher.ray)
+
+
 def watched_launcher(cfg: Any, folder: Path, token: str, console: Console) -> Any:
     """The launcher of a run, whose stages a person sees on a console.
 
@@ -26,7 +31,7 @@ def watched_launcher(cfg: Any, folder: Path, token: str, console: Console) -> An
     compute = cfg.compute
     device = compute.device.value
     told = Told(console.progress, console.say, console.held)
-    if compute.launcher is Launcher.local:
+    if not on_a_cluster(cfg):
         return LocalLauncher(folder, token, compute.preload, device, told)
     # Here: Ray is an extra.
     from rlhf.launch.cluster import RayCluster

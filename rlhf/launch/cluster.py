@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +20,11 @@ from rlhf.config.schema import ComputeConfig
 from rlhf.errors import ConfigError, WorkerFailed, one_line
 from rlhf.launch.machine import num_cores
 from rlhf.launch.node import KEPT, Message
-from rlhf.launch.supervisor import Facts, Settings, Supervisor, settings_of_libraries
+from rlhf.launch.supervisor import MARK_SECONDS, Facts, Settings, Supervisor, settings_of_libraries
+from rlhf.run.file_system_probe import leave_mark, read_mark
 
 _ANSWER_SECONDS = 60.0
-"""So long a node may take to answer a plain question; Ray itself gives a dead machine up after 20 s."""
+"""So long a node may take to answer a plain question; Ray gives a silent machine up after 65 s."""
 _POLL_SECONDS = 0.25
 _LOOK_SECONDS = 1.0
 """Between two looks for nodes that have joined."""
@@ -74,6 +75,16 @@ class RemoteNode:
             raise error.cause from None
 
 
+@dataclass(frozen=True)
+class _Coming:
+    """A node whose supervisor starts: its first answer, since when, and the file that it is to find."""
+
+    node: RemoteNode
+    first_answer: Any
+    mark: Path
+    since: float = field(default_factory=time.monotonic)
+
+
 @dataclass
 class RayCluster:
     """A cluster that this driver has joined.
@@ -87,8 +98,8 @@ class RayCluster:
     token: str
     say: Callable[[str], None]
     _nodes: dict[str, RemoteNode] = field(default_factory=dict)
-    _coming: dict[str, tuple[RemoteNode, Any, float]] = field(default_factory=dict)
-    """Nodes whose supervisor starts: with its first answer, and since when. Others work meanwhile."""
+    _coming: dict[str, _Coming] = field(default_factory=dict)
+    """Nodes whose supervisor starts. Others work meanwhile."""
     _refused: dict[str, str] = field(default_factory=dict)
     _was_complete: bool = False
     _looked_at: float = 0.0
@@ -131,10 +142,14 @@ class RayCluster:
             # One that is to have no work says so, as the head of a Kubernetes cluster does.
             is_for_work = _num_gpus(row) > 0 if wants_gpus else row["Resources"].get("CPU", 0) > 0
             known = node_id in self._nodes or node_id in self._coming or node_id in self._refused
-            if is_for_work and not known:
+            if not is_for_work or known:
+                continue
+            if wants_gpus and _num_gpus(row) < (self.compute.num_gpus or 0):
+                self._refuse(node_id, f"{_host(row)}: {too_few_gpus(self.compute, _num_gpus(row))}")
+            else:
                 self._invite(node_id, row)
-        for node, first_answer, since in list(self._coming.values()):
-            self._take_in(node, first_answer, since)
+        for coming in list(self._coming.values()):
+            self._take_in(coming)
         return sorted(self._nodes.values(), key=lambda node: (node.address, node.node_id))
 
     def has_news(self) -> bool:
@@ -218,50 +233,40 @@ class RayCluster:
         runtime = {"env_vars": {"PYTHONPATH": settings.environment["PYTHONPATH"]}}
         actor = kind.options(scheduling_strategy=strategy, runtime_env=runtime).remote(settings)
         node = RemoteNode(node_id, address, num_cpus, num_gpus, actor)
-        self._coming[node_id] = node, actor.facts.remote(), time.monotonic()
+        mark = leave_mark(self.run_folder.absolute(), node_id)
+        self._coming[node_id] = _Coming(node, actor.answer.remote(str(mark), node_id), mark)
 
-    def _take_in(self, node: RemoteNode, first_answer: Any, since: float) -> None:
+    def _take_in(self, coming: _Coming) -> None:
         """Take in a node whose supervisor has started, if it works in the same folder."""
         import ray
 
-        ready, _ = ray.wait([first_answer], timeout=0)
-        if not ready and time.monotonic() - since < _ANSWER_SECONDS:
+        node = coming.node
+        ready, _ = ray.wait([coming.first_answer], timeout=0)
+        if not ready and time.monotonic() - coming.since < _ANSWER_SECONDS:
             return
         del self._coming[node.node_id]
         try:
-            node.facts = node.result(first_answer, seconds=1)
-            problem = self._problem_of(node)
+            node.facts, answer = node.result(coming.first_answer, seconds=1)
+            with _gone_afterwards(Path(answer)) as path:
+                read_mark(path, node.node_id, MARK_SECONDS)
         except NodeLost:
             # It may have gone again, or another job may hold its GPUs: the next look tries anew.
             ray.kill(node.actor)
             self.say(f"  ! {node.name}: no supervisor can be started there yet (are its GPUs taken?)")
-            return
-        if problem is not None:
-            self._refused[node.node_id] = problem
-            self.say(f"  ! {problem}")
-            return
-        self._nodes[node.node_id] = node
-
-    def _problem_of(self, node: RemoteNode) -> str | None:
-        """Why a node cannot work on this run; None where it can."""
-        text = uuid.uuid4().hex
-        mark = self.run_folder.absolute() / f".seen.{text}"
-        assert node.facts is not None, "it was asked"
-        answer = mark.with_name(f"{mark.name}.{node.facts.pid}")
-        try:
-            mark.write_text(text, encoding="utf-8")
-            problem = node.ask("see", str(mark), text)
-            if problem is None and (not answer.is_file() or answer.read_text(encoding="utf-8") != text):
-                problem = f"what it writes beside {mark} is not seen here"
+        except ConfigError as error:
+            ray.kill(node.actor)
+            self._refuse(
+                node.node_id, f"{node.name} does not work in the same folder, and is left out: {error}"
+            )
+        else:
+            self._nodes[node.node_id] = node
         finally:
-            mark.unlink(missing_ok=True)
-            answer.unlink(missing_ok=True)
-        if problem is None:
-            return None
-        return (
-            f"{node.name} does not work in the same folder ({problem}), and is left out: run_dir must lie "
-            "on a file system that all nodes share, under one path (docs/cluster.md)"
-        )
+            coming.mark.unlink(missing_ok=True)
+
+    def _refuse(self, node_id: str, why: str) -> None:
+        """Leave a node out for as long as this driver lives."""
+        self._refused[node_id] = why.partition("\n")[0]
+        self.say(f"  ! {why}")
 
 
 class Conversation:
@@ -314,6 +319,35 @@ def gpu_workers_of_cluster(compute: ComputeConfig, tensor_parallel: int) -> int:
         devices = min(devices, compute.num_gpus or devices)
         total += min(compute.num_inference_workers or devices, devices // tensor_parallel)
     return max(1, total)
+
+
+def gpus_of_nodes() -> list[tuple[str, int]] | None:
+    """Name and GPUs of each node that has any; None where no cluster was joined, as by a look or a plan."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return None
+    found = []
+    for row in ray.nodes():
+        if row["Alive"] and _num_gpus(row):
+            found.append((_host(row), _num_gpus(row)))
+    return sorted(found)
+
+
+def too_few_gpus(compute: ComputeConfig, there: int) -> str:
+    """Why a node has no part in a run that asks for more GPUs of each node."""
+    return f"has {there} GPUs where compute.num_gpus={compute.num_gpus} asks for more, and is left out"
+
+
+def _host(row: dict[str, Any]) -> str:
+    return f"{row['NodeManagerHostname']} ({row['NodeManagerAddress']})"
+
+
+@contextlib.contextmanager
+def _gone_afterwards(path: Path) -> Iterator[Path]:
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _require_listener(address: str) -> None:

@@ -109,6 +109,40 @@ def gpus(compute: ComputeConfig) -> list[str]:
     return visible[:wanted]
 
 
+def gpus_of_run(compute: ComputeConfig) -> list[str]:
+    """The GPUs of one machine that a run uses: of this one, or of the largest node of its cluster; none means
+    the CPU.
+
+    Raises:
+        ConfigError: GPUs are asked for that this machine does not have.
+    """
+    nodes = _gpus_of_nodes(compute)
+    if nodes is None:
+        return gpus(compute)
+    most = max(nodes, default=0)
+    return [str(index) for index in range(most)]
+
+
+def num_gpus_of_run(compute: ComputeConfig) -> int:
+    """GPUs of all machines together that a run uses; errors as of `gpus_of_run`."""
+    nodes = _gpus_of_nodes(compute)
+    return len(gpus(compute)) if nodes is None else sum(nodes)
+
+
+def _gpus_of_nodes(compute: ComputeConfig) -> list[int] | None:
+    """GPUs that a run uses of each node that has any; None where this machine is asked."""
+    if compute.launcher is not Launcher.ray or compute.device is Device.cpu:
+        return None
+    from rlhf.launch.cluster import gpus_of_nodes
+
+    nodes = gpus_of_nodes()
+    if nodes is None:
+        # Not joined (yet): this machine stands for a node, and is held to nothing.
+        return [len(visible_gpus()[: compute.num_gpus])]
+    wanted = compute.num_gpus
+    return [wanted or there for _, there in nodes if there >= (wanted or 0)]
+
+
 def lower_to_gpus(compute: ComputeConfig, tensor_parallel: int, said: Collection[str]) -> list[str]:
     """Lower the numbers of GPUs, ranks and workers to what this machine has, where configs only prefer them.
 

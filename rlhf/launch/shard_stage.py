@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 import uuid
+from dataclasses import dataclass
 from typing import Any
 
 from rlhf.launch import attending
@@ -16,14 +17,24 @@ from rlhf.launch.attending import Told, Watched
 from rlhf.launch.cluster import Conversation, NodeLost, RayCluster, RemoteNode
 from rlhf.launch.handout import LATER, Handout
 from rlhf.launch.remote_worker import require_inputs, watched
-from rlhf.run.attempt_folder import ATTEMPTS, end_attempts, take_shard
+from rlhf.launch.supervisor import named_by
+from rlhf.run.attempt_folder import ATTEMPTS, end_attempts, take_file, take_shard
 from rlhf.run.job import Job, Outcome
-from rlhf.run.stage_table import needs_engine
+from rlhf.run.stage_table import STAGES, folders_beside, needs_engine
 
 _SLOW = 2.0
 """A shard that takes so many times the median is begun a second time where a worker is idle."""
 _LEAST_SLOW_SECONDS = 10.0
 """And at least so long: for less it is not worth to load a model's work twice."""
+
+
+@dataclass
+class _Placed:
+    """A worker, its node, and the name of its folder among those of attempts."""
+
+    node: RemoteNode
+    worker: Watched
+    own: str
 
 
 class ShardStage:
@@ -43,9 +54,10 @@ class ShardStage:
         self._attempt = uuid.uuid4().hex[:12]
         self._handout = Handout(shards)
         self._conversation = Conversation()
-        self._workers: dict[int, tuple[RemoteNode, Watched]] = {}
+        self._workers: dict[int, _Placed] = {}
         """By rank; those of a lost node are taken out."""
-        self._next_rank = 0
+        self._num_begun = 0
+        """Workers so far, whatever has become of them."""
         self._waiting: list[int] = []
         """Ranks that have asked for a shard and were not answered yet."""
         self._begun_at: dict[int, float] = {}
@@ -66,7 +78,7 @@ class ShardStage:
         self._cluster.wait_for(lambda nodes: len(nodes) >= num_nodes, f"{self._job.name}: {num_nodes} nodes")
         try:
             while not self._is_over():
-                if not self._workers or (self._cluster.has_news() and not self._end_is_said):
+                if not self._end_is_said and (self._cluster.has_news() or not self._at_work()):
                     self._welcome()
                 for node, messages in self._conversation.hear(1.0):
                     if messages is None:
@@ -82,12 +94,20 @@ class ShardStage:
             end_attempts(self._job.out_path)
         return self._outcome()
 
+    def _at_work(self) -> list[int]:
+        """Ranks of the workers that make shards, or would."""
+        ranks = []
+        for rank, placed in self._workers.items():
+            if placed.worker.is_open and rank not in self._outcomes:
+                ranks.append(rank)
+        return ranks
+
     def _working(self) -> list[Watched]:
         """Workers that are not waiting for us."""
         working = []
-        for rank, (_, worker) in self._workers.items():
-            if worker.is_open and rank not in self._waiting:
-                working.append(worker)
+        for rank, placed in self._workers.items():
+            if placed.worker.is_open and rank not in self._waiting:
+                working.append(placed.worker)
         return working
 
     def _is_over(self) -> bool:
@@ -95,10 +115,7 @@ class ShardStage:
         if not self._end_is_said or 0 not in self._outcomes:
             return False
         # Of those that were let go; who still makes what is made already is not waited for.
-        for rank, (_, worker) in self._workers.items():
-            if not self._handout.in_hand(rank) and rank not in self._outcomes and worker.is_open:
-                return False
-        return True
+        return all(self._handout.in_hand(rank) for rank in self._at_work())
 
     def _welcome(self) -> None:
         """Start the workers of nodes that have none yet, as many as there is work for."""
@@ -107,13 +124,16 @@ class ShardStage:
             nodes = self._cluster.wait_for(bool, f"{self._job.name}: a node")
         for node in nodes:
             num_unmade = self._handout.total - self._handout.num_made()
-            has_work = num_unmade > len(self._workers) or not self._workers
-            if node in self._conversation.nodes() or not has_work:
+            at_work = self._at_work()
+            # Where nobody is at work any more, the nodes that are heard begin again: only rank 0 asks a
+            # server, and the others had left.
+            is_needed = num_unmade > len(at_work) and node not in self._conversation.nodes()
+            if not is_needed and at_work:
                 continue
             try:
-                self._begin(node, max(1, num_unmade - len(self._workers)))
+                self._begin(node, max(1, num_unmade - len(at_work)))
             except NodeLost:
-                self._cluster.lose(node)
+                self._lose(node)
 
     def _begin(self, node: RemoteNode, num_shards: int) -> None:
         """Start a node's workers."""
@@ -125,31 +145,45 @@ class ShardStage:
         self._conversation.add(node)
         for environment in environments:
             # Rank 0 has tasks of its own: where its first holder is gone, the next one takes them over.
-            rank = self._next_rank
-            log = node.ask("begin_worker", job, self._attempt, rank, len(environments), environment)
-            self._next_rank += 1
+            rank = self._num_begun if 0 in self._workers or 0 in self._outcomes else 0
+            # A folder that nobody had: the lost holder of the rank may wake.
+            own = f"{self._attempt}/{self._num_begun}"
+            given = environment | named_by(job.config)
+            log = node.ask("begin_worker", job, own, rank, len(environments), given)
+            self._num_begun += 1
             self._handout.join(rank)
-            self._workers[rank] = (node, watched(job, node, rank, log))
+            self._workers[rank] = _Placed(node, watched(job, node, rank, log), own)
 
     def _take_in(self, node: RemoteNode, messages: list[tuple[int, str, Any]]) -> None:
         for rank, kind, body in messages:
-            _, worker = self._workers[rank]
+            placed = self._workers.get(rank)
+            if placed is None or placed.node is not node:
+                continue  # of one whose place another has taken
+            worker = placed.worker
             asked = attending.take_in(self._job, worker, kind, body, self._told)
-            if worker.outcome is not None:
+            if worker.outcome is not None and rank not in self._outcomes:
                 self._outcomes[rank] = worker.outcome
+                self._take_file(placed)
             if asked is None:
                 continue
             if asked[0] == "next":
                 self._waiting.append(rank)
             else:
-                self._made(worker, asked[1])
+                self._made(placed, asked[1])
 
-    def _made(self, worker: Watched, shard: int) -> None:
+    def _take_file(self, placed: _Placed) -> None:
+        """Take what rank 0 alone has written beside its shards."""
+        name = STAGES[self._job.stage].file_of_rank_0
+        if placed.worker.rank == 0 and name is not None:
+            take_file(self._job.out_path, self._job.out_path / ATTEMPTS / placed.own, name)
+
+    def _made(self, placed: _Placed, shard: int) -> None:
         """Take a shard that a worker has written, unless another one was first."""
+        worker = placed.worker
         if not self._handout.made(worker.rank, shard):
             return
-        folder = self._job.out_path / ATTEMPTS / self._attempt / str(worker.rank)
-        take_shard(self._job.out_path, folder, shard)
+        folder = self._job.out_path / ATTEMPTS / placed.own
+        take_shard(self._job.out_path, folder, shard, folders_beside(self._job))
         self._seconds.append(time.monotonic() - self._begun_at[shard])
         attending.note_made(self._job, worker, shard, self._told)
 
@@ -166,9 +200,9 @@ class ShardStage:
             if isinstance(shard, int):
                 self._begun_at[shard] = time.monotonic()
             self._waiting.remove(rank)
-            node, worker = self._workers[rank]
-            attending.note_answer(worker, shard)
-            self._conversation.answer(node, rank, shard)
+            placed = self._workers[rank]
+            attending.note_answer(placed.worker, shard)
+            self._conversation.answer(placed.node, rank, shard)
         if is_all_made:
             self._say_the_end()
 
@@ -178,13 +212,17 @@ class ShardStage:
         if 0 in self._outcomes:
             return
         holder = self._workers.get(0)
-        if holder is not None and holder[1].is_open and not self._handout.in_hand(0):
+        if holder is not None and holder.worker.is_open and not self._handout.in_hand(0):
             return
-        nodes = [node for node, _ in self._workers.values()] or self._cluster.wait_for(bool, "a node")
+        # Not on its own node, which would have two of a rank.
+        nodes = [node for node in self._conversation.nodes() if holder is None or node is not holder.node]
+        if not nodes and holder is not None:
+            return  # it is waited for after all
+        if not nodes:
+            nodes = self._cluster.wait_for(bool, f"{self._job.name}: a node")
         if holder is not None:
             self._handout.leave(0)
             del self._workers[0]
-        self._next_rank = 0
         try:
             self._begin(nodes[0], 1)
         except NodeLost:
@@ -195,9 +233,9 @@ class ShardStage:
         if not self._seconds:
             return None
         limit = max(_LEAST_SLOW_SECONDS, _SLOW * statistics.median(self._seconds))
-        own_node, _ = self._workers[rank]
+        own_node = self._workers[rank].node
         for shard, maker in self._handout.in_one_hand():
-            node, _ = self._workers[maker]
+            node = self._workers[maker].node
             seconds = time.monotonic() - self._begun_at[shard]
             if node is not own_node and seconds > limit:
                 self._handout.take_again(rank, shard)
@@ -214,8 +252,8 @@ class ShardStage:
         self._cluster.lose(node)
         lost = []
         had_workers = False
-        for rank, (other, _) in list(self._workers.items()):
-            if other is node:
+        for rank, placed in list(self._workers.items()):
+            if placed.node is node:
                 had_workers = True
                 lost += self._handout.leave(rank)
                 del self._workers[rank]

@@ -16,14 +16,34 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config.schema import ComputeConfig
+from rlhf.errors import ConfigError
 from rlhf.launch.machine import Group, environments, gpus, num_cores, rank_environments, visible_gpus
 from rlhf.launch.node import Message, Node
 from rlhf.launch.ports import free_port
 from rlhf.run.attempt_folder import attempt_folder
+from rlhf.run.file_system_probe import leave_mark, read_mark
 from rlhf.run.job import Job, Kind
 
 _SIOCGIFADDR = 0x8915
 """Of ioctl(2): the address of a network interface."""
+
+
+MARK_SECONDS = 10.0
+"""So long a file that another node has written may take to be seen."""
+_FORWARDED = (
+    "HF_",
+    "TRANSFORMERS_",
+    "TORCH_",
+    "PYTORCH_",
+    "TRITON_",
+    "VLLM_",
+    "NCCL_",
+    "GLOO_",
+    "OPENAI_",
+    "RLHF_",
+    "SSL_CERT_",  # whom a server of a judge is to be signed by
+)
+"""How variables begin that workers get from the driver's environment; what a stage names comes on top."""
 
 
 @dataclass(frozen=True)
@@ -71,20 +91,21 @@ class Supervisor:
         """Where this is, and that it is alive."""
         return Facts(socket.gethostname(), os.getpid(), len(visible_gpus()))
 
-    def see(self, mark: str, text: str) -> str | None:
-        """Look for what the driver has written in the run folder, and answer beside it.
+    def answer(self, mark: str, text: str) -> tuple[Facts, str]:
+        """Look for what the driver has written in the run folder, and write another file beside it.
 
         Returns:
-            what is wrong; None where both see the same folder.
+            Where this is, and that file.
+
+        Raises:
+            ConfigError: the driver's file is not seen from here, or this one cannot be written.
         """
+        path = Path(mark)
+        read_mark(path, text, MARK_SECONDS)
         try:
-            seen = Path(mark).read_text(encoding="utf-8")
-            if seen != text:
-                return f"it reads {seen!r} in {mark}, where the driver wrote {text!r}"
-            Path(f"{mark}.{os.getpid()}").write_text(text, encoding="utf-8")
+            return self.facts(), str(leave_mark(path.parent, text))
         except OSError as error:
-            return f"{mark}: {error.strerror}"
-        return None
+            raise ConfigError(f"{path.parent}: cannot be written from there: {error.strerror}") from None
 
     def missing(self, paths: list[str]) -> list[str]:
         """Those of some paths that this node does not see."""
@@ -112,11 +133,19 @@ class Supervisor:
         return environments(Kind.inference, compute, tensor_parallel, num_shards, cores)
 
     def begin_worker(
-        self, job: Job[Any], attempt: str, rank: int, world_size: int, environment: dict[str, str]
+        self, job: Job[Any], own: str, rank: int, world_size: int, environment: dict[str, str]
     ) -> str:
-        """Start an inference worker, whose shards go into a folder of its own; returns its log."""
-        own = attempt_folder(job.out_path, f"{attempt}/{rank}")
-        return self._node.start(replace(job, shards_out=str(own)), rank, world_size, environment)
+        """Start an inference worker, whose shards go into a folder of its own; returns its log.
+
+        Args:
+            job: the stage's.
+            own: the folder's name among those of attempts, which no other worker ever had.
+            rank: 0 does what one worker alone is to do.
+            world_size: workers of this node.
+            environment: of the process.
+        """
+        folder = attempt_folder(job.out_path, own)
+        return self._node.start(replace(job, shards_out=str(folder)), rank, world_size, environment)
 
     def begin_ranks(self, job: Job[Any], ranks: list[int], group: Group, is_alone: bool) -> list[str]:
         """Start training ranks, which write into the job's folder; returns their logs.
@@ -169,11 +198,16 @@ def interface_of(address: str) -> str | None:
 
 def settings_of_libraries() -> dict[str, str]:
     """What the driver's environment says to the libraries that workers use, and to rules."""
-    prefixes = ("HF_", "VLLM_", "NCCL_", "GLOO_", "TORCH_", "RLHF_", "OPENAI_", "TRANSFORMERS_")
-    found = {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
+    found = {name: value for name, value in os.environ.items() if name.startswith(_FORWARDED)}
     own = [path for path in sys.path if path]
     # Before those of the node: a rule's module lies where the driver was started.
     found["PYTHONPATH"] = os.pathsep.join([os.getcwd(), *own])
     # What the local launcher sets for a machine without a network is none of a cluster's.
     found.pop("GLOO_SOCKET_IFNAME", None)
     return found
+
+
+def named_by(config: Any) -> dict[str, str]:
+    """The variables that a stage's config names, as the driver's environment has them: a judge's key."""
+    name = getattr(config, "api_key_variable", None)
+    return {name: os.environ[name]} if name and name in os.environ else {}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from rlhf.config.choices import Device
+from rlhf.config.choices import Device, Launcher
 from rlhf.config.schema import Config
 from rlhf.errors import ConfigError
+from rlhf.launch.cluster import gpus_of_nodes
 from rlhf.launch.machine import num_cores, visible_gpus
 from rlhf.models.weight_files import has_weights, num_parameters
 
@@ -40,6 +41,13 @@ def check_capacity(cfg: Config) -> None:
     # `cpu` says that it is meant, and `cuda` without a GPU is refused where GPUs are counted.
     if cfg.compute.device is not Device.auto or visible_gpus():
         return
+    where = "This machine cannot run it: no NVIDIA GPU is visible"
+    if cfg.compute.launcher is Launcher.ray:
+        nodes = gpus_of_nodes()
+        # Before a run has joined them nobody knows what they have; its preflight looks again.
+        if nodes is None or nodes:
+            return
+        where = "The nodes of the cluster cannot run it: none has a GPU"
     large = []
     for key, path in _models_loaded_here(cfg).items():
         size = approximate_size(path)
@@ -47,7 +55,7 @@ def check_capacity(cfg: Config) -> None:
             large.append(f"{key}={path} (about {size / 1e9:.3g} billion parameters)")
     if large:
         raise ConfigError(
-            f"This machine cannot run it: no NVIDIA GPU is visible, and {' and '.join(large)} would take "
+            f"{where}, and {' and '.join(large)} would take "
             f"weeks on {num_cores()} CPU cores.\n"
             "Ways out:\n"
             "  see the whole loop work here in minutes: python -m rlhf.iterate experiment=quickstart\n"

@@ -10,10 +10,11 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from rlhf.config.choices import Device
+from rlhf.config.choices import Device, Launcher
 from rlhf.config.schema import Config
 from rlhf.errors import ConfigError
-from rlhf.launch.machine import gpus, num_devices, num_workers
+from rlhf.launch.cluster import gpus_of_nodes, too_few_gpus
+from rlhf.launch.machine import gpus_of_run, num_devices, num_gpus_of_run, num_workers
 from rlhf.launch.nvidia import driver_cuda, is_too_old, oldest_driver
 from rlhf.models.fallback import may_be_vllm
 from rlhf.preflight.findings import Finding, Level, finding, refusal
@@ -22,16 +23,59 @@ from rlhf.run.job import Kind
 
 def cuda(cfg: Config) -> Iterator[Finding]:
     """All that is looked at where a run uses GPUs; nothing where it uses none."""
+    if cfg.compute.launcher is Launcher.ray and cfg.compute.device is not Device.cpu:
+        nodes = gpus_of_nodes()
+        if nodes is not None:
+            # Driver and compiler are the nodes' own: `rlhf.check` looks at them there.
+            yield from _nodes(cfg, nodes)
+            return
     try:
-        devices = gpus(cfg.compute)
+        devices = gpus_of_run(cfg.compute)
     except ConfigError:
         return  # said where the memory of GPUs is looked at
     if not devices:
         return
     yield from _names(devices)
-    yield from _processes(cfg, devices)
+    yield from _processes(cfg, len(devices), len(devices))
     yield from _driver(cfg)
     yield from _compiler(cfg)
+
+
+def _nodes(cfg: Config, nodes: list[tuple[str, int]]) -> Iterator[Finding]:
+    """Whether the nodes of a cluster have the GPUs that are asked for.
+
+    Args:
+        cfg: a run's config.
+        nodes: name and GPUs of each that is there and has any. Others may come.
+    """
+    compute = cfg.compute
+    wanted = compute.num_gpus or 0
+    listed = ", ".join(f"{name}: {there}" for name, there in nodes) or "none"
+    yield finding(True, f"GPUs of the nodes that are there: {listed}")
+    most = max((there for _, there in nodes), default=0)
+    if compute.device is Device.cuda and not nodes:
+        yield Finding(
+            Level.error,
+            "compute.device=cuda, but no node of the cluster has a GPU",
+            "Ray counts them when it starts (`ray status` shows it): see that nvidia-smi lists them on each "
+            "node, and start Ray there again; or compute.device=cpu.",
+        )
+    elif wanted > most:
+        yield Finding(
+            Level.error,
+            f"compute.num_gpus={wanted} of each node: no node has so many ({listed})",
+            f"Lower it to {most}, set it to null (all that a node has), or add nodes that have them.",
+        )
+    else:
+        for name, there in nodes:
+            if there < wanted:
+                way_out = f"Lower compute.num_gpus to {there}, and it works too; or null: all of each node."
+                yield Finding(Level.warning, f"{name} {too_few_gpus(compute, there)}", way_out)
+        if most:
+            # Nodes that are still to come bring more for trainings to share.
+            are_all_here = len(nodes) >= compute.num_nodes
+            num_ranks = num_gpus_of_run(compute) if are_all_here else compute.num_training_ranks or 1
+            yield from _processes(cfg, len(gpus_of_run(compute)), num_ranks)
 
 
 def _names(devices: list[str]) -> Iterator[Finding]:
@@ -48,21 +92,27 @@ def _names(devices: list[str]) -> Iterator[Finding]:
             )
 
 
-def _processes(cfg: Config, devices: list[str]) -> Iterator[Finding]:
-    """Whether each worker and each rank gets its GPUs."""
+def _processes(cfg: Config, num_gpus: int, num_for_ranks: int) -> Iterator[Finding]:
+    """Whether each worker and each rank gets its GPUs.
+
+    Args:
+        cfg: a run's config.
+        num_gpus: of one machine.
+        num_for_ranks: of all machines together.
+    """
     stages = {
-        "training": (Kind.training, 1),
-        "generate": (Kind.inference, cfg.generate.tensor_parallel_size),
-        "score": (Kind.inference, cfg.score.tensor_parallel_size),
+        "training": (Kind.training, 1, num_for_ranks),
+        "generate": (Kind.inference, cfg.generate.tensor_parallel_size, num_gpus),
+        "score": (Kind.inference, cfg.score.tensor_parallel_size, num_gpus),
     }
-    # As many shards as there may be workers: how many there will be is not known yet.
-    num_shards = len(devices)
     shares = []
     # One message may be about two stages.
     refused: dict[str, list[str]] = {}
-    for stage, (kind, tensor_parallel) in stages.items():
+    for stage, (kind, tensor_parallel, there) in stages.items():
+        devices = list(map(str, range(there)))
         try:
-            size = num_workers(kind, cfg.compute, devices, tensor_parallel, num_shards)
+            # As many shards as there may be workers: how many there will be is not known yet.
+            size = num_workers(kind, cfg.compute, devices, tensor_parallel, num_shards=there)
         except ConfigError as error:
             refused.setdefault(str(error), []).append(stage)
             continue

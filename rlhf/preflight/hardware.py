@@ -16,7 +16,7 @@ from rlhf.config.choices import Engine, KeptPolicies
 from rlhf.config.schema import Config
 from rlhf.data.files import resolved
 from rlhf.generation.vllm_args import check_batch_invariant, check_batching
-from rlhf.launch.machine import gpus
+from rlhf.launch.machine import gpus_of_run
 from rlhf.loop.prompt_sets import samples_to_train
 from rlhf.preflight.findings import Finding, Level, finding
 from rlhf.preflight.memory import bytes_of_weights, fits
@@ -92,7 +92,7 @@ def engine_arguments(cfg: Config) -> Iterator[Finding]:
     Raises:
         ConfigError: it cannot.
     """
-    has_gpu = len(gpus(cfg.compute)) > 0
+    has_gpu = len(gpus_of_run(cfg.compute)) > 0
     check_batch_invariant(cfg.generate, has_gpu)
     arguments = cfg.generate.vllm_args
     if not arguments or cfg.generate.engine is Engine.transformers:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rlhf.config.choices import Engine, Method
 from rlhf.config.schema import Config
-from rlhf.launch.machine import gpus, memory
+from rlhf.launch.machine import gpus_of_run, memory, num_gpus_of_run
 from rlhf.models.shape import Shape, read_shape
 from rlhf.models.weight_files import has_weights, saved_dtype
 from rlhf.preflight.capacity import check_capacity
@@ -53,7 +53,7 @@ def num_training_ranks(cfg: Config) -> int:
     """Processes that train together, as the launcher will start them."""
     if cfg.compute.num_training_ranks:
         return cfg.compute.num_training_ranks
-    return len(gpus(cfg.compute)) or 1
+    return num_gpus_of_run(cfg.compute) or 1
 
 
 def memory_of_stages(cfg: Config, sizes: dict[str, float], folders: dict[str, Path]) -> Iterator[Finding]:
@@ -63,7 +63,7 @@ def memory_of_stages(cfg: Config, sizes: dict[str, float], folders: dict[str, Pa
         ConfigError: the models are far too large for this machine.
     """
     check_capacity(cfg)
-    devices = gpus(cfg.compute)
+    devices = gpus_of_run(cfg.compute)
     available = memory(devices)
     text = f"{len(devices)} GPUs"
     yield finding(available is not None, text, "Without nvidia-smi their memory is unknown.")
@@ -140,7 +140,7 @@ def _of_the_policy(cfg: Config, shape: Shape, bytes_per_weight: int, available: 
         offload_optimizer=cfg.compute.offload_optimizer,
         gradient_checkpointing=cfg.dpo.gradient_checkpointing,
         lora_rank=cfg.dpo.lora.rank,
-        on_gpu=len(gpus(cfg.compute)) > 0,
+        on_gpu=len(gpus_of_run(cfg.compute)) > 0,
     )
     ways_out = (
         "compute.offload_optimizer=true, compute.zero_stage=3, dpo.lora.rank=32, more training ranks (GPUs), "

@@ -49,19 +49,43 @@ def unfinished_checkpoints(partial: Path) -> Iterator[Path]:
     yield from partial.glob(f"{ATTEMPTS}/*/checkpoint-*")
 
 
-def take_shard(partial: Path, folder: Path, index: int) -> None:
+def take_shard(partial: Path, folder: Path, index: int, beside: tuple[str, ...] = ()) -> None:
     """Give a shard that a worker has written its final name.
+
+    Args:
+        partial: the stage's unfinished folder.
+        folder: the worker's.
+        index: of the shard.
+        beside: folders in it that hold another shard of that name (`stage_table.folders_beside`).
 
     Raises:
         FileNotFoundError: it is not to be seen here.
     """
-    source = folder / shard_name(index)
-    final = partial / shard_name(index)
-    # The note first, as the worker wrote them: a shard without one would count as damaged.
-    for moved, target in ((note_path(source), note_path(final)), (source, final)):
-        _wait_for(moved)
-        os.replace(moved, target)
+    name = shard_name(index)
+    # The stage's own shard comes last: it says that all of it is made.
+    for place in (*beside, "."):
+        source = folder / place / name
+        final = partial / place / name
+        final.parent.mkdir(exist_ok=True)
+        # The note first, as the worker wrote them: a shard without one would count as damaged.
+        _take(note_path(source), note_path(final))
+        _take(source, final)
+        fsync_dir(final.parent)
+
+
+def take_file(partial: Path, folder: Path, name: str) -> None:
+    """Give a file that a worker has written beside its shards its final name.
+
+    Raises:
+        FileNotFoundError: it is not to be seen here.
+    """
+    _take(folder / name, partial / name)
     fsync_dir(partial)
+
+
+def _take(source: Path, final: Path) -> None:
+    _wait_for(source)
+    os.replace(source, final)
 
 
 def take_checkpoints(source: Path, target: Path) -> None:

@@ -13,7 +13,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rlhf.data.shards import NO_FSYNC_OF_FOLDERS
@@ -77,6 +77,27 @@ def require_file_system(folder: Path, elsewhere: str = "run_dir=<a new folder>")
     if failures:
         raise _refusal(folder, system, failures, elsewhere)
     return notes
+
+
+@contextlib.contextmanager
+def tried_out(
+    folder: Path, say: Callable[[str], None], elsewhere: str, is_ours: Callable[[], bool]
+) -> Iterator[None]:
+    """Try a run's file system out, tell what it lacks, and take the marks of nodes away in the end.
+
+    Args:
+        folder: as for `require_file_system`, as `elsewhere` and what is raised.
+        say: tells a person.
+        elsewhere: the setting that leads to another place.
+        is_ours: whether the folder is still this driver's.
+    """
+    for note in require_file_system(folder, elsewhere):
+        say(f"  ! {folder} ({one_line(file_system_of(folder).kind)}): {note}")
+    try:
+        yield
+    finally:
+        if is_ours():
+            _clear(folder)  # of nodes that were still on their way
 
 
 def _clear(folder: Path) -> None:

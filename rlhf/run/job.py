@@ -67,9 +67,19 @@ class Job(Generic[ConfigT]):
         """The folder the stage writes in."""
         return Path(self.out)
 
+    @property
+    def shards_path(self) -> Path:
+        """The folder that this worker writes its shards in, and what lies beside them."""
+        return Path(self.shards_out or self.out)
+
+    @property
+    def writer(self) -> str:
+        """What tells this worker from those of any other attempt on a cluster; "" on one machine."""
+        return "" if self.shards_out is None else "-".join(Path(self.shards_out).parts[-2:])
+
     def shard_path(self, index: int) -> Path:
         """Where a shard is written."""
-        return Path(self.shards_out or self.out) / shard_name(index)
+        return self.shards_path / shard_name(index)
 
     def input_path(self, name: str) -> Path:
         """The folder or file of one input."""

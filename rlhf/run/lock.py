@@ -20,8 +20,9 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -30,7 +31,7 @@ from rlhf.data.shards import make_folders
 from rlhf.errors import ConfigError, RunInUse, UserError, WorkerFailed, one_line
 from rlhf.run.aside import holds_work, remove_made, remove_rest
 from rlhf.run.file_system import FileSystem, file_system_of
-from rlhf.run.file_system_probe import require_file_system
+from rlhf.run.file_system_probe import tried_out
 from rlhf.run.holder import (
     DRIVER_LOCK,
     WORKERS_LOCK,
@@ -108,6 +109,7 @@ def hold_run(
     say: Callable[[str], None],
     elsewhere: str = "run_dir=<a new folder>",
     take_over: str | None = None,
+    is_shared: bool = False,
 ) -> Iterator[str]:
     """Hold a run folder for as long as the context lasts; yields the token that workers must know.
 
@@ -119,10 +121,10 @@ def hold_run(
         say: tells a person.
         elsewhere: the setting that leads to another place.
         take_over: `HOST:PID` of a driver that cannot be seen from here and is gone, as a refusal names it.
+        is_shared: whether other machines work in it too, which may see it through another file system.
 
     Raises:
-        ConfigError: the folder cannot be made, nothing can be written in it, or its file system cannot do
-            what a run asks.
+        ConfigError: the folder cannot be made or written in, or its file system lacks what a run asks.
         RunInUse: another driver holds it.
     """
     made, was_empty = _make_folder(folder, elsewhere)
@@ -137,16 +139,16 @@ def hold_run(
                 taking.write(driver_file, holder)
                 # After the record: a late worker that gets its share meanwhile must find the new token.
                 _wait_for_old_workers(folder, predecessor, say, is_local)
-                if not is_local:
-                    for note in require_file_system(folder, elsewhere):
-                        say(f"  ! {folder} ({one_line(taking.system.kind)}): {note}")
-                require_ours(folder, holder.token)  # of two that began at once, the later one has it
-                yield holder.token
+                is_ours = partial(still_ours, folder, holder.token)
+                with (
+                    tried_out(folder, say, elsewhere, is_ours) if is_shared or not is_local else nullcontext()
+                ):
+                    require_ours(folder, holder.token)  # of two that began at once, the later one has it
+                    yield holder.token
             except UserError:
-                # Still under the lock: nobody else begins to work in it meanwhile.
-                # A file tool may have set it aside already.
-                is_ours = not folder.exists() or still_ours(folder, holder.token)
-                if was_empty and not holds_work(folder) and is_ours:
+                # Still under the lock. A file tool may have set it aside already.
+                may_go = not folder.exists() or still_ours(folder, holder.token)
+                if was_empty and not holds_work(folder) and may_go:
                     remove_made(folder, made)
                     is_removed = True
                 raise

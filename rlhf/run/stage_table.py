@@ -16,8 +16,8 @@ from typing import Any
 
 from rlhf.config import stage_configs as told
 from rlhf.config.schema import ComputeConfig
-from rlhf.data.shards import num_rows, shard_paths
-from rlhf.run.job import Job, Kind, Outcome, Worker
+from rlhf.data.shards import TOKENS, num_rows, shard_paths
+from rlhf.run.job import ANSWERS, Job, Kind, Outcome, Worker
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Stage:
     stage has no shards. `config` is the class of `Job.config`, or a base of it. `kind_under_zero3` is what
     takes the place of `kind` where the weights are shared out over the training ranks; None changes nothing.
     `needs_torch` is true of one that is `single` and all the same needs what the others import.
+    `file_of_rank_0` is what one worker alone writes beside the shards.
     """
 
     kind: Kind
@@ -37,6 +38,7 @@ class Stage:
     sharded_by: tuple[str, ...] = ()
     kind_under_zero3: Kind | None = None
     needs_torch: bool = False
+    file_of_rank_0: str | None = None
 
 
 STAGES = {
@@ -45,7 +47,13 @@ STAGES = {
     "prompts": Stage(Kind.single, told.PromptsStage, "rlhf.stages.split_prompts:run"),
     "sft": Stage(Kind.training, told.SftStage, "rlhf.training.sft:train_sft"),
     "reward_model": Stage(Kind.training, told.RewardModelStage, "rlhf.training.train_judge:train_judge"),
-    "generate": Stage(Kind.inference, told.GenerateStage, "rlhf.stages.generate:run", ("prompts",)),
+    "generate": Stage(
+        Kind.inference,
+        told.GenerateStage,
+        "rlhf.stages.generate:run",
+        ("prompts",),
+        file_of_rank_0=TOKENS,
+    ),
     "score": Stage(Kind.inference, told.ScoreStage, "rlhf.stages.score:run", ("candidates",)),
     "mix": Stage(Kind.single, told.MixStage, "rlhf.stages.mix:run", ("scores",)),
     "pair": Stage(Kind.single, told.PairSettings, "rlhf.stages.pair:run", ("candidates",)),
@@ -101,6 +109,11 @@ def needs_engine(stage: str, config: Any) -> bool:
         if value is not None:
             return False
     return STAGES[stage].kind is not Kind.single
+
+
+def folders_beside(job: Job[Any]) -> tuple[str, ...]:
+    """The folders in which a stage writes, for each shard, another of the same name before it."""
+    return (ANSWERS,) if isinstance(job.config, told.GenerativeStage) else ()
 
 
 def num_shards(job: Job[Any]) -> int:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,25 @@ class KeptAnswers:
     Opened again, it holds all whole lines. A last line that was not written to its end is cut off, and others
     that are not what was written are left out (`num_damaged`). One process writes it. Without a path nothing
     outlives this process.
+
+    Args:
+        path: of the file.
+        others: files of other writers, which are read and never touched: one of them may still be at work.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path | None = None, others: Iterable[Path] = ()) -> None:
         self._path = path
         self._records: dict[str, dict[str, Any]] = {}
         self._file: Any = None
         self._num_unsynced = 0
         self.num_damaged = 0
+        for other in others:
+            self._read(other)
         if path is not None and path.is_file():
-            self._read(path)
+            num_torn = self._read(path)
+            # Of a kill or a power cut in the middle of a line; the next one must not be written behind it.
+            if num_torn:
+                os.truncate(path, path.stat().st_size - num_torn)
 
     def __enter__(self) -> KeptAnswers:
         return self
@@ -76,12 +86,9 @@ class KeptAnswers:
                 os.fsync(self._file.fileno())
                 self._num_unsynced = 0
 
-    def _read(self, path: Path) -> None:
-        content = path.read_bytes()
-        whole, _, torn = content.rpartition(b"\n")
-        # Of a kill or a power cut in the middle of a line; the next one must not be written behind it.
-        if torn:
-            os.truncate(path, len(content) - len(torn))
+    def _read(self, path: Path) -> int:
+        """Take in the whole lines of a file; returns the bytes of the one that was not written to its end."""
+        whole, _, torn = path.read_bytes().rpartition(b"\n")
         for line in whole.split(b"\n") if whole else []:
             seal, _, text = line.partition(b" ")
             if seal != _seal(text):
@@ -89,15 +96,34 @@ class KeptAnswers:
                 continue
             record = json.loads(text)
             self._records[record.pop("key")] = record
+        return len(torn)
 
 
 def _seal(text: bytes) -> bytes:
     return hashlib.sha256(text).hexdigest()[:_SEAL_DIGITS].encode()
 
 
-def kept_path(out: Path, index: int) -> Path:
-    """Where the answers of a shard are kept while its stage is unfinished."""
-    return out / KEPT_ANSWERS / f"{index:05d}.jsonl"
+def kept_path(out: Path, index: int, writer: str = "") -> Path:
+    """Where the answers of a shard are kept while its stage is unfinished.
+
+    Args:
+        out: the stage's unfinished folder.
+        index: of the shard.
+        writer: the worker, where one of an earlier attempt may still be at work (`Job.writer`).
+    """
+    name = f"{index:05d}.{writer}.jsonl" if writer else f"{index:05d}.jsonl"
+    return out / KEPT_ANSWERS / name
+
+
+def kept_answers(out: Path, index: int, writer: str = "") -> KeptAnswers:
+    """What all attempts have been answered in a shard, and room for more; arguments as of `kept_path`.
+
+    Who sleeps through the end of its attempt (`rlhf.run.attempt_folder`) and wakes adds to its own file
+    alone: answers to these very questions, for a key holds all that an answer depends on.
+    """
+    own = kept_path(out, index, writer)
+    others = sorted(path for path in own.parent.glob(f"{index:05d}.*jsonl") if path != own)
+    return KeptAnswers(own, others)
 
 
 def key_of(*parts: Any) -> str:

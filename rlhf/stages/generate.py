@@ -14,7 +14,7 @@ from rlhf.config.stage_configs import GenerateStage
 from rlhf.data.json_text import json_text
 from rlhf.data.records import Candidate, Message, dropped, what_became
 from rlhf.data.schemas import CANDIDATES_SCHEMA
-from rlhf.data.shards import read_rows, shard_name, shard_paths, sum_counts, write_atomic, write_shard
+from rlhf.data.shards import TOKENS, read_rows, shard_name, shard_paths, sum_counts, write_atomic, write_shard
 from rlhf.errors import DataError, ModelError, TemplateRefuses
 from rlhf.generation.request import Request, Sampling, ShardOfRequests, seed_of, temperatures_of, text_of
 from rlhf.generation.vllm_args import prompt_limit
@@ -49,7 +49,7 @@ def run(job: Job[GenerateStage], worker: Worker) -> Outcome:
     stops = stop_token_ids(tokenizer, model, config.stop_token_ids, trusted)
     # One worker is enough: all would write the same.
     if worker.rank == 0:
-        _write_tokens(job.out_path / "tokens.json", tokenizer, stops)
+        _write_tokens(job.shards_path / TOKENS, tokenizer, stops)
     limit = longest_prompt(model, config.max_prompt_tokens, config.max_new_tokens, trusted)
     limit = prompt_limit(config, limit)
     sampling = Sampling(config.max_new_tokens, config.top_p, config.top_k, stops)

@@ -18,7 +18,7 @@ _SHOWN_CHARS = 200
 def write_answers(job: Job[Any], judge: Any, index: int) -> dict[str, int]:
     """Write what the judge has answered in a shard; None where it was asked nothing. Gives its counts."""
     rows = judge.rows if judge is not None else []
-    folder = job.out_path / ANSWERS
+    folder = job.shards_path / ANSWERS
     folder.mkdir(exist_ok=True)
     # Before the scores, which say that the shard is made.
     write_shard(folder / shard_name(index), ANSWERS_SCHEMA, rows)

@@ -20,7 +20,7 @@ from rlhf.data.records import to_row
 from rlhf.data.response_columns import scored_tables
 from rlhf.data.responses import read_best_of_n, read_comparisons, read_responses
 from rlhf.data.schemas import CANDIDATES_SCHEMA, PROMPT_SCHEMA, SCORES_SCHEMA
-from rlhf.data.shards import WriteBehind, rows_of_shard, shard_name, write_atomic
+from rlhf.data.shards import TOKENS, WriteBehind, rows_of_shard, shard_name, write_atomic
 from rlhf.run.job import Job, Outcome, Worker
 
 # What the tool needs to know of a row in the end and no stage reads: as JSON, so that any row fits.
@@ -64,7 +64,7 @@ def run(job: Job[ReadStage], worker: Worker) -> Outcome:
     if "candidates" in folders:
         # What `generate` would tell the stages after it; texts from a file have no tokens.
         no_ids: dict[str, Any] = {"end_of_turn_id": None, "stop_token_ids": []}
-        write_atomic(job.out_path / "candidates" / "tokens.json", json_text(no_ids).encode())
+        write_atomic(job.out_path / "candidates" / TOKENS, json_text(no_ids).encode())
     return Outcome(counts=dict(counts), metrics=reading_notes(counts))
 
 

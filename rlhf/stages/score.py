@@ -20,7 +20,7 @@ from rlhf.run.engine_choice import is_open, pin_engine, with_engine
 from rlhf.run.job import Job, Outcome, Worker
 from rlhf.run.stage_table import num_shards
 from rlhf.scoring.judge import Scored
-from rlhf.scoring.kept import KeptAnswers, kept_path
+from rlhf.scoring.kept import kept_answers
 from rlhf.scoring.tournament import Group, Tournament, score_groups
 from rlhf.stages.judge_answers import conclude_answers, write_answers
 
@@ -191,7 +191,7 @@ def _scored_and_kept(
             told_at = time.monotonic()
             worker.progress(0, 0, f"{done} of {of} answers of shard {index}")
 
-    with KeptAnswers(kept_path(job.out_path, index)) as kept:
+    with kept_answers(job.out_path, index, job.writer) as kept:
         if kept.num_damaged:
             worker.say(f"  ! {job.name}: {kept.num_damaged} kept answers are damaged, and asked for again")
         asked.begin(kept, progress)

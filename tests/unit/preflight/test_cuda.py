@@ -7,10 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from rlhf.config.choices import Device, Engine
+from rlhf.config.choices import Device, Engine, Launcher
 from rlhf.config.schema import Config
+from rlhf.errors import ConfigError
 from rlhf.launch import machine
-from rlhf.preflight import cuda
+from rlhf.launch.cluster import RayCluster
+from rlhf.preflight import capacity, cuda
 from rlhf.preflight.findings import Level
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -169,3 +171,64 @@ def test_the_quickstart_fits_one_gpu_and_a_person_is_taken_at_their_word(tmp_pat
         "✗ training: compute.num_training_ranks=2: each rank has a GPU of its own, and the run has 1."
         in done.stdout
     )
+
+
+def on_nodes(monkeypatch, nodes, **values):
+    """A run over the nodes of a cluster with so many GPUs; None where none was joined."""
+    cfg = Config()
+    cfg.compute.launcher = Launcher.ray
+    for name, value in values.items():
+        setattr(cfg.compute, name, value)
+    rows = []
+    for name, there in (nodes or {}).items():
+        row = {"Alive": True, "Resources": {"GPU": float(there), "CPU": 8.0}, "NodeID": name}
+        rows.append({**row, "NodeManagerHostname": name, "NodeManagerAddress": "10.0.0.1"})
+    ray = SimpleNamespace(is_initialized=lambda: nodes is not None, nodes=lambda: rows)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ("nodes", "values", "level", "said"),
+    [
+        ({"a": 8, "b": 8}, {}, OK, "a (10.0.0.1): 8, b (10.0.0.1): 8"),
+        ({"a": 8, "b": 8}, {"num_gpus": 8, "num_training_ranks": 16, "num_nodes": 2}, OK, "training 16 × 1"),
+        ({"a": 8}, {"num_training_ranks": 16, "num_nodes": 2}, OK, "training 16 × 1"),
+        ({"a": 8, "b": 8}, {"num_training_ranks": 17, "num_nodes": 2}, ERROR, "the run has 16"),
+        ({"a": 8, "b": 4}, {"num_gpus": 8}, WARNING, "b (10.0.0.1) has 4 GPUs where compute.num_gpus=8"),
+        ({"a": 4, "b": 2}, {"num_gpus": 8}, ERROR, "compute.num_gpus=8 of each node: no node has so many"),
+        ({"a": 0}, {"num_gpus": 1}, ERROR, "compute.num_gpus=1 of each node: no node has so many (none)"),
+        ({"a": 0}, {"device": Device.cuda}, ERROR, "no node of the cluster has a GPU"),
+        ({"a": 0}, {}, OK, "GPUs of the nodes that are there: none"),
+        ({"a": 2}, {"num_inference_workers": 3}, ERROR, "compute.num_inference_workers=3"),
+    ],
+)
+def test_the_gpus_of_a_clusters_nodes_are_looked_at(two_gpus, monkeypatch, nodes, values, level, said):
+    found = list(cuda.cuda(on_nodes(monkeypatch, nodes, **values)))
+    assert any(said in each.text and each.level is level for each in found), found
+    assert {each.level for each in found} <= {OK, level}
+
+
+def test_this_machine_stands_for_nodes_that_nobody_has_joined(two_gpus, monkeypatch):
+    cfg = on_nodes(monkeypatch, None, num_gpus=8)
+    assert all(each.level is OK for each in cuda.cuda(cfg))
+    assert machine.gpus_of_run(cfg.compute) == ["0", "1"] and machine.num_gpus_of_run(cfg.compute) == 2
+
+
+def test_a_large_model_is_for_the_nodes_to_hold_where_the_driver_has_no_gpu(monkeypatch):
+    monkeypatch.setattr(capacity, "visible_gpus", list)
+    capacity.check_capacity(on_nodes(monkeypatch, None))
+    capacity.check_capacity(on_nodes(monkeypatch, {"head": 0, "a": 8}))
+    with pytest.raises(ConfigError, match="nodes of the cluster cannot run it: none has a GPU"):
+        capacity.check_capacity(on_nodes(monkeypatch, {"a": 0}))
+
+
+def test_a_node_with_fewer_gpus_than_asked_for_is_left_out(monkeypatch, tmp_path):
+    invited, said = [], []
+    cfg = on_nodes(monkeypatch, {"small": 4, "large": 8, "head": 0}, num_gpus=8)
+    monkeypatch.setattr(RayCluster, "_invite", lambda self, node_id, row: invited.append(node_id))
+    cluster = RayCluster(cfg.compute, tmp_path, "token", said.append)
+    for _ in range(2):
+        cluster.nodes()
+    assert set(invited) == {"large"} and len(said) == 1
+    assert "small (10.0.0.1): has 4 GPUs where compute.num_gpus=8 asks for more, and is left out" in said[0]

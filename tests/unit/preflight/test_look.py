@@ -319,14 +319,16 @@ def test_finished_iterations_need_no_more_disk(tmp_path):
 def test_memory(tmp_path, monkeypatch, values, gpus, stage, text, level):
     monkeypatch.setattr(memory_check, "check_capacity", lambda cfg: None)
     monkeypatch.setattr(memory_check, "memory", lambda devices: 80e9)
-    monkeypatch.setattr(memory_check, "gpus", lambda compute: ["0"] * gpus)
+    monkeypatch.setattr(memory_check, "gpus_of_run", lambda compute: ["0"] * gpus)
+    monkeypatch.setattr(memory_check, "num_gpus_of_run", lambda compute: gpus)
     folders = {key: model(tmp_path / key, 8e9, "BF16") for key in EIGHT}
     found = list(memory_check.memory_of_stages(changed(**values), EIGHT, folders))
     assert said(found, f"memory for {stage}, without activations: {text}") is level
 
 
 def test_gpus_of_unknown_size_are_no_reason_to_stop(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory_check, "gpus", lambda compute: ["0"])
+    monkeypatch.setattr(memory_check, "gpus_of_run", lambda compute: ["0"])
+    monkeypatch.setattr(memory_check, "num_gpus_of_run", lambda compute: 1)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     monkeypatch.setenv("PATH", str(tmp_path))
     found = list(memory_check.memory_of_stages(Config(), {"model.path": 8e9}, {"model.path": tmp_path}))
@@ -497,7 +499,7 @@ def test_the_golden_pairs_warning_is_said_and_changes_no_file(tmp_path, monkeypa
 
 @pytest.mark.parametrize("has_gpu", [True, False])
 def test_what_vllm_cannot_do_on_this_machine(monkeypatch, has_gpu):
-    monkeypatch.setattr(hardware, "gpus", lambda compute: ["0"] * has_gpu)
+    monkeypatch.setattr(hardware, "gpus_of_run", lambda compute: ["0"] * has_gpu)
     cfg = changed(generate__vllm_args={"enable_chunked_prefill": True})
     found = collect("machine", hardware.engine_arguments(cfg))
     assert said(found, "enable_chunked_prefill") is (OK if has_gpu else ERROR)

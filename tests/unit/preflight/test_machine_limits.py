@@ -147,7 +147,8 @@ def machine(monkeypatch):
 
     def of(gpus=0, memory=100e9):
         monkeypatch.setattr(memory_check, "check_capacity", lambda cfg: None)
-        monkeypatch.setattr(memory_check, "gpus", lambda compute: ["0"] * gpus)
+        monkeypatch.setattr(memory_check, "gpus_of_run", lambda compute: ["0"] * gpus)
+        monkeypatch.setattr(memory_check, "num_gpus_of_run", lambda compute: gpus)
         monkeypatch.setattr(memory_check, "memory", lambda devices: memory)
 
     return of

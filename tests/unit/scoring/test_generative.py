@@ -6,9 +6,12 @@ import asyncio
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +25,12 @@ from rlhf.data.judge_files import SHIPPED, Unread, judge_file, load_judge_file
 from rlhf.data.schemas import CANDIDATES_SCHEMA
 from rlhf.data.shards import read_all_rows, shard_name, sum_counts, write_shard
 from rlhf.errors import ConfigError, DataError, ModelError, WorkerFailed
+from rlhf.run.attempt_folder import attempt_folder, end_attempts, take_shard
 from rlhf.run.job import Job
+from rlhf.run.stage_table import folders_beside
 from rlhf.scoring.chat_server import ChatServer, endpoint, retry_after
 from rlhf.scoring.judge import RuleJudge
-from rlhf.scoring.kept import KeptAnswers, kept_path
+from rlhf.scoring.kept import KeptAnswers, kept_answers, kept_path
 from rlhf.stages import score
 from tests.chat_server import fake_chat
 from tests.stage_runner import FakeWorker, make_job
@@ -124,6 +129,53 @@ def test_a_torn_line_and_a_damaged_one_are_asked_for_again(tmp_path: Path) -> No
         assert kept.num_damaged == 1 and kept.get("b") is None and kept.get("c") == {"text": "c"}
         kept.add("d", {"text": "d"})
     assert KeptAnswers(path).get("d") == {"text": "d"} and KeptAnswers(path).num_damaged == 1
+
+
+def test_what_another_writer_has_kept_is_read_and_never_touched(tmp_path: Path) -> None:
+    asleep, at_work = kept_path(tmp_path, 3, "a-0"), kept_path(tmp_path, 3, "b-0")
+    with KeptAnswers(asleep) as kept:
+        kept.add("a", {"text": "a"})
+    whole = asleep.read_bytes()
+    asleep.write_bytes(whole + whole[:20])  # in the middle of a line when it was stopped
+    kept_path(tmp_path, 30).write_bytes(whole.replace(b"a", b"b"))  # of another shard
+    with kept_answers(tmp_path, 3, "b-0") as kept:
+        assert kept.get("a") == {"text": "a"} and kept.num_damaged == 0
+        kept.add("b", {"text": "b"})
+    with open(asleep, "ab") as file:
+        file.write(whole[20:])  # it wakes
+    assert asleep.read_bytes() == 2 * whole and at_work.read_bytes().count(b"\n") == 1
+    # And on one machine again.
+    with kept_answers(tmp_path, 3) as kept:
+        assert kept.get("a") and kept.get("b") and kept.num_damaged == 0
+        kept.add("c", {"text": "c"})
+    assert kept_path(tmp_path, 3).read_bytes().count(b"\n") == 1 and at_work.read_bytes().count(b"\n") == 1
+
+
+class LateWorker(FakeWorker):
+    """A worker that was given a shard before another one has made it."""
+
+    def shards(self) -> Iterator[int]:
+        yield 0
+
+
+@pytest.mark.parametrize("template", ["score_1_10", "a_or_b"])
+def test_who_wakes_after_its_attempts_end_changes_no_answer(tmp_path: Path, template: str) -> None:
+    rating = {"score_1_10": "Rating: 5", "a_or_b": "Verdict: A"}[template]
+    with fake_chat(lambda number, body: (200, {}, rating)) as fake:
+        job = score_job(tmp_path, config(fake.url, template), [["fine", "poor"]])
+        folders = [attempt_folder(job.out_path, name) for name in ("lost/0", "new/0")]
+        lost, new = (replace(job, shards_out=str(folder)) for folder in folders)
+        scored(new, LateWorker())
+        take_shard(job.out_path, folders[1], 0, folders_beside(job))
+        before = {path: path.read_bytes() for path in job.out_path.rglob("shard_*") if path.parts[-3] != "0"}
+        assert job.out_path / "answers" / shard_name(0) in before
+        rating = {"score_1_10": "Rating: 9", "a_or_b": "Verdict: B"}[template]
+        shutil.rmtree(job.out_path / ".answers")  # so that it asks, and is told something else
+        scored(lost, LateWorker())
+        end_attempts(job.out_path)
+    after = {path: path.read_bytes() for path in job.out_path.rglob("shard_*")}
+    assert after == {path: content for path, content in before.items() if ".attempts" not in path.parts}
+    assert sum_counts(job.out_path)["answers"] == 2
 
 
 def test_rate_limits_and_failures_are_waited_out() -> None:
