@@ -291,6 +291,7 @@ def test_outcome_counts_and_export(world, one_rank):
     assert {"config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja"} <= names
     assert json.loads((out / "model" / "config.json").read_text())["dtype"] == "float32"
     assert not list(out.glob("checkpoint-*"))
+    assert not list(out.glob("*.arrow")), "the file of the pairs is of no use to anyone else"
 
 
 def test_bf16_hands_fp32_weights_from_iteration_to_iteration(world, tmp_path):
