@@ -10,12 +10,13 @@ run that `scripts/synthetic_run.py` has made.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import pyarrow as pa
 
 from benchmarks.one_worker import OneWorker
 from benchmarks.pairing import END, scored_rows, with_token_ids
-from benchmarks.rows import Cost, Row, Stopwatch, cost_in_a_process, in_turn, median
+from benchmarks.rows import Cost, Row, Stopwatch, cost_in_a_process, in_turn, median, memory_bytes
 from rlhf.config.choices import Device
 from rlhf.config.fields import filled
 from rlhf.config.schema import ComputeConfig, PairSettings
@@ -35,7 +36,6 @@ from rlhf.data.schemas import CANDIDATES_SCHEMA, LOGPROBS_SCHEMA, SCORES_SCHEMA
 from rlhf.data.shards import read_rows, shard_name, shard_paths, write_shard, write_table
 from rlhf.run.job import Job
 from rlhf.run.stage_table import num_shards, stage_function
-from scripts.synthetic_run import make_run
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARD_ROWS = 256
@@ -43,7 +43,7 @@ DIFFERENT_SHARDS = 4
 VOCABULARY = 512
 ROWS = (50_000, 400_000)
 """Prompts with eight responses each, of `score`, `pair` and `mix`."""
-REFERENCE_PAIRS = (4_000, 32_000)
+REFERENCE_PAIRS = (2_048, 16_384)
 DPO_PAIRS = (20_000, 200_000)
 DRIVER_PROMPTS = (5_000, 40_000)
 MAX_GROWTH = 1.1
@@ -106,15 +106,6 @@ def stage_cost(stage: str, config: Any, inputs: dict[str, Path]) -> Cost:
         return cost_in_a_process(run_stage, Job(stage, stage, config, named, out, 1, compute))
 
 
-def private_bytes() -> int:
-    """What this process holds by itself: without pages of files, which the system may take back."""
-    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        name, _, value = line.partition(":")
-        if name == "RssAnon":
-            return 1024 * int(value.split()[0])
-    raise RuntimeError("/proc/self/status names no RssAnon")
-
-
 def rank_cost(folder: Path) -> Cost:
     """What the data of a training takes on rank 0 of two; the peak is of memory that it holds by itself."""
     from rlhf.training.pair_file import Anchor, PairSource, TrainingPairs, write_pair_file
@@ -128,11 +119,11 @@ def rank_cost(folder: Path) -> Cost:
         counts = write_pair_file(path, [source], MAX_LENGTH)
         pairs = TrainingPairs(path)
         steps = plan_steps(len(pairs), BATCH_PAIRS, EPOCHS, seed=1)
-        peak = private_bytes()
+        peak = memory_bytes("RssAnon")
         shares = StepShares(pairs, steps, Batching(packed=True, batch_tokens=4096), rank=0, num_ranks=2)
         for index in range(len(steps) // EPOCHS):
             assert shares[index]
-            peak = max(peak, private_bytes())
+            peak = max(peak, memory_bytes("RssAnon"))
         size = path.stat().st_size
     cost = watch.cost()
     proof = {"pairs": counts["rows"], "bytes": size}
@@ -145,29 +136,23 @@ def driver_cost(run: Path) -> Cost:
     began = time.perf_counter()
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL)
-    status = Path(f"/proc/{process.pid}/status")
     peak = 0
     while process.poll() is None:
-        for line in status.read_text(encoding="utf-8").splitlines():
-            # The most that it ever held, so that the last look tells of all before it.
-            if line.startswith("VmHWM"):
-                peak = int(line.split()[1])
+        # Of its whole life, so that the last look tells of all before it; when it has ended there is none.
+        with contextlib.suppress(OSError, ValueError):
+            peak = memory_bytes("VmHWM", process.pid)
         time.sleep(0.05)
     if process.returncode != 0:
         raise RuntimeError(f"{' '.join(words)} ended with exit code {process.returncode}")
-    return Cost(0, time.perf_counter() - began, peak / 2**20)
+    return Cost(0, time.perf_counter() - began, peak / 2**30)
 
 
 def make_driver_run(folder: Path, prompts: int) -> Path:
-    """A run up to its scores, in a process of its own."""
-    cost_in_a_process(_make_run, folder, prompts)
+    """A run up to its scores, which no model has made."""
+    settings = (f"prompts={prompts}", "n=2", "held_out=64", "iterations=1", "until=iteration_001/score")
+    words = [sys.executable, str(ROOT / "scripts" / "synthetic_run.py"), f"out={folder}", *settings]
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
     return folder
-
-
-def _make_run(folder: Path, prompts: int) -> Cost:
-    watch = Stopwatch()
-    make_run(folder, prompts=prompts, n=2, held_out=64, iterations=1, until="iteration_001/score")
-    return watch.cost()
 
 
 def row_of(name: str, sizes: tuple[int, int], costs: tuple[Cost, Cost]) -> Row:
@@ -196,7 +181,7 @@ def at_two_sizes(
     return row_of(name, sizes, costs), costs
 
 
-def stage_rows(folder: Path, few: Path, runs: int) -> list[Row]:
+def stage_rows(folder: Path, few: Path, runs: int) -> Iterator[Row]:
     """The stages that are cut in shards."""
     model = folder / "model"
     make_model(model)
@@ -225,12 +210,14 @@ def stage_rows(folder: Path, few: Path, runs: int) -> list[Row]:
         return stage_cost("reference", ReferenceStage(max_length=MAX_LENGTH), named)
 
     measured = (
-        ("score", ROWS, score),
         ("pair", ROWS, pair),
         ("mix", ROWS, mix),
+        ("score", ROWS, score),
         ("reference", REFERENCE_PAIRS, reference),
     )
-    return [at_two_sizes(name, sizes, measure, runs)[0] for name, sizes, measure in measured]
+    for name, sizes, measure in measured:
+        row, _ = at_two_sizes(name, sizes, measure, runs)
+        yield row
 
 
 def make_model(folder: Path) -> None:
