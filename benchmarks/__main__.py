@@ -22,7 +22,7 @@ from typing import Any
 from rlhf.data.json_text import json_text
 from rlhf.run.processes import end_children
 
-TOPICS: tuple[str, ...] = ("dpo_step", "reward_model", "scoring", "generation", "pairing", "startup")
+TOPICS: tuple[str, ...] = ("dpo_step", "reward_model", "scoring", "generation", "pairing", "scale", "startup")
 RESULTS = Path(__file__).parent / "results" / "latest.json"
 _LIMIT_SECONDS = 1200
 """Of one topic: far beyond what it takes."""

@@ -167,8 +167,9 @@ def trainer_of_ours(model: Path, pairs: list[Tokens], references: list[list[floa
     from rlhf.launch.ports import free_port
     from rlhf.training.deepspeed import deepspeed_config, init_process_group
     from rlhf.training.dpo import DpoTrainer
+    from rlhf.training.pair_file import Pair, TrainingPairs, write_ready
     from rlhf.training.response_batches import batching_of
-    from rlhf.training.step_plan import Pair, StepShares
+    from rlhf.training.step_plan import StepShares
     from rlhf.training.weights import load_model
 
     compute = ComputeConfig()
@@ -188,7 +189,9 @@ def trainer_of_ours(model: Path, pairs: list[Tokens], references: list[list[floa
     for number, (tokens, both) in enumerate(zip(pairs, references, strict=True)):
         prompt, chosen, rejected = (np.asarray(ids, dtype=np.int32) for ids in tokens)
         ready.append(Pair(str(number), prompt, chosen, rejected, both[0], both[1], score_margin=0.0))
-    shares = StepShares(ready, [list(range(len(ready)))], batching, 0, 1)
+    path = Path(out) / "pairs.arrow"
+    write_ready(path, iter(ready))
+    shares = StepShares(TrainingPairs(path), [list(range(len(ready)))], batching, 0, 1)
     trainer = DpoTrainer(
         model=policy, args=args, train_dataset=shares, steps_per_epoch=1, settings=DpoConfig()
     )

@@ -105,9 +105,11 @@ def write_candidates(folder: Path, number: int) -> int:
     return num_shards
 
 
-def with_token_ids(scored: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+def with_token_ids(
+    scored: dict[str, Any], rng: np.random.Generator, vocabulary: int = 32_000
+) -> dict[str, Any]:
     """A row of the loop, with ids that are drawn."""
-    ids = rng.integers(10, 32_000, size=(RESPONSES + 1, TOKENS))
+    ids = rng.integers(10, vocabulary, size=(RESPONSES + 1, TOKENS))
     ids[:, -1] = END
     candidates = []
     for text, token_ids in zip(scored["responses"], ids[1:].tolist(), strict=True):

@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rlhf.run.processes import adopt_orphans, children_of
@@ -76,13 +77,29 @@ class Stopwatch:
 
     def cost(self, proof: Any = None) -> Cost:
         """What has passed, and the most memory that this process ever held."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        # Not `ru_maxrss`: a process begins with that of the one which started it.
+        peak = memory_bytes("VmHWM") / 2**30
         return Cost(
             processor_seconds=time.process_time() - self._processor,
             wall_seconds=time.perf_counter() - self._wall,
             peak_gigabytes=peak,
             proof=proof,
         )
+
+
+def memory_bytes(name: str, process: int | str = "self") -> int:
+    """A figure of a process's memory, as Linux calls it.
+
+    Args:
+        name: `VmHWM` is the most that it ever held; `RssAnon` what it holds by itself, without pages of
+            files, which the system may take back.
+        process: its id.
+    """
+    for line in Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines():
+        key, _, value = line.partition(":")
+        if key == name:
+            return 1024 * int(value.split()[0])
+    raise ValueError(f"/proc/{process}/status has no {name}: the process has ended")
 
 
 def cost_in_a_process(work: Callable[..., Cost], *arguments: Any) -> Cost:

@@ -60,6 +60,8 @@ HASH_BYTES_PER_SECOND = 1.9e9
 """SHA-256 of one core: measured."""
 TOKEN_BYTES = 8
 """On disk, of a token of a response: its id and its text."""
+TOKEN_ID_BYTES = 4
+"""In the file of a training's data (`rlhf.training.tokens`)."""
 ADAM_BYTES = 12
 """Of a parameter in a checkpoint: fp32 weights, and both of Adam's moments."""
 FP32 = 4

@@ -43,11 +43,11 @@ class DiskGuard:
         free = shutil.disk_usage(self._folder).free
         if needed <= free:
             return
-        checkpoints = ""
+        for_now = ""
         if stage.checkpoints:
-            checkpoints = f" (checkpoints take {size_text(int(stage.checkpoints))} while it goes on)"
+            for_now = f" ({size_text(int(stage.checkpoints))} of it only while it goes on)"
         self._say(
-            f"  ! {name} is going to write about {size_text(int(needed))} more{checkpoints}, and "
+            f"  ! {name} is going to write about {size_text(int(needed))} more{for_now}, and "
             f"{size_text(free)} are free on the file system of {mount_of(self._folder)}. What of this run "
             f"could go: {gc_command(self._folder)}. If the disk fills, the stage stops, and the same command "
             "goes on from what is finished."

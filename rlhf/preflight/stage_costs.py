@@ -41,7 +41,7 @@ class StageForecast:
         memory: bytes of one GPU at the peak, or of a CPU's memory, which all processes share; 0 without a
             model.
         disk: bytes that stay.
-        checkpoints: bytes that are on the disk only while it goes on.
+        checkpoints: bytes that are on the disk only while it goes on, the token ids of its data among them.
         note: what is not in the figures.
         spent: whether its seconds are no plan: the run has spent them.
     """
@@ -233,7 +233,8 @@ class StageCosts:
         how = self._how(
             self._bytes_each["model.path"], int(section.micro_batch_size * item_tokens), section.max_length
         )
-        return self._training(name, "model.path", section, texts, items, texts.tokens, how)
+        training = self._training(name, "model.path", section, texts, items, texts.tokens, how)
+        return _with_token_files(training, _columns_of_sft(section.packing) * texts.tokens)
 
     def reward_model(self, name: str, num_pairs: float) -> StageForecast:
         """Training of a judge on pairs: at most, since what both sides begin with is read once."""
@@ -245,7 +246,8 @@ class StageCosts:
             int(2 * section.micro_batch_size * side_tokens),
             2 * section.max_length,
         )
-        return self._training(name, "reward_model.path", section, texts, texts.prompts, 0, how)
+        training = self._training(name, "reward_model.path", section, texts, texts.prompts, 0, how)
+        return _with_token_files(training, texts.tokens)
 
     def dpo(self, name: str, pairs: Texts) -> StageForecast:
         """DPO on pairs, whose prompt is read once."""
@@ -256,7 +258,8 @@ class StageCosts:
         shape = self._shapes["model.path"]
         how = self._with_budget(dpo_memory, shape, how, section.batch_tokens, how.ranks)
         head_tokens = pairs.of_responses
-        return self._training(name, "model.path", section, pairs, pairs.prompts, head_tokens, how)
+        training = self._training(name, "model.path", section, pairs, pairs.prompts, head_tokens, how)
+        return _with_token_files(training, pairs.tokens)
 
     def raft(self, name: str, texts: Texts) -> StageForecast:
         """Fine-tuning on one response to each prompt, packed or not."""
@@ -267,7 +270,8 @@ class StageCosts:
             items, item_tokens = texts.tokens / section.max_length, section.max_length
         bytes_each = self._bytes_each["model.path"]
         how = self._how(bytes_each, int(section.micro_batch_size * item_tokens), section.max_length)
-        return self._training(name, "model.path", section, texts, items, texts.tokens, how)
+        training = self._training(name, "model.path", section, texts, items, texts.tokens, how)
+        return _with_token_files(training, _columns_of_sft(section.packing) * texts.tokens)
 
     def _training(
         self,
@@ -370,3 +374,13 @@ class StageCosts:
     def _held(self, of_one: float, processes: int) -> float:
         """Bytes of one GPU, or of a CPU's memory, which all processes share."""
         return of_one * processes if self._machine.is_cpu else of_one
+
+
+def _columns_of_sft(packing: bool) -> int:
+    """Ids on the disk of each token: itself and its label, and both once more where rows are packed."""
+    return 4 if packing else 2
+
+
+def _with_token_files(training: StageForecast, num_ids: float) -> StageForecast:
+    """A training with the file of its data, which is on the disk beside its checkpoints."""
+    return replace(training, checkpoints=training.checkpoints + costs.TOKEN_ID_BYTES * num_ids)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,13 @@ from rlhf.training.fit import add_warning, fit, step_rows
 from rlhf.training.lora import add_adapter, export_adapter, num_trained
 from rlhf.training.losses import dpo_loss
 from rlhf.training.memory_forecast import dpo_memory
+from rlhf.training.pair_file import Anchor, PairSource, TrainingPairs, write_pair_file
+from rlhf.training.ranks import on_rank_zero
 from rlhf.training.response_batches import batch_logprobs, batching_of
 from rlhf.training.stage_trainer import StageTrainer
-from rlhf.training.step_plan import Anchor, Bin, Pair, StepShares, load_pairs, plan_steps
+from rlhf.training.step_plan import Bin, StepShares, plan_steps
 from rlhf.training.token_budget import TokenBudget, find_budget, forecast_of
+from rlhf.training.tokens import PAIRS
 from rlhf.training.weights import export_model, load_model, resolve_dtype
 
 _METRICS = (
@@ -172,29 +174,20 @@ def _arguments(job: Job[DpoStage], policy: Path) -> DPOConfig:
     return stage_arguments(DPOConfig, "dpo", job, policy, own)
 
 
-def _load_all(job: Job[DpoStage]) -> tuple[list[Pair], dict[str, int]]:
-    """The iteration's own pairs, then those that are replayed; and what became of them, all together.
-
-    With several origins the counts `pairs/<origin>` say how many are trained on of each.
-    """
-    config = job.config
+def _sources(job: Job[DpoStage]) -> list[PairSource]:
+    """The iteration's own pairs, then those that are replayed."""
     # Own pairs come first and iterations in their order, so that equal work has equal steps.
     names = sorted(name for name in job.inputs if name == "pairs" or name.startswith("pairs."))
-    loaded: list[Pair] = []
-    total: Counter[str] = Counter()
-    of_each: dict[str, int] = {}
+    sources = []
     for name in names:
         origin = name.removeprefix("pairs")
         found = {}
         for logprobs in ("reference", "reference_previous"):
             key = logprobs + origin
             found[logprobs] = job.input_path(key) if key in job.inputs else None
-        anchor = Anchor(found["reference"], found["reference_previous"], config.initial_share)
-        pairs, counts = load_pairs(job.input_path(name), anchor, config.max_length)
-        loaded += pairs
-        total.update(counts)
-        of_each[f"pairs/{origin.removeprefix('.') or 'own'}"] = len(pairs)
-    return loaded, dict(total) | (of_each if len(names) > 1 else {})
+        anchor = Anchor(found["reference"], found["reference_previous"], job.config.initial_share)
+        sources.append(PairSource(origin.removeprefix(".") or "own", job.input_path(name), anchor))
+    return sources
 
 
 def train_dpo(job: Job[DpoStage], worker: Worker) -> Outcome:
@@ -209,11 +202,14 @@ def train_dpo(job: Job[DpoStage], worker: Worker) -> Outcome:
     worker.progress(0, 0, "reading the data and loading the model")
     config = job.config
     policy = job.input_path("policy")
-    pairs, counts = _load_all(job)
-    steps = plan_steps(len(pairs), config.batch_size, config.num_epochs, job.seed)
-    # The arguments before the model: with them transformers knows of ZeRO-3 when it loads weights.
+    # The arguments before the model: with them transformers knows of ZeRO-3 when it loads weights. And before
+    # the data: with them the process group begins, whose other ranks wait for what rank 0 writes.
     args = _arguments(job, policy)
-    longest = max(pair.num_tokens for pair in pairs)
+    path = job.out_path / PAIRS
+    counts = on_rank_zero(partial(write_pair_file, path, _sources(job), config.max_length))
+    pairs = TrainingPairs(path)
+    steps = plan_steps(len(pairs), config.batch_size, config.num_epochs, job.seed)
+    longest = pairs.longest()
     budget = find_budget(job, worker, forecast_of(dpo_memory, job, worker, policy, longest), longest)
     model = load_model(policy, resolve_dtype(config.dtype, policy), config.trust_remote_code)
     batching, slower = batching_of(model, budget.batch_tokens, on_gpu(job.compute))

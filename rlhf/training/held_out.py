@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,17 +12,19 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def split(num_rows: int, share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Indices of training and held-out rows, both in order; the held-out ones are a seeded sample.
+def split(num_rows: int, share: float, seed: int) -> tuple[array[int], array[int]]:
+    """Indices of training and held-out rows, both in order, at 4 bytes each; the held-out ones are a seeded
+    sample.
 
     Example:
-        `split(5, share=0.4, seed=1)` gives `([0, 1, 2], [3, 4])`
+        `split(5, share=0.4, seed=1)` gives `[0, 1, 2]` and `[3, 4]`
     """
     # A generator of its own, so that the sample depends on nothing that was drawn before.
     generator = random.Random(f"held out {seed}")
     held_out = set(generator.sample(range(num_rows), int(num_rows * share)))
-    training = [index for index in range(num_rows) if index not in held_out]
-    return training, sorted(held_out)
+    # Not lists: they are held as long as the training lasts, and would take nine times as much.
+    training = array("i", (index for index in range(num_rows) if index not in held_out))
+    return training, array("i", sorted(held_out))
 
 
 @torch.no_grad()

@@ -2,58 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import random
-from collections.abc import Iterator
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from rlhf.data.records import SIDES
-from rlhf.data.shards import num_rows, read_rows, shard_paths
-from rlhf.errors import DataError
-from rlhf.training.logprobs import response_budget
-from rlhf.training.losses import mixed_anchor
+from rlhf.training.pair_file import Pair, TrainingPairs
 from rlhf.training.response_batches import Batch, Batching
-
-_COLUMNS = [
-    "id",
-    "prompt_token_ids",
-    "chosen_token_ids",
-    "rejected_token_ids",
-    "chosen_penalised",
-    "rejected_penalised",
-]
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A pair ready to train on, with its log-probabilities under the anchor in nats (0 without one), and by
-    how much the judge preferred the chosen response (NaN where none was asked).
-    """
-
-    # Arrays: lists of Python's numbers would take many times the memory, on every rank.
-    id: str
-    prompt: np.ndarray
-    chosen: np.ndarray
-    rejected: np.ndarray
-    ref_chosen: float
-    ref_rejected: float
-    score_margin: float
-
-    @property
-    def lengths(self) -> tuple[int, tuple[int, int]]:
-        """Tokens of the prompt, and of the chosen and the rejected response."""
-        return len(self.prompt), (len(self.chosen), len(self.rejected))
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of the prompt and both responses."""
-        return len(self.prompt) + len(self.chosen) + len(self.rejected)
 
 
 @dataclass(frozen=True)
@@ -74,129 +32,20 @@ class Bin:
     weight: float
 
 
-@dataclass(frozen=True)
-class Anchor:
-    """Folders of the log-probabilities that pairs are held against.
-
-    `reference` is None for a loss without one. `previous` is a second one, which the log-probabilities are
-    mixed with: the first has the share `initial_share` of the sum.
-    """
-
-    reference: Path | None
-    previous: Path | None = None
-    initial_share: float = 1.0
-
-    def of(self, pairs_shard: Path) -> Iterator[tuple[str | None, list[float]]]:
-        """Of each pair of a shard its id there (None without a reference), and the log-probabilities of
-        chosen and rejected.
-        """
-        if self.reference is None:
-            yield from itertools.repeat((None, [0.0, 0.0]), num_rows(pairs_shard))
-            return
-        rows = read_rows(_logprobs_shard(pairs_shard, self.reference))
-        if self.previous is None:
-            for row in rows:
-                yield row["id"], row["logprobs"]
-            return
-        others = read_rows(_logprobs_shard(pairs_shard, self.previous))
-        for row, other in zip(rows, others, strict=True):
-            # Mixed with another pair's they would train without an error, and wrongly.
-            if row["id"] != other["id"]:
-                raise DataError(
-                    f"{self.previous}: row {other['id']} stands where {self.reference} has {row['id']}"
-                )
-            both = zip(row["logprobs"], other["logprobs"], strict=True)
-            yield row["id"], [mixed_anchor(first, second, self.initial_share) for first, second in both]
-
-
-def load_pairs(pairs: Path, anchor: Anchor, max_length: int) -> tuple[list[Pair], dict[str, int]]:
-    """Read pairs with their log-probabilities; cut responses at the end to fit `max_length`.
-
-    Returns:
-        The pairs, and counts: `rows` = pairs + `dropped/long_prompt`; `cut_chosen` and
-        `cut_rejected` responses; `equal_after_cut`, pairs whose responses differed behind the cut
-        alone, which are kept and teach nothing.
-
-    Raises:
-        DataError: the two folders do not belong together, or no pair is left.
-
-    Example:
-        counts: {"rows": 21, "dropped/long_prompt": 1, "cut_chosen": 2, "cut_rejected": 2,
-        "equal_after_cut": 0}
-    """
-    counts = {"rows": 0, "dropped/long_prompt": 0, "cut_chosen": 0, "cut_rejected": 0, "equal_after_cut": 0}
-    loaded: list[Pair] = []
-    for path in shard_paths(pairs):
-        rows = read_rows(path, _COLUMNS)
-        for row, (name, logprobs) in zip(rows, anchor.of(path), strict=True):
-            # Log-probabilities of another pair would train without an error, and wrongly.
-            if name is not None and name != row["id"]:
-                place = f"{anchor.reference}/{path.name}"
-                raise DataError(f"{place}: row {name} stands where {path} has {row['id']}")
-            counts["rows"] += 1
-            pair = _fit_to_length(row, logprobs, max_length, counts)
-            if pair is not None:
-                loaded.append(pair)
-    if not loaded:
-        raise DataError(
-            f"{pairs}: no pair to train on ({counts['rows']} rows, {counts['dropped/long_prompt']} with "
-            f"prompts longer than dpo.max_length={max_length} allows). See why the pair stage dropped the "
-            "rest in its counts: raise generate.max_new_tokens or set pair.truncated=allow when answers "
-            "are cut, lower pair.min_margin, or use more prompts or samples."
-        )
-    return loaded, counts
-
-
-def _logprobs_shard(pairs_shard: Path, reference: Path) -> Path:
-    """The reference's shard that goes with a shard of pairs, row by row."""
-    path = reference / pairs_shard.name
-    if not path.exists() or num_rows(path) != num_rows(pairs_shard):
-        raise DataError(f"{path}: does not go with {pairs_shard}; redo the reference stage for these pairs")
-    return path
-
-
-def _fit_to_length(
-    row: dict[str, Any],
-    logprobs: list[float],
-    max_length: int,
-    counts: dict[str, int],
-) -> Pair | None:
-    """A row with its responses cut; None where the prompt leaves no room for one."""
-    prompt = np.asarray(row["prompt_token_ids"], dtype=np.int32)
-    # As the reference stage cut them: the log-probabilities are of these very tokens.
-    budget = response_budget(len(prompt), max_length)
-    if budget < 1:
-        counts["dropped/long_prompt"] += 1
-        return None
-    for side in SIDES:
-        if len(row[f"{side}_token_ids"]) > budget:
-            counts[f"cut_{side}"] += 1
-    if row["chosen_token_ids"][:budget] == row["rejected_token_ids"][:budget]:
-        counts["equal_after_cut"] += 1
-    return Pair(
-        id=row["id"],
-        prompt=prompt,
-        chosen=np.asarray(row["chosen_token_ids"][:budget], dtype=np.int32),
-        rejected=np.asarray(row["rejected_token_ids"][:budget], dtype=np.int32),
-        ref_chosen=logprobs[0],
-        ref_rejected=logprobs[1],
-        score_margin=row["chosen_penalised"] - row["rejected_penalised"],
-    )
-
-
-def plan_steps(num_pairs: int, batch_size: int, num_epochs: int, seed: int) -> list[list[int]]:
-    """The pairs of every optimizer step.
+def plan_steps(num_pairs: int, batch_size: int, num_epochs: int, seed: int) -> list[array[int]]:
+    """The numbers of the pairs of every optimizer step, at 4 bytes each.
 
     A fresh permutation per epoch, cut in order. It depends on the arguments alone, never on ranks
     or memory. When `batch_size` does not divide the number of pairs, an epoch's last step is
     smaller, and its loss is the mean over its own pairs, so a pair in it weighs more than others.
 
     Example:
-        `plan_steps(5, batch_size=2, num_epochs=1, seed=0)` gives `[[3, 1], [4, 2], [0]]`
+        `plan_steps(5, batch_size=2, num_epochs=1, seed=0)` gives `[3, 1]`, `[4, 2]` and `[0]`
     """
     steps = []
     for epoch in range(num_epochs):
-        order = list(range(num_pairs))
+        # Of a million pairs a list of Python's numbers would take 36 MB, in every epoch.
+        order = array("i", range(num_pairs))
         # A generator for each epoch: its order does not depend on how many came before.
         generator = random.Random(f"dpo {seed} {epoch}")
         generator.shuffle(order)
@@ -230,8 +79,8 @@ class StepShares(Dataset[list[Bin]]):
 
     def __init__(
         self,
-        pairs: list[Pair],
-        steps: list[list[int]],
+        pairs: TrainingPairs,
+        steps: Sequence[Sequence[int]],
         batching: Batching,
         rank: int,
         num_ranks: int,
@@ -246,26 +95,28 @@ class StepShares(Dataset[list[Bin]]):
         return len(self.steps)
 
     def __getitem__(self, index: int) -> list[Bin]:
-        pairs = [self.pairs[number] for number in self.steps[index]]
-        shares = share_out([pair.num_tokens for pair in pairs], self.num_ranks)
-        pairs_by_rank = []
+        numbers = self.steps[index]
+        shares = share_out([self.pairs.num_tokens(number) for number in numbers], self.num_ranks)
+        numbers_by_rank = []
         for share in shares:
-            pairs_by_rank.append([pairs[item] for item in share])
+            numbers_by_rank.append([numbers[item] for item in share])
         # Every rank cuts the shares of all, so that each knows how many bins the others will have.
-        num_bins = max(len(self._cut(share)) for share in pairs_by_rank)
+        num_bins = max(len(self._cut(share)) for share in numbers_by_rank)
         bins = []
-        for members in self._cut(pairs_by_rank[self.rank]):
+        # Only here are tokens read, and of this rank's pairs alone.
+        for members in self._cut(numbers_by_rank[self.rank]):
+            pairs = [self.pairs[number] for number in members]
             # Of all pairs of the step, also those of other ranks: the sum over ranks is the mean.
-            bins.append(self._bin(members, weight=1 / len(pairs)))
+            bins.append(self._bin(pairs, weight=1 / len(numbers)))
         # Under ZeRO-3 the ranks exchange weights in every bin, so that none may have fewer.
         while len(bins) < num_bins:
-            bins.append(self._empty_bin(pairs[0]))
+            bins.append(self._empty_bin(self.pairs[numbers[0]]))
         return bins
 
-    def _cut(self, share: list[Pair]) -> list[list[Pair]]:
-        """The pairs of each bin of one rank."""
+    def _cut(self, share: list[int]) -> list[list[int]]:
+        """The numbers of the pairs of each bin of one rank."""
         bins = []
-        for members in self.batching.bins([pair.lengths for pair in share]):
+        for members in self.batching.bins([self.pairs.lengths(number) for number in share]):
             bins.append([share[item] for item in members])
         return bins
 

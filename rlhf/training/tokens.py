@@ -7,7 +7,7 @@ import logging
 import os
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ TOKENS = "tokens.arrow"
 """File of all rows, in the folder of a training under way."""
 PACKS = "packs.arrow"
 """File of the rows that are trained on, joined to packs."""
+PAIRS = "pairs.arrow"
+"""File of the pairs of DPO, cut as they are trained on (`rlhf.training.pair_file`)."""
 _ROWS_AT_A_TIME = 1000
 _log = logging.getLogger(__name__)
 
@@ -50,8 +52,8 @@ def token_dataset(
 
 
 def remove_token_files(out: Path) -> None:
-    """Delete the files of `token_dataset` in a training's folder, those that are there."""
-    for name in (TOKENS, PACKS):
+    """Delete the files of token ids in a training's folder, those that are there."""
+    for name in (TOKENS, PACKS, PAIRS):
         (out / name).unlink(missing_ok=True)
 
 
@@ -99,13 +101,21 @@ def pack(lengths: list[int], max_length: int) -> list[list[int]]:
     return packs
 
 
-def _write(path: Path, columns: list[str], rows: Iterator[TokenRow]) -> None:
-    """Write rows as an Arrow stream that appears whole."""
-    schema = pa.schema([(name, pa.list_(pa.int32())) for name in columns])
+def write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    """Write columns as an Arrow stream that appears whole."""
     unfinished = path.with_name(f".{path.name}.partial")
     with pa.OSFile(str(unfinished), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
-        while block := list(itertools.islice(rows, _ROWS_AT_A_TIME)):
-            batch = pa.RecordBatch.from_pylist(block, schema=schema)
+        for batch in batches:
             stream.write_batch(batch)
     os.replace(unfinished, path)
     fsync_dir(path.parent)
+
+
+def _write(path: Path, columns: list[str], rows: Iterator[TokenRow]) -> None:
+    schema = pa.schema([(name, pa.list_(pa.int32())) for name in columns])
+    write_batches(path, schema, _batches(schema, rows))
+
+
+def _batches(schema: pa.Schema, rows: Iterator[TokenRow]) -> Iterator[pa.RecordBatch]:
+    while block := list(itertools.islice(rows, _ROWS_AT_A_TIME)):
+        yield pa.RecordBatch.from_pylist(block, schema=schema)

@@ -17,8 +17,9 @@ from rlhf.data.schemas import LOGPROBS_SCHEMA
 from rlhf.data.shards import read_all_rows, shard_name, write_shard
 from rlhf.errors import ConfigError, DataError
 from rlhf.training.arguments import build_arguments
+from rlhf.training.pair_file import Anchor, PairSource, TrainingPairs, write_pair_file
 from rlhf.training.response_batches import Batching
-from rlhf.training.step_plan import Anchor, StepShares, load_pairs, plan_steps
+from rlhf.training.step_plan import StepShares, plan_steps
 from rlhf.training.weights import resolve_dtype
 from tests.stage_runner import make_job, run_here, run_ranks
 from tests.tiny import random_pairs, tiny_llama, write_pairs
@@ -62,6 +63,12 @@ def dpo_job(world, out, reference="anchor", compute=None, **config):
     }
     inputs["policy"] = config.pop("policy", inputs["policy"])
     return make_job("dpo", section, inputs, out, compute=compute, **config)
+
+
+def load_pairs(pairs, anchor, folder, max_length=MAX_LENGTH):
+    path = folder / "pairs.arrow"
+    counts = write_pair_file(path, [PairSource("own", pairs, anchor)], max_length)
+    return TrainingPairs(path), counts
 
 
 def rows_of(out):
@@ -113,7 +120,7 @@ def test_curve_is_plain_trl_s(world, one_rank, tmp_path):
         def _get_train_sampler(self, dataset=None):
             return torch.utils.data.SequentialSampler(self.train_dataset)
 
-    pairs, _ = load_pairs(world / "pairs", Anchor(world / "reference_anchor"), MAX_LENGTH)
+    pairs, _ = load_pairs(world / "pairs", Anchor(world / "reference_anchor"), tmp_path)
     steps = plan_steps(len(pairs), 8, 2, seed=1)
     assert [len(step) for step in steps] == [8, 8, 5] * 2
     rows = [
@@ -193,7 +200,7 @@ def test_the_nll_term_does_not_depend_on_ranks_stage_or_bins(world, one_rank, tm
     for row, expected in zip(rows_of(tmp_path / "two"), rows_of(tmp_path / "one"), strict=True):
         assert row["loss"] == pytest.approx(expected["loss"], abs=5e-6)
         assert row["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
-    pairs, _ = load_pairs(world / "pairs", Anchor(world / "reference_policy"), MAX_LENGTH)
+    pairs, _ = load_pairs(world / "pairs", Anchor(world / "reference_policy"), tmp_path)
     nll = (
         sum(-pairs[i].ref_chosen / len(pairs[i].chosen) for i in plan_steps(len(pairs), 8, 1, seed=1)[0]) / 8
     )
@@ -284,6 +291,7 @@ def test_outcome_counts_and_export(world, one_rank):
     assert {"config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja"} <= names
     assert json.loads((out / "model" / "config.json").read_text())["dtype"] == "float32"
     assert not list(out.glob("checkpoint-*"))
+    assert not list(out.glob("*.arrow")), "the file of the pairs is of no use to anyone else"
 
 
 def test_bf16_hands_fp32_weights_from_iteration_to_iteration(world, tmp_path):
@@ -333,18 +341,18 @@ def test_prompts_that_fill_max_length_are_dropped_and_none_left_is_an_error(worl
     folder = write_pairs(tmp_path / "pairs", pairs)
     inputs = {"model": world / "policy", "pairs": folder}
     run_here(make_job("reference", ReferenceConfig(), inputs, tmp_path / "reference", max_length=MAX_LENGTH))
-    loaded, counts = load_pairs(folder, Anchor(tmp_path / "reference"), MAX_LENGTH)
+    loaded, counts = load_pairs(folder, Anchor(tmp_path / "reference"), tmp_path)
     assert (len(loaded), counts["dropped/long_prompt"]) == (2, 1)
     with pytest.raises(DataError, match=r"no pair to train on \(3 rows, 3 with prompts"):
-        load_pairs(folder, Anchor(tmp_path / "reference"), 10)
+        load_pairs(folder, Anchor(tmp_path / "reference"), tmp_path, 10)
     shutil.rmtree(tmp_path / "pairs")
     write_pairs(tmp_path / "pairs", pairs[::-1])
     with pytest.raises(DataError, match="stands where"):
-        load_pairs(folder, Anchor(tmp_path / "reference"), MAX_LENGTH)
+        load_pairs(folder, Anchor(tmp_path / "reference"), tmp_path)
 
 
-def test_every_rank_does_as_many_bins_and_weights_add_up(world):
-    pairs, _ = load_pairs(world / "pairs", Anchor(world / "reference_anchor"), MAX_LENGTH)
+def test_every_rank_does_as_many_bins_and_weights_add_up(world, tmp_path):
+    pairs, _ = load_pairs(world / "pairs", Anchor(world / "reference_anchor"), tmp_path)
     steps = plan_steps(len(pairs), 8, 1, seed=0)
     for batch_tokens, packed in itertools.product((100, 400, 10**6), (False, True)):
         batching = Batching(packed, batch_tokens)
@@ -386,9 +394,9 @@ def test_pairs_that_differ_behind_the_cut_alone_are_counted(tmp_path):
     (tmp_path / "reference").mkdir()
     logprobs = [{"id": row["id"], "logprobs": [-1.0, -1.0]} for row in rows]
     write_shard(tmp_path / "reference" / shard_name(0), LOGPROBS_SCHEMA, logprobs)
-    loaded, counts = load_pairs(pairs, Anchor(tmp_path / "reference"), max_length=6)
+    loaded, counts = load_pairs(pairs, Anchor(tmp_path / "reference"), tmp_path, max_length=6)
     # The third differs before the cut; all are kept.
     assert len(loaded) == 3 and counts["equal_after_cut"] == 2
     assert (counts["cut_chosen"], counts["cut_rejected"]) == (2, 3)
-    _, counts = load_pairs(pairs, Anchor(tmp_path / "reference"), max_length=7)
+    _, counts = load_pairs(pairs, Anchor(tmp_path / "reference"), tmp_path, max_length=7)
     assert counts["equal_after_cut"] == 0

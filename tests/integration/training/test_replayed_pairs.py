@@ -12,7 +12,7 @@ from rlhf.config.schema import ReferenceConfig
 from rlhf.config.training import DpoConfig
 from rlhf.data.shards import shard_name, shard_paths
 from rlhf.errors import DataError
-from rlhf.training.step_plan import Anchor, load_pairs
+from rlhf.training.pair_file import Anchor, PairSource, TrainingPairs, write_pair_file
 from tests.stage_runner import make_job, run_here, run_ranks
 from tests.tiny import random_pairs, tiny_llama, write_pairs
 
@@ -67,12 +67,17 @@ def test_replayed_pairs_train_as_if_they_were_the_iterations_own(world, tmp_path
     )
 
 
-def test_inpo_is_held_against_both_anchors(world):
+def load_pairs(pairs, anchor, path):
+    write_pair_file(path, [PairSource("own", pairs, anchor)], MAX_LENGTH)
+    return TrainingPairs(path)
+
+
+def test_inpo_is_held_against_both_anchors(world, tmp_path):
     share = 0.25
     reference, other = world / "both_anchor", world / "both_other"
-    mixed, _ = load_pairs(world / "both", Anchor(reference, other, share), MAX_LENGTH)
-    first, _ = load_pairs(world / "both", Anchor(reference), MAX_LENGTH)
-    second, _ = load_pairs(world / "both", Anchor(other), MAX_LENGTH)
+    mixed = load_pairs(world / "both", Anchor(reference, other, share), tmp_path / "mixed")
+    first = load_pairs(world / "both", Anchor(reference), tmp_path / "first")
+    second = load_pairs(world / "both", Anchor(other), tmp_path / "second")
     for each, one, two in zip(mixed, first, second, strict=True):
         assert each.ref_chosen == pytest.approx(0.25 * one.ref_chosen + 0.75 * two.ref_chosen)
         assert each.ref_rejected == pytest.approx(0.25 * one.ref_rejected + 0.75 * two.ref_rejected)
@@ -99,11 +104,13 @@ def test_simpo_needs_no_log_probabilities(world, tmp_path):
 
 def test_log_probabilities_of_other_pairs_are_refused(world, tmp_path):
     with pytest.raises(DataError, match="does not go with"):
-        load_pairs(world / "both", Anchor(world / "both_anchor", world / "first_other", 0.5), MAX_LENGTH)
+        load_pairs(
+            world / "both", Anchor(world / "both_anchor", world / "first_other", 0.5), tmp_path / "pairs"
+        )
     turned = tmp_path / "turned"
     write_pairs(turned, random_pairs(9)[::-1], 9)
     with pytest.raises(DataError, match="stands where"):
-        load_pairs(turned, Anchor(world / "first_anchor"), MAX_LENGTH)
+        load_pairs(turned, Anchor(world / "first_anchor"), tmp_path / "pairs")
 
 
 def test_scores_reach_the_loss(world, tmp_path):
