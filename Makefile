@@ -18,7 +18,7 @@ seed ?= 0
 mutants ?= 70
 modules ?=
 export PYTHON
-# Tests start some hundred processes: each would compile all modules again where Python may not keep them.
+## Tests start some hundred processes: each would compile all modules again where Python may not keep them.
 FOR_TESTS = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 
 .DEFAULT_GOAL := help

@@ -67,6 +67,7 @@ def nodes(number: int) -> Iterator[None]:
     if not number:
         yield
         return
+    import ray
     from ray.cluster_utils import Cluster
 
     # Ray's own choice of 15 would not be that of local workers.
@@ -78,6 +79,7 @@ def nodes(number: int) -> Iterator[None]:
         os.environ["RAY_ADDRESS"] = cluster.address
         yield
     finally:
+        ray.shutdown()
         cluster.shutdown()
 
 

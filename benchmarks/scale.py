@@ -168,8 +168,12 @@ def row_of(name: str, sizes: tuple[int, int], costs: tuple[Cost, Cost]) -> Row:
 
 def typical(costs: list[Cost]) -> Cost:
     """The medians of several measurements, each figure by itself."""
-    figures = ("processor_seconds", "wall_seconds", "peak_gigabytes")
-    return Cost(*(median(costs, figure) for figure in figures), proof=costs[0].proof)
+    return Cost(
+        median(costs, "processor_seconds"),
+        median(costs, "wall_seconds"),
+        median(costs, "peak_gigabytes"),
+        costs[0].proof,
+    )
 
 
 def at_two_sizes(

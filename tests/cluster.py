@@ -6,7 +6,11 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+from rlhf.run.lock import WORKERS_LOCK
+from rlhf.run.processes import descendants_of, holders_of
 
 
 @contextlib.contextmanager
@@ -35,3 +39,17 @@ def wait_for(is_so: Any, seconds: float = 300.0, what: str = "it") -> None:
     while not is_so():
         assert time.monotonic() < end, f"waited {seconds} s for {what}"
         time.sleep(0.1)
+
+
+def node_of(cluster: Any, pid: int) -> Any:
+    """The node below whose raylet a process was started; None for no node of the cluster."""
+    for node in cluster.worker_nodes:
+        if pid in descendants_of(node.all_processes["raylet"][0].process.pid):
+            return node
+    return None
+
+
+def nodes_at_work(cluster: Any, run: Path) -> list[Any]:
+    """The nodes that have a worker of a run."""
+    found = {node_of(cluster, pid) for pid in holders_of(run / WORKERS_LOCK)}
+    return sorted(found - {None}, key=lambda node: node.node_id)

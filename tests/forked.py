@@ -12,13 +12,14 @@ import os
 import runpy
 import sys
 import tempfile
-from contextlib import suppress
+from contextlib import chdir, suppress
 from multiprocessing import util
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from rlhf.launch.server import Server
 
+ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 400
 """So long a command may take."""
 IMPORTED = Server(["tests.imported"])
@@ -27,7 +28,8 @@ _spawn = util.spawnv_passfds
 
 def start(process: BaseProcess) -> None:
     """Start a process of the context "forkserver" as a fork that has all imports done."""
-    IMPORTED.warm_up(os.devnull)
+    with chdir(ROOT):  # whatever folder a test is in: `tests` is found from here
+        IMPORTED.warm_up(os.devnull)
     # For the server alone: others that this process starts are to print where they are told.
     os.environ.pop("RLHF_PRELOAD_LOG")
     IMPORTED.start(process)

@@ -274,11 +274,22 @@ class Conversation:
 
     def __init__(self) -> None:
         self._pending: dict[Any, RemoteNode] = {}
+        self._starting: dict[Any, RemoteNode] = {}
         self._answers: dict[RemoteNode, list[tuple[int, Any]]] = {}
 
     def add(self, node: RemoteNode) -> None:
         """Hear one more node."""
         self._answers.setdefault(node, [])
+
+    def begin(self, node: RemoteNode, reference: Any) -> None:
+        """Hear a node on which a worker starts: its imports take long, and others are heard meanwhile.
+
+        Args:
+            node: the worker's.
+            reference: to what the call that starts it gives.
+        """
+        self.add(node)
+        self._starting[reference] = node
 
     def nodes(self) -> list[RemoteNode]:
         """Those that are heard."""
@@ -289,7 +300,11 @@ class Conversation:
         self._answers[node].append((rank, message))
 
     def hear(self, seconds: float) -> Iterator[tuple[RemoteNode, list[Message] | None]]:
-        """What each node's workers say, as soon as one says something; None of a node that is gone."""
+        """What each node's workers say, as soon as one says something; None of a node that is gone.
+
+        Raises:
+            WorkerFailed: one cannot be started.
+        """
         import ray
 
         busy = set(self._pending.values())
@@ -297,14 +312,17 @@ class Conversation:
             if node not in busy:
                 self._pending[node.actor.exchange.remote(list(answers), _POLL_SECONDS)] = node
                 answers.clear()
-        ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=seconds)
+        ready, _ = ray.wait([*self._starting, *self._pending], num_returns=1, timeout=seconds)
         for reference in ready:
-            node = self._pending.pop(reference)
+            is_start = reference in self._starting
+            node = (self._starting if is_start else self._pending).pop(reference)
             try:
-                yield node, node.result(reference)
+                said = node.result(reference)
             except NodeLost:
-                del self._answers[node]
+                self._answers.pop(node, None)
                 yield node, None
+            else:
+                yield node, [] if is_start else said
 
 
 def gpu_workers_of_cluster(compute: ComputeConfig, tensor_parallel: int) -> int:

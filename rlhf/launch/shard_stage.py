@@ -16,6 +16,7 @@ from rlhf.launch import attending
 from rlhf.launch.attending import Told, Watched
 from rlhf.launch.cluster import Conversation, NodeLost, RayCluster, RemoteNode
 from rlhf.launch.handout import LATER, Handout
+from rlhf.launch.node import log_of
 from rlhf.launch.remote_worker import require_inputs, watched
 from rlhf.launch.supervisor import named_by
 from rlhf.run.attempt_folder import ATTEMPTS, end_attempts, take_file, take_shard
@@ -142,17 +143,19 @@ class ShardStage:
         node.actor.warm_up.remote(needs_engine(job.stage, job.config))
         tensor_parallel = int(getattr(job.config, "tensor_parallel_size", 1))
         environments = node.ask("room", job.compute, tensor_parallel, num_shards)
-        self._conversation.add(node)
+        run_folder = self._cluster.run_folder.absolute()
         for environment in environments:
             # Rank 0 has tasks of its own: where its first holder is gone, the next one takes them over.
             rank = self._num_begun if 0 in self._workers or 0 in self._outcomes else 0
             # A folder that nobody had: the lost holder of the rank may wake.
             own = f"{self._attempt}/{self._num_begun}"
             given = environment | named_by(job.config)
-            log = node.ask("begin_worker", job, own, rank, len(environments), given)
+            starting = node.actor.begin_worker.remote(job, own, rank, len(environments), given)
+            self._conversation.begin(node, starting)
             self._num_begun += 1
             self._handout.join(rank)
-            self._workers[rank] = _Placed(node, watched(job, node, rank, log), own)
+            worker = watched(job, node, rank, log_of(run_folder, job, rank))
+            self._workers[rank] = _Placed(node, worker, own)
 
     def _take_in(self, node: RemoteNode, messages: list[tuple[int, str, Any]]) -> None:
         for rank, kind, body in messages:

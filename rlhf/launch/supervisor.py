@@ -134,8 +134,8 @@ class Supervisor:
 
     def begin_worker(
         self, job: Job[Any], own: str, rank: int, world_size: int, environment: dict[str, str]
-    ) -> str:
-        """Start an inference worker, whose shards go into a folder of its own; returns its log.
+    ) -> None:
+        """Start an inference worker, whose shards go into a folder of its own.
 
         Args:
             job: the stage's.
@@ -145,7 +145,7 @@ class Supervisor:
             environment: of the process.
         """
         folder = attempt_folder(job.out_path, own)
-        return self._node.start(replace(job, shards_out=str(folder)), rank, world_size, environment)
+        self._node.start(replace(job, shards_out=str(folder)), rank, world_size, environment)
 
     def begin_ranks(self, job: Job[Any], ranks: list[int], group: Group, is_alone: bool) -> list[str]:
         """Start training ranks, which write into the job's folder; returns their logs.

@@ -21,9 +21,13 @@ def split(num_rows: int, share: float, seed: int) -> tuple[array[int], array[int
     """
     # A generator of its own, so that the sample depends on nothing that was drawn before.
     generator = random.Random(f"held out {seed}")
-    held_out = set(generator.sample(range(num_rows), int(num_rows * share)))
+    num_held_out = int(num_rows * share)
+    held_out = set(generator.sample(range(num_rows), num_held_out))
     # Not lists: they are held as long as the training lasts, and would take nine times as much.
-    training = array("i", (index for index in range(num_rows) if index not in held_out))
+    training = array("i")
+    for index in range(num_rows):
+        if index not in held_out:
+            training.append(index)
     return training, array("i", sorted(held_out))
 
 

@@ -37,6 +37,15 @@ _SCHEMA = pa.schema(
     ]
 )
 """The fields of `Pair`, in order."""
+_COLUMNS = [
+    "id",
+    "prompt_token_ids",
+    "chosen_token_ids",
+    "rejected_token_ids",
+    "chosen_penalised",
+    "rejected_penalised",
+]
+"""Of a shard of pairs."""
 _PAIRS_AT_A_TIME = 4096
 """Of one piece of the file: a piece takes some kilobytes in every rank, whatever it holds."""
 
@@ -106,21 +115,23 @@ class TrainingPairs(Sequence[Pair]):
     def __init__(self, path: Path) -> None:
         # Not closed: what is read of it points into the map, which ends with the last that does.
         table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
-        self._columns = {name: table[name] for name in _SCHEMA.names}
-        lengths = [pc.list_value_length(table[name]).to_numpy() for name in ("prompt", *SIDES)]
+        self._columns = dict(zip(table.column_names, table.columns, strict=True))
+        lengths = []
+        for name in ("prompt", *SIDES):
+            lengths_N = pc.list_value_length(self._columns[name])
+            lengths.append(lengths_N.to_numpy())
         self._lengths_N_3 = np.stack(lengths, axis=1)
 
     def __len__(self) -> int:
         return len(self._lengths_N_3)
 
     def __getitem__(self, number: int) -> Pair:  # type: ignore[override]  # nobody takes slices
-        tokens = {}
-        for name in ("prompt", *SIDES):
-            tokens[name] = self._columns[name][number].values.to_numpy()
-        numbers = {}
-        for name in ("ref_chosen", "ref_rejected", "score_margin"):
-            numbers[name] = self._columns[name][number].as_py()
-        return Pair(id=self._columns["id"][number].as_py(), **tokens, **numbers)
+        values = []
+        for field in _SCHEMA:
+            scalar = self._columns[field.name][number]
+            # Of token ids no copy: they are where the file is mapped.
+            values.append(scalar.values.to_numpy() if field.type == _IDS else scalar.as_py())
+        return Pair(*values)
 
     def lengths(self, number: int) -> tuple[int, tuple[int, int]]:
         """Tokens of a pair's prompt, and of its chosen and its rejected response."""
@@ -216,18 +227,16 @@ class _Row:
 
 def _rows(path: Path) -> Iterator[_Row]:
     """The rows of a shard."""
-    columns = ["id"]
-    for name in ("prompt", *SIDES):
-        columns.append(f"{name}_token_ids")
-    for side in SIDES:
-        columns.append(f"{side}_penalised")
     with pq.ParquetFile(path) as file:
-        table = file.read(columns=columns)
+        table = file.read(columns=_COLUMNS)
+    ids = table["id"].to_pylist()
     # Not as lists: Python's numbers take eight times the room, and most of the time.
-    prompts, chosen, rejected = (_arrays(table[f"{name}_token_ids"]) for name in ("prompt", *SIDES))
-    margins = table["chosen_penalised"].to_numpy() - table["rejected_penalised"].to_numpy()
-    for number, name in enumerate(table["id"].to_pylist()):
-        yield _Row(name, prompts[number], chosen[number], rejected[number], float(margins[number]))
+    prompts = _arrays(table["prompt_token_ids"])
+    chosen = _arrays(table["chosen_token_ids"])
+    rejected = _arrays(table["rejected_token_ids"])
+    margins = pc.subtract(table["chosen_penalised"], table["rejected_penalised"]).to_pylist()
+    for columns in zip(ids, prompts, chosen, rejected, margins, strict=True):
+        yield _Row(*columns)
 
 
 def _arrays(column: pa.ChunkedArray) -> list[np.ndarray]:

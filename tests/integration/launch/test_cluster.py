@@ -30,7 +30,7 @@ from rlhf.run.lock import WORKERS_LOCK, hold_run
 from rlhf.run.plan import Run
 from rlhf.run.processes import descendants_of, holders_of, is_gone, send, state_of
 from tests.chat_server import fake_chat
-from tests.cluster import ray_nodes, wait_for
+from tests.cluster import node_of, ray_nodes, wait_for
 from tests.integration.loop.test_old_run import OTHERS, SETTINGS
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (the extra `cluster`)")
@@ -132,19 +132,6 @@ def test_a_worker_of_a_lost_node_that_wakes_writes_nowhere(tmp_path, nodes, mark
     after = files_of(tmp_path / "run")
     changed = [path for path in after if path.parent.name != "logs" and after[path] != before.get(path)]
     assert changed == [] and artifact.path.is_dir()
-
-
-def node_of(cluster, pid):
-    """The node below whose raylet a process was started."""
-    for node in cluster.worker_nodes:
-        raylet = node.all_processes["raylet"][0].process.pid
-        line = [pid]
-        while line[-1] > 1:
-            stat = Path(f"/proc/{line[-1]}/stat").read_text().rpartition(")")[2].split()
-            line.append(int(stat[1]))
-        if raylet in line:
-            return node
-    raise AssertionError(f"no node has process {pid}")
 
 
 def test_a_judge_behind_a_server_is_asked_on_when_the_node_that_asks_dies(tmp_path, nodes, monkeypatch):

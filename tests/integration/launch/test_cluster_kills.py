@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import ray_nodes, wait_for
+from tests.cluster import nodes_at_work, ray_nodes, wait_for
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (the extra `cluster`)")
 
@@ -134,7 +134,8 @@ def test_a_node_dies(local, begun, kill):
         driver = Driver(begun)
         wait_for(lambda: driver.has_begun(stage), 1800, stage)
         time.sleep(rng.uniform(0, 2))
-        victim = rng.choice(sorted(cluster.worker_nodes, key=lambda node: node.node_id))
+        wait_for(lambda: nodes_at_work(cluster, begun) or driver.process.poll() is not None)
+        victim = rng.choice(nodes_at_work(cluster, begun))
         at = time.time()
         cluster.remove_node(victim, allow_graceful=False)
         # Another one takes its place, now and then.

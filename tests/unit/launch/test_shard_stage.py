@@ -1,5 +1,7 @@
 """Shards over nodes that come and go, as the driver sees it; nodes and their workers are fakes."""
 
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -7,8 +9,10 @@ import pytest
 from rlhf.config.stage_configs import GenerateStage, GenerativeStage, RuleStage
 from rlhf.data.schemas import SCORES_SCHEMA
 from rlhf.data.shards import TOKENS, read_all_rows, shard_name, write_shard
-from rlhf.launch import shard_stage
+from rlhf.errors import WorkerFailed
+from rlhf.launch import cluster, shard_stage
 from rlhf.launch.attending import Told
+from rlhf.launch.cluster import NodeLost
 from rlhf.launch.shard_stage import ShardStage
 from rlhf.launch.supervisor import named_by, settings_of_libraries
 from rlhf.run.attempt_folder import ATTEMPTS
@@ -27,7 +31,8 @@ class Node:
     def __init__(self, name, dies_at=None, sleeps_at=None):
         self.name = name
         self.dies_at, self.sleeps_at = dies_at, sleeps_at
-        self.actor = SimpleNamespace(warm_up=SimpleNamespace(remote=lambda engines: None))
+        warm_up = SimpleNamespace(remote=lambda engines: None)
+        self.actor = SimpleNamespace(warm_up=warm_up, begin_worker=SimpleNamespace(remote=self.begin_worker))
         self.messages = []
         self.folders = {}
         self.began = []
@@ -50,11 +55,10 @@ class Node:
         self.began.append((rank, own, environment))
         if rank > 0 and getattr(job.config, "served_model", None) is not None:
             self.messages += [(rank, "outcome", Outcome()), (rank, "closed", "")]
-            return "log"
+            return
         if rank == 0 and job.stage == "generate":
             (folder / TOKENS).write_text(self.name, encoding="utf-8")
         self.messages.append((rank, "next", None))
-        return "log"
 
     def answered(self, rank, shard):
         if shard is None:
@@ -77,6 +81,7 @@ class Node:
 class Cluster:
     def __init__(self, *nodes):
         self.there = list(nodes)
+        self.run_folder = Path("run")
 
     def nodes(self):
         return list(self.there)
@@ -103,7 +108,7 @@ class Conversation:
         self.heard = []
         self.rounds = 0
 
-    def add(self, node):
+    def begin(self, node, reference):
         if node not in self.heard:
             self.heard.append(node)
 
@@ -179,6 +184,62 @@ def test_a_slow_rank_0_is_not_waited_for_and_what_it_says_late_is_not_heard(run,
     assert outcome.metrics == {"by": "b"} and [rank for rank, _, _ in other.began] == [1, 0]
     assert {row["id"] for row in read_all_rows(out)} == {"b"}
     assert any("begins it too" in line for line in said)
+
+
+class Silent:
+    """A node that answers only what it is told to, once."""
+
+    def __init__(self):
+        self.calls = 0
+        self.actor = SimpleNamespace(exchange=SimpleNamespace(remote=self.exchange))
+        self.answers = {}
+
+    def exchange(self, answers, seconds):
+        self.calls += 1
+        return (self, self.calls)
+
+    def result(self, reference):
+        answer = self.answers[reference]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+@pytest.fixture
+def two(monkeypatch):
+    """A node on which a worker starts, and one at work, which are heard."""
+
+    def wait(references, num_returns, timeout):
+        known = [each for each in references if each in starts.answers or each in works.answers]
+        return known[:num_returns], []
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(wait=wait))
+    starts, works = Silent(), Silent()
+    conversation = cluster.Conversation()
+    conversation.begin(starts, "start")
+    conversation.add(works)
+    return conversation, starts, works
+
+
+def test_while_a_worker_starts_the_others_are_heard(two):
+    conversation, starts, works = two
+    works.answers[works, 1] = [(1, "next", None)]
+    assert list(conversation.hear(1.0)) == [(works, [(1, "next", None)])]
+    assert list(conversation.hear(1.0)) == []
+    starts.answers["start"] = None
+    assert list(conversation.hear(1.0)) == [(starts, [])]
+    starts.answers[starts, 1] = [(0, "next", None)]
+    assert list(conversation.hear(1.0)) == [(starts, [(0, "next", None)])]
+
+
+def test_a_worker_that_cannot_start_is_told_of_and_a_node_that_goes_meanwhile_is_lost(two):
+    conversation, starts, _ = two
+    starts.answers |= {"start": NodeLost("a"), (starts, 1): NodeLost("a")}
+    assert [*conversation.hear(1.0), *conversation.hear(1.0)] == [(starts, None), (starts, None)]
+    conversation.begin(starts, "again")
+    starts.answers["again"] = WorkerFailed("no worker can be started")
+    with pytest.raises(WorkerFailed, match="no worker can be started"):
+        list(conversation.hear(1.0))
 
 
 @pytest.mark.parametrize(
