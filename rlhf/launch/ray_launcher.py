@@ -73,7 +73,7 @@ class RayLauncher:
                 kept = _checkpoint_names(job)
                 num_lost = 1 if kept != checkpoints else num_lost + 1
                 checkpoints = kept
-                last = f"goes on from {kept[-1]}" if kept else "begins again, no checkpoint was written yet"
+                last = f"goes on from {kept[-1]}" if kept else "begins again (it had no checkpoint yet)"
                 if num_lost == _MOST_LOSSES:
                     raise WorkerFailed(
                         f"{job.name}: {num_lost} times in a row a node was lost before a checkpoint was "
