@@ -15,6 +15,8 @@ def ray_nodes(num_nodes: int, cpus: int = 1) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # As docs/cluster.md says; what else is at work on this machine would end the nodes' supervisors.
+    os.environ["RAY_memory_monitor_refresh_ms"] = "0"  # noqa: SIM112
     # Ray's own choice of 15 would have the nodes starve beside whatever else this machine does.
     os.environ["RAY_worker_niceness"] = "0"
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})

@@ -25,6 +25,10 @@ from rlhf.run.file_system_probe import leave_mark, read_mark
 
 _ANSWER_SECONDS = 60.0
 """So long a node may take to answer a plain question; Ray itself gives a dead machine up after 20 s."""
+_MEMORY = (
+    "where memory ran short, and Ray ended the supervisor for it, which holds none of it: with "
+    "RAY_memory_monitor_refresh_ms=0 set where Ray is started the system ends the worker that does"
+)
 _POLL_SECONDS = 0.25
 _LOOK_SECONDS = 1.0
 """Between two looks for nodes that have joined."""
@@ -37,7 +41,10 @@ class NodeLost(Exception):
 
 @dataclass(eq=False)
 class RemoteNode:
-    """A node of the cluster with its supervisor."""
+    """A node of the cluster with its supervisor.
+
+    `why_lost` is what Ray says of a supervisor that is gone, where that is more than that it is gone.
+    """
 
     node_id: str
     address: str
@@ -45,12 +52,14 @@ class RemoteNode:
     num_gpus: int
     actor: Any
     facts: Facts | None = None
+    why_lost: str = ""
 
     @property
     def name(self) -> str:
         """As people are told of it."""
         host = self.facts.host if self.facts is not None else "node"
-        return f"{host} ({self.address}, Ray node {self.node_id[:8]})"
+        why = f", {self.why_lost}" if self.why_lost else ""
+        return f"{host} ({self.address}, Ray node {self.node_id[:8]}{why})"
 
     def ask(self, method: str, *arguments: Any, seconds: float | None = _ANSWER_SECONDS) -> Any:
         """Call a method of the supervisor.
@@ -65,24 +74,33 @@ class RemoteNode:
     def result(self, reference: Any, seconds: float | None = _ANSWER_SECONDS) -> Any:
         """What a call of this node's supervisor gave."""
         import ray
-        from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+        from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
         try:
             return ray.get(reference, timeout=seconds)
-        except (RayActorError, GetTimeoutError) as error:
-            raise NodeLost(self.name) from error
         except RayTaskError as error:
             raise error.cause from None
+        except RayError as error:
+            # Whatever it is, this node is not to be worked with: others are, and its next supervisor.
+            if isinstance(error, OutOfMemoryError):
+                self.why_lost = _MEMORY
+            elif not isinstance(error, RayActorError | GetTimeoutError):
+                self.why_lost = one_line(str(error).strip().partition("\n")[0])
+            raise NodeLost(self.name) from error
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Coming:
-    """A node whose supervisor starts: its first answer, since when, and the file that it is to find."""
+    """A node whose supervisor starts: its first answer, the file that it is to find, and since when.
+
+    `patience` is how many seconds pass until the next line about it.
+    """
 
     node: RemoteNode
     first_answer: Any
     mark: Path
     since: float = field(default_factory=time.monotonic)
+    patience: float = _ANSWER_SECONDS
 
 
 @dataclass
@@ -242,7 +260,15 @@ class RayCluster:
 
         node = coming.node
         ready, _ = ray.wait([coming.first_answer], timeout=0)
-        if not ready and time.monotonic() - coming.since < _ANSWER_SECONDS:
+        if not ready:
+            # However long it takes: one that was ended for it would begin anew.
+            waited = time.monotonic() - coming.since
+            if waited > coming.patience:
+                coming.patience = 2 * waited
+                self.say(
+                    f"  ! {node.name}: its supervisor has not started in {waited:.0f} s, and is waited for: another "
+                    "job may hold its GPUs, or it may be slow to read its files"
+                )
             return
         del self._coming[node.node_id]
         try:
@@ -250,12 +276,14 @@ class RayCluster:
             with _gone_afterwards(Path(answer)) as path:
                 read_mark(path, node.node_id, MARK_SECONDS)
         except NodeLost:
-            # It may have gone again, or another job may hold its GPUs: the next look tries anew.
+            # It may have gone again: the next look tries anew.
             ray.kill(node.actor)
-            self.say(f"  ! {node.name}: no supervisor can be started there yet (are its GPUs taken?)")
+            self.say(f"  ! {node.name}: its supervisor has ended as soon as it started; another one is tried")
         except ConfigError as error:
             ray.kill(node.actor)
-            self._refuse(node.node_id, f"{node.name} does not work in the same folder, and is left out: {error}")
+            self._refuse(
+                node.node_id, f"{node.name} does not work in the same folder, and is left out: {error}"
+            )
         else:
             self._nodes[node.node_id] = node
         finally:

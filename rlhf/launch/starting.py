@@ -1,4 +1,4 @@
-"""Workers of a node are started in the background, so that whoever asks the node something has an answer at once.
+"""Workers of a node are started in the background, so that who asks the node something has an answer at once.
 
 The first start of a node waits until the libraries are imported: seconds, and minutes where a file system is
 cold or the machine busy. A supervisor that kept silent meanwhile would be taken for dead.
@@ -55,7 +55,7 @@ class Starting:
             if attempt is self._attempt:
                 self._waiting.discard(rank)
             else:
-                # Ended while it started. No worker of the next attempt is there yet: they wait behind this one.
+                # Ended while it started. Workers of the next attempt wait behind it: none of them is there yet.
                 self._node.end()
 
         self._work.put(start)

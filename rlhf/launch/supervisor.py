@@ -76,7 +76,7 @@ class Facts:
 
 
 class Supervisor:
-    """One for each node and run. Every method is called from the driver, one at a time, and answers at once."""
+    """One for each node and run. The driver calls its methods, one at a time, and they answer at once."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
