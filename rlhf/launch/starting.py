@@ -55,7 +55,7 @@ class Starting:
             if attempt is self._attempt:
                 self._waiting.discard(rank)
             else:
-                # Ended while it started. Workers of the next attempt wait behind it: none of them is there yet.
+                # Ended while it started; of the next attempt none is there yet, for they wait behind it.
                 self._node.end()
 
         self._work.put(start)

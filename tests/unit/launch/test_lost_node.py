@@ -7,7 +7,8 @@ import pytest
 
 from rlhf.config.schema import ComputeConfig
 from rlhf.errors import ConfigError
-from rlhf.launch.cluster import NodeLost, RayCluster, RemoteNode, _Coming
+from rlhf.launch.cluster import RayCluster, _Coming
+from rlhf.launch.remote_node import NodeLost, RemoteNode
 
 
 class RayError(Exception):
