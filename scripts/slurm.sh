@@ -197,6 +197,8 @@ start_ray() {
     RAY_AUTH_TOKEN=$("$python" -c 'import secrets; print(secrets.token_hex(32))')
     export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
     export RAY_USAGE_STATS_ENABLED=0 RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=5
+    # Where memory runs short Ray would end the supervisor, the only process that it knows, for what a worker holds.
+    export RAY_memory_monitor_refresh_ms=0
     say "Ray on ${#nodes[@]} nodes, the head on ${nodes[0]} at $RAY_ADDRESS"
     start_node 0 "$port" --head --port="$port" --node-ip-address="$address" --temp-dir="$temp" \
         --ray-client-server-port=$((port + 7)) --dashboard-port=$((port + 8)) --include-dashboard=false

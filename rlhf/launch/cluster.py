@@ -20,69 +20,28 @@ from rlhf.config.schema import ComputeConfig
 from rlhf.errors import ConfigError, WorkerFailed, one_line
 from rlhf.launch.machine import num_cores
 from rlhf.launch.node import KEPT, Message
-from rlhf.launch.supervisor import MARK_SECONDS, Facts, Settings, Supervisor, settings_of_libraries
+from rlhf.launch.remote_node import ANSWER_SECONDS, NodeLost, RemoteNode
+from rlhf.launch.supervisor import MARK_SECONDS, Settings, Supervisor, settings_of_libraries
 from rlhf.run.file_system_probe import leave_mark, read_mark
 
-_ANSWER_SECONDS = 60.0
-"""So long a node may take to answer a plain question; Ray gives a silent machine up after 65 s."""
 _POLL_SECONDS = 0.25
 _LOOK_SECONDS = 1.0
 """Between two looks for nodes that have joined."""
 _REMINDER_SECONDS = 30.0
 
 
-class NodeLost(Exception):
-    """A node, or its supervisor, is gone."""
-
-
-@dataclass(eq=False)
-class RemoteNode:
-    """A node of the cluster with its supervisor."""
-
-    node_id: str
-    address: str
-    num_cpus: int
-    num_gpus: int
-    actor: Any
-    facts: Facts | None = None
-
-    @property
-    def name(self) -> str:
-        """As people are told of it."""
-        host = self.facts.host if self.facts is not None else "node"
-        return f"{host} ({self.address}, Ray node {self.node_id[:8]})"
-
-    def ask(self, method: str, *arguments: Any, seconds: float | None = _ANSWER_SECONDS) -> Any:
-        """Call a method of the supervisor.
-
-        Raises:
-            NodeLost: it is gone, or does not answer.
-            RlhfError: what it raised.
-        """
-        reference = getattr(self.actor, method).remote(*arguments)
-        return self.result(reference, seconds)
-
-    def result(self, reference: Any, seconds: float | None = _ANSWER_SECONDS) -> Any:
-        """What a call of this node's supervisor gave."""
-        import ray
-        from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
-
-        try:
-            return ray.get(reference, timeout=seconds)
-        except (RayActorError, GetTimeoutError) as error:
-            raise NodeLost(self.name) from error
-        except RayTaskError as error:
-            raise error.cause from None
-
-
-@dataclass(frozen=True)
+@dataclass
 class _Coming:
-    """A node whose supervisor starts: its first answer, since when, and the file that it is to find."""
+    """A node whose supervisor starts: its first answer, the file that it is to find, and since when.
+
+    `patience` is how many seconds pass until the next line about it.
+    """
 
     node: RemoteNode
     first_answer: Any
     mark: Path
     since: float = field(default_factory=time.monotonic)
+    patience: float = ANSWER_SECONDS
 
 
 @dataclass
@@ -242,7 +201,15 @@ class RayCluster:
 
         node = coming.node
         ready, _ = ray.wait([coming.first_answer], timeout=0)
-        if not ready and time.monotonic() - coming.since < _ANSWER_SECONDS:
+        if not ready:
+            # However long it takes: one that was ended for it would begin anew.
+            waited = time.monotonic() - coming.since
+            if waited > coming.patience:
+                coming.patience = 2 * waited
+                self.say(
+                    f"  ! {node.name}: its supervisor has not started in {waited:.0f} s, and is waited for: "
+                    "another job may hold its GPUs, or it may be slow to read its files"
+                )
             return
         del self._coming[node.node_id]
         try:
@@ -250,9 +217,9 @@ class RayCluster:
             with _gone_afterwards(Path(answer)) as path:
                 read_mark(path, node.node_id, MARK_SECONDS)
         except NodeLost:
-            # It may have gone again, or another job may hold its GPUs: the next look tries anew.
+            # It may have gone again: the next look tries anew.
             ray.kill(node.actor)
-            self.say(f"  ! {node.name}: no supervisor can be started there yet (are its GPUs taken?)")
+            self.say(f"  ! {node.name}: its supervisor has ended as soon as it started; another one is tried")
         except ConfigError as error:
             ray.kill(node.actor)
             self._refuse(

@@ -10,9 +10,10 @@ from typing import Any
 from rlhf.errors import ConfigError, SmallerBatches, WorkerFailed
 from rlhf.launch import attending
 from rlhf.launch.attending import Told, Watched
-from rlhf.launch.cluster import Conversation, NodeLost, RayCluster, RemoteNode
+from rlhf.launch.cluster import Conversation, RayCluster
 from rlhf.launch.local import LocalLauncher
 from rlhf.launch.machine import Group
+from rlhf.launch.remote_node import NodeLost, RemoteNode
 from rlhf.launch.remote_worker import require_inputs, watched
 from rlhf.launch.shard_stage import ShardStage
 from rlhf.run.attempt_folder import attempt_folder, end_attempts, pinned_ranks, take_all, take_checkpoints

@@ -7,7 +7,7 @@ from typing import Any
 from rlhf.errors import ConfigError
 from rlhf.launch import attending
 from rlhf.launch.attending import Watched
-from rlhf.launch.cluster import NodeLost, RemoteNode
+from rlhf.launch.remote_node import NodeLost, RemoteNode
 from rlhf.run.job import Job
 
 

@@ -14,9 +14,10 @@ from typing import Any
 
 from rlhf.launch import attending
 from rlhf.launch.attending import Told, Watched
-from rlhf.launch.cluster import Conversation, NodeLost, RayCluster, RemoteNode
+from rlhf.launch.cluster import Conversation, RayCluster
 from rlhf.launch.handout import LATER, Handout
 from rlhf.launch.node import log_of
+from rlhf.launch.remote_node import NodeLost, RemoteNode
 from rlhf.launch.remote_worker import require_inputs, watched
 from rlhf.launch.supervisor import named_by
 from rlhf.run.attempt_folder import ATTEMPTS, end_attempts, take_file, take_shard

@@ -18,8 +18,9 @@ from typing import Any
 from rlhf.config.schema import ComputeConfig
 from rlhf.errors import ConfigError
 from rlhf.launch.machine import Group, environments, gpus, num_cores, rank_environments, visible_gpus
-from rlhf.launch.node import Message, Node
+from rlhf.launch.node import Message, Node, log_of
 from rlhf.launch.ports import free_port
+from rlhf.launch.starting import Starting
 from rlhf.run.attempt_folder import attempt_folder
 from rlhf.run.file_system_probe import leave_mark, read_mark
 from rlhf.run.job import Job, Kind
@@ -75,7 +76,7 @@ class Facts:
 
 
 class Supervisor:
-    """One for each node and run. Every method is called from the driver, one at a time."""
+    """One for each node and run. The driver calls its methods, one at a time, and they answer at once."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -85,7 +86,9 @@ class Supervisor:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         if Path(settings.working_directory).is_dir():
             os.chdir(settings.working_directory)
-        self._node = Node(Path(settings.run_folder), settings.token, settings.preload, settings.device)
+        self._run_folder = Path(settings.run_folder)
+        self._node = Node(self._run_folder, settings.token, settings.preload, settings.device)
+        self._starting = Starting(self._node)
 
     def facts(self) -> Facts:
         """Where this is, and that it is alive."""
@@ -113,7 +116,7 @@ class Supervisor:
 
     def warm_up(self, engines: bool) -> None:
         """Begin the imports in the background."""
-        self._node.warm_up(engines)
+        self._starting.warm_up(engines)
 
     def port(self) -> int:
         """A port on which rank 0 can listen."""
@@ -135,7 +138,7 @@ class Supervisor:
     def begin_worker(
         self, job: Job[Any], own: str, rank: int, world_size: int, environment: dict[str, str]
     ) -> None:
-        """Start an inference worker, whose shards go into a folder of its own.
+        """Begin to start an inference worker, whose shards go into a folder of its own.
 
         Args:
             job: the stage's.
@@ -145,10 +148,10 @@ class Supervisor:
             environment: of the process.
         """
         folder = attempt_folder(job.out_path, own)
-        self._node.start(replace(job, shards_out=str(folder)), rank, world_size, environment)
+        self._starting.begin(replace(job, shards_out=str(folder)), rank, world_size, environment)
 
     def begin_ranks(self, job: Job[Any], ranks: list[int], group: Group, is_alone: bool) -> list[str]:
-        """Start training ranks, which write into the job's folder; returns their logs.
+        """Begin to start training ranks, which write into the job's folder; returns their logs.
 
         Args:
             job: with the folder of this attempt as `out`.
@@ -161,22 +164,29 @@ class Supervisor:
         logs = []
         shared = rank_environments(job.compute, ranks, group, self._cores(), interface)
         for rank, environment in zip(ranks, shared, strict=True):
-            logs.append(self._node.start(job, rank, group.world_size, environment))
+            self._starting.begin(job, rank, group.world_size, environment)
+            logs.append(log_of(self._run_folder, job, rank))
         return logs
 
     def exchange(self, answers: list[tuple[int, Any]], seconds: float) -> list[Message]:
-        """Give workers their answers, and return what is said within so many seconds."""
+        """Give workers their answers, and return what is said within so many seconds.
+
+        Raises:
+            WorkerFailed: one cannot be started.
+        """
         for rank, answer in answers:
             self._node.send(rank, answer)
-        return self._node.messages(seconds)
+        return self._starting.messages(seconds)
 
     def state(self, rank: int) -> str:
         """What a worker does."""
+        if self._starting.is_waiting(rank):
+            return "not started: its node still imports the libraries"
         return self._node.state(rank)
 
     def end(self) -> None:
         """End all workers, with all they have started."""
-        self._node.end()
+        self._starting.end()
 
     def _cores(self) -> int:
         return max(1, min(self._settings.cores or num_cores(), num_cores()))

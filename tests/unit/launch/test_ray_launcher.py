@@ -6,8 +6,8 @@ from rlhf.config.stage_configs import PairSettings
 from rlhf.data.digest import sealed
 from rlhf.errors import SmallerBatches, WorkerFailed
 from rlhf.launch import ray_launcher
-from rlhf.launch.cluster import NodeLost
 from rlhf.launch.ray_launcher import RayLauncher
+from rlhf.launch.remote_node import NodeLost
 from rlhf.run.attempt_folder import SEAL
 from rlhf.run.job import Job
 
