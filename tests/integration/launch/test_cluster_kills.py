@@ -135,7 +135,9 @@ def test_a_node_dies(local, begun, kill):
         wait_for(lambda: driver.has_begun(stage), 1800, stage)
         time.sleep(rng.uniform(0, 2))
         wait_for(lambda: nodes_at_work(cluster, begun) or driver.process.poll() is not None)
-        victim = rng.choice(nodes_at_work(cluster, begun))
+        at_work = nodes_at_work(cluster, begun)
+        assert at_work, "\n".join(line for _, line in driver.lines)
+        victim = rng.choice(at_work)
         at = time.time()
         cluster.remove_node(victim, allow_graceful=False)
         # Another one takes its place, now and then.

@@ -92,7 +92,7 @@ def test_a_node_that_is_gone_again_may_come_back(tmp_path, node):
         raise NodeLost("b")
 
     found, said = taken_in(tmp_path, gone)
-    assert found._refused == {} and "no supervisor can be started there yet" in said[0]
+    assert found._refused == {} and "another one is tried" in said[0]
 
 
 @pytest.mark.parametrize("is_shared", [True, False])
