@@ -132,7 +132,8 @@ def rank_cost(folder: Path) -> Cost:
 
 def driver_cost(run: Path) -> Cost:
     """What the driver takes to have the pairs of a run made; its workers are not counted."""
-    words = [sys.executable, "-m", "rlhf.iterate", f"run_dir={run}", "until=iteration_001/pair"]
+    # One stage by name: a look before the run would ask for the models, which are none.
+    words = [sys.executable, "-m", "rlhf.stage", "pair", f"run_dir={run}", "iteration=1"]
     began = time.perf_counter()
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL)
