@@ -23,6 +23,8 @@ class PromptSets:
     """Kinds that are seen."""
     held_out: list[str]
     """For the evaluation: first those with the seen kinds, then those with the held-out ones."""
+    num_fit: int
+    """Distinct questions that fit."""
 
 
 def is_fit(question: str) -> bool:
@@ -64,7 +66,7 @@ def draw_sets(
     train = [
         with_instructions(question, seen, random) for question in fit[num_seen + num_held_out_kinds : end]
     ]
-    return PromptSets(train, evaluated)
+    return PromptSets(train, evaluated, len(fit))
 
 
 def with_instructions(question: str, kinds: Sequence[Kind], random: Random) -> str:

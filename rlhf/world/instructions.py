@@ -7,9 +7,9 @@ A prompt's last paragraph is nothing but instructions, one a line, each in the w
     Use at most 30 words.
     Do not use the word "and".
 
-So a rule needs no column beside the text, and a person can write such prompts by hand. `graded` is what a policy is
-trained on; `passed`, `passed_seen` and `passed_held_out` are strict yardsticks. `rlhf.world.instruction_prompts` draws
-such prompts.
+So a rule needs no column beside the text, and a person can write such prompts by hand. `graded` is what a
+policy is trained on; `passed`, `passed_seen` and `passed_held_out` are strict yardsticks.
+`rlhf.world.instruction_prompts` draws such prompts.
 """
 
 from __future__ import annotations
@@ -255,9 +255,9 @@ def instructions_of(messages: Sequence[Message]) -> list[Instruction]:
         instruction = _instruction(line.strip())
         if instruction is None:
             raise DataError(
-                f"prompt {one_line(messages[-1]['content'][:200])!r}: its last paragraph must be instructions "
-                f"that rlhf.world.instructions knows, one a line; {one_line(line)!r} is none. "
-                "scripts/instruction_prompts.py adds some to the prompts of a file."
+                f"prompt {one_line(messages[-1]['content'][:200])!r}: its last paragraph must be "
+                f"instructions that rlhf.world.instructions knows, one a line; {one_line(line)!r} is none. "
+                "scripts/smollm2_data.py adds some to the prompts of a file."
             )
         instructions.append(instruction)
     return instructions

@@ -172,7 +172,7 @@ def test_seen_and_held_out_prompts_are_told_apart() -> None:
     ],
 )
 def test_a_prompt_without_instructions_is_refused_with_the_way_out(content: str) -> None:
-    with pytest.raises(DataError, match="is none. scripts/instruction_prompts.py adds some"):
+    with pytest.raises(DataError, match=r"is none\. scripts/smollm2_data\.py adds some"):
         graded([{"role": "user", "content": content}], "one two three")
 
 
