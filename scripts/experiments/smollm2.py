@@ -172,7 +172,11 @@ def greedy_page(run: Path, number: int, out: Path) -> list[str]:
         answers[name] = answered_greedily(model, told["config"]["dtype"], rows, output)
     lines = []
     for place, row in enumerate(rows):
-        lines += [f"### {place + 1}", "", *(f"> {line}" for line in row["messages"][-1]["content"].split("\n"))]
+        lines += [
+            f"### {place + 1}",
+            "",
+            *(f"> {line}" for line in row["messages"][-1]["content"].split("\n")),
+        ]
         for name, texts in answers.items():
             mark = "followed" if passed(row["messages"], texts[place]) else "not followed"
             lines += ["", f"{name} ({mark}):", "", "```", texts[place], "```"]

@@ -143,7 +143,9 @@ def test_a_folder_that_is_called_like_a_rule_is_a_model(tmp_path, monkeypatch):
 def test_a_rule_that_evaluates_and_is_not_there_is_named(tmp_path):
     cfg = Config()
     cfg.evaluate.judges = {"x": "no_such_module_of_anybody:gold"}
-    with pytest.raises(ConfigError, match=r"evaluate\.judges\.x=no_such_module_of_anybody:gold: expected module"):
+    with pytest.raises(
+        ConfigError, match=r"evaluate\.judges\.x=no_such_module_of_anybody:gold: expected module"
+    ):
         judges.evaluation_judges(cfg, Run(tmp_path, cfg, planning=True))
 
 
