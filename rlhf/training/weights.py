@@ -126,7 +126,8 @@ def init_master_weights(model: nn.Module, folder: Path) -> None:
 def _with_new_rows(value: Tensor, parameter: nn.Parameter) -> Tensor:
     """The file's rows of an embedding, followed by those of tokens that were added to the model since.
 
-    A judge gets a pad token of its own where its tokenizer has none. Other weights are given back as they are.
+    A judge gets a pad token of its own where its tokenizer has none. Other weights are given back as they
+    are.
     """
     from deepspeed.utils import safe_get_full_fp32_param
 

@@ -154,21 +154,17 @@ def _begins_with(response: str, value: str) -> float:
     return 0.4 * _includes(response, value)
 
 
-def _share(response: str, wanted: Callable[[str], bool]) -> float:
-    """The share of the letters that have a case which are of the wanted one, 1 only if all are."""
-    cased = [letter for letter in response if letter.lower() != letter.upper()]
-    if not cased:
-        return 0.0
-    share = fmean(wanted(letter) for letter in cased)
-    return 1.0 if share == 1 else _ALMOST * share**4
-
-
-def _lower(response: str, value: str) -> float:
-    return _share(response, str.islower)
+def _capital_word(response: str, value: str) -> float:
+    # A single letter, as "I" and "A" are, says nothing.
+    return _either(any(len(word) > 1 and word.isupper() for word in words(response)))
 
 
 def _upper(response: str, value: str) -> float:
-    return _share(response, str.isupper)
+    cased = [letter for letter in response if letter.lower() != letter.upper()]
+    if not cased:
+        return 0.0
+    share = fmean(letter.isupper() for letter in cased)
+    return 1.0 if share == 1 else _ALMOST * share
 
 
 def _bullets(response: str, value: str) -> float:
@@ -223,7 +219,7 @@ KINDS = (
     Kind("includes", 'Use the word "{value}".', _includes, "keyword", _KEYWORDS),
     Kind("avoids", 'Do not use the word "{value}".', _avoids, "forbidden", _COMMON_WORDS),
     Kind("ends_with", 'End with the words "{value}"', _ends_with, "end", _ENDINGS),
-    Kind("lowercase", "Use no capital letters.", _lower, "case"),
+    Kind("capital_word", "Write at least one word in capital letters.", _capital_word, "case"),
     Kind("no_commas", "Use no commas.", _no_commas, "sign"),
     Kind("numbered", "Write a numbered list of {value} items.", _numbered, "form", ("2", "3", "4"), True),
     Kind("one_paragraph", "Write one paragraph, without a line break.", _one_line, "form", is_held_out=True),

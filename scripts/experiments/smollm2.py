@@ -2,10 +2,10 @@
 
     python scripts/experiments/smollm2.py runs/smollm2 [runs/other …] [greedy=30] [out=greedy.md]
 
-For each run: strict gold of π0 and the last policy, on the kinds of instructions that are trained on and on those held
-out, with a 95 % interval of the difference over prompts; then judges, KL, length and how much is repeated and
-refused. `greedy=N` also lets π0 and the last policy answer the first N held-out prompts greedily (`rlhf.generate`), and
-writes them side by side to `out`. Runs may go on meanwhile: nothing in them is changed.
+For each run: strict gold of π0 and the last policy, on the kinds of instructions that are trained on and on
+those held out, with a 95 % interval of the difference over prompts; then judges, KL, length and how much is
+repeated and refused. `greedy=N` also lets π0 and the last policy answer N held-out prompts greedily
+(`rlhf.generate`), and writes them side by side to `RUN.out`. Nothing in the runs is changed.
 """
 
 from __future__ import annotations
@@ -126,13 +126,14 @@ def told_of(run: Path) -> list[str]:
         lines.append(f"- {name} ({len(shares[0])} prompts): {path}; {change(shares[0], shares[-1])}")
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))["iterations"]
     for row in summary:
-        judges = {name: f"{judge['mean_score']:+.3f}" for name, judge in row["judges"].items()}
-        rates = {name: judge["win_rate"] for name, judge in row["judges"].items() if judge["win_rate"]}
-        lines.append(
-            f"- π{row['iteration']}: score {row['mean_score']:.3f}, KL {row['kl']:.2f}, tokens "
-            f"{row['mean_response_tokens']:.1f}, cut {100 * row['truncated']:.0f} %, judges {judges}, win rates "
-            + ", ".join(f"{name} {rate:.3f}" for name, rate in rates.items())
-        )
+        told = [f"score {row['mean_score']:.3f}", f"KL {row['kl']:.2f}"]
+        told += [f"tokens {row['mean_response_tokens']:.1f}", f"cut {100 * row['truncated']:.0f} %"]
+        for name, judge in row["judges"].items():
+            told.append(f"{name} {judge['mean_score']:+.3f}")
+            if judge["win_rate"] is not None:
+                interval = f"[{judge['win_rate_low']:.3f}, {judge['win_rate_high']:.3f}]"
+                told.append(f"win rate {judge['win_rate']:.3f} {interval}")
+        lines.append(f"- π{row['iteration']}: {', '.join(told)}")
     for place, rows in enumerate(all_rows):
         texts = [text for row in rows for text in row["texts"]]
         figures = ", ".join(f"{name} {value:.3f}" for name, value in sense(texts).items())
