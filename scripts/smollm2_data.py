@@ -4,9 +4,9 @@ scripts/smollm2_data.py out=FOLDER [key=value …]`.
 A source is a file in any common shape, or a data set of the Hub. `prompts=` is where the questions come from
 (databricks/databricks-dolly-15k if not said, CC BY-SA 3.0): those of one paragraph and at most 160 characters
 get one to three instructions that a program can check. `seed=1` draws order and instructions; `train=`
-prompts to train on (all that are left if not said), `seen=128` held-out prompts with the kinds of instructions
-that are trained on, `other_kinds=64` with those that are not. They become `FOLDER/prompts.jsonl` and
-`FOLDER/held_out.jsonl`. `columns=` is `prompts.columns` of a run.
+prompts to train on (all that are left if not said), `seen=128` held-out prompts with the kinds of
+instructions that are trained on, `other_kinds=64` with those that are not. They become
+`FOLDER/prompts.jsonl` and `FOLDER/held_out.jsonl`. `columns=` is `prompts.columns` of a run.
 
 `pairs=` is where preferences come from, none if not said, such as
 HuggingFaceH4/ultrafeedback_binarized:train_prefs: `num_pairs=200` of those whose conversations have at most

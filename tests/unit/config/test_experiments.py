@@ -77,6 +77,11 @@ def test_an_experiment_plans_to_its_end(name: str, tmp_path: Path, fetched: list
     assert f"iteration_{cfg.num_iterations:03d}/{cfg.method.value}" in pending
     if name == "quickstart":
         assert fetched == []
+    elif name.startswith("smollm2"):
+        # Everything but the model comes with the project.
+        assert {asked.partition("=")[2] for asked in fetched} == {cfg.model.path}
+        assert ("reward_model" in pending) == (name == "smollm2_judge")
+        assert "iteration_000/held_out/score_other_kinds" in pending
     elif cfg.reward_model.kind is JudgeKind.generative:
         assert not any(asked.startswith("reward_model.path") for asked in fetched), "a server's, or π0"
     else:
