@@ -72,7 +72,7 @@ def draw_sets(
 def with_instructions(question: str, kinds: Sequence[Kind], random: Random) -> str:
     """A question with one to three instructions of different groups, as its last paragraph."""
     wanted = random.choice(NUM_INSTRUCTIONS)
-    lines = []
+    lines: list[str] = []
     groups: set[str] = set()
     for kind in random.sample(kinds, len(kinds)):
         if kind.group in groups or len(lines) == wanted:
