@@ -228,8 +228,8 @@ class EvaluateConfig:
     gold: Optional[str] = setting(None, code=True)
     """`module:function` that maps (messages, response) to 0 or 1: a yardstick that the loop never sees."""
     judges: dict[str, str] = field(default_factory=dict)
-    """Other judges, a name and a path as `reward_model.path` each, with `@revision` if wanted: the training
-    judge cannot reveal that it is being hacked."""
+    """Other judges, a name and a path as `reward_model.path` each, with `@revision` if wanted, or a Python
+    function as `reward_model.rule`: the training judge cannot reveal that it is being hacked."""
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -68,8 +69,18 @@ def models_of(cfg: Config) -> dict[str, tuple[str, str | None]]:
         if other.path is not None:
             models[f"reward_model.others.{name}.path"] = (other.path, other.revision)
     for name, path in cfg.evaluate.judges.items():
-        models[f"evaluate.judges.{name}"] = _path_and_revision(path, f"evaluate.judges.{name}")
+        key = f"evaluate.judges.{name}"
+        if not is_rule(path, key):
+            models[key] = _path_and_revision(path, key)
     return models
+
+
+def is_rule(path: str, key: str) -> bool:
+    """Whether a judge of `evaluate.judges` is a Python function, `module:function`, and no model.
+
+    No Hub id has a colon, but a folder may be called so: one that is there is meant.
+    """
+    return re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", path) is not None and not resolved(path, key).exists()
 
 
 def rules_of(cfg: Config) -> dict[str, str]:
@@ -82,6 +93,10 @@ def rules_of(cfg: Config) -> dict[str, str]:
     }
     for name, other in section.others.items():
         named[f"reward_model.others.{name}.rule"] = other.rule
+    for name, path in cfg.evaluate.judges.items():
+        key = f"evaluate.judges.{name}"
+        if is_rule(path, key):
+            named[key] = path
     return {key: rule for key, rule in named.items() if rule is not None}
 
 
@@ -253,8 +268,11 @@ def evaluation_judges(cfg: Config, run: Run) -> dict[str, Judge]:
     """The judges that only evaluate, by name."""
     models = models_of(cfg)
     others = {}
-    for name in cfg.evaluate.judges:
+    for name, path in cfg.evaluate.judges.items():
         key = f"evaluate.judges.{name}"
+        if key not in models:
+            others[name] = Judge(rule_config(cfg, path, key), None)
+            continue
         path, revision = models[key]
         others[name] = _model_judge(run, path, revision, False, key)
     return others

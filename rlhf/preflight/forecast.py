@@ -15,6 +15,7 @@ from rlhf.config.choices import JudgeKind, Method
 from rlhf.config.schema import Config
 from rlhf.config.training import MAIN_JUDGE
 from rlhf.data.files import resolved
+from rlhf.loop.judges import is_rule
 from rlhf.loop.pair_pool import GIVEN, PREVIOUS, anchors_of
 from rlhf.loop.prompt_sets import has_set_per_iteration, prompt_paths, samples_to_train
 from rlhf.loop.shard_sizes import SMALLEST_SHARD
@@ -228,8 +229,12 @@ def _evaluation(cfg: Config, lengths: Lengths, costs: StageCosts, t: int) -> Ite
     yield from _scores(cfg, costs, step, texts, against_initial=t > 0)
     if section.gold is not None:
         yield costs.by_rule(f"{step}/gold", texts.prompts * texts.responses)
-    for name in section.judges:
-        yield costs.score(f"{step}/score_{name}", f"evaluate.judges.{name}", texts)
+    for name, path in section.judges.items():
+        key = f"evaluate.judges.{name}"
+        if is_rule(path, key):
+            yield costs.by_rule(f"{step}/score_{name}", texts.prompts * texts.responses)
+        else:
+            yield costs.score(f"{step}/score_{name}", key, texts)
     if t > 0:
         yield costs.reference(f"{step}/reference", texts)
 

@@ -7,6 +7,7 @@ Input: `snapshot`, the folder of the data set's files at one commit.
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 from rlhf.config.stage_configs import DatasetStage
 from rlhf.errors import DataError
@@ -21,15 +22,23 @@ def run(job: Job[DatasetStage], worker: Worker) -> Outcome:
     Raises:
         DataError: there is no such subset or split, or the files cannot be read.
     """
+    return Outcome(counts={"rows": write_split(job.config, job.inputs["snapshot"], job.out_path)})
+
+
+def write_split(config: DatasetStage, snapshot: str, out: Path) -> int:
+    """Write a split of the data set in the folder `snapshot` to `out`/rows.parquet; returns how many rows.
+
+    Raises:
+        DataError: as `run`.
+    """
     from datasets import load_dataset
     from datasets.exceptions import DatasetGenerationError
 
-    config = job.config
     # In the stage's own folder, so that nothing stays behind in the user's.
-    cache = job.out_path / ".cache"
+    cache = out / ".cache"
     try:
         rows = load_dataset(
-            job.inputs["snapshot"],
+            snapshot,
             name=config.subset,
             split=config.split,
             cache_dir=str(cache),
@@ -41,7 +50,7 @@ def run(job: Job[DatasetStage], worker: Worker) -> Outcome:
             f"cannot be read: {error}. Name another one as owner/name:subset/split, or download "
             "the data set and give a file."
         ) from error
-    rows.to_parquet(str(job.out_path / "rows.parquet"))
+    rows.to_parquet(str(out / "rows.parquet"))
     # Everything left in the folder would become part of the artifact.
     shutil.rmtree(cache)
-    return Outcome(counts={"rows": len(rows)})
+    return len(rows)

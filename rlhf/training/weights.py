@@ -119,8 +119,26 @@ def init_master_weights(model: nn.Module, folder: Path) -> None:
         path = file_of_weight[name]
         if path not in opened:
             opened[path] = safe_open(path, framework="pt")
-        value = opened[path].get_tensor(name).to(torch.float32)
-        safe_set_full_fp32_param(parameter, value.to(parameter.device))
+        value = opened[path].get_tensor(name).to(torch.float32).to(parameter.device)
+        safe_set_full_fp32_param(parameter, _with_new_rows(value, parameter))
+
+
+def _with_new_rows(value: Tensor, parameter: nn.Parameter) -> Tensor:
+    """The file's rows of an embedding, followed by those of tokens that were added to the model since.
+
+    A judge gets a pad token of its own where its tokenizer has none. Other weights are given back as they
+    are.
+    """
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    # Under ZeRO-3 a weight itself is empty, and says here what it is.
+    shape = getattr(parameter, "ds_shape", parameter.shape)
+    if len(value) == shape[0]:
+        return value
+    # Every rank has the same difference, and so comes here.
+    whole: Tensor = safe_get_full_fp32_param(parameter).clone()
+    whole[: len(value)] = value
+    return whole
 
 
 def _is_new(name: str, saved: Container[str]) -> bool:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from rlhf.config.schema import ReferenceConfig
 from rlhf.config.stage_configs import PreferenceModelStage
 from rlhf.config.training import DpoConfig, LoraConfig, RewardModelConfig, SftConfig
+from tests.families import tiny_policy
 from tests.stage_runner import make_job, run_here, run_ranks
 from tests.tiny import random_pairs, tiny_llama, write_pairs
 
@@ -178,3 +179,25 @@ def test_a_step_of_nothing_keeps_every_bit_of_fp32_weights(world, tmp_path, zero
     exported = load_file(tmp_path / "model" / "model.safetensors")
     for name, value in load_file(world / "policy" / "model.safetensors").items():
         assert torch.equal(exported[name], value), name
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_a_judge_whose_vocabulary_grows_keeps_every_bit_too(tmp_path, num_ranks):
+    """Where the tokenizer has no token to pad with, the embedding gets a row that no file has."""
+    policy = tiny_policy(tmp_path / "policy", "mistral")
+    pairs = [{"prompt": f"say {i}", "chosen": f"A {i}", "rejected": f"b {i}"} for i in range(6)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    section = RewardModelConfig(
+        learning_rate=1e-50, batch_size=4, held_out_share=0.0, gradient_checkpointing=False, num_epochs=1
+    )
+    inputs = {"model": policy, "data": tmp_path / "pairs.jsonl"}
+    job = make_job("reward_model", section, inputs, tmp_path / "out", dtype="bfloat16")
+    run_ranks(job, num_ranks)
+    exported = load_file(tmp_path / "out" / "model" / "model.safetensors")
+    name = "model.embed_tokens.weight"
+    before = load_file(policy / "model.safetensors")
+    assert len(exported[name]) == len(before[name]) + 1
+    for name in exported.keys() & before.keys():
+        kept = exported[name][: len(before[name])]
+        assert torch.equal(kept, before[name]), name
+        assert not torch.equal(kept, kept.bfloat16().float()) or "norm" in name, name

@@ -77,6 +77,12 @@ def test_an_experiment_plans_to_its_end(name: str, tmp_path: Path, fetched: list
     assert f"iteration_{cfg.num_iterations:03d}/{cfg.method.value}" in pending
     if name == "quickstart":
         assert fetched == []
+    elif name.startswith("smollm2"):
+        # Its prompts come with the project.
+        trained = ["data/reward_model.data", "reward_model"] if name == "smollm2_judge" else []
+        assert [p for p in pending if p.endswith(("reward_model", ".data"))] == trained
+        assert not any(asked.startswith("prompts") for asked in fetched)
+        assert "iteration_000/held_out/score_other_kinds" in pending
     elif cfg.reward_model.kind is JudgeKind.generative:
         assert not any(asked.startswith("reward_model.path") for asked in fetched), "a server's, or π0"
     else:

@@ -81,6 +81,74 @@ def test_a_rule_judges_the_whole_loop_and_no_other_judge(tmp_path):
     assert config["rule"] is None and "rule_source" not in config
 
 
+def a_policy(folder):
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 4)
+    return folder
+
+
+def test_a_judge_that_only_evaluates_may_be_a_rule(tmp_path):
+    cfg = Config(num_iterations=1)
+    cfg.model.path = str(a_policy(tmp_path / "policy"))
+    cfg.prompts.path = str(tmp_path / "prompts.jsonl")
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Reverse: a b c"}\n')
+    cfg.reward_model.rule = "tests.unit.rules:length"
+    cfg.evaluate.judges = {"exact": GOLD}
+    run = Listening(tmp_path / "run", cfg, planning=True)
+    iterate(cfg, run)
+    for t in range(2):
+        config, inputs = run.told[f"iteration_00{t}/held_out/score_exact"]
+        assert (config["rule"], inputs) == (GOLD, ["candidates"])
+        assert config["rule_source"]
+    assert "iteration_001/score_exact" not in run.told
+    assert judges.rules_of(cfg)["evaluate.judges.exact"] == GOLD
+    assert "evaluate.judges.exact" not in judges.models_of(cfg)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("rlhf.world.tasks:gold", True),
+        ("mine:gold", True),
+        ("größe:größe", True),
+        ("owner/name", False),
+        ("owner/name@v1:x", False),
+        ("@reward_model/model", False),
+        ("/models/a:b", False),
+        ("./a:b", False),
+        ("~/a:b", False),
+        ("a:", False),
+        (":b", False),
+        ("1a:b", False),
+        ("a:b:c", False),
+        ("a b:c", False),
+        ("", False),
+    ],
+)
+def test_a_rule_is_told_from_a_model_by_its_name(path, expected):
+    assert judges.is_rule(path, "evaluate.judges.x") == expected
+
+
+def test_a_folder_that_is_called_like_a_rule_is_a_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    a_policy(tmp_path / "my:judge")
+    assert not judges.is_rule("my:judge", "evaluate.judges.x")
+    cfg = Config()
+    cfg.evaluate.judges = {"x": "my:judge"}
+    assert judges.models_of(cfg)["evaluate.judges.x"] == ("my:judge", None)
+
+
+def test_a_rule_that_evaluates_and_is_not_there_is_named(tmp_path):
+    cfg = Config()
+    cfg.evaluate.judges = {"x": "no_such_module_of_anybody:gold"}
+    with pytest.raises(
+        ConfigError, match=r"evaluate\.judges\.x=no_such_module_of_anybody:gold: expected module"
+    ):
+        judges.evaluation_judges(cfg, Run(tmp_path, cfg, planning=True))
+
+
 def test_a_rule_scores_a_file(tmp_path):
     cfg = Config()
     cfg.reward_model.rule = GOLD

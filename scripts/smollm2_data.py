@@ -1,0 +1,181 @@
+"""Make the data of `experiment=smollm2` and `smollm2_judge` from other sources: `python
+scripts/smollm2_data.py out=FOLDER [key=value …]`.
+
+A source is a file in any common shape, or a data set of the Hub. `prompts=` is where the questions come from
+(databricks/databricks-dolly-15k if not said, CC BY-SA 3.0): those of one paragraph and at most 160 characters
+get one to three instructions that a program can check. `seed=1` draws order and instructions; `train=`
+prompts to train on (all that are left if not said), `seen=128` held-out prompts with the kinds of
+instructions that are trained on, `other_kinds=64` with those that are not. They become
+`FOLDER/prompts.jsonl` and `FOLDER/held_out.jsonl`. `columns=` is `prompts.columns` of a run.
+
+`pairs=` is where preferences come from, none if not said, such as
+HuggingFaceH4/ultrafeedback_binarized:train_prefs: `num_pairs=200` of those whose conversations have at most
+`max_characters=900` with either answer become `FOLDER/preferences.jsonl`. `prompts=null` makes no prompts.
+
+What is made keeps its source's licence.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from omegaconf import OmegaConf
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the package need not be installed
+
+from rlhf.config.stage_configs import DatasetStage  # noqa: E402
+from rlhf.data.json_text import json_text  # noqa: E402
+from rlhf.data.preferences import Preference, read_preferences  # noqa: E402
+from rlhf.data.prompts import read_prompts  # noqa: E402
+from rlhf.data.shards import write_atomic  # noqa: E402
+from rlhf.errors import ConfigError, DataError, UserError  # noqa: E402
+from rlhf.run import hub  # noqa: E402
+from rlhf.run.console import show  # noqa: E402
+from rlhf.stages.dataset import write_split  # noqa: E402
+from rlhf.world.instruction_prompts import draw_sets  # noqa: E402
+
+DEFAULTS = {
+    "prompts": "databricks/databricks-dolly-15k",
+    "columns": "null",
+    "pairs": "null",
+    "seed": "1",
+    "train": "null",
+    "seen": "128",
+    "other_kinds": "64",
+    "num_pairs": "200",
+    "max_characters": "900",
+}
+_NUMBERS = ("seed", "train", "seen", "other_kinds", "num_pairs", "max_characters")
+
+
+def file_of(source: str, work: Path, key: str) -> Path:
+    """A file as it is, or a data set of the Hub as one in the folder `work`.
+
+    Raises:
+        DataError: there is no such file or data set.
+    """
+    wanted = hub.parse_dataset(source)
+    path = Path(source).expanduser()
+    if wanted is None or path.exists():
+        return path
+    snapshot = hub.fetch_dataset(wanted.repo, wanted.revision, key)
+    write_split(DatasetStage(wanted.repo, snapshot.name, wanted.subset, wanted.split), str(snapshot), work)
+    return work / "rows.parquet"
+
+
+def questions_of(file: Path, columns: Any, counts: Counter[str]) -> list[str]:
+    """The texts of the prompts that are one user turn, in the file's order; `counts` gets what became of the
+    rows.
+
+    Raises:
+        DataError: it cannot be read, or holds no prompt.
+    """
+    questions = []
+    for prompt in read_prompts(file, counts, columns=columns):
+        if len(prompt.messages) == 1:
+            questions.append(prompt.messages[0]["content"])
+        else:
+            counts["dropped/several_turns"] += 1
+    return questions
+
+
+def short_pairs(
+    file: Path, max_characters: int, number: int, seed: int, counts: Counter[str]
+) -> list[Preference]:
+    """So many pairs drawn of those that are short with either answer.
+
+    Raises:
+        DataError: it cannot be read, or holds too few.
+    """
+    short = []
+    for messages, chosen, rejected in read_preferences(file, counts):
+        asked = sum(len(message["content"]) for message in messages)
+        if asked + max(len(chosen), len(rejected)) <= max_characters:
+            short.append((messages, chosen, rejected))
+    if len(short) < number:
+        raise DataError(
+            f"pairs: {len(short)} of {counts['pairs']} pairs have at most {max_characters} characters, "
+            f"num_pairs={number} wanted. Raise max_characters, lower num_pairs, or give a larger source."
+        )
+    Random(seed).shuffle(short)
+    return short[:number]
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write a line for each row."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json_text(row, ascii_only=False) + "\n" for row in rows]
+    write_atomic(path, "".join(lines).encode())
+
+
+def _told(counts: Counter[str]) -> str:
+    return ", ".join(f"{number} {reason}" for reason, number in counts.items() if number)
+
+
+def make_prompts(values: dict[str, str], numbers: dict[str, int], out: Path) -> str:
+    """Write both sets of prompts; returns what to say of them."""
+    columns = OmegaConf.to_container(OmegaConf.from_dotlist([f"columns={values['columns']}"]))
+    assert isinstance(columns, dict)
+    counts = Counter[str]()
+    with tempfile.TemporaryDirectory() as work:
+        file = file_of(values["prompts"], Path(work), "prompts")
+        questions = questions_of(file, columns["columns"], counts)
+    num_train = numbers.get("train")
+    sets = draw_sets(questions, num_train, numbers["seen"], numbers["other_kinds"], numbers["seed"])
+    write_rows(out / "prompts.jsonl", [{"prompt": prompt} for prompt in sets.train])
+    write_rows(out / "held_out.jsonl", [{"prompt": prompt} for prompt in sets.held_out])
+    made = f"{len(sets.train)} prompts to train on, {len(sets.held_out)} held out, of {sets.num_fit} that fit"
+    return f"{made} ({values['prompts']}: {_told(counts)})"
+
+
+def make_pairs(values: dict[str, str], numbers: dict[str, int], out: Path) -> str:
+    """Write the preferences; returns what to say of them."""
+    counts = Counter[str]()
+    with tempfile.TemporaryDirectory() as work:
+        file = file_of(values["pairs"], Path(work), "pairs")
+        pairs = short_pairs(file, numbers["max_characters"], numbers["num_pairs"], numbers["seed"], counts)
+    rows = []
+    for messages, chosen, rejected in pairs:
+        rows.append({"prompt": messages, "chosen": chosen, "rejected": rejected})
+    write_rows(out / "preferences.jsonl", rows)
+    return f"{len(rows)} preferences ({values['pairs']}: {_told(counts)})"
+
+
+def main(arguments: list[str]) -> int:
+    """Make what the arguments ask for."""
+    values = dict(DEFAULTS)
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if key not in {*DEFAULTS, "out"} or not equals:
+            show(str(__doc__), error=True)
+            return 2
+        values[key] = value
+    if "out" not in values:
+        show(str(__doc__), error=True)
+        return 2
+    out = Path(values["out"]).expanduser()
+    try:
+        numbers = {}
+        for key in _NUMBERS:
+            if values[key].isdecimal():
+                numbers[key] = int(values[key])
+            elif (key, values[key]) != ("train", "null"):
+                raise ConfigError(f"{key}={values[key]}: must be a whole number.")
+        if values["prompts"] != "null":
+            show(f"{out}: {make_prompts(values, numbers, out)}")
+        if values["pairs"] != "null":
+            show(f"{out}: {make_pairs(values, numbers, out)}")
+    except UserError as error:
+        show(str(error), error=True)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
