@@ -159,7 +159,9 @@ def _greedy_gold(cfg: Config, run: Run, iteration: int) -> float:
 def _rows(folder: Path, run: Run) -> list[dict[str, Any]]:
     import json
 
-    rows: list[dict[str, Any]] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["iterations"]
+    rows: list[dict[str, Any]] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))[
+        "iterations"
+    ]
     for row in rows[1:]:
         row["steps"] = _trained(run, row["iteration"]).counts["steps"]
     return rows

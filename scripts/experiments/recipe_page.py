@@ -25,7 +25,7 @@ Row = dict[str, Any]
 
 
 def write_page(page: Path, done: Done, recipes: Sequence[str]) -> None:
-    """Put the tables between the marks of a page, or at its end where it has none, and the picture beside it."""
+    """Put the tables between the marks of a page, or at the end of one without, and the picture beside it."""
     text = page.read_text(encoding="utf-8") if page.is_file() else ""
     before, mark, rest = text.partition(BEGIN)
     after = rest.partition(END)[2] if mark else "\n"
@@ -56,8 +56,8 @@ def compared(done: Done, recipes: Sequence[str]) -> dict[str, list[Row]]:
 
 def tables(done: Done, recipes: Sequence[str]) -> str:
     """All of it, as Markdown."""
-    parts = []
     by_recipe = compared(done, recipes)
+    parts = [] if by_recipe else ["No seed is finished by all recipes yet."]
     if by_recipe:
         num_seeds = len(by_recipe[BASE])
         parts += [
@@ -80,7 +80,8 @@ def tables(done: Done, recipes: Sequence[str]) -> str:
             f"{len(seeds)} other {'seed' if len(seeds) == 1 else 'seeds'}; the best in bold.",
             rates_table(done, recipes, seeds),
         ]
-    parts.append(cost_line(done))
+    if done.rows:
+        parts.append(cost_line(done))
     return "\n\n".join(parts)
 
 
@@ -115,7 +116,9 @@ def total(rows: Sequence[Row], key: str) -> float:
 def levels_table(by_recipe: dict[str, list[Row]]) -> str:
     """How good each recipe's last policy is, and how far from π0."""
     lines = [
-        cells("recipe", "rate", "gold, T = 1", "gold, greedy", "KL", "tokens", "judge's score", "pairs", "steps"),
+        cells(
+            "recipe", "rate", "gold, T = 1", "gold, greedy", "KL", "tokens", "judge's score", "pairs", "steps"
+        ),
         "|---|---|---|---|---|---|---|---|---|",
     ]
     start = by_recipe[BASE]
@@ -228,9 +231,20 @@ def picture(by_recipe: dict[str, list[Row]]) -> dict[str, Any]:
                 point |= {"low": POINTS * (mean - half), "high": POINTS * (mean + half)}
             values.append(point)
     titles = [RECIPES[recipe].title for recipe in by_recipe]
-    colour = {"field": "recipe", "type": "nominal", "sort": titles, "title": None, "scale": {"scheme": "tableau10"}}
+    colour = {
+        "field": "recipe",
+        "type": "nominal",
+        "sort": titles,
+        "title": None,
+        "scale": {"scheme": "tableau10"},
+    }
     x = {"field": "kl", "type": "quantitative", "title": "KL to π0, nats per response"}
-    y = {"field": "gold", "type": "quantitative", "title": "gold at T = 1, points of 100", "scale": {"zero": False}}
+    y = {
+        "field": "gold",
+        "type": "quantitative",
+        "title": "gold at T = 1, points of 100",
+        "scale": {"zero": False},
+    }
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
         "background": "white",
@@ -239,7 +253,10 @@ def picture(by_recipe: dict[str, list[Row]]) -> dict[str, Any]:
         "data": {"values": values},
         "encoding": {"x": x, "color": colour},
         "layer": [
-            {"mark": {"type": "line", "strokeWidth": 1.5}, "encoding": {"y": y, "order": {"field": "iteration"}}},
+            {
+                "mark": {"type": "line", "strokeWidth": 1.5},
+                "encoding": {"y": y, "order": {"field": "iteration"}},
+            },
             {
                 "mark": {"type": "point", "filled": True, "size": 55, "opacity": 1},
                 "encoding": {"y": y, "shape": {**colour, "scale": {}}},

@@ -27,7 +27,7 @@ class Recipe:
 RECIPES = {
     BASE: Recipe("DPO, reference π0"),
     "dpo_previous": Recipe("DPO, reference π_{t−1}", settings=("dpo.reference=previous",)),
-    # η of its paper puts the target at 67 nats, for responses of hundreds of tokens; here it is at 5 (η = DPO's β).
+    # η of its paper puts the target at 67 nats, for responses of hundreds of tokens; here it is at 5.
     "inpo": Recipe("INPO, η = 0.1", ("inpo",), ("dpo.beta=0.1",)),
     "simpo": Recipe("SimPO", ("simpo",)),
     "score_aware": Recipe("score-aware DPO", ("score_aware",)),
@@ -85,7 +85,7 @@ def both(row: dict[str, Any]) -> float:
 
 
 def tried(recipe: str, seeds: Iterable[int], done: Done) -> dict[float, float]:
-    """The rates that a recipe has finished on all of some seeds, in order, with their mean figure (`both`)."""
+    """The rates that a recipe has finished on all of some seeds, in order, with their mean of `both`."""
     found = {}
     for rate in LADDER:
         rows = [done.find(seed, recipe, rate) for seed in seeds]

@@ -15,7 +15,7 @@ T_QUANTILES = (
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half of its 95 % interval over seeds (Student's t); of one value the half is not known: NaN."""
+    """Mean and half of its 95 % interval over seeds (Student's t); of one value the half is NaN."""
     if len(values) < 2:
         return fmean(values), math.nan
     # Beyond the table the last one: a little too wide.

@@ -124,7 +124,7 @@ class Table:
         words = task.words(self.extra)
         folder = self.out / f"seed_{task.seed}"
         run = folder / task.name
-        # What the seed's runs have in common lies in those of plain DPO, what a recipe's rates have in its own.
+        # What the seed's runs have in common lies in those of plain DPO, what rates have in the recipe's own.
         others = [*folder.glob(f"{BASE}@*"), *folder.glob(f"{task.recipe}@*")]
         reuse = sorted({str(other) for other in others if other.is_dir() and other != run})
         figures = self.fork(
@@ -180,7 +180,8 @@ def read_done(out: Path, words_of: Callable[[int, str, float], list[str]]) -> Do
     rows = [json.loads(line) for line in whole.split("\n") if line]
     today = [row for row in rows if row["told"] == words_of(row["seed"], row["recipe"], row["rate"])]
     if len(today) < len(rows):
-        say(f"{len(rows) - len(today)} of {len(rows)} finished runs were told other settings, and do not count")
+        others = len(rows) - len(today)
+        say(f"{others} of {len(rows)} finished runs were told other settings, and do not count")
     return Done(today)
 
 
@@ -199,7 +200,9 @@ def table_tasks(recipes: Sequence[str], seeds: int, main_seeds: int, rates: dict
     tasks = [Task(seed, recipe, rates[recipe]) for seed in range(1, seeds + 1) for recipe in recipes]
     both = [recipe for recipe in recipes if recipe in MAIN_CLAIM]
     if len(both) == len(MAIN_CLAIM):
-        tasks += [Task(seed, recipe, rates[recipe]) for seed in range(seeds + 1, main_seeds + 1) for recipe in both]
+        tasks += [
+            Task(seed, recipe, rates[recipe]) for seed in range(seeds + 1, main_seeds + 1) for recipe in both
+        ]
     return tasks
 
 

@@ -26,7 +26,14 @@ SMALL = [
 
 def started(out: Path) -> subprocess.Popen[str]:
     """The table of two recipes and two seeds, with a given rate."""
-    words = [f"out={out}", f"output={out / 'page.md'}", "recipes=dpo,simpo", "seeds=2", "main_seeds=2", "rate=1e-3"]
+    words = [
+        f"out={out}",
+        f"output={out / 'page.md'}",
+        "recipes=dpo,simpo",
+        "seeds=2",
+        "main_seeds=2",
+        "rate=1e-3",
+    ]
     script = ROOT / "scripts" / "experiments" / "which_recipe.py"
     return subprocess.Popen(
         [sys.executable, script, *words, *SMALL],
@@ -69,7 +76,9 @@ def test_a_killed_table_goes_on(table):
     assert f"4 runs, {len(before)} of them finished" in said
     after = rows(out)
     assert after[: len(before)] == before
-    assert {(row["seed"], row["recipe"]) for row in after} == {(s, r) for s in (1, 2) for r in ("dpo", "simpo")}
+    assert {(row["seed"], row["recipe"]) for row in after} == {
+        (s, r) for s in (1, 2) for r in ("dpo", "simpo")
+    }
     assert len(after) == 4
     assert "4 runs, 4 of them finished" in ended(started(out))
     page = (out / "page.md").read_text(encoding="utf-8")

@@ -42,7 +42,13 @@ def row(seed: int, recipe: str, rate: float = 6e-5, gold: float = 0.4, greedy: f
             }
         )
     figures = {"policies": policies, "greedy": {"0": 0.7, "2": greedy}, "processor_seconds": 30.0}
-    return {"seed": seed, "recipe": recipe, "rate": rate, "told": Task(seed, recipe, rate).words([]), **figures}
+    return {
+        "seed": seed,
+        "recipe": recipe,
+        "rate": rate,
+        "told": Task(seed, recipe, rate).words([]),
+        **figures,
+    }
 
 
 def test_an_interval_is_students_t():
@@ -111,14 +117,19 @@ def test_the_grid_ends_with_the_ladder_and_looks_at_both_kinds_of_gold():
     falling = Done([row(101, "dpo", rate, gold=0.4, greedy=1 - rate * 100) for rate in LADDER[1:]])
     assert missing_rates("dpo", [101], falling) == [LADDER[0]]
     falling.rows.append(row(101, "dpo", LADDER[0], gold=0.4, greedy=1.0))
-    assert missing_rates("dpo", [101], falling) == [] and best_rates(["dpo"], [101], falling) == {"dpo": LADDER[0]}
+    assert missing_rates("dpo", [101], falling) == [] and best_rates(["dpo"], [101], falling) == {
+        "dpo": LADDER[0]
+    }
 
 
 def test_any_beginning_of_the_table_is_fair():
     rates = dict.fromkeys(ALL, 6e-5)
     tasks = table_tasks(ALL, 2, 4, rates)
     assert [task.seed for task in tasks] == [1] * 9 + [2] * 9 + [3, 3, 4, 4]
-    assert [task.recipe for task in tasks[:9]] == ALL and {task.recipe for task in tasks[18:]} == {"dpo", "offline"}
+    assert [task.recipe for task in tasks[:9]] == ALL and {task.recipe for task in tasks[18:]} == {
+        "dpo",
+        "offline",
+    }
     assert len(table_tasks(["dpo", "simpo"], 2, 4, rates)) == 4, "the main claim has two arms"
     grid = grid_tasks(["dpo", "raft"], [101, 102], Done())
     assert [(task.seed, task.recipe) for task in grid[:6]] == [(101, "dpo")] * 3 + [(101, "raft")] * 3
@@ -164,7 +175,9 @@ TASKS = [Task(seed, recipe, 6e-5) for seed in (1, 2) for recipe in ("dpo", "simp
 def test_each_run_is_a_line_at_once_and_a_second_call_runs_nothing(tmp_path, jobs):
     fork = Fork()
     table(tmp_path, fork).run_all(TASKS, jobs)
-    rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "results.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert {(line["seed"], line["recipe"]) for line in rows} == {(task.seed, task.recipe) for task in TASKS}
     again = Fork()
     table(tmp_path, again).run_all(TASKS, jobs)
@@ -228,9 +241,13 @@ def finished(seeds: dict[str, int]) -> Done:
 def test_only_seeds_that_all_recipes_have_are_compared():
     done = finished({"dpo": 5, "simpo": 4, "raft": 3})
     recipes = ["dpo", "simpo", "raft"]
-    assert {name: len(rows) for name, rows in recipe_page.compared(done, recipes).items()} == dict.fromkeys(recipes, 3)
+    assert {name: len(rows) for name, rows in recipe_page.compared(done, recipes).items()} == dict.fromkeys(
+        recipes, 3
+    )
     assert recipe_page.compared(done, [*recipes, "inpo"]) == {}
-    assert recipe_page.compared(Done([row(101, "dpo")]), ["dpo"]) == {}, "seeds of the grid choose, and no more"
+    assert recipe_page.compared(Done([row(101, "dpo")]), ["dpo"]) == {}, (
+        "seeds of the grid choose, and no more"
+    )
 
 
 def test_the_page_says_how_many_seeds_and_what_is_shown():
@@ -238,7 +255,9 @@ def test_the_page_says_how_many_seeds_and_what_is_shown():
     done.rows += [row(seed, "dpo", gold=0.4) for seed in (5, 6)]
     text = recipe_page.tables(done, ["dpo", "simpo", "raft", "offline"])
     assert "intervals over 4 seeds" in text and "over the 6 seeds that both have" in text
-    lines = {line.split(" | ")[0]: line for line in text.split("\n") if line.startswith("| ") and "±" not in line}
+    lines = {
+        line.split(" | ")[0]: line for line in text.split("\n") if line.startswith("| ") and "±" not in line
+    }
     assert "20.0 [20.0, 20.0]" in lines["| π0"]
     differences = [line for line in text.split("\n") if line.startswith("| SimPO")][1]
     assert "+10.5 [+9.6, +11.4] | **better**" in differences and "**worse**" in differences
@@ -252,6 +271,7 @@ def test_the_page_shows_rates_and_which_was_chosen():
     rows = [row(101, "dpo", rate, gold=gold) for rate, gold in zip(LADDER[1:4], (0.1, 0.3, 0.2), strict=True)]
     text = recipe_page.tables(Done(rows), ["dpo", "simpo"])
     assert "on 1 other seed;" in text and "intervals" not in text
+    assert text.startswith("No seed is finished by all recipes yet.")
     assert "| DPO, reference π0 | 45.0 | **55.0** | 50.0 |" in text and "| SimPO | – | – | – |" in text
 
 
@@ -275,10 +295,14 @@ def test_the_picture_has_every_policy_of_every_recipe():
     assert len(points) == 6 and [point["kl"] for point in points[:3]] == [0.0, 0.5, 1.0]
     last = points[-1]
     mean = 100 * fmean([0.51, 0.5, 0.51])
-    assert last["gold"] == pytest.approx(mean) and last["low"] < mean < last["high"] and "low" not in points[0]
+    assert (
+        last["gold"] == pytest.approx(mean) and last["low"] < mean < last["high"] and "low" not in points[0]
+    )
 
 
-@pytest.mark.parametrize("words", [[], ["out=x", "recipes=nope"], ["out=x", "sedes=3"], ["out=x", "recipes=simpo"]])
+@pytest.mark.parametrize(
+    "words", [[], ["out=x", "recipes=nope"], ["out=x", "sedes=3"], ["out=x", "recipes=simpo"]]
+)
 def test_what_is_not_understood_is_said_with_the_help(words, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["which_recipe.py", *words])
     assert which_recipe.main() == 2
