@@ -17,6 +17,8 @@ from rlhf.data.shards import write_atomic
 BEGIN = "<!-- recipes: written by scripts/experiments/which_recipe.py -->"
 END = "<!-- recipes: end -->"
 PICTURE = "recipes.svg"
+NOTHING = "No seed is finished by all recipes yet."
+UNDECIDED = "no difference shown"
 FIRST_GRID_SEED = 101
 """Seeds from here on choose rates, and stand in no other table."""
 POINTS = 100
@@ -26,16 +28,21 @@ Row = dict[str, Any]
 
 def write_page(page: Path, done: Done, recipes: Sequence[str]) -> None:
     """Put the tables between the marks of a page, or at the end of one without, and the picture beside it."""
-    text = page.read_text(encoding="utf-8") if page.is_file() else ""
-    before, mark, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2] if mark else "\n"
-    if not mark and before:
-        before = before.rstrip("\n") + "\n\n"
-    write_atomic(page, f"{before}{BEGIN}\n\n{tables(done, recipes)}\n\n{END}{after}".encode())
+    put(page, tables(done, recipes))
     by_recipe = compared(done, recipes)
     if by_recipe:
         svg: str = vl_convert.vegalite_to_svg(picture(by_recipe))
         write_atomic(page.with_name(PICTURE), svg.encode())
+
+
+def put(page: Path, text: str) -> None:
+    """Write a text between the marks of a page; nothing else of it is touched."""
+    old = page.read_text(encoding="utf-8") if page.is_file() else ""
+    before, mark, rest = old.partition(BEGIN)
+    after = rest.partition(END)[2] if mark else "\n"
+    if not mark and before:
+        before = before.rstrip("\n") + "\n\n"
+    write_atomic(page, f"{before}{BEGIN}\n\n{text}\n\n{END}{after}".encode())
 
 
 def compared(done: Done, recipes: Sequence[str]) -> dict[str, list[Row]]:
@@ -57,7 +64,7 @@ def compared(done: Done, recipes: Sequence[str]) -> dict[str, list[Row]]:
 def tables(done: Done, recipes: Sequence[str]) -> str:
     """All of it, as Markdown."""
     by_recipe = compared(done, recipes)
-    parts = [] if by_recipe else ["No seed is finished by all recipes yet."]
+    parts = [] if by_recipe else [NOTHING]
     if by_recipe:
         num_seeds = len(by_recipe[BASE])
         parts += [
@@ -83,6 +90,56 @@ def tables(done: Done, recipes: Sequence[str]) -> str:
     if done.rows:
         parts.append(cost_line(done))
     return "\n\n".join(parts)
+
+
+def advice(done: Done, recipes: Sequence[str]) -> str:
+    """What to use when, by the figures alone: the best of each kind, and what cannot be told apart from it."""
+    by_recipe = compared(done, recipes)
+    if not by_recipe:
+        return NOTHING
+    lines = [
+        f"In the quickstart's world, over {len(by_recipe[BASE])} seeds ([results.md](results.md)):",
+        "",
+        cells("you want", "take", "not told apart from it"),
+        "|---|---|---|",
+        cells("the best samples at T = 1", *_best_by(by_recipe, gold)),
+        cells("the best greedy answers", *_best_by(by_recipe, greedy)),
+        cells("much gold close to π0", ", ".join(RECIPES[recipe].title for recipe in front(by_recipe)), "–"),
+        "",
+        "The last line has every recipe that no other one beats in gold at T = 1 and in KL both.",
+    ]
+    return "\n".join(lines)
+
+
+def _best_by(by_recipe: dict[str, list[Row]], figure: Callable[[Row], float]) -> tuple[str, str]:
+    """The recipe with the highest mean, with it, and the recipes whose difference to it may be chance."""
+    values = {recipe: [figure(row) for row in rows] for recipe, rows in by_recipe.items()}
+    best = max(values, key=lambda recipe: fmean(values[recipe]))
+    alike = []
+    for recipe, of_recipe in values.items():
+        differences = minus(values[best], of_recipe)
+        if recipe != best and better_or_worse(differences) == UNDECIDED:
+            alike.append(f"{RECIPES[recipe].title} ({-POINTS * fmean(differences):+.1f})")
+    return f"{RECIPES[best].title}: {POINTS * fmean(values[best]):.1f}", ", ".join(alike) or "–"
+
+
+def front(by_recipe: dict[str, list[Row]]) -> list[str]:
+    """Recipes whose last policy no other one's beats in mean gold and mean KL both, the closest to π0 first."""
+    points = {
+        recipe: (fmean(last(rows, "kl")), fmean(gold(row) for row in rows))
+        for recipe, rows in by_recipe.items()
+    }
+    kept = []
+    for recipe, (kl, value) in sorted(points.items(), key=lambda item: item[1]):
+        others = [point for other, point in points.items() if other != recipe]
+        if not any(_beats(other, (kl, value)) for other in others):
+            kept.append(recipe)
+    return kept
+
+
+def _beats(other: tuple[float, float], point: tuple[float, float]) -> bool:
+    """Whether a (KL, gold) is as good in both figures as another, and better in one."""
+    return other != point and other[0] <= point[0] and other[1] >= point[1]
 
 
 def cells(*values: str) -> str:
@@ -171,7 +228,7 @@ def better_or_worse(differences: Sequence[float]) -> str:
         return "**better**"
     if mean + half < 0:
         return "**worse**"
-    return "no difference shown"
+    return UNDECIDED
 
 
 def main_table(arms: dict[str, list[Row]]) -> str:

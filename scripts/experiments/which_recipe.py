@@ -1,7 +1,7 @@
 """Which recipe? All of `docs/recipes.md` that can be had in the quickstart's world, at equal samples and
 steps, over seeds, each with a learning rate that was chosen on other seeds.
 
-    python scripts/experiments/which_recipe.py out=runs/recipes output=docs/results.md
+    python scripts/experiments/which_recipe.py out=runs/recipes output=docs/results.md advice=docs/recipes.md
 
 First the rates: every recipe with 2e-5, 6e-5 and 2e-4 (and the next one beyond, where the best lies at an
 end) on `grid_seeds` seeds from 101 on. Then every recipe on the seeds 1 to `seeds`, one seed after the other;
@@ -12,7 +12,7 @@ run is not looked at again, a begun one goes on where it was.
     seeds=10 main_seeds=20 grid_seeds=2 jobs=2   how much of it
     recipes=dpo,simpo                            some of them
     rate=6e-5                                    the same for all, without a grid
-    page=only                                    run nothing: write what there is to `output`
+    page=only                                    run nothing: write what there is to `output` and `advice`
     num_iterations=5 world.base_steps=100        any setting of the loop, of every run
 """
 
@@ -31,7 +31,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # the package need not be installed
 from one_process import Forked  # noqa: E402
-from recipe_page import write_page  # noqa: E402
+from recipe_page import advice, put, write_page  # noqa: E402
 from recipe_rows import BASE, RECIPES, Done, best_rates, missing_rates  # noqa: E402
 
 from rlhf.data.json_text import json_text  # noqa: E402
@@ -54,7 +54,7 @@ COMMON = (
 )
 """What all runs are told, beside the quickstart."""
 COUNTS = {"seeds": 10, "main_seeds": 20, "grid_seeds": 2, "jobs": 2}
-OTHERS = ("out", "output", "recipes", "rate", "page")
+OTHERS = ("out", "output", "advice", "recipes", "rate", "page")
 
 
 @dataclass(frozen=True)
@@ -252,6 +252,8 @@ def main() -> int:
         table.run_all(table_tasks(recipes, counts["seeds"], counts["main_seeds"], rates), counts["jobs"])
     if "output" in given:
         write_page(Path(given["output"]), done, recipes)
+    if "advice" in given:
+        put(Path(given["advice"]), advice(done, recipes))
     return 0
 
 

@@ -289,6 +289,27 @@ def test_only_what_stands_between_the_marks_is_written(tmp_path):
     assert svg.startswith("<svg") and "SimPO" in svg and "KL to π0" in svg
 
 
+def test_advice_names_the_best_and_what_may_be_as_good():
+    done = finished({"dpo": 4, "simpo": 4, "raft": 4})
+    for found in done.rows:
+        if found["recipe"] == "raft":
+            found["policies"][-1]["kl"] = 0.25
+    text = recipe_page.advice(done, ["dpo", "simpo", "raft"])
+    assert "over 4 seeds" in text
+    assert "| the best samples at T = 1 | SimPO: 50.5 | – |" in text
+    assert "| the best greedy answers | RAFT: 70.5 | DPO, reference π0 (-0.5) |" in text
+    # Plain DPO has as much KL as SimPO and less gold.
+    assert "| much gold close to π0 | RAFT, SimPO | – |" in text
+    assert recipe_page.advice(Done(), ["dpo"]) == recipe_page.NOTHING
+
+
+def test_of_two_equal_recipes_neither_is_lost_from_the_front():
+    done = finished({"dpo": 2, "raft": 2})
+    both = recipe_page.compared(done, ["dpo", "raft"])
+    both["raft"] = both["dpo"]
+    assert recipe_page.front(both) == ["dpo", "raft"]
+
+
 def test_the_picture_has_every_policy_of_every_recipe():
     spec = recipe_page.picture(recipe_page.compared(finished({"dpo": 3, "simpo": 3}), ["dpo", "simpo"]))
     points = spec["data"]["values"]
