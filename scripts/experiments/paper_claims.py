@@ -10,7 +10,6 @@ another.
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -18,13 +17,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
 from rlhf.data.json_text import json_text
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # the package need not be installed
 from biased_labels import LENGTH_SHARE, relabelled  # noqa: E402
+from seed_statistics import interval, minus, verdict  # noqa: E402
 
 PRIMARY_SEEDS = (1, 2, 3, 4, 5)
 SECONDARY_SEEDS = (1, 2, 3)
@@ -32,8 +32,6 @@ PENALTY = 0.04
 """λ of the arm that stops the biased judge, per character."""
 HIGH_RATE = 10
 """How many times the quickstart's learning rate is too much."""
-T_QUANTILE = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
-"""97.5 % quantile of Student's t by degrees of freedom."""
 READING = "## Reading"
 WORLD = ["experiment=quickstart", "world.num_held_out=400", "prompts.num_held_out=400"]
 ALONE = [f"compute.{key}=1" for key in ("num_inference_workers", "num_training_ranks", "num_threads")]
@@ -125,13 +123,6 @@ def run_arm(runs: Path, seed: int, name: str) -> None:
     )
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half of its 95 % interval over seeds (Student's t)."""
-    if len(values) < 2:
-        return fmean(values), math.nan
-    return fmean(values), T_QUANTILE[len(values) - 1] * stdev(values) / math.sqrt(len(values))
-
-
 def last(runs: Path, seeds: Sequence[int], arm: str, key: str, row: int = -1) -> list[float]:
     """One figure of one policy of an arm (the last iterate, or `row`), a value per seed."""
     return [figures(runs, seed, arm)[row][key] for seed in seeds]
@@ -151,15 +142,7 @@ class Claim:
         mean, half = interval(self.differences)
         each = ", ".join(unit % (scale * value) for value in self.differences)
         span = f"[{unit % (scale * (mean - half))}, {unit % (scale * (mean + half))}]"
-        verdict = (
-            "**yes**" if mean - half > 0 else "**no: the other way**" if mean + half < 0 else "not shown"
-        )
-        return f"| {self.text} | {unit % (scale * mean)} | {span} | {each} | {verdict} |"
-
-
-def minus(first: Sequence[float], second: Sequence[float]) -> list[float]:
-    """Differences by seed."""
-    return [a - b for a, b in zip(first, second, strict=True)]
+        return f"| {self.text} | {unit % (scale * mean)} | {span} | {each} | {verdict(mean, half)} |"
 
 
 def claims(runs: Path) -> tuple[list[Claim], list[Claim], list[Claim]]:
