@@ -1,10 +1,11 @@
-"""Make the data of `experiment=smollm2` and `smollm2_judge` from other sources: `python
-scripts/smollm2_data.py out=FOLDER [key=value …]`.
+"""Make the data of `experiment=smollm2`: `python scripts/smollm2_data.py [out=FOLDER] [key=value …]`.
+
+Without `out` they come to runs/smollm2_data, where that experiment looks for them.
 
 A source is a file in any common shape, or a data set of the Hub. `prompts=` is where the questions come from
 (databricks/databricks-dolly-15k if not said, CC BY-SA 3.0): those of one paragraph and at most 160 characters
 get one to three instructions that a program can check. `seed=1` draws order and instructions; `train=`
-prompts to train on (all that are left if not said), `seen=128` held-out prompts with the kinds of
+640 prompts to train on (`null`: all that are left), `seen=128` held-out prompts with the kinds of
 instructions that are trained on, `other_kinds=64` with those that are not. They become
 `FOLDER/prompts.jsonl` and `FOLDER/held_out.jsonl`. `columns=` is `prompts.columns` of a run.
 
@@ -41,11 +42,12 @@ from rlhf.stages.dataset import write_split  # noqa: E402
 from rlhf.world.instruction_prompts import draw_sets  # noqa: E402
 
 DEFAULTS = {
+    "out": "runs/smollm2_data",
     "prompts": "databricks/databricks-dolly-15k",
     "columns": "null",
     "pairs": "null",
     "seed": "1",
-    "train": "null",
+    "train": "640",
     "seen": "128",
     "other_kinds": "64",
     "num_pairs": "200",
@@ -152,13 +154,10 @@ def main(arguments: list[str]) -> int:
     values = dict(DEFAULTS)
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if key not in {*DEFAULTS, "out"} or not equals:
+        if key not in DEFAULTS or not equals:
             show(str(__doc__), error=True)
             return 2
         values[key] = value
-    if "out" not in values:
-        show(str(__doc__), error=True)
-        return 2
     out = Path(values["out"]).expanduser()
     try:
         numbers = {}

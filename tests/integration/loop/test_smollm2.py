@@ -7,19 +7,22 @@ import sys
 import pytest
 
 from rlhf.data.shards import read_all_rows
+from rlhf.world.instruction_prompts import draw_sets
+from tests.commands import ROOT, digests, loop
 from tests.families import tiny_policy
-from tests.integration.loop.test_loop import ROOT, digests, loop
 from tests.tiny import tiny_reward_model
 
-PROMPTS = ROOT / "data" / "smollm2" / "prompts.jsonl"
-HELD_OUT = ROOT / "data" / "smollm2" / "held_out.jsonl"
+THINGS = ("tea", "rain", "a bridge", "chess", "bread", "a map", "snow", "a violin", "iron", "the moon")
+ASKED = ("What is {} good for?", "How would you explain {} to a child?", "Where does one find {}?")
 
 
 def told(folder, model):
-    """A few prompts of the experiment's own, both kinds of held-out ones among them."""
-    lines = HELD_OUT.read_text(encoding="utf-8").splitlines(keepends=True)
-    (folder / "held_out.jsonl").write_text("".join([*lines[:6], *lines[-6:]]), encoding="utf-8")
-    (folder / "prompts.jsonl").write_bytes(PROMPTS.read_bytes())
+    """Questions with instructions as the script adds them, both kinds of held-out ones among them."""
+    questions = [asked.format(thing) for thing in THINGS for asked in ASKED]
+    sets = draw_sets(questions, None, 6, 6, seed=1)
+    for name, prompts in (("prompts.jsonl", sets.train), ("held_out.jsonl", sets.held_out)):
+        lines = [json.dumps({"prompt": prompt}) + "\n" for prompt in prompts]
+        (folder / name).write_text("".join(lines), encoding="utf-8")
     return [
         "experiment=smollm2",
         f"model.path={model}",

@@ -57,6 +57,14 @@ def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(f"{key}={repo}")
         return folder
 
+    # What scripts/smollm2_data.py makes, where its experiment looks for it.
+    monkeypatch.chdir(tmp_path)
+    made = tmp_path / "runs" / "smollm2_data"
+    made.mkdir(parents=True)
+    for name, number in (("prompts.jsonl", 640), ("held_out.jsonl", 192)):
+        lines = [json.dumps({"prompt": f"{name} {index}"}) + "\n" for index in range(number)]
+        (made / name).write_text("".join(lines), encoding="utf-8")
+
     monkeypatch.setattr(hub, "fetch_model", fetch)
     monkeypatch.setattr(hub, "fetch_dataset", fetch)
     return names
@@ -78,7 +86,7 @@ def test_an_experiment_plans_to_its_end(name: str, tmp_path: Path, fetched: list
     if name == "quickstart":
         assert fetched == []
     elif name.startswith("smollm2"):
-        # Its prompts come with the project.
+        # Its prompts are a file that scripts/smollm2_data.py makes.
         trained = ["data/reward_model.data", "reward_model"] if name == "smollm2_judge" else []
         assert [p for p in pending if p.endswith(("reward_model", ".data"))] == trained
         assert not any(asked.startswith("prompts") for asked in fetched)
