@@ -93,7 +93,7 @@ def tables(done: Done, recipes: Sequence[str]) -> str:
 
 
 def advice(done: Done, recipes: Sequence[str]) -> str:
-    """What to use when, by the figures alone: the best of each kind, and what cannot be told apart from it."""
+    """What to use when, by the figures alone: the best of each kind, and what may be as good."""
     by_recipe = compared(done, recipes)
     if not by_recipe:
         return NOTHING
@@ -124,7 +124,7 @@ def _best_by(by_recipe: dict[str, list[Row]], figure: Callable[[Row], float]) ->
 
 
 def front(by_recipe: dict[str, list[Row]]) -> list[str]:
-    """Recipes whose last policy no other one's beats in mean gold and mean KL both, the closest to π0 first."""
+    """Recipes whose last policy no other one's beats in mean gold and KL both, the closest to π0 first."""
     points = {
         recipe: (fmean(last(rows, "kl")), fmean(gold(row) for row in rows))
         for recipe, rows in by_recipe.items()
