@@ -40,7 +40,8 @@ def started(out: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=dict(os.environ),
+        # As `loop` has it: a tokenizer that was saved offline says so of itself.
+        env=dict(os.environ, HF_HUB_OFFLINE="1"),
     )
 
 
