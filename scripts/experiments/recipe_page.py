@@ -329,7 +329,7 @@ def picture(by_recipe: dict[str, list[Row]]) -> dict[str, Any]:
             },
             {
                 "mark": {"type": "point", "filled": True, "size": 55, "opacity": 1},
-                "encoding": {"y": y, "shape": {**colour, "scale": {}}},
+                "encoding": {"y": y, "shape": {**colour, "scale": {}, "legend": None}},
             },
             {
                 "transform": [{"filter": "isValid(datum.low)"}],
