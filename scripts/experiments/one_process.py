@@ -20,8 +20,9 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from rlhf.command.line import CONFIGS, to_config
+from rlhf.command.line import CONFIGS
 from rlhf.command.saved import write_saved
+from rlhf.command.settings import to_config
 from rlhf.config.schema import Config
 from rlhf.errors import writing, writing_by_libraries
 from rlhf.launch.machine import environments, starting_environment

@@ -19,6 +19,7 @@ END = "<!-- recipes: end -->"
 PICTURE = "recipes.svg"
 NOTHING = "No seed is finished by all recipes yet."
 UNDECIDED = "no difference shown"
+ONE_SEED = "one seed tells nothing"
 FIRST_GRID_SEED = 101
 """Seeds from here on choose rates, and stand in no other table."""
 POINTS = 100
@@ -68,23 +69,23 @@ def tables(done: Done, recipes: Sequence[str]) -> str:
     if by_recipe:
         num_seeds = len(by_recipe[BASE])
         parts += [
-            f"Means and 95 % intervals over {num_seeds} seeds; gold is in points of 100.",
+            _over(num_seeds),
             levels_table(by_recipe),
             f"The same against plain DPO, paired by seed ({num_seeds}):",
             differences_table(by_recipe),
-            f"![Gold against KL, every policy of every recipe: means over {num_seeds} seeds]({PICTURE})",
+            f"![Gold against KL, every policy of every recipe: means over seeds]({PICTURE})",
         ]
     both_arms = compared(done, [BASE, "offline"])
     if both_arms:
         parts += [
-            f"Online against offline, over the {len(both_arms[BASE])} seeds that both have:",
+            f"Online against offline, over what both have ({_seeds(len(both_arms[BASE]))}):",
             main_table(both_arms),
         ]
     seeds = sorted({row["seed"] for row in done.rows if row["seed"] >= FIRST_GRID_SEED})
     if seeds:
         parts += [
             f"How rates were chosen: gold of the last policy, mean of sampled and greedy, on "
-            f"{len(seeds)} other {'seed' if len(seeds) == 1 else 'seeds'}; the best in bold.",
+            f"{_seeds(len(seeds))} that no other table has; the best in bold.",
             rates_table(done, recipes, seeds),
         ]
     if done.rows:
@@ -93,12 +94,12 @@ def tables(done: Done, recipes: Sequence[str]) -> str:
 
 
 def advice(done: Done, recipes: Sequence[str]) -> str:
-    """What to use when, by the figures alone: the best of each kind, and what is not told apart from it."""
+    """What to use when, by the figures alone: the best of each kind, and what may be as good."""
     by_recipe = compared(done, recipes)
     if not by_recipe:
         return NOTHING
     lines = [
-        f"In the quickstart's world, over {len(by_recipe[BASE])} seeds ([results.md](results.md)):",
+        f"In the quickstart's world, over {_seeds(len(by_recipe[BASE]))} ([results.md](results.md)):",
         "",
         cells("you want", "take", "not told apart from it"),
         "|---|---|---|",
@@ -118,13 +119,13 @@ def _best_by(by_recipe: dict[str, list[Row]], figure: Callable[[Row], float]) ->
     alike = []
     for recipe, of_recipe in values.items():
         differences = minus(values[best], of_recipe)
-        if recipe != best and better_or_worse(differences) == UNDECIDED:
+        if recipe != best and better_or_worse(differences) in (UNDECIDED, ONE_SEED):
             alike.append(f"{RECIPES[recipe].title} ({-POINTS * fmean(differences):+.1f})")
     return f"{RECIPES[best].title}: {POINTS * fmean(values[best]):.1f}", ", ".join(alike) or "–"
 
 
 def front(by_recipe: dict[str, list[Row]]) -> list[str]:
-    """Recipes whose last policy no other one's beats in mean gold and in mean KL, the closest to π0 first."""
+    """Recipes whose last policy no other one's beats in mean gold and KL both, the closest to π0 first."""
     points = {
         recipe: (fmean(last(rows, "kl")), fmean(gold(row) for row in rows))
         for recipe, rows in by_recipe.items()
@@ -140,6 +141,16 @@ def front(by_recipe: dict[str, list[Row]]) -> list[str]:
 def _beats(other: tuple[float, float], point: tuple[float, float]) -> bool:
     """Whether a (KL, gold) is as good in both figures as another, and better in one."""
     return other != point and other[0] <= point[0] and other[1] >= point[1]
+
+
+def _seeds(number: int) -> str:
+    return "1 seed" if number == 1 else f"{number} seeds"
+
+
+def _over(num_seeds: int) -> str:
+    if num_seeds == 1:
+        return "**One seed so far**: no interval, so nothing is shown yet. Gold is in points of 100."
+    return f"Means and 95 % intervals over {num_seeds} seeds; gold is in points of 100."
 
 
 def cells(*values: str) -> str:
@@ -224,6 +235,8 @@ def differences_table(by_recipe: dict[str, list[Row]]) -> str:
 def better_or_worse(differences: Sequence[float]) -> str:
     """What an interval says: it must have 0 outside."""
     mean, half = interval(differences)
+    if math.isnan(half):
+        return ONE_SEED
     if mean - half > 0:
         return "**better**"
     if mean + half < 0:
@@ -316,7 +329,7 @@ def picture(by_recipe: dict[str, list[Row]]) -> dict[str, Any]:
             },
             {
                 "mark": {"type": "point", "filled": True, "size": 55, "opacity": 1},
-                "encoding": {"y": y, "shape": {**colour, "scale": {}}},
+                "encoding": {"y": y, "shape": {**colour, "scale": {}, "legend": None}},
             },
             {
                 "transform": [{"filter": "isValid(datum.low)"}],

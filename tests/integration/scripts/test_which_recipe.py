@@ -40,7 +40,8 @@ def started(out: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=dict(os.environ),
+        # As `loop` has it: a tokenizer that was saved offline says so of itself.
+        env=dict(os.environ, HF_HUB_OFFLINE="1"),
     )
 
 
@@ -89,10 +90,8 @@ def test_a_killed_table_goes_on(table):
 def test_what_the_recipes_of_a_seed_have_in_common_is_made_once(table):
     out, _, _ = table
     one, other = (digests(out / "seed_1" / f"{recipe}@0.001") for recipe in ("dpo", "simpo"))
-    shared = {name for name in other if one.get(name) == other[name]}
-    assert {"world", "sft", "reward_model", "iteration_001/generate", "iteration_001/score"} < shared
-    assert "iteration_001/dpo" not in shared
-    for name in shared:
+    assert one["iteration_001/dpo"] != other["iteration_001/dpo"]
+    for name in ("world", "sft", "reward_model", "iteration_001/generate", "iteration_001/score"):
         files = [out / "seed_1" / f"{recipe}@0.001" / name / "artifact.json" for recipe in ("dpo", "simpo")]
         assert files[0].samefile(files[1]), name
 

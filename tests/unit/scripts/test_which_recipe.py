@@ -254,7 +254,7 @@ def test_the_page_says_how_many_seeds_and_what_is_shown():
     done = finished({"dpo": 4, "simpo": 4, "raft": 4, "offline": 6})
     done.rows += [row(seed, "dpo", gold=0.4) for seed in (5, 6)]
     text = recipe_page.tables(done, ["dpo", "simpo", "raft", "offline"])
-    assert "intervals over 4 seeds" in text and "over the 6 seeds that both have" in text
+    assert "intervals over 4 seeds" in text and "over what both have (6 seeds)" in text
     lines = {
         line.split(" | ")[0]: line for line in text.split("\n") if line.startswith("| ") and "±" not in line
     }
@@ -267,10 +267,17 @@ def test_the_page_says_how_many_seeds_and_what_is_shown():
     assert main.count("+4.0") == 3 and main.endswith("| **yes** |")
 
 
+def test_one_seed_decides_nothing():
+    text = recipe_page.tables(finished({"dpo": 1, "simpo": 1}), ["dpo", "simpo"])
+    assert text.startswith("**One seed so far**") and recipe_page.ONE_SEED in text
+    assert "**better**" not in text and recipe_page.UNDECIDED not in text
+    assert "over 1 seed (" in recipe_page.advice(finished({"dpo": 1, "simpo": 1}), ["dpo", "simpo"])
+
+
 def test_the_page_shows_rates_and_which_was_chosen():
     rows = [row(101, "dpo", rate, gold=gold) for rate, gold in zip(LADDER[1:4], (0.1, 0.3, 0.2), strict=True)]
     text = recipe_page.tables(Done(rows), ["dpo", "simpo"])
-    assert "on 1 other seed;" in text and "intervals" not in text
+    assert "on 1 seed that no other table has;" in text and "intervals" not in text
     assert text.startswith("No seed is finished by all recipes yet.")
     assert "| DPO, reference π0 | 45.0 | **55.0** | 50.0 |" in text and "| SimPO | – | – | – |" in text
 
