@@ -249,7 +249,7 @@ class Conversation:
         self._answers.setdefault(node, [])
 
     def begin(self, node: RemoteNode, reference: Any) -> None:
-        """Hear a node on which a worker starts: its imports take long, and others are heard meanwhile.
+        """Hear a node on which a worker starts: it may be silent for ever, and others are heard meanwhile.
 
         Args:
             node: the worker's.

@@ -20,6 +20,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
+from benchmarks.one_worker import OneWorker
 from rlhf.command.line import CONFIGS
 from rlhf.command.saved import write_saved
 from rlhf.command.settings import to_config
@@ -56,36 +57,24 @@ IMPORTS = (
 """What a process that runs are forked from has imported."""
 
 
-class OnlyWorker:
-    """The one worker of a stage (`rlhf.run.job.Worker`)."""
+class OnlyWorker(OneWorker):
+    """The one worker of a stage, which makes the shards that are missing."""
 
-    rank = 0
-    world_size = 1
-    num_threads = 1
-
-    def __init__(self, shards: list[int]) -> None:
-        self._shards = shards
+    def __init__(self, missing: list[int]) -> None:
+        super().__init__(len(missing))
+        self._missing = missing
 
     def shards(self) -> Iterator[int]:
         """Every shard that is missing."""
-        return iter(self._shards)
+        yield from self._missing
 
     def shards_ahead(self) -> Iterator[int | None]:
         """The same: there is nobody to wait for."""
-        return iter(self._shards)
-
-    def made(self, index: int) -> None:
-        """Nothing: the files tell it."""
-
-    def progress(self, done: float, total: float, note: str = "") -> None:
-        """Nothing: nobody watches."""
+        yield from self._missing
 
     def say(self, text: str) -> None:
         """Into the log."""
         show(text)
-
-    def keep(self, engine: object) -> None:
-        """Nothing: this process has more to do after the stage."""
 
 
 class InThisProcess:

@@ -115,13 +115,17 @@ def advice(done: Done, recipes: Sequence[str]) -> str:
 def _best_by(by_recipe: dict[str, list[Row]], figure: Callable[[Row], float]) -> tuple[str, str]:
     """The recipe with the highest mean, with it, and the recipes whose difference to it may be chance."""
     values = {recipe: [figure(row) for row in rows] for recipe, rows in by_recipe.items()}
-    best = max(values, key=lambda recipe: fmean(values[recipe]))
+    means = {recipe: fmean(of_recipe) for recipe, of_recipe in values.items()}
+    best = max(means, key=means.__getitem__)
     alike = []
-    for recipe, of_recipe in values.items():
-        differences = minus(values[best], of_recipe)
-        if recipe != best and better_or_worse(differences) in (UNDECIDED, ONE_SEED):
-            alike.append(f"{RECIPES[recipe].title} ({-POINTS * fmean(differences):+.1f})")
-    return f"{RECIPES[best].title}: {POINTS * fmean(values[best]):.1f}", ", ".join(alike) or "–"
+    for recipe in values:
+        is_told_apart = better_or_worse(minus(values[best], values[recipe])) not in (UNDECIDED, ONE_SEED)
+        if recipe == best or is_told_apart:
+            continue
+        behind = POINTS * (means[recipe] - means[best])
+        alike.append(f"{RECIPES[recipe].title} ({behind:+.1f})")
+    points = POINTS * means[best]
+    return f"{RECIPES[best].title}: {points:.1f}", ", ".join(alike) or "–"
 
 
 def front(by_recipe: dict[str, list[Row]]) -> list[str]:

@@ -11,14 +11,13 @@ repeated and refused. `greedy=N` also lets π0 and the last policy answer N held
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from rlhf.data.json_text import json_text  # noqa: E402
 from rlhf.data.shards import read_all_rows  # noqa: E402
+from rlhf.evaluation.judge_quality import figure  # noqa: E402
 from rlhf.run.console import show  # noqa: E402
 from rlhf.world.instructions import instructions_of, passed, words  # noqa: E402
 
@@ -66,11 +66,10 @@ def share_passed(row: Row) -> float:
 
 def change(before: Sequence[float], after: Sequence[float]) -> str:
     """Two means and their difference with its 95 % interval over prompts."""
-    changes = [new - old for old, new in zip(before, after, strict=True)]
-    half = 1.96 * stdev(changes) / math.sqrt(len(changes))
-    mean = fmean(changes)
-    told = f"{fmean(before):.3f} → {fmean(after):.3f}"
-    return f"{told}, {100 * mean:+.1f} [{100 * (mean - half):+.1f}, {100 * (mean + half):+.1f}]"
+    points = figure([100 * (new - old) for old, new in zip(before, after, strict=True)])
+    assert points is not None, "there are prompts"
+    means = f"{fmean(before):.3f} → {fmean(after):.3f}"
+    return f"{means}, {points['mean']:+.1f} [{points['low']:+.1f}, {points['high']:+.1f}]"
 
 
 def distinct(texts: Iterable[str], n: int) -> float:

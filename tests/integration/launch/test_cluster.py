@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import signal
@@ -31,6 +30,7 @@ from rlhf.run.plan import Run
 from rlhf.run.processes import descendants_of, holders_of, is_gone, send, state_of
 from tests.chat_server import fake_chat
 from tests.cluster import node_of, ray_nodes, wait_for
+from tests.commands import digests
 from tests.integration.loop.test_old_run import OTHERS, SETTINGS
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (the extra `cluster`)")
@@ -249,14 +249,6 @@ def iterate(given, run, *words):
     return subprocess.Popen(
         command, cwd=given, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-
-
-def digests(run):
-    found = {}
-    for path in run.rglob("artifact.json"):
-        if ".partial" not in str(path):
-            found[str(path.parent.relative_to(run))] = json.loads(path.read_text())["digest"]
-    return found
 
 
 def test_a_run_over_two_nodes_loses_one_in_dpo_and_has_the_files_of_one_machine(tmp_path, nodes):

@@ -30,7 +30,7 @@ def told(folder, model):
         "prompts.held_out_path=held_out.jsonl",
         "prompts.num_per_iteration=8",
         "num_iterations=1",
-        "generate.n=3",
+        "generate.n=4",
         "dpo.batch_size=4",
         "compute.num_inference_workers=1",
     ]

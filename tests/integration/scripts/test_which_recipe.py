@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.data.json_text import json_text
-from tests.integration.loop.test_loop import ROOT, digests, loop
+from tests.commands import ROOT, digests, loop
 
 SMALL = [
     *["world.num_base_examples=300", "world.num_sft_examples=32", "world.num_preferences=40"],
