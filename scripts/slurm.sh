@@ -61,6 +61,15 @@ sys.exit(f"all ports from {FIRST} to {FIRST + SIZE * BLOCKS} are taken")
 PYTHON
 }
 
+# Waits for a child as long as it lives, and is not ended by signals: of two that come at once while bash 5.2 is in
+# `wait`, the second ends the script in the middle of what the first began.
+watch_child() { # watch_child PID [COMMAND to call now and then]
+    while kill -0 "$1" 2>/dev/null; do
+        "${2:-true}"
+        sleep 0.2
+    done
+}
+
 # Ray on one node, until it is told to stop: its own exit code, 0 where we stopped it.
 # shellcheck disable=SC2329  # start_node sends it to the node
 run_node() { # run_node NODE PYTHON TEMP LOGS FIRST_PORT PLACE…
@@ -75,12 +84,9 @@ run_node() { # run_node NODE PYTHON TEMP LOGS FIRST_PORT PLACE…
         --num-cpus="${SLURM_CPUS_ON_NODE:-1}" --object-store-memory=100000000 \
         --include-log-monitor=false --disable-usage-stats </dev/null &
     ray=$!
+    watch_child "$ray"
     wait "$ray" || code=$?
     if [[ -n $is_told ]]; then
-        # The signal has ended `wait`, not yet Ray.
-        while kill -0 "$ray" 2>/dev/null; do
-            wait "$ray" || true
-        done
         code=0
     elif [[ -d $temp/session_latest/logs ]]; then
         cp -r "$temp/session_latest/logs/." "$logs/ray_$node" || true
@@ -139,7 +145,7 @@ start_node() { # start_node INDEX PORT PLACE…
     local index=$1 port=$2 node=${nodes[$1]}
     shift 2
     local script
-    script="set -euo pipefail; $(declare -f free_ports run_node)"
+    script="set -euo pipefail; $(declare -f free_ports watch_child run_node)"
     if [[ -z $port ]]; then
         script+="; port=\$(free_ports \"\$2\" $SLURM_JOB_ID $index)"
     else
@@ -222,22 +228,19 @@ stop_ray() {
     done
 }
 
-# shellcheck disable=SC2329  # by the traps
-stop() { # stop SIGNAL: the driver is asked once, for a second time would hurry it
-    num_signals=$((num_signals + 1))
-    if [[ -n $stopped_by ]]; then
-        return
-    fi
-    stopped_by=$1
-    say "SIG$stopped_by: the driver is asked to stop"
-    if [[ -n $driver ]]; then
+# Passes a stop on to the driver, once: a second time would hurry it.
+# shellcheck disable=SC2329  # watch_child calls it
+tell_driver() {
+    if [[ -n $stopped_by && -z $is_told ]]; then
+        is_told=yes
+        say "SIG$stopped_by: the driver is asked to stop"
         kill -TERM "$driver" 2>/dev/null || true
     fi
 }
 
 # Runs the command to its end; leaves its exit code in driver_code.
 run_driver() {
-    local take_over=() before
+    local take_over=() driver is_told=""
     # What an earlier start of this job has left is of a driver that died with its node: SLURM has ended the job
     # there before it began it again.
     if [[ -s $logs/driver && ${SLURM_RESTART_COUNT:-0} -gt 0 ]]; then
@@ -248,13 +251,9 @@ run_driver() {
     driver=$!
     # Not $HOSTNAME: sbatch may have brought that of the login node.
     printf '%s:%s\n' "$(uname -n)" "$driver" >"$logs/driver"
-    while true; do
-        before=$num_signals
-        driver_code=0
-        wait "$driver" || driver_code=$?
-        # A signal ends `wait` before the driver has ended.
-        ((before == num_signals)) && break
-    done
+    watch_child "$driver" tell_driver
+    driver_code=0
+    wait "$driver" || driver_code=$?
     rm -f "$logs/driver"
 }
 
@@ -297,10 +296,11 @@ main() {
     mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
     ((${#nodes[@]} > 0)) || fail 1 "scontrol names no node of $SLURM_JOB_NODELIST"
 
-    steps=() watcher="" driver="" driver_code=143 stopped_by="" num_signals=0
-    trap 'stop USR1' USR1
-    trap 'stop TERM' TERM
-    trap 'stop INT' INT
+    steps=() watcher="" driver_code=143 stopped_by=""
+    # The first that comes decides. No more than this is done in a trap: another one may come in the middle of it.
+    trap 'stopped_by=${stopped_by:-USR1}' USR1
+    trap 'stopped_by=${stopped_by:-TERM}' TERM
+    trap 'stopped_by=${stopped_by:-INT}' INT
     trap stop_ray EXIT
     start_ray
     if [[ -z $stopped_by ]]; then
