@@ -29,6 +29,12 @@ _LOOK_SECONDS = 1.0
 """Between two looks for nodes that have joined."""
 _REMINDER_SECONDS = 30.0
 
+_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_FRAME_HEADER_BYTES = 9
+"""Of HTTP/2: three of the length, then type, flags and four of the stream."""
+_SETTINGS_FRAME = 4
+_EMPTY_SETTINGS = bytes([0, 0, 0, _SETTINGS_FRAME, 0, 0, 0, 0, 0])
+
 
 @dataclass
 class _Coming:
@@ -76,7 +82,7 @@ class RayCluster:
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         # Ray would else take the driver's signals for its own, and print what every node's processes print.
         try:
-            _require_listener(address)
+            require_ray(address)
             ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=True)
         except (OSError, RuntimeError, ValueError) as error:
             first = one_line(str(error).strip().partition("\n")[0])
@@ -227,6 +233,8 @@ class RayCluster:
             )
         else:
             self._nodes[node.node_id] = node
+            number, device = (node.num_gpus, "GPU") if node.num_gpus else (node.num_cpus, "core")
+            self.say(f"  · {node.name} works for this run, with {number} {device}{'s' * (number != 1)}")
         finally:
             coming.mark.unlink(missing_ok=True)
 
@@ -335,12 +343,25 @@ def _gone_afterwards(path: Path) -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
-def _require_listener(address: str) -> None:
-    """Raise OSError where nobody listens at a cluster's address: Ray would try for minutes, in silence."""
+def require_ray(address: str, seconds: float = 10.0) -> None:
+    """Raise OSError where no Ray listens at a cluster's address: Ray would try for minutes, in silence.
+
+    A head speaks gRPC: it answers a client's first bytes with a frame of settings (HTTP/2, RFC 9113, section
+    3.4). With TLS it says nothing before a handshake, so only the listener is looked for.
+    """
     host, colon, port = address.rpartition(":")
-    if colon and port.isdecimal():
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=10):
-            pass
+    if not colon or not port.isdecimal():
+        return
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=seconds) as connection:
+        if os.environ.get("RAY_USE_TLS", "0") != "0":
+            return
+        connection.sendall(_HTTP2_PREFACE + _EMPTY_SETTINGS)
+        try:
+            answer = connection.recv(_FRAME_HEADER_BYTES, socket.MSG_WAITALL)
+        except TimeoutError:
+            raise OSError(f"what listens there is no Ray head: it said nothing for {seconds:g} s") from None
+    if len(answer) < _FRAME_HEADER_BYTES or answer[3] != _SETTINGS_FRAME:
+        raise OSError("what listens there is no Ray head: it does not speak gRPC")
 
 
 def _say_nothing_of_raylets() -> None:
