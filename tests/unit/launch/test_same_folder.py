@@ -42,7 +42,15 @@ def taken_in(folder, answer):
     def result(reference, seconds):
         return answer(mark)
 
-    there = SimpleNamespace(node_id="node-1", name="b (10.0.0.2)", actor=None, facts=None, result=result)
+    there = SimpleNamespace(
+        node_id="node-1",
+        name="b (10.0.0.2)",
+        num_cpus=1,
+        num_gpus=0,
+        actor=None,
+        facts=None,
+        result=result,
+    )
     coming = found._coming["node-1"] = _Coming(there, "reference", mark)
     found._take_in(coming)
     assert not list(folder.glob(".mark*")) and found._coming == {}
@@ -51,7 +59,8 @@ def taken_in(folder, answer):
 
 def test_a_node_that_sees_the_mark_and_is_seen_is_taken_in(tmp_path, node):
     found, said = taken_in(tmp_path, lambda mark: node.answer(str(mark), "node-1"))
-    assert list(found._nodes) == ["node-1"] and said == []
+    assert list(found._nodes) == ["node-1"]
+    assert said == ["  · b (10.0.0.2) works for this run, with 1 core"]
     assert found._nodes["node-1"].facts.pid == os.getpid()
 
 
