@@ -134,8 +134,9 @@ class Slurm:
         }
         if restarts:
             given["SLURM_RESTART_COUNT"] = str(restarts)
+        # A shell cannot trap what was ignored when it began, as SIGINT is of a job in the background.
         script = subprocess.Popen(
-            ["nice", "bash", str(self.script), *arguments],
+            ["nice", "env", "--default-signal=INT", "bash", str(self.script), *arguments],
             env=given | environment,
             cwd="/",
             stdout=subprocess.PIPE,
