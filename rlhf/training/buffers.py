@@ -36,12 +36,15 @@ def restore_buffers(model: nn.Module, config: Any, dtype: torch.dtype) -> None:
 def _computed_buffers(model_class: Any, config: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """The buffers of a model by name, made by its code alone; no weight takes memory."""
     from accelerate import init_empty_weights
+    from transformers.modeling_utils import set_zero3_state
 
     previous = torch.get_default_dtype()
     # As transformers does while it loads.
     torch.set_default_dtype(dtype)
     try:
-        with init_empty_weights(include_buffers=False):
+        # A judge makes its backbone by `AutoModel.from_config`, as multimodal models make their parts; under
+        # ZeRO-3 that would divide weights among the ranks, and here are none.
+        with init_empty_weights(include_buffers=False), set_zero3_state():
             skeleton = model_class(config)
     finally:
         torch.set_default_dtype(previous)

@@ -181,8 +181,8 @@ def test_a_step_of_nothing_keeps_every_bit_of_fp32_weights(world, tmp_path, zero
         assert torch.equal(exported[name], value), name
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2])
-def test_a_judge_whose_vocabulary_grows_keeps_every_bit_too(tmp_path, num_ranks):
+@pytest.mark.parametrize(("num_ranks", "zero_stage"), [(1, 2), (2, 2), (1, 3), (2, 3)])
+def test_a_judge_whose_vocabulary_grows_keeps_every_bit_too(tmp_path, num_ranks, zero_stage):
     """Where the tokenizer has no token to pad with, the embedding gets a row that no file has."""
     policy = tiny_policy(tmp_path / "policy", "mistral")
     pairs = [{"prompt": f"say {i}", "chosen": f"A {i}", "rejected": f"b {i}"} for i in range(6)]
@@ -191,7 +191,14 @@ def test_a_judge_whose_vocabulary_grows_keeps_every_bit_too(tmp_path, num_ranks)
         learning_rate=1e-50, batch_size=4, held_out_share=0.0, gradient_checkpointing=False, num_epochs=1
     )
     inputs = {"model": policy, "data": tmp_path / "pairs.jsonl"}
-    job = make_job("reward_model", section, inputs, tmp_path / "out", dtype="bfloat16")
+    job = make_job(
+        "reward_model",
+        section,
+        inputs,
+        tmp_path / "out",
+        dtype="bfloat16",
+        compute={"zero_stage": zero_stage},
+    )
     run_ranks(job, num_ranks)
     exported = load_file(tmp_path / "out" / "model" / "model.safetensors")
     name = "model.embed_tokens.weight"
