@@ -232,6 +232,8 @@ def write_model(
             shutil.copyfile(path, unfinished / path.name)
     copy_other_templates(source, unfinished)
     if tokenizer is not None:
+        # Whether it was loaded with HF_HUB_OFFLINE=1 is no part of it: equal models have equal bytes.
+        tokenizer.init_kwargs.pop("local_files_only", None)
         tokenizer.save_pretrained(unfinished)
         keep_listed_templates(source, unfinished)
     # Not what transformers wrote: that has a path of this machine, and defaults of its version.

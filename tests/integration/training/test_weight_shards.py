@@ -9,7 +9,7 @@ import os
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
@@ -26,7 +26,7 @@ from rlhf.models.kinds import check_folder
 from rlhf.models.weight_files import num_parameters, saved_dtype, second_copies, weight_files, weight_names
 from rlhf.scoring.classifier_judge import ClassifierJudge
 from rlhf.stages import export
-from rlhf.training.weights import export_model, load_model
+from rlhf.training.weights import export_model, load_model, write_model
 from tests.stage_runner import FakeWorker, make_job, run_here, run_ranks
 from tests.tiny import random_pairs, tiny_llama, tiny_reward_model, write_pairs
 
@@ -125,6 +125,16 @@ def test_sft_and_a_judge_of_several_files(world, tmp_path):
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward_model" / "model")
     expected = all_weights(tmp_path / "reward_model" / "model")
     assert torch.equal(loaded.score.weight, expected["score.weight"])
+
+
+def test_a_tokenizer_that_was_loaded_offline_gives_the_same_bytes(world, tmp_path):
+    written = []
+    for is_offline in (False, True):
+        out = tmp_path / f"offline {is_offline}"
+        tokenizer = AutoTokenizer.from_pretrained(world / "policy", local_files_only=is_offline)
+        write_model(world / "policy", out, lambda folder: None, tokenizer=tokenizer)
+        written.append((out / "tokenizer_config.json").read_bytes())
+    assert written[0] == written[1]
 
 
 def test_the_export_for_people_says_how_large_the_weights_are_now(world, tmp_path, monkeypatch):
