@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rlhf.command.line import main
 from rlhf.command.retyped import begun_anew
@@ -131,12 +132,7 @@ def execute(cfg: Config, only: str | None = None) -> None:
                 # The imports go on while the preflight looks.
                 launcher.warm_up(not plan.needing_engines.isdisjoint(pending))
                 if only is None:
-                    # Here, for a run that is finished need not wait for the import.
-                    from rlhf.preflight.look import require
-
-                    # With the engine that has begun to score, which has to be installed to go on.
-                    score = as_begun(cfg.score, plan.made.values())
-                    require(replace(cfg, score=score), launcher, console.say)
+                    _look_first(cfg, plan, launcher, console)
         console.say(f"{folder}: {_todo(len(names), len(pending))}")
         console.plan(names, _seconds(plan, names))
         if only is None:
@@ -160,31 +156,44 @@ def execute(cfg: Config, only: str | None = None) -> None:
             from rlhf.preflight.disk_guard import DiskGuard
 
             run.about_to_make = DiskGuard(cfg, folder, console.say).look
-        try:
-            run.publish()  # what an earlier command made and did not tell, because it was killed
-            iterate(cfg, run)
-            trackers.conclude()
-            # Here, for it takes a moment that a wrong config need not wait for.
-            from rlhf.preflight.spent import tell_planned_and_spent
+        _carry_out(cfg, run, trackers)
 
-            tell_planned_and_spent(cfg, folder, _seconds(run, run.made), console.say)
-        except AloneDone:
-            if only is None:
-                console.say(
-                    f"until={cfg.until}: {until} is finished. Without until the run goes on from here."
-                )
-                trackers.conclude()
-        except RunChanged:
-            # What was redone came out different: plan again, to name all that was made of it.
-            _planned(cfg, folder, elsewhere)
-            raise  # where the new plan finds nothing to refuse: an input that is damaged, say
-        except RunInUse:
-            raise  # another driver has taken over: what the run has to tell is that one's to tell
-        except DiskFull:
-            raise  # what is told to trackers would need room too
-        except UserError:
-            run.publish()  # a gate may have stopped it: what it found is written
-            raise
+
+def _look_first(cfg: Config, plan: Run, launcher: Any, console: Console) -> None:
+    """Refuse what this machine cannot do."""
+    # Here, for a run that is finished need not wait for the import.
+    from rlhf.preflight.look import require
+
+    # With the engine that has begun to score, which has to be installed to go on.
+    score = as_begun(cfg.score, plan.made.values())
+    require(replace(cfg, score=score), launcher, console.say)
+
+
+def _carry_out(cfg: Config, run: Run, trackers: Trackers) -> None:
+    """Run what is left to do, and tell of it, however it ends."""
+    try:
+        run.publish()  # what an earlier command made and did not tell, because it was killed
+        iterate(cfg, run)
+        trackers.conclude()
+        # Here, for it takes a moment that a wrong config need not wait for.
+        from rlhf.preflight.spent import tell_planned_and_spent
+
+        tell_planned_and_spent(cfg, run.folder, _seconds(run, run.made), run.say)
+    except AloneDone:
+        if run.only is None:
+            run.say(f"until={cfg.until}: {run.until} is finished. Without until the run goes on from here.")
+            trackers.conclude()
+    except RunChanged:
+        # What was redone came out different: plan again, to name all that was made of it.
+        _planned(cfg, run.folder, run.elsewhere)
+        raise  # where the new plan finds nothing to refuse: an input that is damaged, say
+    except RunInUse:
+        raise  # another driver has taken over: what the run has to tell is that one's to tell
+    except DiskFull:
+        raise  # what is told to trackers would need room too
+    except UserError:
+        run.publish()  # a gate may have stopped it: what it found is written
+        raise
 
 
 def _planned(cfg: Config, folder: Path, elsewhere: str) -> Run:

@@ -13,7 +13,8 @@ from typing import Any
 from rlhf.config.schema import Config
 from rlhf.data.shards import MOST_SHARDS, fewest_rows
 from rlhf.run.artifact import Artifact
-from rlhf.run.plan import UNKNOWN, Run
+from rlhf.run.plan import Run
+from rlhf.run.refusal import UNKNOWN
 
 SMALLEST_SHARD = 8
 """Prompts: fewer are not worth an engine's start."""

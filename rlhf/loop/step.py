@@ -11,7 +11,8 @@ from rlhf.config.fields import filled
 from rlhf.config.schema import Config, PairSettings
 from rlhf.models.weight_files import saved_dtype
 from rlhf.run.artifact import Artifact
-from rlhf.run.plan import UNKNOWN, Run
+from rlhf.run.plan import Run
+from rlhf.run.refusal import UNKNOWN
 from rlhf.run.stage_table import STAGES
 
 _OF_THE_POLICY = ("generate", "reference", "dpo", "raft", "sft", "preferences")

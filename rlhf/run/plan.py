@@ -8,7 +8,6 @@ version, stage, seed, own config, and the *content digests* of its inputs.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,33 +17,31 @@ from rlhf.config.fields import compared, filled
 from rlhf.config.overrides import iterate_command
 from rlhf.config.schema import Config
 from rlhf.config.stage_configs import StageCompute
-from rlhf.data.digest import digest_of, sealed
+from rlhf.data.digest import digest_of
 from rlhf.data.files import resolved
 from rlhf.data.json_text import finite
-from rlhf.data.shards import damaged_shards, make_folders, sum_counts, write_atomic
+from rlhf.data.shards import sum_counts
 from rlhf.errors import RunChanged, StorageError, UserError, one_line
 from rlhf.models.folder import own_code
 from rlhf.run import engine_choice
 from rlhf.run.artifact import Artifact, open_artifact
-from rlhf.run.attempt_folder import end_attempts, unfinished_checkpoints
 from rlhf.run.attempts import found_budget, run_to_the_end
 from rlhf.run.commit import MANIFEST, ShardsDamaged, commit, discard, take, tidy
 from rlhf.run.console import Console, phase
-from rlhf.run.job import ANSWERS, JUDGE_INPUT, KEPT_ANSWERS, Job, Kind, Outcome
+from rlhf.run.job import JUDGE_INPUT, Job, Kind, Outcome
 from rlhf.run.lock import require_ours, still_ours
 from rlhf.run.manifest import read_identity, read_manifest
 from rlhf.run.owner import require_own_code
-from rlhf.run.refusal import changes_of, refusal
-from rlhf.run.removed import files_removed
+from rlhf.run.refusal import changes_of, known_differences, refusal
+from rlhf.run.removed import require_present
 from rlhf.run.reuse import has_gone, reusable_stages
 from rlhf.run.stage_table import STAGES, needs_engine
 from rlhf.run.stopwatch import stopwatch
+from rlhf.run.unfinished import has_begun, is_cheap, partial_of, prepared, throw_away
 from rlhf.run.verified import Verified
 
 SCHEMA = 1
 """Version of what an identity holds: raise it when equal settings would mean another artifact."""
-UNKNOWN = "unknown until earlier stages have run"
-"""A config value that a plan cannot know yet."""
 _MOST_REPAIRS = 3
 """Attempts that may end in shards which are not what was written: after so many it is the disk."""
 
@@ -129,7 +126,7 @@ class Run:
         self._require_ours()
         final = self.folder / name
         if engine_choice.is_open(config):
-            begun_with = engine_choice.engine_of_work(final, _partial(final))
+            begun_with = engine_choice.engine_of_work(final, partial_of(final))
             asked_before = engine_choice.engine_of_judge(stage, inputs, self.made.values())
             config = engine_choice.with_engine(config, begun_with or asked_before)
         identity = self._identity(stage, config, inputs)
@@ -166,7 +163,7 @@ class Run:
             pattern: of names of stages, such as `iteration_*/held_out/generate`.
         """
         finished = f"{pattern}/{MANIFEST}"
-        begun = f"{_partial(Path(pattern))}/.identity.json"
+        begun = f"{partial_of(Path(pattern))}/.identity.json"
         others = [resolved(run, "reuse") for run in self.cfg.reuse]
         for folder in (self.folder, *others):
             for path in sorted([*folder.glob(finished), *folder.glob(begun)]):
@@ -220,7 +217,7 @@ class Run:
             RunChanged: it is damaged.
         """
         inputs_unknown = None in identity["inputs"].values()
-        if not self.cfg.reuse or final.exists() or _partial(final).exists() or inputs_unknown:
+        if not self.cfg.reuse or final.exists() or partial_of(final).exists() or inputs_unknown:
             return None
         if self._reusable is None:
             self._reusable = reusable_stages(self.cfg.reuse, self.say)
@@ -254,7 +251,7 @@ class Run:
             RunChanged: it was made with other settings or inputs, or is damaged.
         """
         if not final.exists():
-            self._check_partial(name, _partial(final), identity)
+            self._check_partial(name, partial_of(final), identity)
             return None
         artifact = open_artifact(final)
         tidy(final)  # a kill right after the commit left its working files
@@ -267,10 +264,10 @@ class Run:
         return artifact
 
     def _check_partial(self, name: str, partial: Path, identity: Identity) -> None:
-        if not _has_begun(partial):
+        if not has_begun(partial):
             return
         changes = changes_of(engine_choice.begun_identity(partial), identity)
-        if changes and _is_cheap(identity["stage"], partial):
+        if changes and is_cheap(identity["stage"], partial):
             discard(partial)  # often the very thing whose settings had to change
         elif changes:
             folder = str(partial.relative_to(self.folder))
@@ -281,17 +278,17 @@ class Run:
         has_stale_input = any(artifact.stale for artifact in inputs.values())
         is_finished = final.exists()
         if not is_finished:
-            self._require_present(name, inputs)
-        folder = final if is_finished else _partial(final)
-        if not is_finished and not _has_begun(folder):
+            require_present(name, inputs.values(), self.made.values())
+        folder = final if is_finished else partial_of(final)
+        if not is_finished and not has_begun(folder):
             self._add_pending(name, identity)
             return Artifact(final, None, stale=has_stale_input)
         if is_finished:
             recorded = read_manifest(final)["identity"]
         else:
             recorded = engine_choice.begun_identity(folder)
-        changes = _known_differences(recorded, identity)
-        if changes and not is_finished and _is_cheap(identity["stage"], folder):
+        changes = known_differences(recorded, identity)
+        if changes and not is_finished and is_cheap(identity["stage"], folder):
             changes = []
         if changes and not has_stale_input:
             self.refusals.append((name, changes))
@@ -303,31 +300,6 @@ class Run:
             return open_artifact(final)
         self._add_pending(name, identity)
         return Artifact(final, None)
-
-    def _require_present(self, name: str, inputs: dict[str, Artifact]) -> None:
-        """Raise FilesRemoved for a stage whose inputs were removed to make room.
-
-        Named is all that would have to be made again, since what those were made of may be gone too.
-        """
-        gone: dict[Path, list[str]] = {}
-        waiting = list(inputs.values())
-        while waiting:
-            artifact = waiting.pop(0)
-            if artifact.root is None or artifact.root in gone or not artifact.lacks:
-                continue
-            gone[artifact.root] = artifact.lacks
-            digests = set(artifact.record["identity"]["inputs"].values())
-            waiting += [part for part in self._removed_parts() if part.digest in digests]
-        if gone:
-            raise files_removed(name, list(gone.items()))
-
-    def _removed_parts(self) -> list[Artifact]:
-        """The folders of finished stages that lack a file, such as the model of a policy."""
-        parts = []
-        for artifact in self.made.values():
-            for folder in {Path(name).parts[0] for name in artifact.lacks}:
-                parts.append(artifact.part(folder))
-        return parts
 
     def _add_pending(self, name: str, identity: Identity) -> None:
         self.pending.append(name)
@@ -352,7 +324,7 @@ class Run:
             )
         assert self.launcher is not None, "a run without a launcher only plans"
         self.verify(*inputs.values(), *unrecorded.values())
-        partial = self._prepare_partial(final, identity)
+        partial = prepared(final, identity, self.say)
         stage = identity["stage"]
         recorded_paths = {key: str(artifact.path) for key, artifact in inputs.items()}
         other_paths = {key: str(artifact.path) for key, artifact in unrecorded.items()}
@@ -391,7 +363,7 @@ class Run:
                     counts = outcome.counts | sum_counts(partial)
             except UserError:
                 # Not where another driver has taken over: then it is that one's.
-                if _is_cheap(job.stage, partial) and (
+                if is_cheap(job.stage, partial) and (
                     self.token is None or still_ours(self.folder, self.token)
                 ):
                     discard(partial)  # nothing half-written stays
@@ -414,7 +386,7 @@ class Run:
                         self._require_ours,
                     )
             except ShardsDamaged as error:
-                self._throw_away(error.paths)
+                throw_away(error.paths, self.say)
             else:
                 return spent
         raise StorageError(
@@ -422,31 +394,6 @@ class Run:
             "and nothing of it was used. Look at the disk (dmesg, smartctl), then give the same command "
             "again, which looks at what is kept, or one with a run_dir on another disk."
         )
-
-    def _throw_away(self, damaged: Iterable[Path]) -> None:
-        for path in damaged:
-            self.say(f"  ! {path}: not what was written; it is thrown away and made again")
-            path.unlink()
-
-    def _prepare_partial(self, final: Path, identity: Identity) -> Path:
-        """The folder a stage works in, with its whole shards of an earlier attempt and nothing damaged."""
-        for leftover in ("gone", "taken"):  # of an attempt that was killed
-            shutil.rmtree(final.with_name(f".{final.name}.{leftover}"), ignore_errors=True)
-        partial = _partial(final)
-        make_folders(partial)
-        end_attempts(partial)
-        write_atomic(partial / ".identity.json", sealed(identity))
-        # A stage of one process looks at all that it has made, at the end; others write shards and no more.
-        are_read = STAGES[identity["stage"]].kind is Kind.single
-        with phase("taking the checksums of what an earlier attempt has kept"):
-            damaged = damaged_shards(partial, are_read) + damaged_shards(partial / ANSWERS, are_read)
-            self._throw_away(damaged)
-            for path in damaged:
-                # What lies beside a shard, under its name, is made with it.
-                (partial / path.name).unlink(missing_ok=True)
-        if not _has_work(partial):
-            engine_choice.unpin(partial)
-        return partial
 
     def _require_ours(self) -> None:
         """Go no further where another driver has taken the folder over: RunInUse."""
@@ -469,42 +416,3 @@ class Run:
 
     def _refusal(self, changes: list[tuple[str, list[str]]], stale: list[str]) -> RunChanged:
         return refusal(self.folder, changes, stale, self.elsewhere)
-
-
-def _known_differences(recorded: Identity, identity: Identity) -> list[str]:
-    """Where two identities differ, leaving out what a plan cannot know before earlier stages have run."""
-    hidden = {
-        "inputs": {key for key, digest in identity["inputs"].items() if digest is None},
-        "config": {key for key, value in identity["config"].items() if value == UNKNOWN},
-    }
-
-    def shown(full: Identity) -> Identity:
-        parts = {}
-        for part, keys in hidden.items():
-            parts[part] = {key: value for key, value in full[part].items() if key not in keys}
-        return full | parts
-
-    return changes_of(shown(recorded), shown(identity))
-
-
-def _is_cheap(stage: str, partial: Path) -> bool:
-    """Whether unfinished work is that of seconds, or none at all."""
-    if STAGES[stage].kind is Kind.single:
-        return True
-    return not _has_work(partial)
-
-
-def _has_work(partial: Path) -> bool:
-    has_shards = any(partial.glob("shard_*"))
-    # Answers that were paid for, before the first shard is whole.
-    has_answers = any(partial.glob(f"{KEPT_ANSWERS}/*"))
-    return has_shards or has_answers or any(unfinished_checkpoints(partial))
-
-
-def _has_begun(partial: Path) -> bool:
-    identity = partial / ".identity.json"
-    return identity.is_file() or _has_work(partial)
-
-
-def _partial(final: Path) -> Path:
-    return final.with_name(f".{final.name}.partial")

@@ -10,6 +10,9 @@ from typing import Any
 from rlhf.config.overrides import pasted
 from rlhf.errors import RunChanged, one_line
 
+UNKNOWN = "unknown until earlier stages have run"
+"""A config value that a plan cannot know yet."""
+
 
 def changes_of(recorded: Any, wanted: Any) -> list[str]:
     """Where the identities of a stage differ, one line each; what a person cannot read is explained."""
@@ -101,3 +104,19 @@ def refusal(
         f"    {stale_paths}",
     ]
     return RunChanged("\n".join(lines))
+
+
+def known_differences(recorded: dict[str, Any], identity: dict[str, Any]) -> list[str]:
+    """Where two identities differ, leaving out what a plan cannot know before earlier stages have run."""
+    hidden = {
+        "inputs": {key for key, digest in identity["inputs"].items() if digest is None},
+        "config": {key for key, value in identity["config"].items() if value == UNKNOWN},
+    }
+
+    def shown(full: dict[str, Any]) -> dict[str, Any]:
+        parts = {}
+        for part, keys in hidden.items():
+            parts[part] = {key: value for key, value in full[part].items() if key not in keys}
+        return full | parts
+
+    return changes_of(shown(recorded), shown(identity))

@@ -9,15 +9,18 @@ killed, is read like any other: its checksum is still in the manifest.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlhf.config.overrides import pasted
 from rlhf.data.digest import sealed
 from rlhf.data.shards import write_atomic
 from rlhf.errors import FilesRemoved
 from rlhf.run.commit import damaged, read_sealed
+
+if TYPE_CHECKING:
+    from rlhf.run.artifact import Artifact
 
 RECORD = "removed.json"
 """In the folder of a finished stage of which something was removed."""
@@ -101,3 +104,35 @@ def files_removed(reader: str, gone: Sequence[tuple[Path, Iterable[str]]]) -> Fi
         "  or take another policy, one whose weights are there.",
     ]
     return FilesRemoved("\n".join(lines))
+
+
+def require_present(name: str, inputs: Iterable[Artifact], made: Collection[Artifact]) -> None:
+    """Raise FilesRemoved for a stage whose inputs were removed to make room.
+
+    Named is all that would have to be made again, since what those were made of may be gone too.
+
+    Args:
+        name: of the stage.
+        inputs: what it reads.
+        made: the run's finished stages.
+    """
+    gone: dict[Path, list[str]] = {}
+    waiting = list(inputs)
+    while waiting:
+        artifact = waiting.pop(0)
+        if artifact.root is None or artifact.root in gone or not artifact.lacks:
+            continue
+        gone[artifact.root] = artifact.lacks
+        digests = set(artifact.record["identity"]["inputs"].values())
+        waiting += [part for part in _removed_parts(made) if part.digest in digests]
+    if gone:
+        raise files_removed(name, list(gone.items()))
+
+
+def _removed_parts(made: Iterable[Artifact]) -> list[Artifact]:
+    """The folders of finished stages that lack a file, such as the model of a policy."""
+    parts = []
+    for artifact in made:
+        for folder in {Path(name).parts[0] for name in artifact.lacks}:
+            parts.append(artifact.part(folder))
+    return parts

@@ -13,7 +13,8 @@ from rlhf.loop.figures import mean_and_interval
 from rlhf.loop.prompt_sets import prompt_paths, too_few
 from rlhf.loop.step import iteration_step, policy_dtype, stage_config
 from rlhf.run.artifact import Artifact
-from rlhf.run.plan import UNKNOWN, Run
+from rlhf.run.plan import Run
+from rlhf.run.refusal import UNKNOWN
 
 
 @pytest.mark.parametrize(

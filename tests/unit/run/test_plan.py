@@ -20,8 +20,8 @@ from rlhf.run.artifact import Artifact, open_artifact
 from rlhf.run.commit import commit, installed_versions
 from rlhf.run.job import Job, Outcome
 from rlhf.run.lock import DRIVER_LOCK, hold_run
-from rlhf.run.plan import UNKNOWN, AloneDone, Run
-from rlhf.run.refusal import differences
+from rlhf.run.plan import AloneDone, Run
+from rlhf.run.refusal import UNKNOWN, differences
 from rlhf.run.stage_table import stage_function
 
 

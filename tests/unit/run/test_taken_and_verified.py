@@ -13,11 +13,11 @@ from rlhf.errors import RunChanged, UserError
 from rlhf.loop.step import stage_config
 from rlhf.models.folder import read_object
 from rlhf.run import commit, verified
-from rlhf.run import plan as module
 from rlhf.run.artifact import Artifact, open_artifact
 from rlhf.run.job import Job
 from rlhf.run.plan import Run
 from rlhf.run.refusal import differences, refusal
+from rlhf.run.unfinished import has_begun, has_work, prepared
 from tests.unit.run.test_plan import InProcess
 
 IDENTITY = {"schema": 1, "stage": "export", "seed": 1, "config": {}, "inputs": {}}
@@ -197,14 +197,14 @@ def test_a_refused_stage_keeps_only_work_that_took_long(tmp_path, prompts, stage
 
 
 @pytest.mark.parametrize(
-    ("name", "has_begun"),
+    ("name", "counts"),
     [(".identity.json", True), ("shard_00001.parquet", True), ("checkpoint-3", True), ("other", False)],
 )
-def test_what_counts_as_work_begun(tmp_path, name, has_begun):
-    assert not module._has_begun(tmp_path)
+def test_what_counts_as_work_begun(tmp_path, name, counts):
+    assert not has_begun(tmp_path)
     (tmp_path / name).write_text("")
-    assert module._has_begun(tmp_path) == has_begun
-    assert module._has_work(tmp_path) == (has_begun and name != ".identity.json")
+    assert has_begun(tmp_path) == counts
+    assert has_work(tmp_path) == (counts and name != ".identity.json")
 
 
 def test_leftovers_of_a_killed_attempt_are_gone_and_whole_shards_stay(tmp_path, prompts):
@@ -213,7 +213,7 @@ def test_leftovers_of_a_killed_attempt_are_gone_and_whole_shards_stay(tmp_path, 
         (tmp_path / leftover).mkdir()
     (tmp_path / ".it.partial").mkdir()
     (tmp_path / ".it.partial" / "shard_00000.parquet").write_bytes(b"nobody knows")
-    partial = run._prepare_partial(tmp_path / "it", {"stage": "mix"})
+    partial = prepared(tmp_path / "it", {"stage": "mix"}, run.say)
     assert sorted(path.name for path in partial.iterdir()) == [".identity.json"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [".it.partial", "prompts.jsonl"]
     assert len(run.said) == 1 and "shard_00000.parquet: not what was written" in run.said[0]
