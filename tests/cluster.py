@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,14 +30,6 @@ def ray_nodes(num_nodes: int, cpus: int = 1) -> Iterator[Any]:
     finally:
         os.environ.pop("RAY_ADDRESS", None)
         cluster.shutdown()
-
-
-def wait_for(is_so: Any, seconds: float = 300.0, what: str = "it") -> None:
-    """Wait until something is so."""
-    end = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < end, f"waited {seconds} s for {what}"
-        time.sleep(0.1)
 
 
 def node_of(cluster: Any, pid: int) -> Any:

@@ -95,11 +95,9 @@ def copy_of(run: Path, name: str) -> Path:
     return target
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
+def wait_for(is_so: Callable[[], Any], seconds: float = 300.0, what: str = "it") -> None:
     """Wait until something is so."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end, f"waited {seconds} s for {what}"
         time.sleep(0.1)
-    raise AssertionError("waited in vain")

@@ -29,8 +29,8 @@ from rlhf.run.lock import WORKERS_LOCK, hold_run
 from rlhf.run.plan import Run
 from rlhf.run.processes import descendants_of, holders_of, is_gone, send, state_of
 from tests.chat_server import fake_chat
-from tests.cluster import node_of, ray_nodes, wait_for
-from tests.commands import digests
+from tests.cluster import node_of, ray_nodes
+from tests.commands import digests, wait_for
 from tests.integration.loop.test_old_run import OTHERS, SETTINGS
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (the extra `cluster`)")

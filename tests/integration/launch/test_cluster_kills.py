@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import nodes_at_work, ray_nodes, wait_for
-from tests.commands import digests
+from tests.cluster import nodes_at_work, ray_nodes
+from tests.commands import digests, wait_for
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (the extra `cluster`)")
 
