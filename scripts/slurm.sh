@@ -61,12 +61,17 @@ sys.exit(f"all ports from {FIRST} to {FIRST + SIZE * BLOCKS} are taken")
 PYTHON
 }
 
+# A signal may reach all processes of a step, as what srun passes on does: a `sleep` that it ends is no error.
+nap() { # nap SECONDS
+    sleep "$1" || true
+}
+
 # Waits for a child as long as it lives, and is not ended by signals: of two that come at once while bash 5.2 is in
 # `wait`, the second ends the script in the middle of what the first began.
 watch_child() { # watch_child PID [COMMAND to call now and then]
     while kill -0 "$1" 2>/dev/null; do
         "${2:-true}"
-        sleep 0.2
+        nap 0.2
     done
 }
 
@@ -145,7 +150,7 @@ start_node() { # start_node INDEX PORT PLACE…
     local index=$1 port=$2 node=${nodes[$1]}
     shift 2
     local script
-    script="set -euo pipefail; $(declare -f free_ports watch_child run_node)"
+    script="set -euo pipefail; $(declare -f free_ports nap watch_child run_node)"
     if [[ -z $port ]]; then
         script+="; port=\$(free_ports \"\$2\" $SLURM_JOB_ID $index)"
     else
@@ -187,7 +192,7 @@ wait_for_nodes() {
                 "See $logs/ray_NODE.log (and watch.log), raise RLHF_NODE_SECONDS where nodes are slow, or leave" \
                 "them out: sbatch --exclude=NODE"
         fi
-        sleep 0.2
+        nap 0.2
     done
     if [[ -z $stopped_by ]]; then
         wait "$watcher" || fail 1 "the nodes cannot be watched: see $logs/watch.log"
@@ -222,7 +227,7 @@ stop_ray() {
     kill -TERM ${watcher:+"$watcher"} "${steps[@]}" 2>/dev/null || true
     for step in ${watcher:+"$watcher"} "${steps[@]}"; do
         while kill -0 "$step" 2>/dev/null && ((SECONDS < deadline)); do
-            sleep 0.1
+            nap 0.1
         done
         kill -KILL "$step" 2>/dev/null || true
     done

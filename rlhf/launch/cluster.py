@@ -66,6 +66,8 @@ class RayCluster:
     _coming: dict[str, _Coming] = field(default_factory=dict)
     """Nodes whose supervisor starts. Others work meanwhile."""
     _refused: dict[str, str] = field(default_factory=dict)
+    _without: str = ""
+    """How many nodes have nothing that a run could work with."""
     _was_complete: bool = False
     _looked_at: float = 0.0
 
@@ -86,6 +88,9 @@ class RayCluster:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=True)
         except (OSError, RuntimeError, ValueError) as error:
             first = one_line(str(error).strip().partition("\n")[0])
+            if first.startswith("Failed to connect to Ray cluster"):
+                # Ray says no more where it is turned away.
+                first += "; one started with RAY_AUTH_MODE=token wants that and its RAY_AUTH_TOKEN here too"
             raise ConfigError(
                 f"compute.launcher=ray: no Ray cluster can be joined at {address} ({first}). Start one with "
                 "`ray start --head` here and `ray start --address=HEAD:6379` on the other nodes, name "
@@ -103,9 +108,11 @@ class RayCluster:
         for node_id in set(self._nodes) - set(alive):
             del self._nodes[node_id]
         wants_gpus = any(_num_gpus(row) for row in alive.values()) and self.compute.device is not Device.cpu
+        num_without = 0
         for node_id, row in alive.items():
             # One that is to have no work says so, as the head of a Kubernetes cluster does.
             is_for_work = _num_gpus(row) > 0 if wants_gpus else row["Resources"].get("CPU", 0) > 0
+            num_without += not is_for_work
             known = node_id in self._nodes or node_id in self._coming or node_id in self._refused
             if not is_for_work or known:
                 continue
@@ -113,6 +120,8 @@ class RayCluster:
                 self._refuse(node_id, f"{_host(row)}: {too_few_gpus(self.compute, _num_gpus(row))}")
             else:
                 self._invite(node_id, row)
+        lacking = "GPU" if wants_gpus else "core"
+        self._without = f"{num_without} more without a {lacking}" if num_without else ""
         for coming in list(self._coming.values()):
             self._take_in(coming)
         return sorted(self._nodes.values(), key=lambda node: (node.address, node.node_id))
@@ -147,7 +156,8 @@ class RayCluster:
                 return nodes
             waited = time.monotonic() - started
             limit = self.compute.node_wait_seconds
-            here = f"{len(nodes)} nodes are there" + "".join(f"; {why}" for why in self._refused.values())
+            others = [self._without] if self._without else []
+            here = "; ".join([f"{len(nodes)} nodes are there", *others, *self._refused.values()])
             if limit and waited > limit:
                 raise WorkerFailed(
                     f"{wanted} did not come within compute.node_wait_seconds={limit:g} ({here}). {KEPT}"
@@ -223,9 +233,12 @@ class RayCluster:
             with _gone_afterwards(Path(answer)) as path:
                 read_mark(path, node.node_id, MARK_SECONDS)
         except NodeLost:
-            # It may have gone again: the next look tries anew.
             ray.kill(node.actor)
-            self.say(f"  ! {node.name}: its supervisor has ended as soon as it started; another one is tried")
+            # One that has just died is listed for a while; one that lives is tried anew with the next look.
+            if any(row["Alive"] and row["NodeID"] == node.node_id for row in ray.nodes()):
+                self.say(
+                    f"  ! {node.name}: its supervisor has ended as soon as it started; another one is tried"
+                )
         except ConfigError as error:
             ray.kill(node.actor)
             self._refuse(
@@ -349,6 +362,8 @@ def require_ray(address: str, seconds: float = 10.0) -> None:
     A head speaks gRPC: it answers a client's first bytes with a frame of settings (HTTP/2, RFC 9113, section
     3.4). With TLS it says nothing before a handshake, so only the listener is looked for.
     """
+    if "://" in address:
+        raise OSError("HOST:PORT of the head itself is wanted, not of a client or a web page")
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdecimal():
         return

@@ -129,7 +129,11 @@ class RayLauncher:
                 return False
             return pinned is not None or len(nodes) >= num_nodes
 
-        what = f"{job.name}: {num_nodes} nodes" if wanted is None else f"{job.name}: nodes for {wanted} ranks"
+        what = f"{job.name}: {num_nodes} nodes"
+        if pinned is not None:
+            what = f"{job.name}: nodes for {wanted} ranks"
+        elif wanted is not None:
+            what += f" with room for {wanted} ranks"
         return self.cluster.wait_for(is_enough, what)
 
     def _placed(

@@ -390,6 +390,36 @@ def test_two_jobs_side_by_side_have_rays_of_their_own_and_foreign_ports_are_pass
     assert second.end(scripts[1])[0] == 143
 
 
+NODE = """\
+#!/bin/bash
+# In the place of Python: a Ray that needs a second to end.
+trap 'sleep 1; echo Ray has ended in order; exit 0' TERM
+echo begun
+while true; do sleep 0.05; done
+"""
+
+
+def test_a_signal_to_all_processes_of_a_step_does_not_end_it_before_ray(tmp_path):
+    """As srun passes it on: the `sleep` of a loop has it too."""
+    (tmp_path / "python").write_text(NODE)
+    (tmp_path / "python").chmod(0o755)
+    (tmp_path / "temp").mkdir()
+    text = SCRIPT.read_text(encoding="utf-8").removesuffix('main "$@"\n')
+    words = ["node1", tmp_path / "python", tmp_path / "temp", tmp_path, "20000", "--head"]
+    step = subprocess.Popen(
+        ["bash", "-c", f'{text}\nrun_node "$@"', "step", *map(str, words)],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert step.stdout.readline() == "begun\n"
+    time.sleep(0.3)
+    os.killpg(step.pid, signal.SIGTERM)
+    said, _ = step.communicate(timeout=PATIENCE_SECONDS)
+    assert "Ray has ended in order" in said and step.returncode == 0
+    assert not (tmp_path / "temp").exists()
+
+
 @pytest.mark.parametrize(
     ("environment", "said"),
     [

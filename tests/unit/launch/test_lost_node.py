@@ -6,7 +6,7 @@ import types
 import pytest
 
 from rlhf.config.schema import ComputeConfig
-from rlhf.errors import ConfigError
+from rlhf.errors import ConfigError, WorkerFailed
 from rlhf.launch.cluster import RayCluster, _Coming
 from rlhf.launch.remote_node import NodeLost, RemoteNode
 
@@ -75,3 +75,36 @@ def test_a_supervisor_that_is_slow_to_start_is_waited_for_and_told_of_ever_more_
     coming.since -= 200.0
     cluster._take_in(coming)
     assert len(said) == 2 and node.node_id in cluster._coming
+
+
+@pytest.mark.parametrize("is_alive", [True, False])
+def test_a_node_that_has_died_is_not_said_to_be_tried_again(node, tmp_path, is_alive):
+    said = []
+    ray = sys.modules["ray"]
+    ray.wait = lambda references, timeout: (references, [])
+    ray.kill = lambda actor: None
+    ray.nodes = lambda: [{"NodeID": node.node_id, "Alive": is_alive}]
+    cluster = RayCluster(ComputeConfig(), tmp_path, "token", said.append)
+    gone = ERRORS["RayActorError"]("gone")
+    coming = cluster._coming[node.node_id] = _Coming(node, gone, tmp_path / "mark")
+    cluster._take_in(coming)
+    assert cluster._coming == {}
+    assert any("another one is tried" in line for line in said) == is_alive
+
+
+@pytest.mark.parametrize(
+    ("rows", "there"),
+    [
+        ([{"CPU": 0}], r"\(0 nodes are there; 1 more without a core\)"),
+        ([{"CPU": 8}, {}], r"\(0 nodes are there; 1 more without a core\)"),
+        ([{"CPU": 8, "GPU": 1}, {"CPU": 8}], r"\(0 nodes are there; 1 more without a GPU\)"),
+        ([{"CPU": 8}], r"\(0 nodes are there\)"),
+    ],
+)
+def test_nodes_that_have_nothing_to_work_with_are_counted(node, tmp_path, monkeypatch, rows, there):
+    alive = [{"NodeID": str(number), "Alive": True, "Resources": has} for number, has in enumerate(rows)]
+    sys.modules["ray"].nodes = lambda: alive
+    monkeypatch.setattr(RayCluster, "_invite", lambda *_: None)
+    cluster = RayCluster(ComputeConfig(node_wait_seconds=0.01), tmp_path, "token", print)
+    with pytest.raises(WorkerFailed, match=there):
+        cluster.wait_for(bool, "a node")

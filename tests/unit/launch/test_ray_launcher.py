@@ -2,6 +2,7 @@
 
 import pytest
 
+from rlhf.config.schema import ComputeConfig
 from rlhf.config.stage_configs import PairSettings
 from rlhf.data.digest import sealed
 from rlhf.errors import SmallerBatches, WorkerFailed
@@ -32,6 +33,12 @@ class Cluster:
 
     def end_workers(self, nodes):
         self.ended += nodes
+
+    def num_needed(self):
+        return 3
+
+    def wait_for(self, is_enough, wanted):
+        return wanted
 
 
 @pytest.mark.parametrize(
@@ -64,3 +71,17 @@ def test_checkpoints_of_a_bad_end_are_kept(tmp_path, monkeypatch, error, is_lost
     assert ray_launcher._checkpoint_names(job) == ["checkpoint-5"]
     assert launcher.cluster.ended == [node] and not (tmp_path / ".attempts").exists()
     assert (tmp_path / ".batch_tokens.json").exists() == isinstance(error, SmallerBatches)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "pinned", "wanted"),
+    [
+        (None, None, "dpo: 3 nodes"),
+        (2, None, "dpo: 3 nodes with room for 2 ranks"),
+        (None, 2, "dpo: nodes for 2 ranks"),
+    ],
+)
+def test_what_a_training_waits_for_is_what_is_said(tmp_path, ranks, pinned, wanted):
+    compute = ComputeConfig(num_training_ranks=ranks)
+    job = Job("dpo", "dpo", PairSettings(), {}, str(tmp_path), 42, compute=compute)
+    assert RayLauncher(tmp_path, "token", Cluster())._nodes_for(job, pinned) == wanted

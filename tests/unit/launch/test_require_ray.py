@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import types
 from collections.abc import Iterator
 
 import pytest
 
-from rlhf.launch.cluster import require_ray
+from rlhf.config.schema import ComputeConfig
+from rlhf.errors import ConfigError
+from rlhf.launch.cluster import RayCluster, require_ray
 
 SETTINGS = bytes([0, 0, 6, 4, 0, 0, 0, 0, 0]) + bytes(6)
 
@@ -76,4 +79,28 @@ def test_where_nobody_listens_it_is_an_error_and_a_name_is_rays_affair():
     with pytest.raises(ConnectionRefusedError):
         require_ray(f"127.0.0.1:{port}")
     require_ray("auto")
-    require_ray("ray://head")
+
+
+@pytest.mark.parametrize("address", ["ray://head", "ray://head:10001", "http://head:8265"])
+def test_the_address_of_a_client_or_of_a_web_page_is_told_from_a_heads(address):
+    with pytest.raises(OSError, match="HOST:PORT of the head itself"):
+        require_ray(address)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_of_the_token"),
+    [
+        (ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6379"), True),
+        (ValueError("Invalid address format: head"), False),
+    ],
+)
+def test_a_head_that_lets_nobody_in_may_want_a_token(tmp_path, monkeypatch, error, is_of_the_token):
+    def refuse(**settings):
+        raise error
+
+    ray = types.SimpleNamespace(is_initialized=lambda: False, init=refuse)
+    monkeypatch.setattr("rlhf.launch.cluster._imported", lambda: ray)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with pytest.raises(ConfigError) as raised:
+        RayCluster(ComputeConfig(), tmp_path, "token", print).connect()
+    assert ("RAY_AUTH_TOKEN" in str(raised.value)) == is_of_the_token

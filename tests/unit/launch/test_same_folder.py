@@ -27,9 +27,9 @@ def node(tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "MARK_SECONDS", 0.1)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     settings = Settings(str(tmp_path), "token", False, "cpu", "/no/such/folder", {}, False, 1, "127.0.0.1")
-    monkeypatch.setitem(
-        sys.modules, "ray", SimpleNamespace(wait=lambda refs, timeout: (refs, []), kill=print)
-    )
+    rows = [{"NodeID": "node-1", "Alive": True}]
+    ray = SimpleNamespace(wait=lambda refs, timeout: (refs, []), kill=print, nodes=lambda: rows)
+    monkeypatch.setitem(sys.modules, "ray", ray)
     return Supervisor(settings)
 
 
