@@ -81,6 +81,8 @@ class RayCluster:
         if ray.is_initialized():
             return
         address = self.compute.ray_address or os.environ.get("RAY_ADDRESS") or "auto"
+        if address == "auto":
+            address = _address_of_this_machine()
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         # Ray would else take the driver's signals for its own, and print what every node's processes print.
         try:
@@ -157,7 +159,8 @@ class RayCluster:
             waited = time.monotonic() - started
             limit = self.compute.node_wait_seconds
             others = [self._without] if self._without else []
-            here = "; ".join([f"{len(nodes)} nodes are there", *others, *self._refused.values()])
+            there = "1 node is there" if len(nodes) == 1 else f"{len(nodes)} nodes are there"
+            here = "; ".join([there, *others, *self._refused.values()])
             if limit and waited > limit:
                 raise WorkerFailed(
                     f"{wanted} did not come within compute.node_wait_seconds={limit:g} ({here}). {KEPT}"
@@ -364,6 +367,8 @@ def require_ray(address: str, seconds: float = 10.0) -> None:
     """
     if "://" in address:
         raise OSError("HOST:PORT of the head itself is wanted, not of a client or a web page")
+    if address == "local":
+        raise OSError("`local` would start a Ray for this command alone")
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdecimal():
         return
@@ -377,6 +382,20 @@ def require_ray(address: str, seconds: float = 10.0) -> None:
             raise OSError(f"what listens there is no Ray head: it said nothing for {seconds:g} s") from None
     if len(answer) < _FRAME_HEADER_BYTES or answer[3] != _SETTINGS_FRAME:
         raise OSError("what listens there is no Ray head: it does not speak gRPC")
+
+
+def _address_of_this_machine() -> str:
+    """The head that this machine's last `ray start` has joined, dead or alive; "auto" where none is known.
+
+    Told "auto", Ray takes this one as well, and waits for a dead one for ever.
+    """
+    try:
+        # There is no public name for it.
+        from ray._private.utils import read_ray_address
+
+        return read_ray_address() or "auto"
+    except (ImportError, OSError):
+        return "auto"
 
 
 def _say_nothing_of_raylets() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import sys
 import threading
 import types
 from collections.abc import Iterator
@@ -81,6 +82,26 @@ def test_where_nobody_listens_it_is_an_error_and_a_name_is_rays_affair():
     require_ray("auto")
 
 
+def test_a_dead_head_of_this_machine_is_refused_at_once(tmp_path, monkeypatch):
+    """The file of the last `ray start` outlives what it started."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        dead = f"127.0.0.1:{server.getsockname()[1]}"
+    ray = types.SimpleNamespace(is_initialized=lambda: False, init=lambda **settings: pytest.fail("asked"))
+    utils = types.SimpleNamespace(read_ray_address=lambda: dead)
+    monkeypatch.setattr("rlhf.launch.cluster._imported", lambda: ray)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "ray._private", types.SimpleNamespace(utils=utils))
+    monkeypatch.setitem(sys.modules, "ray._private.utils", utils)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ConfigError, match=f"no Ray cluster can be joined at {dead}"):
+        RayCluster(ComputeConfig(), tmp_path, "token", print).connect()
+
+
+def test_local_is_no_cluster():
+    with pytest.raises(OSError, match="for this command alone"):
+        require_ray("local")
+
+
 @pytest.mark.parametrize("address", ["ray://head", "ray://head:10001", "http://head:8265"])
 def test_the_address_of_a_client_or_of_a_web_page_is_told_from_a_heads(address):
     with pytest.raises(OSError, match="HOST:PORT of the head itself"):
@@ -101,6 +122,7 @@ def test_a_head_that_lets_nobody_in_may_want_a_token(tmp_path, monkeypatch, erro
     ray = types.SimpleNamespace(is_initialized=lambda: False, init=refuse)
     monkeypatch.setattr("rlhf.launch.cluster._imported", lambda: ray)
     monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setattr("rlhf.launch.cluster._address_of_this_machine", lambda: "auto")
     with pytest.raises(ConfigError) as raised:
         RayCluster(ComputeConfig(), tmp_path, "token", print).connect()
     assert ("RAY_AUTH_TOKEN" in str(raised.value)) == is_of_the_token
