@@ -322,6 +322,8 @@ def picture(by_recipe: dict[str, list[Row]]) -> dict[str, Any]:
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
         "background": "white",
+        # The names at the right are wider than Vega takes them for without a browser.
+        "padding": {"left": 5, "top": 5, "right": 60, "bottom": 5},
         "width": 560,
         "height": 380,
         "data": {"values": values},
