@@ -66,10 +66,13 @@ def share_passed(row: Row) -> float:
 
 def change(before: Sequence[float], after: Sequence[float]) -> str:
     """Two means and their difference with its 95 % interval over prompts."""
-    points = figure([100 * (new - old) for old, new in zip(before, after, strict=True)])
+    changes = []
+    for old, new in zip(before, after, strict=True):
+        changes.append(100 * (new - old))
+    points = figure(changes)
     assert points is not None, "there are prompts"
-    means = f"{fmean(before):.3f} → {fmean(after):.3f}"
-    return f"{means}, {points['mean']:+.1f} [{points['low']:+.1f}, {points['high']:+.1f}]"
+    mean, low, high = points["mean"], points["low"], points["high"]
+    return f"{fmean(before):.3f} → {fmean(after):.3f}, {mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def distinct(texts: Iterable[str], n: int) -> float:

@@ -211,7 +211,8 @@ def test_a_killed_run_ends_as_an_undisturbed_one(world, finished, victim):
         shutil.rmtree(run / "iteration_001" / name)
     process = loop(run, *world[1], wait=False)
     stage = "dpo" if victim == "everything" else "generate"
-    wait_for(lambda: (run / "iteration_001" / f".{stage}.partial").exists() and workers_of(process.pid))
+    partial = run / "iteration_001" / f".{stage}.partial"
+    wait_for(lambda: partial.exists() and workers_of(process.pid), seconds=120)
     everyone = [process.pid, *descendants(process.pid)]
     workers = workers_of(process.pid)
     for pid in {"driver": [process.pid], "worker": workers[:1], "everything": everyone}[victim]:
@@ -223,7 +224,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(world, finished, victim):
     code, said = quick_loop(run, *world[1])
     assert code == 0, said
     assert digests(run) == digests(finished[0])
-    wait_for(lambda: not [pid for pid in everyone if group(pid) is not None])
+    wait_for(lambda: not [pid for pid in everyone if group(pid) is not None], seconds=120)
 
 
 def test_a_killed_engine_process_ends_the_stage_and_costs_one_shard(world, finished):
@@ -237,7 +238,7 @@ def test_a_killed_engine_process_ends_the_stage_and_costs_one_shard(world, finis
     assert "a process of vLLM's engine died" in said and "the same command goes on" in said, said
     first = run / "iteration_000" / "held_out" / ".generate.partial" / "shard_00000.parquet"
     assert [path.name for path in first.parent.glob("shard_*")] == [first.name]
-    wait_for(lambda: not working_in(run.parent))
+    wait_for(lambda: not working_in(run.parent), seconds=120)
     before = first.stat().st_mtime_ns
     code, said = loop(run, *told)
     assert code == 0, said
@@ -275,7 +276,7 @@ def test_a_second_driver_is_refused(world, finished):
     run = copy_of(finished[0], "busy")
     shutil.rmtree(run / "iteration_001" / "generate")
     first = loop(run, *world[1], wait=False)
-    wait_for(lambda: (run / "iteration_001" / ".generate.partial").exists())
+    wait_for(lambda: (run / "iteration_001" / ".generate.partial").exists(), seconds=120)
     code, said = loop(run, *world[1])
     first.send_signal(signal.SIGINT)
     stopped, _ = first.communicate(timeout=30)

@@ -413,6 +413,7 @@ def test_a_signal_to_all_processes_of_a_step_does_not_end_it_before_ray(tmp_path
         start_new_session=True,
     )
     assert step.stdout.readline() == "begun\n"
+    # Ray has begun, and nothing tells when the step has come to its loop: milliseconds later.
     time.sleep(0.3)
     os.killpg(step.pid, signal.SIGTERM)
     said, _ = step.communicate(timeout=PATIENCE_SECONDS)
