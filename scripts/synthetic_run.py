@@ -1,9 +1,10 @@
 """Make a run folder of any size without a model: `python scripts/synthetic_run.py out=FOLDER [key=value …]`.
 
-`prompts=20000` of one iteration, `n=8` responses each, `held_out=256`, `iterations=3`, `seed=0`,
-`hostile=false` (some responses are HTML, terminal commands, a line of a megabyte), `until=` the stage to stop
-after. Only what models would do is made up: the loop itself asks for every stage, and prompts, pairs, sums,
-figures and gates are made by its own code and committed by it. So the folder is a run's in every respect.
+`prompts=20000` of one iteration, `n=8` responses each, `held_out=256`, `iterations=3`, `seed=0`, `greedy=0`
+held-out prompts that are answered at temperature 0 too, `hostile=false` (some responses are HTML, terminal
+commands, a line of a megabyte), `until=` the stage to stop after. Only what models would do is made up: the
+loop itself asks for every stage, and prompts, pairs, sums, figures and gates are made by its own code and
+committed by it. So the folder is a run's in every respect.
 """
 
 from __future__ import annotations
@@ -379,6 +380,7 @@ def make_run(
     iterations: int = 2,
     seed: int = 0,
     hostile: bool = False,
+    greedy: int = 0,
     until: str | None = None,
 ) -> Config:
     """Make a run folder, or finish one that was stopped; returns its settings.
@@ -391,9 +393,11 @@ def make_run(
         iterations: how many.
         seed: of everything that is made up.
         hostile: whether some responses try to break out of a page or a terminal.
+        greedy: held-out prompts that policies answer at temperature 0 too.
         until: the stage to stop after, such as `iteration_002/dpo`.
     """
     cfg = settings(folder, prompts, n, held_out, iterations, seed)
+    cfg.evaluate.greedy = greedy
     if not (folder / "inputs").exists():
         write_stub_model(folder / "inputs" / "policy")
         for judge in ("judge", "second_judge"):
@@ -428,7 +432,14 @@ def _pretend_seconds(folder: Path, names: list[str], prompts: int, held_out: int
 
 def main(arguments: list[str]) -> int:
     """Make the run that `out=` names."""
-    values: dict[str, Any] = {"prompts": 20000, "n": 8, "held_out": 256, "iterations": 3, "seed": 0}
+    values: dict[str, Any] = {
+        "prompts": 20000,
+        "n": 8,
+        "held_out": 256,
+        "iterations": 3,
+        "seed": 0,
+        "greedy": 0,
+    }
     known = {*values, "out", "hostile", "until"}
     for argument in arguments:
         key, equals, value = argument.partition("=")

@@ -222,6 +222,9 @@ class EvaluateConfig:
 
     n: int = 4
     """Samples per held-out prompt."""
+    greedy: int = setting(0, within=NOT_NEGATIVE, later=True)
+    """So many held-out prompts, as drawn, that every policy also answers at temperature 0, to be read side by
+    side in the report; 0: none."""
     temperature: float = setting(1.0, within=NOT_NEGATIVE)
     """Sampling temperature; 0 wants n = 1. At another than 1 (or with `generate.top_p`, `top_k`) the table
     has a mean log-ratio to π0 in place of the KL."""

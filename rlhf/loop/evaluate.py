@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rlhf.config.schema import Config
 from rlhf.config.stage_configs import GenerativeStage
@@ -95,6 +95,16 @@ def evaluate(
     against = _opponents(yardstick, earlier)
     scores, others = scored(step, yardstick.judges, candidates, initial_scores, known, against)
     gold = _by_gold(step, candidates)
+    if section.greedy:
+        # For people to read (`rlhf.view.report_greedy`). Held-out prompts are shuffled: the first are any.
+        step.stage(
+            "generate",
+            name="greedy",
+            config=replace(sampling, n=1, temperatures=[0.0], slice=[0, section.greedy]),
+            unrecorded=reading(readers),
+            policy=policy,
+            prompts=yardstick.held_out,
+        )
     for name, judge in yardstick.others.items():
         others[name] = step.stage(
             "score",

@@ -229,6 +229,9 @@ def _evaluation(cfg: Config, lengths: Lengths, costs: StageCosts, t: int) -> Ite
     yield from _scores(cfg, costs, step, texts, against_initial=t > 0)
     if section.gold is not None:
         yield costs.by_rule(f"{step}/gold", texts.prompts * texts.responses)
+    if section.greedy:
+        num_prompts = min(section.greedy, lengths.num_held_out)
+        yield costs.generate(f"{step}/greedy", num_prompts, 1, SMALLEST_SHARD)
     for name, path in section.judges.items():
         key = f"evaluate.judges.{name}"
         if is_rule(path, key):

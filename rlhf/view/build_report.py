@@ -31,9 +31,10 @@ from rlhf.view.report_figures import (
     training_curves,
     win_rates,
 )
+from rlhf.view.report_greedy import GreedyAnswers, greedy_answers, greedy_section
 from rlhf.view.report_library import LIBRARY
 from rlhf.view.report_numbers import GOLD, MAIN, HeldOut, Pairs, held_out_of, pairs_of
-from rlhf.view.report_page import page, script_json
+from rlhf.view.report_page import joined, page, script_json
 from rlhf.view.report_plots import Plot
 from rlhf.view.report_records import (
     NUM_PAIRS,
@@ -69,6 +70,7 @@ class _Contents:
     plots: list[Plot] = field(default_factory=list)
     records: Sample | None = None
     pairs: Sample | None = None
+    greedy: GreedyAnswers | None = None
     iterations_with_pairs: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -144,6 +146,7 @@ def _contents_of(run: RunFolder, most: int, seed: int) -> _Contents:
         origins = contents.part("Sources of prompts", partial(origins_of, run))
         make = partial(records_of, trend.evaluations, trend.policies, trend.judges, most, seed, origins)
         contents.records = contents.part("Records", make)
+    contents.greedy = contents.part("Greedy answers", partial(greedy_answers, run))
     found = contents.part("Training curves", partial(training_curves, run))
     if found is not None:
         curves, notes = found
@@ -257,7 +260,7 @@ def _page_of(run: RunFolder, contents: _Contents, seed: int) -> str:
         "subtitle": _subtitle(run),
         "headline": headline or "",
         "plots": plot_places(contents.plots),
-        "records": record_section(trend, contents.records, seed),
+        "records": joined([record_section(trend, contents.records, seed), greedy_section(contents.greedy)]),
         "pairs": pair_section(contents.pairs, contents.iterations_with_pairs, seed, run.trains_by_raft),
         "lineage": lineage or "",
         "footer": f"Made by rlhf-iterate {__version__} from the files of the run alone.",

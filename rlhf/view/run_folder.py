@@ -44,6 +44,7 @@ _ORDER = [
     "raft",
     "held_out",
     "gold",
+    "greedy",
     "export",
 ]
 """Stages in the order in which a loop makes them."""

@@ -48,6 +48,7 @@ def tiny(tmp_path_factory):
         "pair.truncated=allow",
         f"+evaluate.judges.watching={tiny_reward_model(folder / 'judge')}",
         "score.engine=transformers",
+        "evaluate.greedy=5",
         "score.max_tokens=1100",
     ]
     run = folder / "run"
@@ -90,6 +91,18 @@ def test_scores_are_those_of_the_rule_whoever_asks(tiny):
         assert scored["scores"] == pytest.approx(expected)
 
 
+def test_every_policy_answers_the_same_prompts_greedily(tiny):
+    run, _, _ = tiny
+    ids = []
+    for iteration in ("iteration_000", "iteration_001"):
+        rows = list(read_all_rows(run / iteration / "held_out" / "greedy"))
+        ids.append([row["id"] for row in rows])
+        assert [[candidate["temperature"] for candidate in row["candidates"]] for row in rows] == [[0.0]] * 5
+    held_out = [row["id"] for row in read_all_rows(run / "iteration_000" / "held_out" / "generate")]
+    assert ids[0] == ids[1] == held_out[:5]
+    assert "5 held-out prompts, answered at temperature 0" in (run / "report.html").read_text()
+
+
 def test_its_figures_can_be_told(tiny):
     run, _, _ = tiny
     script = ROOT / "scripts" / "experiments" / "smollm2.py"
@@ -97,6 +110,7 @@ def test_its_figures_can_be_told(tiny):
     assert done.returncode == 0, done.stderr
     assert "kinds trained on (6 prompts)" in done.stdout
     assert "kinds held out (6 prompts)" in done.stdout
+    assert "π1, greedy, 5 prompts: gold" in done.stdout
     assert "distinct-2" in done.stdout and "refusals" in done.stdout
 
 

@@ -337,3 +337,16 @@ def test_a_judge_of_own_code_is_refused_unless_it_may_run_it(tmp_path):
         asked(tmp_path, {}, auto_map=auto_map)
     asked(tmp_path / "trusted", {"reward_model.trust_remote_code": True}, auto_map=auto_map)
     asked(tmp_path / "pairwise", CASES["pairwise"], auto_map=auto_map)
+
+
+def test_greedy_answers_are_of_the_first_held_out_prompts(tmp_path):
+    told = asked(tmp_path, {"evaluate.greedy": 5, "evaluate.n": 3})
+    assert {name for name in told if name.endswith("/greedy")} == {
+        "iteration_000/held_out/greedy",
+        "iteration_001/held_out/greedy",
+    }
+    for iteration in ("iteration_000", "iteration_001"):
+        sampled, inputs = told[f"{iteration}/held_out/generate"]
+        greedy = told[f"{iteration}/held_out/greedy"]
+        assert greedy == (sampled | {"n": 1, "temperatures": [0.0], "slice": [0, 5]}, inputs)
+        assert sampled["n"] == 3

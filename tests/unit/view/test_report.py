@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 
 from rlhf import report
+from rlhf.data.shards import read_all_rows
+from rlhf.errors import visible
 from rlhf.run.plan import Run
-from rlhf.view import build_report, kept_report
+from rlhf.view import build_report, kept_report, report_greedy
 from rlhf.view.build_report import write_report
 from rlhf.view.kept_report import update_report
 from rlhf.view.report_library import LIBRARY
@@ -465,3 +467,42 @@ def test_a_run_in_which_nothing_was_done_does_not_read_itself_for_its_report(mad
     os.utime(made_up / "iteration_003" / "dpo" / "artifact.json", (future, future))
     update_report(run)
     assert "division by zero" in said[0], "a stage is younger than the report: it is looked at"
+
+
+def test_greedy_answers_stand_side_by_side(tmp_path):
+    make_run(tmp_path / "run", held_out=10, greedy=8, hostile=True)
+    page = page_of(tmp_path / "run")
+    run = open_run(str(tmp_path / "run"))
+    assert "8 held-out prompts, answered at temperature 0" in page.text
+    assert "are shown." not in page.text
+    for iteration in (0, 1, 2):
+        for row in read_all_rows(run.artifact(iteration, "held_out/greedy").path):
+            start = visible(row["candidates"][0]["text"][:4000])
+            assert " ".join(start.split()) in page.text
+    assert page.text.count("cut at the token limit") == sum(
+        run.artifact(iteration, "held_out/greedy").counts["truncated"] for iteration in (0, 1, 2)
+    )
+    assert "… and 996,000 more characters" in page.text
+    for markup in ("</script><script>document", "<img src=x", "<iframe", "<b>bold"):
+        assert markup not in (tmp_path / "run" / REPORT).read_text(encoding="utf-8")
+
+
+def test_of_many_greedy_answers_some_are_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(report_greedy, "MOST_SHOWN", 3)
+    make_run(tmp_path / "run", held_out=8, greedy=20)
+    text = page_of(tmp_path / "run").text
+    assert "8 held-out prompts, answered at temperature 0" in text and "The first 3 are shown." in text
+    assert text.count("3 prompts, every policy side by side") == 1
+
+
+def test_who_has_not_been_asked_has_no_greedy_answers(made_up):
+    assert "Greedy answers" not in page_of(made_up).text
+
+
+def test_damaged_greedy_answers_take_nothing_else_with_them(tmp_path):
+    make_run(tmp_path / "run", greedy=4)
+    (shard,) = (tmp_path / "run" / "iteration_001" / "held_out" / "greedy").glob("*.parquet")
+    _flip(shard)
+    page = page_of(tmp_path / "run")
+    assert "Greedy answers cannot be shown" in page.text
+    assert len(page.data["records"]) == 8
