@@ -265,7 +265,11 @@ class ShardStage:
                     self._waiting.remove(rank)
         if not had_workers:
             return  # Ray takes a moment to see that a node is gone, and a new supervisor goes with it
-        shards = f"shards {', '.join(map(str, lost))} go to others" if lost else "it had no shard in hand"
+        shards = "it had no shard in hand"
+        if len(lost) == 1:
+            shards = f"shard {lost[0]} goes to others"
+        elif lost:
+            shards = f"shards {', '.join(map(str, lost))} go to others"
         self._told.say(f"  ! {self._job.name}: {node.name} is lost; {shards}")
 
     def _outcome(self) -> Outcome:
