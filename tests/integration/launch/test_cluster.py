@@ -38,6 +38,8 @@ ray = pytest.importorskip("ray", reason="Ray is not installed (the extra `cluste
 
 ROOT = Path(__file__).resolve().parents[3]
 OLD_RUN = ROOT / "tests" / "data" / "old_run.tar.gz"
+LOST = re.compile(r"is lost; (shard \d+ goes|shards \d+(, \d+)+ go) to others")
+"""What is said of a node that died with shards in hand."""
 
 
 @pytest.fixture
@@ -126,8 +128,7 @@ def test_a_worker_of_a_lost_node_that_wakes_writes_nowhere(tmp_path, nodes, mark
         artifact = score(tmp_path / "run", inputs, "stops_and_says_who", token, said.append, num_nodes=2)
     killer.join()
     assert all_scores(artifact) == [1, 2, 3, 4, 5, 6]
-    shards = r"is lost; (shard \d+ goes|shards \d+(, \d+)+ go) to others"
-    assert any(re.search(shards, line) for line in said), said
+    assert any(LOST.search(line) for line in said), said
     before = files_of(tmp_path / "run")
     os.kill(stopped[0], signal.SIGCONT)
     wait_for(lambda: is_gone(stopped[0]))
@@ -157,7 +158,7 @@ def test_a_judge_behind_a_server_is_asked_on_when_the_node_that_asks_dies(tmp_pa
         nodes.remove_node(node_of(nodes, asking), allow_graceful=False)
         artifact = made.result()
     assert all_scores(artifact) == [5] * 6
-    assert any("is lost; shards" in line for line in said), said
+    assert any(LOST.search(line) for line in said), said
     assert {headers["Authorization"] for headers in fake.headers} == {"Bearer secret"}
     answers = list(read_all_rows(artifact.path / "answers"))
     assert len(answers) == 6 and artifact.counts["answers"] == 6
@@ -238,7 +239,7 @@ def test_seconds_until_the_shards_of_a_dead_node_are_worked_on_again(tmp_path, n
             for pid in gone:
                 send(pid, signal.SIGKILL)
     assert all_scores(artifact) == list(range(1, 401))
-    lost = next(when for when, line in said if "is lost; shards" in line)
+    lost = next(when for when, line in said if LOST.search(line))
     in_hand = [length for _, pid, length in calls_in(marker) if pid == victim][-1]
     again = next(when for when, pid, length in calls_in(marker) if length == in_hand and pid != victim)
     print(
