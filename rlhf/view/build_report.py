@@ -54,7 +54,7 @@ from rlhf.view.report_sections import (
     record_section,
 )
 from rlhf.view.report_trend import Trend, judge_title, policy_name, why_best
-from rlhf.view.run_folder import RunFolder, iteration_of
+from rlhf.view.run_folder import RunFolder
 
 _MARK = "a report of rlhf-iterate, made of "
 _HEAD_BYTES = 200
@@ -219,8 +219,7 @@ def _add_pairs(contents: _Contents, run: RunFolder, seed: int) -> None:
     """The training pairs of every iteration: plots, and some of them to read."""
     found: list[Pairs] = []
     chosen: list[dict[str, Any]] = []
-    numbers = {iteration_of(name) for name in run.artifacts}
-    for iteration in sorted(number for number in numbers if number is not None):
+    for iteration in run.iterations:
         artifact = run.artifact(iteration, "pair") or run.artifact(iteration, "preferences")
         if artifact is None:
             continue

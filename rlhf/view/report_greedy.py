@@ -10,7 +10,7 @@ from rlhf.evaluation.diversity import distinct_n
 from rlhf.view.report_page import Html, joined, table, tag
 from rlhf.view.report_records import Text, text_of
 from rlhf.view.report_trend import policy_name
-from rlhf.view.run_folder import RunFolder, iteration_of
+from rlhf.view.run_folder import RunFolder
 
 MOST_SHOWN = 60
 """Prompts whose answers a page shows; the figures are of all."""
@@ -48,8 +48,7 @@ class GreedyAnswers:
 def greedy_answers(run: RunFolder) -> GreedyAnswers:
     """All greedy answers of a run, which may be none."""
     found = GreedyAnswers({}, {})
-    numbers = {iteration_of(name) for name in run.artifacts}
-    for number in sorted(number for number in numbers if number is not None):
+    for number in run.iterations:
         artifact = run.artifact(number, "held_out/greedy")
         if artifact is None:
             continue

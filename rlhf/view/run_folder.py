@@ -73,13 +73,18 @@ class RunFolder:
     unfinished: list[str] = field(default_factory=list)
 
     @cached_property
+    def iterations(self) -> list[int]:
+        """The numbers of the iterations that have a finished stage, in order; 0 is the evaluation of π0."""
+        numbers = {iteration_of(name) for name in self.artifacts}
+        return sorted(number for number in numbers if number is not None)
+
+    @cached_property
     def evaluations(self) -> list[Evaluation]:
         """The policies that were evaluated to the end, π0 first; [] where π0 was not, for the others are held
         against it.
         """
         found = []
-        numbers = {iteration_of(name) for name in self.artifacts}
-        for number in sorted(number for number in numbers if number is not None):
+        for number in self.iterations:
             evaluation = self._evaluation(number)
             if evaluation is not None:
                 found.append(evaluation)
