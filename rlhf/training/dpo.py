@@ -169,7 +169,7 @@ def _arguments(job: Job[DpoStage], policy: Path) -> DPOConfig:
         "lr_scheduler_type": config.lr_scheduler,
         "weight_decay": config.weight_decay,
         "max_grad_norm": config.max_grad_norm,
-        "optim": "adamw_torch",
+        "optim": "adamw_torch_fused",
     }
     return stage_arguments(DPOConfig, "dpo", job, policy, own)
 

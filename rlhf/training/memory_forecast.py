@@ -132,9 +132,6 @@ def dpo_memory(shape: Shape, how: HowTrained) -> Memory:
     if how.offload_optimizer and how.on_gpu:
         gradients = 0
         adam = 0
-    # Flattened gradients, and Adam's square roots: torch makes them twice on a CPU, where it has no kernel
-    # that takes the whole list.
-    num_roots = 1 if how.on_gpu else 2
     return Memory(
         base=BASE_ON_A_GPU if how.on_gpu else BASE_ON_A_CPU,
         weights=_bytes_of_weights(shape, how),
@@ -143,7 +140,7 @@ def dpo_memory(shape: Shape, how: HowTrained) -> Memory:
         buffers=_buffers(shape, how, trained),
         activations=_activations(shape, how),
         logits=_logits(shape, how),
-        step=(1 + num_roots) * gradients,
+        step=gradients,  # flattened; the fused AdamW takes nothing of its own
         fragments=_fragments(shape, how),
     )
 
