@@ -17,6 +17,7 @@ from rlhf.launch.ports import free_port
 from rlhf.run.job import Kind
 
 _DEVICE_FILES = Path("/dev")
+_CPUINFO = Path("/proc/cpuinfo")
 
 _PATIENT_AND_QUIET = {
     # Nothing is told to anybody about a run.
@@ -199,6 +200,15 @@ def num_cores() -> int:
         # Fewer than the machine has in a container or under taskset.
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def multiplies_in_bf16() -> bool:
+    """Whether this CPU has instructions for matrix products in bf16; False where nothing tells."""
+    with contextlib.suppress(OSError):
+        words = _CPUINFO.read_text(encoding="utf-8", errors="replace").split()
+        # Of x86, the first two, and of ARM.
+        return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(words)
+    return False
 
 
 def memory(devices: list[str]) -> float | None:

@@ -6,6 +6,7 @@ import pytest
 
 from rlhf.config.schema import ComputeConfig
 from rlhf.errors import ConfigError
+from rlhf.launch import machine
 from rlhf.preflight import devices
 from rlhf.preflight.devices import machine_here, named_machine, planned_machine
 
@@ -33,8 +34,28 @@ def test_a_cpu_is_one_device_with_all_its_cores(monkeypatch):
     monkeypatch.setattr(devices, "memory", lambda found: 8e9)
     here = named_machine("cpu")
     assert (here.num_devices, here.is_cpu, here.memory) == (1, True, 8e9)
-    assert here.flops == here.fp32_flops == 2 * named_machine("2xcpu").flops
+    assert here.fp32_flops == 2 * named_machine("2xcpu").fp32_flops
     assert "assumed" in str(here) and named_machine("2xcpu").memory == math.inf
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "speedup"),
+    [
+        ("flags\t\t: fpu avx512f avx512_bf16 avx512vl\n", 4),
+        ("flags\t\t: fpu avx512f amx_bf16 amx_tile\n", 4),
+        ("Features\t: fp asimd bf16\n", 4),
+        ("flags\t\t: fpu avx2 avx512f\n", 1),
+        (None, 1),
+    ],
+)
+def test_a_cpu_may_have_instructions_for_bf16(tmp_path, monkeypatch, cpuinfo, speedup):
+    path = tmp_path / "cpuinfo"
+    if cpuinfo is not None:
+        path.write_text(cpuinfo, encoding="utf-8")
+    monkeypatch.setattr(machine, "_CPUINFO", path)
+    planned = named_machine("2xcpu")
+    assert planned.flops == speedup * planned.fp32_flops
+    assert f"in bf16 {80 * speedup}," in str(planned)
 
 
 @pytest.mark.parametrize(
