@@ -24,7 +24,7 @@ from rlhf.errors import DataError
 from rlhf.evaluation.judge_quality import Judged, best_of_n
 from rlhf.loop.judges import scores_of
 from rlhf.run.artifact import Artifact
-from rlhf.run.console import show
+from rlhf.run.output import show
 from rlhf.run.plan import Run
 
 

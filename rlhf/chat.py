@@ -38,7 +38,7 @@ from rlhf.loop.figures import best
 from rlhf.loop.judges import initial_policy, judges_of
 from rlhf.loop.step import policy_dtype, stage_config
 from rlhf.run.artifact import Artifact
-from rlhf.run.console import show
+from rlhf.run.output import show
 from rlhf.run.plan import Run
 from rlhf.view.chat_input import Keyboard
 from rlhf.view.chat_screen import Lines, Screen, screen_for

@@ -19,8 +19,8 @@ from rlhf.errors import StorageError
 from rlhf.launch.local import LocalLauncher
 from rlhf.preflight.findings import Level, table
 from rlhf.preflight.look import look
-from rlhf.run.console import output_error, show
 from rlhf.run.lock import hold_run
+from rlhf.run.output import output_error, show
 
 
 def check(cfg: CheckConfig) -> None:

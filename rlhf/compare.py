@@ -14,7 +14,7 @@ from rlhf.config.view_tools import CompareTool
 from rlhf.data.files import resolved
 from rlhf.data.shards import make_folders, write_atomic
 from rlhf.errors import ConfigError, StorageError, UserError
-from rlhf.run.console import output_error, show
+from rlhf.run.output import output_error, show
 from rlhf.view.comparison_page import GENERATOR, page_of
 from rlhf.view.section import as_text
 from rlhf.view.several_runs import runs_of

@@ -9,8 +9,8 @@ from __future__ import annotations
 from rlhf.command.line import main
 from rlhf.config.view_tools import GcTool
 from rlhf.errors import StorageError, one_line
-from rlhf.run.console import output_error, show
 from rlhf.run.lock import driver_of, hold_run
+from rlhf.run.output import output_error, show
 from rlhf.run.removal import remove, size_text
 from rlhf.view.removable import gc_command, lines_of, removable
 from rlhf.view.run_folder import open_run

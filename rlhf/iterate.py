@@ -30,9 +30,10 @@ from rlhf.loop.step import iteration_step, policy_dtype
 from rlhf.preflight.capacity import check_capacity
 from rlhf.run import sources
 from rlhf.run.artifact import Artifact
-from rlhf.run.console import Console, show
+from rlhf.run.console import Console
 from rlhf.run.engine_choice import as_begun
 from rlhf.run.lock import hold_run, still_ours
+from rlhf.run.output import show
 from rlhf.run.plan import AloneDone, Run
 from rlhf.run.until import last_stage
 from rlhf.view.kept_report import begin_report, update_report

@@ -14,7 +14,7 @@ from rlhf.errors import StorageError
 from rlhf.preflight.devices import planned_machine
 from rlhf.preflight.forecast import forecast_of, spent_in, with_spent
 from rlhf.preflight.forecast_table import forecast_text
-from rlhf.run.console import output_error, show
+from rlhf.run.output import output_error, show
 
 
 def plan(cfg: PlanConfig) -> None:

@@ -11,7 +11,7 @@ from rlhf.config.limits import check_numbers
 from rlhf.config.view_tools import ReportTool
 from rlhf.data.files import resolved
 from rlhf.errors import ConfigError
-from rlhf.run.console import show
+from rlhf.run.output import show
 from rlhf.view.build_report import write_report
 from rlhf.view.run_folder import REPORT, open_run
 

@@ -27,7 +27,7 @@ from rlhf.evaluation import rewardbench2
 from rlhf.evaluation.rewardbench1 import PRIOR_SETS, PUBLISHED, SECTIONS, accuracy, are_fractions, report
 from rlhf.loop.judges import scores_of
 from rlhf.run.artifact import Artifact
-from rlhf.run.console import show
+from rlhf.run.output import show
 from rlhf.run.plan import Run
 
 Row = dict[str, Any]

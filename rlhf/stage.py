@@ -14,7 +14,7 @@ from rlhf.config.overrides import literal
 from rlhf.data.files import resolved
 from rlhf.errors import ConfigError
 from rlhf.iterate import execute
-from rlhf.run.console import show
+from rlhf.run.output import show
 from rlhf.run.stage_table import STAGES
 
 _USAGE = (

@@ -12,7 +12,7 @@ import sys
 from rlhf.command.line import main
 from rlhf.config.view_tools import StatusTool
 from rlhf.errors import StorageError
-from rlhf.run.console import can_draw, output_error, show, show_drawn
+from rlhf.run.output import can_draw, output_error, show, show_drawn
 from rlhf.view.progress_view import view_lines
 from rlhf.view.run_folder import open_run
 from rlhf.view.standing import standing_of

@@ -12,7 +12,7 @@ from dataclasses import replace
 from rlhf.command.line import main
 from rlhf.config.view_tools import WhatIfTool
 from rlhf.errors import StorageError
-from rlhf.run.console import output_error, show
+from rlhf.run.output import output_error, show
 from rlhf.view.best_of import BestOf
 from rlhf.view.other_pairs import tried_settings
 from rlhf.view.pair_lab import Outcome, outcomes_of

@@ -37,7 +37,7 @@ from rlhf.data.prompts import read_prompts  # noqa: E402
 from rlhf.data.shards import write_atomic  # noqa: E402
 from rlhf.errors import ConfigError, DataError, UserError  # noqa: E402
 from rlhf.run import hub  # noqa: E402
-from rlhf.run.console import show  # noqa: E402
+from rlhf.run.output import show  # noqa: E402
 from rlhf.stages.dataset import write_split  # noqa: E402
 from rlhf.world.instruction_prompts import draw_sets  # noqa: E402
 

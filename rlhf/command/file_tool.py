@@ -28,8 +28,9 @@ from rlhf.launch.server import HEAVY, LIGHT, RULES
 from rlhf.run import sources
 from rlhf.run.artifact import Artifact
 from rlhf.run.aside import remove_aside, set_aside
-from rlhf.run.console import Console, show
+from rlhf.run.console import Console
 from rlhf.run.lock import hold_run, require_ours
+from rlhf.run.output import show
 from rlhf.run.plan import Run
 from rlhf.view.live import drawn_lines
 

@@ -35,7 +35,7 @@ from rlhf.config.overrides import override, pasted
 from rlhf.config.schema import Config
 from rlhf.errors import ConfigError, RlhfError, Stopped, UserError, writing
 from rlhf.launch.machine import lower_to_gpus
-from rlhf.run.console import prepare_output, show
+from rlhf.run.output import prepare_output, show
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = _PACKAGE.parent / "configs"

@@ -18,9 +18,9 @@ from typing import Any, NoReturn
 
 from rlhf.errors import RlhfError, writing, writing_by_libraries
 from rlhf.launch.handout import LATER
-from rlhf.run.console import prepare_output, show
 from rlhf.run.job import Job
 from rlhf.run.lock import join_run
+from rlhf.run.output import prepare_output, show
 from rlhf.run.processes import adopt_orphans, descendants_of, end_children, send
 from rlhf.run.stage_table import stage_function
 

@@ -14,7 +14,7 @@ from rlhf.config.choices import ChatApi
 from rlhf.config.stage_configs import GenerativeStage
 from rlhf.data.records import Message
 from rlhf.errors import ConfigError, ModelError, WorkerFailed, one_line
-from rlhf.run.console import show
+from rlhf.run.output import show
 from rlhf.scoring.asking import Answer, Answered
 from rlhf.scoring.at_once import AtOnce, Clock
 from rlhf.scoring.servers import API_KEY, key_in, may_pass, quoted

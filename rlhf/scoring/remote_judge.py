@@ -19,7 +19,7 @@ from rlhf.models.chat_template import load_tokenizer
 from rlhf.models.context import judge_context
 from rlhf.models.forward_tokens import forward_tokens
 from rlhf.models.heads import judge_config, require_one_logit
-from rlhf.run.console import show
+from rlhf.run.output import show
 from rlhf.scoring.judge import Scored
 from rlhf.scoring.servers import API_KEY, key_in, may_pass, quoted
 from rlhf.scoring.token_rows import TokenIds, score_distinct

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from rlhf.run.console import prepare_output, show
+from rlhf.run.output import prepare_output, show
 
 
 def _answer_the_old_spelling(command: list[str]) -> None:

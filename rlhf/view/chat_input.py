@@ -8,7 +8,7 @@ import sys
 
 from rlhf.data.rows import has_half_pair
 from rlhf.errors import UserError
-from rlhf.run.console import show
+from rlhf.run.output import show
 
 _PASTED_SECONDS = 0.05
 """A terminal has the next line of a pasted text at once; nobody types one so fast."""

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf.errors import printable
-from rlhf.run.console import show
+from rlhf.run.output import show
 
 _LEAST_COLUMN = 40
 """Characters: in narrower columns text reads badly, so that answers come one below the other."""

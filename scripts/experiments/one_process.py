@@ -32,9 +32,9 @@ from rlhf.loop.judges import initial_policy, rule_config
 from rlhf.loop.prompt_sets import prompt_sets
 from rlhf.loop.step import iteration_step, policy_dtype
 from rlhf.run.artifact import Artifact
-from rlhf.run.console import show
 from rlhf.run.job import Job, Kind, Outcome
 from rlhf.run.lock import hold_run
+from rlhf.run.output import show
 from rlhf.run.plan import Run
 from rlhf.run.stage_table import stage_function
 

@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 from rlhf.data.shards import read_all_rows  # noqa: E402
 from rlhf.evaluation.diversity import distinct_n  # noqa: E402
 from rlhf.evaluation.judge_quality import figure  # noqa: E402
-from rlhf.run.console import show  # noqa: E402
+from rlhf.run.output import show  # noqa: E402
 from rlhf.world.instructions import instructions_of, passed, words  # noqa: E402
 
 REFUSAL = re.compile(

@@ -15,7 +15,7 @@ SOCKETS = """
 import os, socket, tempfile, uuid
 from multiprocessing.connection import Listener
 from rlhf.command.line import guarded
-from rlhf.run.console import show
+from rlhf.run.output import show
 def main():
     with Listener(family="AF_UNIX"):
         pass

@@ -20,7 +20,8 @@ RUN = """
 import os, subprocess, sys
 from pathlib import Path
 from rlhf.command.line import guarded
-from rlhf.run.console import Console, show
+from rlhf.run.console import Console
+from rlhf.run.output import show
 def main():
     folder = Path(sys.argv[1])
     console = Console(folder)
@@ -199,4 +200,4 @@ def test_one_place_prints():
                 ("stdout.write", "stderr.write")
             ):
                 printing.append(path.name)
-    assert set(printing) == {"console.py"}
+    assert set(printing) == {"output.py"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 import pytest
 
@@ -35,7 +36,7 @@ def make(tmp_path, monkeypatch):
     made = []
 
     def console(is_terminal):
-        monkeypatch.setattr(module.sys.stdout, "isatty", lambda: is_terminal, raising=False)
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal, raising=False)
         made.append(Console(tmp_path))
         return made[-1]
 
