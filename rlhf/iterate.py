@@ -9,7 +9,7 @@ from typing import Any
 
 from rlhf.command.line import main
 from rlhf.command.retyped import begun_anew
-from rlhf.command.saved import also_saying, other_run, write_saved
+from rlhf.command.saved import also_saying, changed_settings, other_run, write_saved
 from rlhf.command.settings import named_experiment
 from rlhf.config.choices import Method, Sampled
 from rlhf.config.schema import Config
@@ -125,7 +125,10 @@ def execute(cfg: Config, only: str | None = None) -> None:
     ):
         launcher = watched_launcher(cfg, folder, token, console)
         elsewhere = begun_anew(cfg, folder, alone=only is not None)
-        with also_saying(lambda: other_run(folder, cfg)):
+        with (
+            also_saying(lambda: other_run(folder, cfg)),
+            also_saying(lambda: changed_settings(folder, cfg), RunChanged),
+        ):
             plan = _planned(cfg, folder, elsewhere)
             names = _wanted(plan, cfg, only)
             pending = [name for name in plan.pending if name in names]

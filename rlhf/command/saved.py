@@ -299,11 +299,11 @@ _TOLD = ("model.path", "model.revision", "reward_model.path", "reward_model.rule
 
 
 @contextmanager
-def also_saying(note: Callable[[], str]) -> Iterator[None]:
-    """Put a note behind the user's errors that come up meanwhile; it is asked for then, and may be empty."""
+def also_saying(note: Callable[[], str], kind: type[UserError] = UserError) -> Iterator[None]:
+    """Put a note behind such errors that come up meanwhile; it is asked for then, and may be empty."""
     try:
         yield
-    except UserError as error:
+    except kind as error:
         text = note()
         if not text:
             raise
@@ -339,6 +339,41 @@ def other_run(folder: Path, cfg: Config) -> str:
             f"To go on with that one, with its own settings: {iterate_command(folder)}",
         ]
     )
+
+
+def changed_settings(folder: Path, cfg: Config) -> str:
+    r"""Which settings a command gives another value than the run folder's have; empty for another run's.
+
+    A refusal names what stages are told, which is not what a person types: `evaluate.greedy=20` is the
+    `slice` of a stage. Settings that no artifact depends on are left out.
+
+    Example:
+        "RUN/config.yaml differs from this command:\n  evaluate.greedy=30 there, 20 in this command"
+    """
+    try:
+        saved = read_saved(folder)
+    except ConfigError:
+        return ""
+    if saved is None or other_run(folder, cfg):
+        return ""
+    there = OmegaConf.to_container(saved.values, resolve=False)
+    lines = []
+    for names, before, now in _differing(there, literal(plain(cfg))):
+        if not _is_of_no_artifact(names, Config):
+            lines.append(f"  {'.'.join(names)}={_written(before)} there, {_written(now)} in this command")
+    if not lines:
+        return ""
+    return "\n".join([f"{saved.file} differs from this command:", *lines])
+
+
+def _differing(there: Any, now: Any, names: Names = ()) -> Iterator[tuple[Names, Any, Any]]:
+    """Values that differ, by where they stand; those of a setting that either side lacks are none of them."""
+    if isinstance(there, dict) and isinstance(now, dict):
+        for key, value in there.items():
+            if key in now:
+                yield from _differing(value, now[key], (*names, key))
+    elif there != now:
+        yield names, there, now
 
 
 def _written(value: Any) -> Any:

@@ -23,6 +23,7 @@ from rlhf.command.line import CONFIGS
 from rlhf.command.saved import (
     FILE,
     also_saying,
+    changed_settings,
     going_on,
     merged,
     other_run,
@@ -243,6 +244,25 @@ def test_a_damaged_file_does_not_stand_in_the_way_of_a_whole_command(tmp_path):
     (tmp_path / FILE).write_text("a: [")
     assert going_on([f"run_dir={tmp_path}", "model.path=x"], str(tmp_path), Config) is None
     assert other_run(tmp_path, Config()) == ""
+
+
+def test_a_refusal_names_the_settings_as_a_person_types_them(run):
+    cfg = settings()
+    assert changed_settings(run, cfg) == ""
+    cfg.prompts.num_per_iteration += 1
+    cfg.evaluate.greedy = 7
+    cfg.generate.vllm_args = {"seed": None}
+    cfg.compute.num_threads = 3  # no artifact depends on it
+    cfg.num_iterations += 1
+    number = cfg.prompts.num_per_iteration
+    assert changed_settings(run, cfg) == (
+        f"{run / FILE} differs from this command:\n"
+        f"  prompts.num_per_iteration={number - 1} there, {number} in this command\n"
+        "  evaluate.greedy=0 there, 7 in this command"
+    )
+    # Of another run it is said which one it is, and no more.
+    cfg.model.path = "another/model"
+    assert changed_settings(run, cfg) == "" != other_run(run, cfg)
 
 
 def test_what_the_folder_holds_is_read_for_an_error_and_not_without_one():
