@@ -12,9 +12,10 @@ from rlhf.config.tools import PlanConfig
 from rlhf.data.files import resolved
 from rlhf.errors import StorageError
 from rlhf.preflight.devices import planned_machine
-from rlhf.preflight.forecast import forecast_of, spent_in, with_spent
+from rlhf.preflight.forecast import forecast_of, spent_in, up_to, with_spent
 from rlhf.preflight.forecast_table import forecast_text
 from rlhf.run.output import output_error, show
+from rlhf.run.until import last_stage
 
 
 def plan(cfg: PlanConfig) -> None:
@@ -24,6 +25,8 @@ def plan(cfg: PlanConfig) -> None:
     folder = resolved(cfg.run_dir, "run_dir")
     machine = planned_machine(cfg.hardware, cfg.compute)
     forecast = forecast_of(cfg, machine, folder, cfg.prompt_tokens, cfg.response_tokens)
+    if cfg.until is not None:
+        forecast = up_to(forecast, last_stage(cfg.until, [stage.name for stage in forecast.stages]))
     if cfg.hardware is None:
         # What was spent on this machine says nothing of another one.
         forecast = with_spent(forecast, spent_in(folder))

@@ -37,6 +37,8 @@ class Forecast:
     machine: Machine
     lengths: Lengths
     stages: list[StageForecast] = field(default_factory=list)
+    until: str | None = None
+    """The stage that it ends with, where it is not the whole run."""
 
     @property
     def seconds(self) -> float:
@@ -66,6 +68,14 @@ def forecast_of(
     lengths = lengths_of(cfg, folder, prompt_tokens, response_tokens)
     stages = list(_stages(cfg, lengths, StageCosts(cfg, machine, lengths)))
     return Forecast(machine, lengths, stages)
+
+
+def up_to(forecast: Forecast, last: str | None) -> Forecast:
+    """The same of the stages up to one of them; None is the very end."""
+    names = [stage.name for stage in forecast.stages]
+    if last is None:
+        return forecast
+    return replace(forecast, stages=forecast.stages[: names.index(last) + 1], until=last)
 
 
 def with_spent(forecast: Forecast, spent: Mapping[str, float]) -> Forecast:

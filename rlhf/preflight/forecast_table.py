@@ -32,11 +32,13 @@ def forecast_text(forecast: Forecast, price: float | None, title: str) -> str:
     table = [_HEADS]
     for stage in first:
         table.append(_cells(forecast, price, stage.name, [stage]))
-    table.append(_cells(forecast, price, "= before iteration 1", first))
-    for stage in iteration:
-        table.append(_cells(forecast, price, f"  {stage.label}", [stage]))
-    table.append(_cells(forecast, price, f"= iteration {last_iteration}", iteration))
-    table.append(_cells(forecast, price, "= the whole run", forecast.stages))
+    if last_iteration:
+        table.append(_cells(forecast, price, "= before iteration 1", first))
+        for stage in iteration:
+            table.append(_cells(forecast, price, f"  {stage.label}", [stage]))
+        table.append(_cells(forecast, price, f"= iteration {last_iteration}", iteration))
+    whole = "= the whole run" if forecast.until is None else f"= up to {forecast.until}"
+    table.append(_cells(forecast, price, whole, forecast.stages))
     left = [stage for stage in forecast.stages if not stage.spent]
     if len(left) < len(forecast.stages):
         table.append(_cells(forecast, price, "= of it left to do", left))

@@ -51,6 +51,8 @@ experiment would stay beside whatever other path a person gives. Whole commits: 
 part of one only where an earlier download was asked for by that part."""
 SILENCE_SECONDS = 8.0
 """After so long without a byte the Hub counts as unreachable, and what the local cache has is taken."""
+UNREACHED_SECONDS = 1.0
+"""After so long it is asked once more where no connection came about; then it counts as unreachable too."""
 # A run asks for several models and data sets; after one silence the others need not wait through theirs.
 SILENCE_KEPT_SECONDS = 60.0
 _silent_until = 0.0
@@ -228,13 +230,18 @@ def _is_silent(repo: str, revision: str | None, kind: str) -> bool:
 
     if time.monotonic() < _silent_until:
         return True
-    # One small request, the only one with a time limit; whatever answers at all is left to the download.
-    try:
-        HfApi().repo_info(repo, revision=revision, repo_type=kind, timeout=SILENCE_SECONDS)
-    except TimeoutException:
-        _silent_until = time.monotonic() + SILENCE_KEPT_SECONDS
-        return True
-    # The download meets the same error and names it.
-    except (HfHubHTTPError, TransportError, OSError):
-        pass
-    return False
+    # Small requests, the only ones with a time limit; whatever answers at all is left to the download. That
+    # one would try for half a minute to get through for each file, where there is no network.
+    for _ in range(2):
+        try:
+            HfApi().repo_info(repo, revision=revision, repo_type=kind, timeout=SILENCE_SECONDS)
+            return False
+        except TimeoutException:
+            break
+        except TransportError:
+            time.sleep(UNREACHED_SECONDS)
+        # The download meets the same error and names it.
+        except (HfHubHTTPError, OSError):
+            return False
+    _silent_until = time.monotonic() + SILENCE_KEPT_SECONDS
+    return True

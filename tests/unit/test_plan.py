@@ -31,6 +31,17 @@ def test_every_experiment_has_a_plan(name, tmp_path, monkeypatch, capsys):
     )
 
 
+@pytest.mark.parametrize(("until", "last"), [("world", "world"), ("dpo", "iteration_001/dpo")])
+def test_a_plan_ends_where_the_run_is_to_end(until, last, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run_here(monkeypatch, f"plan experiment=quickstart hardware=2xcpu until={until}") == 0
+    said = capsys.readouterr().out
+    assert f"= up to {last} " in said and "whole run" not in said and "iteration 3" not in said
+    assert ("= iteration 1" in said) == (until == "dpo")
+    assert run_here(monkeypatch, "plan experiment=quickstart hardware=2xcpu until=dopo") == 2
+    assert "until=dopo" in capsys.readouterr().err
+
+
 @cases(
     Case("unknown hardware", "plan hardware=8xFOO", ["hardware=8xFOO: no such hardware", "H100, H200"]),
     Case("no gpus", "plan hardware=0xH100", ["hardware=0xH100: at least one", "1xH100"]),

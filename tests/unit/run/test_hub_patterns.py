@@ -60,7 +60,7 @@ def test_names_of_data_sets(text, parts):
 
 @pytest.mark.parametrize(
     ("error", "is_silent"),
-    [(None, False), (ReadTimeout("t"), True), (ConnectError("c"), False), (OSError("o"), False)],
+    [(None, False), (ReadTimeout("t"), True), (ConnectError("c"), True), (OSError("o"), False)],
 )
 def test_only_silence_counts_as_silence(monkeypatch, error, is_silent):
     questions = []
@@ -73,14 +73,19 @@ def test_only_silence_counts_as_silence(monkeypatch, error, is_silent):
 
     now = [100.0]
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    monkeypatch.setattr(hub, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    slept = []
+    monkeypatch.setattr(hub, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=slept.append))
     monkeypatch.setattr(hub, "_silent_until", 0.0)
-    assert hub._is_silent("o/m", None, "model") == is_silent and questions == [hub.SILENCE_SECONDS]
+    assert hub._is_silent("o/m", None, "model") == is_silent
+    # A connection that did not come about is tried once more.
+    asked = 2 if isinstance(error, ConnectError) else 1
+    assert questions == [hub.SILENCE_SECONDS] * asked
+    assert bool(slept) == isinstance(error, ConnectError)
     # Others need not wait through theirs, for a while.
     for later, num_questions in (
-        (0.0, 1),
-        (hub.SILENCE_KEPT_SECONDS - 0.1, 1),
-        (hub.SILENCE_KEPT_SECONDS, 2),
+        (0.0, asked),
+        (hub.SILENCE_KEPT_SECONDS - 0.1, asked),
+        (hub.SILENCE_KEPT_SECONDS, 2 * asked),
     ):
         now[0] = 100.0 + later
         assert hub._is_silent("o/m", None, "model") == is_silent
