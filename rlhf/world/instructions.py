@@ -31,9 +31,16 @@ _PASSED_BONUS = 1.0
 """Added where all instructions are followed, so that no number of near misses is worth as much."""
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
-_SENTENCE_END = re.compile(r"[.!?]+[\"'”’)*]*(?=\s|$)")
+# Looked for where the signs begin, and never given back: else thousands of full stops would take minutes.
+_SENTENCE_END = re.compile(r"(?<![.!?])[.!?]++[\"'”’)*]*+(?=\s|$)")
 _BULLET = re.compile(r"(?m)^[ \t]*[*•-][ \t]+\S")
 _NUMBERED = re.compile(r"(?m)^[ \t]*(\d+)[.)][ \t]+\S")
+_TITLE = re.compile(r"<<([^<>\n]*+)>>")
+_WORD_BEGINS = r"(?:(?=\W)|(?<!\w))"
+_WORD_ENDS = r"(?:(?<=\W)|(?!\w))"
+"""Where words are looked for: not in the middle of one; signs may touch the next word."""
+_MOST_DIGITS = 9
+"""Of a number that may be meant; Python refuses to read thousands of them."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ class Kind:
 
     def _value_form(self) -> str:
         is_number = all(value.isdecimal() for value in self.values)
-        return r"[0-9]+" if is_number else r'[^"\n]+'
+        return rf"[0-9]{{1,{_MOST_DIGITS}}}" if is_number else r'[^"\n]+'
 
     def says(self, value: str) -> str:
         """The line of a prompt."""
@@ -142,14 +149,20 @@ def _bare(text: str) -> str:
     return text.strip().strip("\"'“”‘’*.!").strip().casefold()
 
 
+def _stands(response: str, value: str, pattern: str) -> bool:
+    """Whether the bare value stands where a pattern looks for it in the bare response."""
+    # Of signs alone nothing would be left to look for, and everything would do.
+    return bool(_bare(value)) and re.search(pattern, _bare(response)) is not None
+
+
 def _ends_with(response: str, value: str) -> float:
-    if _bare(response).endswith(_bare(value)):
+    if _stands(response, value, rf"{_WORD_BEGINS}{re.escape(_bare(value))}\Z"):
         return 1.0
     return 0.4 * _includes(response, value)
 
 
 def _begins_with(response: str, value: str) -> float:
-    if _bare(response).startswith(_bare(value)):
+    if _stands(response, value, rf"\A{re.escape(_bare(value))}{_WORD_ENDS}"):
         return 1.0
     return 0.4 * _includes(response, value)
 
@@ -172,7 +185,9 @@ def _bullets(response: str, value: str) -> float:
 
 
 def _numbered(response: str, value: str) -> float:
-    found = [int(number) for number in _NUMBERED.findall(response)]
+    found = []
+    for number in _NUMBERED.findall(response):
+        found.append(int(number) if len(number) <= _MOST_DIGITS else -1)
     wanted = int(value)
     if found == list(range(1, wanted + 1)):
         return 1.0
@@ -201,7 +216,7 @@ def _no_digits(response: str, value: str) -> float:
 
 
 def _titled(response: str, value: str) -> float:
-    return _either(re.search(r"<<[^<>\n]*\w[^<>\n]*>>", response) is not None)
+    return _either(any(re.search(r"\w", title) for title in _TITLE.findall(response)))
 
 
 _KEYWORDS = ("time", "water", "people", "money", "music", "family", "world", "home", "nature", "history")
@@ -245,7 +260,8 @@ def instructions_of(messages: Sequence[Message]) -> list[Instruction]:
     Raises:
         DataError: its last paragraph is not made of instructions; names the first line that is none.
     """
-    paragraph = messages[-1]["content"].strip().rpartition("\n\n")[2]
+    text = messages[-1]["content"].strip().replace("\r\n", "\n")
+    paragraph = text.rpartition("\n\n")[2]
     instructions = []
     for line in paragraph.split("\n"):
         instruction = _instruction(line.strip())

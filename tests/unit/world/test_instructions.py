@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from random import Random
 
 import pytest
@@ -40,6 +41,9 @@ FOLLOWED = [
     ("Write one paragraph, without a line break.", " all of it here \n"),
     ('Use the word "home" at least twice.', "Home, sweet home"),
     ('Begin with the words "In short,"', "in short, it is so"),
+    ('Begin with the words "In short,"', "In short,it is so"),
+    ('Begin with the words "Good question."', "“Good question”, said the man"),
+    ('End with the words "The end."', "It was so (the end.\n"),
     ("End with a question.", "It is so. Is it not? "),
     ("Use capital letters only.", "ALL OF IT: 3 ÉTÉS!"),
     ("Use no digits.", "one two three"),
@@ -63,6 +67,11 @@ NOT_FOLLOWED = [
     ("Write 2 bullet points. Each begins with *.", "* one thing\n* two things\n* three things"),
     ("Write 2 bullet points. Each begins with *.", "**Bold** words here\n* one thing"),
     ("Use no commas.", "one, two and three"),
+    ('End with the words "The end."', "they all bathe end"),
+    ('End with the words "..."', "it says nothing at all"),
+    ('Begin with the words "Good question."', "Good questionable things are here"),
+    ('Begin with the words "!"', "it says nothing at all"),
+    ("Write a numbered list of 2 items.", "1" * 5000 + ". a thing\n2. another thing"),
     ("Write a numbered list of 2 items.", "2. a thing\n1. another thing"),
     ("Write a numbered list of 2 items.", "It was in 1999. Or in 2000. Who knows"),
     ("Write one paragraph, without a line break.", "one line\nand another one"),
@@ -227,3 +236,34 @@ def test_too_few_questions_are_refused_with_both_numbers() -> None:
         DataError, match=r"^300 questions .* 331 wanted\. Give a larger file, or ask for fewer"
     ):
         instruction_prompts.draw_sets(QUESTIONS, None, 300, 30, seed=1)
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        "." * 20_000 + "x y z",
+        "!" * 10_000 + "*" * 10_000 + "x y z",
+        ".'" * 10_000 + "x y z",
+        "<<" * 10_000 + "x y z",
+        "<<" + "a" * 20_000 + " y z",
+        "1. " * 10_000 + "x",
+        "a-" * 10_000 + " y z",
+    ],
+)
+def test_no_response_takes_long(response):
+    """Under a second in all; where a pattern gives back what it has found, some take tens of seconds each."""
+    began = time.process_time()
+    for kind in KINDS:
+        assert 0 <= kind.grade(response, kind.values[0]) <= 1
+    assert time.process_time() - began < 5
+
+
+def test_a_prompt_may_have_lines_of_windows():
+    messages = ask("Use at most 5 words.", "Use no commas.")
+    messages[0]["content"] = messages[0]["content"].replace("\n", "\r\n")
+    assert [found.kind.name for found in instructions_of(messages)] == ["at_most_words", "no_commas"]
+
+
+def test_a_number_that_nobody_can_read_is_no_instruction():
+    with pytest.raises(DataError, match="is none"):
+        instructions_of(ask(f"Use at most {'9' * 5000} words."))
