@@ -3,9 +3,9 @@
     python scripts/experiments/smollm2.py runs/smollm2 [runs/other …]
 
 For each run: strict gold of all policies, on the kinds of instructions that are trained on and on those held
-out, with a 95 % interval over prompts of what the last policy and the run's best have gained over π0; judges,
-KL, length, how much is repeated and refused, at T = 1 and greedily (the texts stand in the report); and gold
-by kind of instruction. Nothing in the runs is changed.
+out, with a 95 % interval over prompts of what the last policy and the run's best have gained over π0, and the
+same where a response that was cut at the limit of tokens counts as failed; judges, KL, length, how much is
+repeated and refused, at T = 1 and greedily (the texts stand in the report); and gold by kind of instruction. Nothing in the runs is changed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 from rlhf.data.shards import read_all_rows  # noqa: E402
 from rlhf.evaluation.diversity import distinct_n  # noqa: E402
 from rlhf.evaluation.judge_quality import figure  # noqa: E402
-from rlhf.run.output import show  # noqa: E402
+from rlhf.run.output import prepare_output, show  # noqa: E402
 from rlhf.world.instructions import instructions_of, passed, words  # noqa: E402
 
 REFUSAL = re.compile(
@@ -35,7 +35,7 @@ REFUSAL = re.compile(
 """How a response begins that refuses to answer."""
 
 Row = dict[str, Any]
-"""Of one held-out prompt: `messages` and `texts`."""
+"""Of one held-out prompt: `messages`, `texts`, and `ended`, whether each text came to its end."""
 
 
 def policies_of(run: Path) -> list[Path]:
@@ -49,9 +49,12 @@ def policies_of(run: Path) -> list[Path]:
 def rows_of(candidates: Path) -> list[Row]:
     """Held-out prompts with the texts of one policy."""
     rows = []
-    for row in read_all_rows(candidates, ["messages", "candidates.list.element.text"]):
+    of_candidates = ["text", "finish_reason"]
+    columns = [f"candidates.list.element.{name}" for name in of_candidates]
+    for row in read_all_rows(candidates, ["messages", *columns]):
         texts = [candidate["text"] for candidate in row["candidates"]]
-        rows.append({"messages": row["messages"], "texts": texts})
+        ended = [candidate["finish_reason"] != "length" for candidate in row["candidates"]]
+        rows.append({"messages": row["messages"], "texts": texts, "ended": ended})
     return rows
 
 
@@ -63,6 +66,14 @@ def is_held_out(row: Row) -> bool:
 def share_passed(row: Row) -> float:
     """The share of a prompt's responses that follow all its instructions."""
     return fmean(passed(row["messages"], text) for text in row["texts"])
+
+
+def share_passed_and_ended(row: Row) -> float:
+    """The same where a response that was cut counts as failed: "at least 30 words" is easy without an end."""
+    shares = []
+    for text, has_ended in zip(row["texts"], row["ended"], strict=True):
+        shares.append(passed(row["messages"], text) if has_ended else 0.0)
+    return fmean(shares)
 
 
 def change(before: Sequence[float], after: Sequence[float]) -> str:
@@ -113,15 +124,16 @@ def told_of(run: Path) -> list[str]:
         "kinds held out": is_held_out,
     }
     for name, belongs in sets.items():
-        shares = []
-        for rows in all_rows:
-            shares.append([share_passed(row) for row in rows if belongs(row)])
-        if len(shares[0]) < 2:
-            continue
-        path = " → ".join(f"{fmean(share):.3f}" for share in shares)
-        lines.append(f"- {name} ({len(shares[0])} prompts): {path}")
-        lines.append(f"  - the last: {change(shares[0], shares[-1])}")
-        lines.append(f"  - the best, π{summary['best_iteration']}: {change(shares[0], shares[best])}")
+        for judged, share_of in (("", share_passed), (", and ended", share_passed_and_ended)):
+            shares = []
+            for rows in all_rows:
+                shares.append([share_of(row) for row in rows if belongs(row)])
+            if len(shares[0]) < 2:
+                continue
+            path = " → ".join(f"{fmean(share):.3f}" for share in shares)
+            lines.append(f"- {name}{judged} ({len(shares[0])} prompts): {path}")
+            lines.append(f"  - the last: {change(shares[0], shares[-1])}")
+            lines.append(f"  - the best, π{summary['best_iteration']}: {change(shares[0], shares[best])}")
     for row in summary["iterations"]:
         told = [f"score {row['mean_score']:.3f}", f"KL {row['kl']:.2f}"]
         told += [f"tokens {row['mean_response_tokens']:.1f}", f"cut {100 * row['truncated']:.0f} %"]
@@ -154,6 +166,7 @@ def main(runs: list[str]) -> int:
     if not runs:
         show(str(__doc__), error=True)
         return 2
+    prepare_output()  # `| head` ends it in peace
     for run in runs:
         show("\n".join(told_of(Path(run).expanduser())))
     return 0
