@@ -229,8 +229,6 @@ def train_dpo(job: Job[DpoStage], worker: Worker) -> Outcome:
     counts["pairs"] = len(pairs)
     step_count = steps_of("dpo", config, len(pairs), "pairs")
     outcome = fit(trainer, policy, job, worker, counts, step_count, export)
-    # Those that were planned, also where `trainer_args.max_steps` ends the training earlier.
-    outcome.counts["steps"] = len(steps)
     rows = step_rows(trainer)
     for name in ("rewards/accuracies", "rewards/margins"):
         outcome.metrics[f"mean_{name}"] = sum(row[name] for row in rows) / len(rows)

@@ -5,7 +5,8 @@
 For each run: strict gold of all policies, on the kinds of instructions that are trained on and on those held
 out, with a 95 % interval over prompts of what the last policy and the run's best have gained over π0, and the
 same where a response that was cut at the limit of tokens counts as failed; judges, KL, length, how much is
-repeated and refused, at T = 1 and greedily (the texts stand in the report); and gold by kind of instruction. Nothing in the runs is changed.
+repeated and refused, at T = 1 and greedily (the texts stand in the report); and gold by kind of instruction.
+Nothing in the runs is changed.
 """
 
 from __future__ import annotations

@@ -273,6 +273,7 @@ def test_the_rate_rises_over_the_share_that_was_asked_for(world, tmp_path, confi
     outcome = run_ranks(dpo_job(world, tmp_path, **config))
     rates = [row["learning_rate"] / 1e-3 for row in rows_of(tmp_path)]
     assert rates == pytest.approx(shares)
+    assert outcome.counts["steps"] == len(shares), "those that were taken"
     assert outcome.counts["warmup_steps"] == shares.index(1)
     before = load_file(world / "policy" / "model.safetensors")
     assert any(not torch.equal(value, before[name]) for name, value in weights_of(tmp_path).items())
