@@ -15,7 +15,7 @@ from rlhf.config.stage_configs import GenerativeStage
 from rlhf.data.records import Message
 from rlhf.errors import ConfigError, ModelError, WorkerFailed, one_line
 from rlhf.run.output import show
-from rlhf.scoring.asking import Answer, Answered
+from rlhf.scoring.asking import Answer, Answered, answer_told
 from rlhf.scoring.at_once import AtOnce, Clock
 from rlhf.scoring.servers import API_KEY, key_in, may_pass, quoted
 
@@ -192,11 +192,11 @@ class ChatServer:
             text = "" if text is None else text
             if not isinstance(text, str):
                 raise TypeError("the content is no text")
-            return Answer(
+            return answer_told(
                 text,
                 str(choice.get("finish_reason") or ""),
-                _count(usage.get("prompt_tokens")),
-                _count(usage.get("completion_tokens")),
+                usage.get("prompt_tokens"),
+                usage.get("completion_tokens"),
             )
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ModelError(
@@ -240,7 +240,3 @@ def retry_after(header: str | None) -> float | None:
     if when.tzinfo is None:
         when = when.replace(tzinfo=UTC)
     return max(0.0, (when - datetime.now(UTC)).total_seconds())
-
-
-def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

@@ -29,6 +29,7 @@ from rlhf.run.attempt_folder import attempt_folder, end_attempts, take_shard
 from rlhf.run.job import Job
 from rlhf.run.stage_table import folders_beside
 from rlhf.scoring.chat_server import ChatServer, endpoint, retry_after
+from rlhf.scoring.generative_judge import GenerativeJudge
 from rlhf.scoring.judge import RuleJudge
 from rlhf.scoring.kept import KeptAnswers, kept_answers, kept_path
 from rlhf.stages import score
@@ -176,6 +177,48 @@ def test_who_wakes_after_its_attempts_end_changes_no_answer(tmp_path: Path, temp
     after = {path: path.read_bytes() for path in job.out_path.rglob("shard_*")}
     assert after == {path: content for path, content in before.items() if ".attempts" not in path.parts}
     assert sum_counts(job.out_path)["answers"] == 2
+
+
+def completion(text: object, finish_reason: object = "stop", **usage: object) -> dict[str, Any]:
+    return {"choices": [{"message": {"content": text}, "finish_reason": finish_reason}], "usage": usage}
+
+
+NO_FILE_HOLDS = [
+    completion("Rating: 5 \ud800", prompt_tokens=3, completion_tokens=2),
+    completion("Rating: 5 \udfff\ud83d\ude00", "\udc00", prompt_tokens=3, completion_tokens=2),
+    completion("Rating: 5", prompt_tokens=2**70, completion_tokens=2**63),
+    completion("Rating: 5", prompt_tokens=-1, completion_tokens="2"),
+    completion("Rating: 5", prompt_tokens=1.0, completion_tokens=True),
+]
+
+
+@pytest.mark.parametrize("told", NO_FILE_HOLDS)
+def test_an_answer_that_no_file_holds_is_made_fit_for_one(tmp_path: Path, told: dict[str, Any]) -> None:
+    with fake_chat(lambda n, body: (200, {}, told)) as fake:
+        job = score_job(tmp_path, config(fake.url), [["a"]])
+        scored(job, FakeWorker())
+    (answer,) = read_all_rows(job.out_path / "answers")
+    kept = kept_path(job.out_path, 0).read_text()
+    assert answer["value"] == 5 and not any(half in kept for half in (r"\ud800", r"\udfff", r"\udc00"))
+    content = told["choices"][0]["message"]["content"]
+    assert len(answer["answer"]) == len(content) - content.count("\ude00")
+    is_counted = told["usage"]["prompt_tokens"] == 3
+    assert (answer["prompt_tokens"], answer["completion_tokens"]) == ((3, 2) if is_counted else (None, None))
+
+
+@pytest.mark.parametrize("told", NO_FILE_HOLDS)
+def test_what_was_kept_before_answers_were_made_fit_is_read(tmp_path: Path, told: dict[str, Any]) -> None:
+    choice = told["choices"][0]
+    record = {"text": choice["message"]["content"], "finish_reason": choice["finish_reason"], **told["usage"]}
+    with fake_chat(lambda n, body: (500, {}, {})) as fake:
+        job = score_job(tmp_path, config(fake.url), [["a"]])
+        judge = GenerativeJudge(job.config, ChatServer(job.config))
+        messages = judge.file.messages([{"role": "user", "content": "question 0"}], "a")
+        with kept_answers(job.out_path, 0) as kept:
+            kept.add(judge._key(messages), record)
+        scored(job, FakeWorker())
+        assert not fake.bodies
+    assert [row["scores"] for row in read_all_rows(job.out_path)] == [[5.0]]
 
 
 def test_rate_limits_and_failures_are_waited_out() -> None:
