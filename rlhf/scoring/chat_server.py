@@ -19,7 +19,7 @@ from rlhf.scoring.asking import Answer, Answered, answer_told
 from rlhf.scoring.at_once import AtOnce, Clock
 from rlhf.scoring.servers import API_KEY, key_in, may_pass, quoted
 
-# The pause doubles from the first to the longest, unless the server says how long.
+# The pause doubles from the first to the longest, unless the server asks for a longer one.
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 30.0
 _LARGEST_ANSWER = 16 * 2**20
@@ -117,14 +117,14 @@ class ChatServer:
             while wait > 0 and not self._calls.given_up.is_set():
                 await self._clock.sleep(wait, self._calls.given_up)
                 wait = self._not_before - self._clock.now()
-            told = None
+            told = 0.0
             try:
                 response = await self._request(client, body)
                 if not may_pass(response.status_code):
                     self._answered_at = self._clock.now()
                     return self._answer(response)
                 trouble = f"HTTP {response.status_code}: {quoted(response.text, self._key)}"
-                told = retry_after(response.headers.get("retry-after"))
+                told = retry_after(response.headers.get("retry-after")) or 0.0
             except httpx.RequestError as error:
                 # A refused certificate is a connection error like others, but waiting mends none.
                 if "CERTIFICATE_VERIFY_FAILED" in str(error):
@@ -138,10 +138,10 @@ class ChatServer:
             if not self._has_told:
                 self._has_told = True
                 show(f"{self._url}: {trouble}; such requests are tried again")
-            self._require_patience(trouble, pause if told is None else told)
-            if told is not None:
-                self._not_before = max(self._not_before, self._clock.now() + told)
-            else:
+            self._require_patience(trouble, max(told, pause))
+            self._not_before = max(self._not_before, self._clock.now() + told)
+            # A server that says "at once" again and again is still left alone for longer and longer.
+            if told < pause:
                 await self._clock.sleep(pause, self._calls.given_up)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
@@ -235,7 +235,8 @@ def retry_after(header: str | None) -> float | None:
         return float(header)
     try:
         when = parsedate_to_datetime(header)
-    except ValueError:
+    # A year of twenty digits is more than a date holds.
+    except (ValueError, OverflowError):
         return None
     if when.tzinfo is None:
         when = when.replace(tzinfo=UTC)

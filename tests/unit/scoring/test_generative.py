@@ -234,6 +234,23 @@ def test_rate_limits_and_failures_are_waited_out() -> None:
     assert got == [(0, "Rating: 5"), (1, "Rating: 5")] and clock.slept == [7.0, 1.0, 2.0]
 
 
+@pytest.mark.parametrize("told", ["0", "0.01", "-5", "soon", "Wed, 21 Oct 2015 07:28:00 GMT"])
+def test_who_may_ask_again_at_once_still_waits_longer_each_time(told: str) -> None:
+    clock = FastClock()
+    with fake_chat(lambda n, body: (429, {"Retry-After": told}, {}) if n < 4 else (200, {}, "x")) as fake:
+        server = ChatServer(config(fake.url, concurrency=1), clock)  # type: ignore[arg-type]
+        server.ask([HI], lambda number, answer: None)
+    assert [pause for pause in clock.slept if pause > 0.1] == [0.5, 1.0, 2.0, 4.0]
+
+
+def test_a_server_that_says_at_once_is_given_up_in_the_end() -> None:
+    with fake_chat(lambda n, body: (503, {"Retry-After": "0"}, {})) as fake:
+        server = ChatServer(config(fake.url, retry_seconds=10), FastClock())  # type: ignore[arg-type]
+        with pytest.raises(WorkerFailed, match="next attempt would be in 8 s"):
+            server.ask([HI], print)
+        assert len(fake.bodies) == 5
+
+
 def test_patience_ends_and_what_came_is_there() -> None:
     got = []
     with fake_chat(lambda n, body: (200, {}, "x") if n == 0 else (500, {}, {"error": "full"})) as fake:
@@ -267,6 +284,7 @@ def test_where_requests_go() -> None:
     assert endpoint("http://h:1/", ChatApi.chat) == "http://h:1/v1/chat/completions"
     assert endpoint("https://h/openai/v1/", ChatApi.completions) == "https://h/openai/v1/completions"
     assert retry_after("1.5") == 1.5 and retry_after("soon") is None
+    assert retry_after(f"Mon, 1 Jan {'9' * 20} 00:00:00 GMT") is None
     assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
 
 
