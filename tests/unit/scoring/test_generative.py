@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import multiprocessing
 import os
@@ -15,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from rlhf.config.choices import JudgeKind
@@ -219,6 +221,67 @@ def test_what_was_kept_before_answers_were_made_fit_is_read(tmp_path: Path, told
         scored(job, FakeWorker())
         assert not fake.bodies
     assert [row["scores"] for row in read_all_rows(job.out_path)] == [[5.0]]
+
+
+PARTS = [{"type": "text", "text": "Rating: "}, {"type": "image_url"}, "5"]
+
+
+@pytest.mark.parametrize(
+    ("told", "text"),
+    [
+        ({"choices": []}, ""),
+        ({"choices": None}, ""),
+        ({"choices": [None]}, ""),
+        ({"choices": [{}], "error": None}, ""),
+        ({"choices": [{"message": None, "finish_reason": "content_filter"}]}, ""),
+        ({"choices": [{"message": {"role": "assistant"}}]}, ""),
+        (completion(None), ""),
+        (completion([]), ""),
+        (completion(PARTS), "Rating: 5"),
+        ({"choices": [{"text": "Rating: 5"}]}, "Rating: 5"),
+        (completion("Rating: 5", 3), "Rating: 5"),
+        (completion("Rating: 5") | {"usage": [1]}, "Rating: 5"),
+        (completion("Rating: 5") | {"usage": "none"}, "Rating: 5"),
+        (completion("Rating: 5") | {"error": {"message": "slow"}}, "Rating: 5"),
+    ],
+)
+def test_answers_of_any_form_are_taken(told: dict[str, Any], text: str) -> None:
+    got = []
+    with fake_chat(lambda n, body: (200, {}, told)) as fake:
+        ChatServer(config(fake.url)).ask([HI], lambda number, answer: got.append(answer.text))
+    assert got == [text]
+
+
+def test_a_count_of_thousands_of_digits_loses_no_answer() -> None:
+    text = json.dumps(completion("Rating: 5", prompt_tokens=0)).replace(": 0", f": {'9' * 5000}")
+    answer = ChatServer(config("http://x"))._answer(httpx.Response(200, text=text))
+    assert answer.text == "Rating: 5" and answer.prompt_tokens is None
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "told", "said"),
+    [
+        (200, {}, {"error": {"message": "overloaded", "code": 7}}, "an answer: overloaded\n"),
+        (200, {}, {"error": "too long", "choices": []}, "an answer: too long\n"),
+        (200, {}, {"error": {"code": 7}}, r"an answer: \{\"code\": 7\}\n"),
+        (200, {}, {"object": "list"}, "no completion .*base URL"),
+        (200, {}, [1], "no completion .*base URL"),
+        (200, {}, completion(7), "no completion .*the content is no text"),
+        (200, {}, {"choices": "none"}, "no completion .*choices is no list"),
+        (201, {}, completion("Rating: 5"), "HTTP 201: .*comes with HTTP 200"),
+        (301, {"Location": "http://other/v1"}, {}, "HTTP 301: .*on, to http://other/v1, and no redirect"),
+        (307, {}, {}, "a place that it does not name"),
+        (405, {}, {}, "base URL"),
+        (422, {}, {}, "about length"),
+    ],
+)
+def test_what_is_no_completion_has_its_own_way_out(
+    status: int, headers: dict[str, str], told: Any, said: str
+) -> None:
+    server = fake_chat(lambda n, body: (status, headers, told))
+    with server as fake, pytest.raises(ModelError, match=f"(?s){said}") as error:
+        ChatServer(config(fake.url)).ask([HI], print)
+    assert ("All answers that came are kept" in str(error.value)) == ("no completion" not in said)
 
 
 def test_rate_limits_and_failures_are_waited_out() -> None:
