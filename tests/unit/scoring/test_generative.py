@@ -75,15 +75,106 @@ def config(url: str, template: str = "score_1_10", **values: Any) -> GenerativeS
         ("self_rewarding", "It is fine.\nScore: 4", 4),
         ("self_rewarding", "Score: 0", 0),
         ("self_rewarding", "Score: 6", Unread.out_of_range),
+        ("self_rewarding", "Score: -1", Unread.no_match),
+        ("self_rewarding", "Score: 3+1=4", Unread.no_match),
+        ("self_rewarding", "Score: 1 + 1 + 1", Unread.no_match),
+        ("self_rewarding", "Score: 4/5", 4),
+        ("self_rewarding", "Score: 4/10", Unread.no_match),
+        ("score_1_10", "Rating: 7/10", 7),
+        ("score_1_10", "**Rating:** **7** out of 10.", 7),
+        ("score_1_10", "Rating: [[7]]", 7),
+        ("score_1_10", "Rating: ７", 7),
+        ("score_1_10", "Rating: 7, since", 7),
+        ("score_1_10", "Rating: 7. Fine\n8", 7),
+        ("score_1_10", "Rating:\n- 7", 7),
+        ("score_1_10", "Rating: 7-ish", 7),
+        ("score_1_10", "Rating: 7 – good", 7),
+        ("a_or_b", "Verdict: Tie.", 0.5),
+        ("a_or_b", "**VERDICT: B**", 0),
+        ("a_or_b", "Verdict: A. B is poor", 1),
+        ("a_or_b", "Verdict: A, not B", 1),
+        ("a_or_b", "Verdict: B (a clear case)\nA is poor", 0),
     ],
 )
 def test_answers_are_read(template: str, answer: str, value: object) -> None:
     assert judge_file(load_judge_file(template)).read(answer) == value
 
 
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "-7",
+        "−7",
+        "–7",
+        ".5",
+        ",5",
+        "7,5",
+        "7，5",
+        "1,000",
+        "1 000",
+        "1'000",
+        "7.5.1",
+        "7½",
+        "7 1/2",
+        "1e1",
+        "1-10",
+        "1 – 10",
+        "7~8",
+        "7 or 8",
+        "6 to 8",
+        "4/5",
+        "4 / 5",
+        "**4**/5",
+        "4 out of 5",
+    ],
+)
+@pytest.mark.parametrize("before", ["", "Rating: 9\n"])
+def test_a_piece_of_a_number_is_no_rating(before: str, rest: str) -> None:
+    file = judge_file(load_judge_file("score_1_10"))
+    assert file.read(f"{before}Rating: {rest}") is Unread.no_match
+    own = judge_file({"prompt": "{question} {response}", "pattern": r"=\W*(?P<score>\d+)", "highest": 10})
+    assert own.read(f"= {rest}") is Unread.no_match and own.read("= 7/10") == 7
+
+
+@pytest.mark.parametrize(
+    "rest", ["A or B", "B/A", "A and B", "A better one is B", "A is worse", "B's", "A, tie", "tied", "a"]
+)
+def test_more_than_a_choice_is_no_verdict(rest: str) -> None:
+    assert judge_file(load_judge_file("a_or_b")).read(f"Verdict: {rest}") is Unread.no_match
+
+
+def test_patterns_may_take_in_what_stands_around_a_score() -> None:
+    def read(pattern: str, answer: str) -> object:
+        return judge_file({"prompt": "{question} {response}", "pattern": pattern}).read(answer)
+
+    assert read(r"(?P<score>-?\d+)", "= -7") == -7 and read(r"Score-(?P<score>\d+)", "Score-7") == 7
+    assert read(r"(?P<score>\d+)-\d+", "2-5") == 2 and read(r"=(?P<score>\d+)", "=85/100") == 85
+    assert read(r"(?P<score>.*)", " x") is Unread.no_match and read(r"=(?P<score>.*)", "=") is Unread.no_match
+    assert read(r".*(?P<score>\d+)", "= 10") is Unread.no_match
+
+
+def test_choices_are_read_whatever_their_capitals() -> None:
+    content = {"prompt": "{question} {response}", "pattern": r"(?P<choice>\w+)"}
+    file = judge_file({**content, "choices": {"Yes": 1, "no": 0, "NO": 2}})
+    assert file.read("yes") == 1 and file.read("NO") == 2 and file.read("No") is Unread.no_match
+
+
+@pytest.mark.parametrize("end", ["1", "1.", "7/1", "7 ", "3\nRating: 1"])
+def test_a_number_that_a_cut_may_have_shortened_is_not_read(end: str) -> None:
+    file = judge_file(load_judge_file("score_1_10"))
+    assert file.read(f"Rating: {end}", was_cut=True) is Unread.cut
+    assert file.read(f"Rating: {end}\n", was_cut=True) is not Unread.cut
+    verdict = judge_file(load_judge_file("a_or_b"))
+    assert (
+        verdict.read("Verdict: A", was_cut=True) is Unread.cut
+        and verdict.read("[[A]]", was_cut=True) is Unread.cut
+    )
+    assert verdict.read("Verdict: [[A]]", was_cut=True) == 1
+
+
 def test_a_cut_answer_is_told_from_another_form() -> None:
     file = judge_file(load_judge_file("score_1_10"))
-    assert file.read("It is", was_cut=True) is Unread.cut and file.read("Rating: 2", was_cut=True) == 2
+    assert file.read("It is", was_cut=True) is Unread.cut and file.read("Rating: 2\n", was_cut=True) == 2
 
 
 def test_what_a_response_spells_of_places_stays_text() -> None:
