@@ -512,10 +512,18 @@ def test_both_orders_are_asked_and_a_leaning_counted(tmp_path: Path) -> None:
 
 
 def test_a_judge_that_nobody_can_read_is_refused(tmp_path: Path) -> None:
-    with fake_chat(lambda n, body: (200, {}, "as you like")) as fake:
+    answer = "as you like"
+    with fake_chat(lambda n, body: (200, {}, answer)) as fake:
         job = score_job(tmp_path, config(fake.url), [["a", "b"]])
-        with pytest.raises(DataError, match=r"2 of 2 answers.*2 no_match.*as you like"):
+        with pytest.raises(DataError, match=r"2 of 2 answers.*2 no_match.*as you like") as error:
             scored(job, FakeWorker())
+        # The way out that it names: the judge was mended, and is to be asked again.
+        answer = "Rating: 5"
+        assert f"remove the folder of this unfinished stage, {job.out_path}, first" in str(error.value)
+        shutil.rmtree(job.out_path)
+        scored(score_job(tmp_path, job.config, [["a", "b"]]), FakeWorker())
+        assert len(fake.bodies) == 4
+    assert [row["scores"] for row in read_all_rows(job.out_path)] == [[5, 5]]
 
 
 def run_in_child(job: Job[Any]) -> None:
