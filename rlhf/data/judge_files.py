@@ -24,6 +24,25 @@ if not SHIPPED.is_dir():
 _PLACES = ("conversation", "question", "response", "response_a", "response_b")
 _PLACE = re.compile(r"\{\{([a-z_]+)\}\}|\{([a-z_]+)\}")
 """`{name}` is a place; `{{name}}` is the text `{name}`. Other braces stand as they are."""
+_BEGUN_BEFORE = re.compile(r"(\d[.,]?|(?<!\w)[-‐-―−﹣－.,])\Z")
+"""In front of digits: more of the same number, such as a sign. A hyphen behind a letter is none."""
+_GOES_ON = re.compile(
+    r"""
+      [.,'’٫٬，．]?\d                                 # 7,5 and 1,000
+    | [^\S\n]+\d                                    # 1 000 and 7 1/2
+    | [¼-¾⅐-⅞]
+    | e[-+]?\d
+    | [^\S\n]*([-‐-―−﹣－+~～〜]|to|or|and)[^\S\n]*\d  # 1-10, 3+1=4 and 7 or 8
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+"""Behind digits: more of the same number, or another one that it is held against."""
+_OUT_OF = re.compile(
+    r"[*_\])]*[^\S\n]*(?:/|(?:out[^\S\n]+)?of)[^\S\n]*[*_\[(]*(\d+(?:\.\d+)?)", re.IGNORECASE
+)
+"""Behind digits: of how many points they are."""
+_MAY_GO_ON = re.compile(r"[\d \t.,/+-]*")
+"""All that follows the match of a cut answer whose number or choice may not be whole."""
 _KEYS = ("system", "prompt", "pattern", "take", "lowest", "highest", "choices")
 
 
@@ -78,7 +97,11 @@ class JudgeFile:
         return asked
 
     def read(self, answer: str, was_cut: bool = False) -> float | Unread:
-        """The number that an answer gives, or why it gives none."""
+        """The number that an answer gives, or why it gives none.
+
+        Digits out of a longer number (-7, 7,5, 1-10) or of other points than `highest` (4/5 where that is 10)
+        are none, nor is the last word of an answer that was cut: more may have followed.
+        """
         if not answer.strip():
             return Unread.empty
         matches = list(re.finditer(self.pattern, answer))
@@ -86,16 +109,43 @@ class JudgeFile:
         if not matches:
             return Unread.cut if was_cut else Unread.no_match
         match = matches[-1 if self.take == "last" else 0]
-        if self.choices is not None:
-            return self.choices.get(str(match["choice"]).strip(), Unread.no_match)
+        if was_cut and _MAY_GO_ON.fullmatch(answer, match.end()):
+            return Unread.cut
         # A group that is not part of the match is None.
+        if self.choices is not None:
+            return self._value_of(match["choice"] or "")
+        if match["score"] is None or not self._is_whole(match):
+            return Unread.no_match
         try:
             value = float(match["score"])
-        except (TypeError, ValueError):
+        except ValueError:
             return Unread.no_match
         lowest = -math.inf if self.lowest is None else self.lowest
         highest = math.inf if self.highest is None else self.highest
         return value if math.isfinite(value) and lowest <= value <= highest else Unread.out_of_range
+
+    def _value_of(self, choice: str) -> float | Unread:
+        """The number of a choice, also of one that is spelt with other capitals."""
+        assert self.choices is not None, "a file has choices or scores"
+        spelt = choice.strip()
+        if spelt in self.choices:
+            return self.choices[spelt]
+        alike = [value for name, value in self.choices.items() if name.casefold() == spelt.casefold()]
+        return alike[0] if len(alike) == 1 else Unread.no_match
+
+    def _is_whole(self, match: re.Match[str]) -> bool:
+        """Whether the score is all of the number that stands there."""
+        answer, start, end = match.string, match.start("score"), match.end("score")
+        # A pattern may begin with the sign, or take in itself what follows.
+        begins_with_digit = answer[start:end][:1].isdecimal()
+        if begins_with_digit and _BEGUN_BEFORE.search(answer[max(start - 3, 0) : start]):
+            return False
+        if end < match.end():
+            return True
+        if _GOES_ON.match(answer, end):
+            return False
+        points = _OUT_OF.match(answer, end)
+        return points is None or self.highest is None or float(points[1]) == self.highest
 
 
 def conversation_text(conversation: Sequence[Message]) -> str:

@@ -156,6 +156,15 @@ def has_half_pair(text: str) -> bool:
     return _SURROGATE.search(text) is not None
 
 
+def without_half_pairs(text: str) -> str:
+    r"""Text that UTF-8 can hold: U+FFFD stands for each half of a surrogate pair.
+
+    Example:
+        "7 \ud800" gives "7 \ufffd"
+    """
+    return _SURROGATE.sub("\ufffd", text) if has_half_pair(text) else text
+
+
 def check_values(value: Any, depth: int = 0) -> None:
     """Refuse what no UTF-8 file can hold and what nests without end, anywhere in a record.
 

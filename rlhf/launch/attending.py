@@ -150,10 +150,13 @@ def patience_of(job: Job[Any]) -> float:
 
 
 def failure(job: Job[Any], worker: Watched, body: tuple[str, str, str]) -> Exception:
-    """What a worker raised: an error of the user as it was, anything else with the end of its traceback."""
+    """What a worker raised: an error of ours as it was, anything else with the end of its traceback."""
     kind, message, text = body
     if kind in USER_ERRORS:
         return USER_ERRORS[kind](message)
+    # Raised on purpose, such as of a server that is not waited for any longer: it says what to do.
+    if kind == WorkerFailed.__name__:
+        return WorkerFailed(f"{job.name}: {message}\nThe whole log: {worker.log}")
     # The traceback has the others.
     first, _, _ = message.strip().partition("\n")
     lines = text.strip().split("\n")

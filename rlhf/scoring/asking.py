@@ -8,6 +8,10 @@ from typing import Protocol
 
 from rlhf.data.judge_files import Unread
 from rlhf.data.records import Message
+from rlhf.data.rows import without_half_pairs
+
+_MOST_TOKENS = 2**63 - 1
+"""That a column of answers holds."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,26 @@ class Answer:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     problem: Unread | None = None
+
+
+def answer_told(text: str, finish_reason: str, prompt_tokens: object, completion_tokens: object) -> Answer:
+    """An answer as a server tells it, or as it was kept, made fit for a file.
+
+    Half a surrogate pair, which JSON can hold and UTF-8 cannot, becomes U+FFFD. A number of tokens that is no
+    whole number, or none that 64 bits hold, is unknown.
+    """
+    return Answer(
+        without_half_pairs(text),
+        without_half_pairs(finish_reason),
+        _count(prompt_tokens),
+        _count(completion_tokens),
+    )
+
+
+def _count(value: object) -> int | None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        return None
+    return value if 0 <= value <= _MOST_TOKENS else None
 
 
 Answered = Callable[[int, Answer], None]

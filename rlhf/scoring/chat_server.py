@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -12,18 +13,21 @@ import httpx
 
 from rlhf.config.choices import ChatApi
 from rlhf.config.stage_configs import GenerativeStage
+from rlhf.data.json_text import json_text
 from rlhf.data.records import Message
 from rlhf.errors import ConfigError, ModelError, WorkerFailed, one_line
 from rlhf.run.output import show
-from rlhf.scoring.asking import Answer, Answered
+from rlhf.scoring.asking import Answer, Answered, answer_told
 from rlhf.scoring.at_once import AtOnce, Clock
 from rlhf.scoring.servers import API_KEY, key_in, may_pass, quoted
 
-# The pause doubles from the first to the longest, unless the server says how long.
+# The pause doubles from the first to the longest, unless the server asks for a longer one.
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 30.0
 _LARGEST_ANSWER = 16 * 2**20
 """Bytes, after decompression."""
+_MOST_DIGITS = 1000
+"""Of a whole number in an answer."""
 PATHS = {ChatApi.chat: "/chat/completions", ChatApi.completions: "/completions"}
 
 
@@ -117,14 +121,14 @@ class ChatServer:
             while wait > 0 and not self._calls.given_up.is_set():
                 await self._clock.sleep(wait, self._calls.given_up)
                 wait = self._not_before - self._clock.now()
-            told = None
+            told = 0.0
             try:
                 response = await self._request(client, body)
                 if not may_pass(response.status_code):
                     self._answered_at = self._clock.now()
                     return self._answer(response)
                 trouble = f"HTTP {response.status_code}: {quoted(response.text, self._key)}"
-                told = retry_after(response.headers.get("retry-after"))
+                told = retry_after(response.headers.get("retry-after")) or 0.0
             except httpx.RequestError as error:
                 # A refused certificate is a connection error like others, but waiting mends none.
                 if "CERTIFICATE_VERIFY_FAILED" in str(error):
@@ -138,10 +142,10 @@ class ChatServer:
             if not self._has_told:
                 self._has_told = True
                 show(f"{self._url}: {trouble}; such requests are tried again")
-            self._require_patience(trouble, pause if told is None else told)
-            if told is not None:
-                self._not_before = max(self._not_before, self._clock.now() + told)
-            else:
+            self._require_patience(trouble, max(told, pause))
+            self._not_before = max(self._not_before, self._clock.now() + told)
+            # A server that says "at once" again and again is still left alone for longer and longer.
+            if told < pause:
                 await self._clock.sleep(pause, self._calls.given_up)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
@@ -176,55 +180,128 @@ class ChatServer:
                         "or name another server in reward_model.url."
                     )
             # Without what says how it was packed, for it is unpacked.
-            told = response.headers.get("retry-after")
-            headers = {} if told is None else {"retry-after": told}
+            headers = {}
+            for name in ("retry-after", "location"):
+                if name in response.headers:
+                    headers[name] = response.headers[name]
             return httpx.Response(response.status_code, content=bytes(content), headers=headers)
 
     def _answer(self, response: httpx.Response) -> Answer:
         if response.status_code != 200:
             raise ModelError(self._refusal(response))
         try:
-            document = response.json()
-            choice = document["choices"][0]
-            text = choice["message"]["content"] if "message" in choice else choice["text"]
-            usage = document.get("usage") or {}
-            # Null where a model has said nothing, or called a tool.
-            text = "" if text is None else text
-            if not isinstance(text, str):
-                raise TypeError("the content is no text")
-            return Answer(
-                text,
-                str(choice.get("finish_reason") or ""),
-                _count(usage.get("prompt_tokens")),
-                _count(usage.get("completion_tokens")),
-            )
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            document = json.loads(response.content, parse_int=_whole_number)
+            told = _error_in(document)
+            if told is None:
+                return _completion(document)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise ModelError(
                 f"{self._url} answered no completion ({type(error).__name__}: {one_line(error)}): "
                 f"{quoted(response.text, self._key)}\nreward_model.url must be the base URL of an "
                 "OpenAI-compatible server, and reward_model.generative.api what it offers there."
             ) from error
-
-    def _refusal(self, response: httpx.Response) -> str:
-        config = self._config
-        way_out = {
-            401: f"The key stands in the environment variable {config.api_key_variable or API_KEY}; set it.",
-            403: f"The key stands in the environment variable {config.api_key_variable or API_KEY}; set it.",
-            404: (
-                "Is reward_model.url its base URL (such as http://127.0.0.1:8000 or https://HOST/v1), and "
-                f"reward_model.generative.model={config.served_model} a model that it has?"
-            ),
-        }.get(
-            response.status_code,
-            "If it is about length, lower generate.max_new_tokens or reward_model.generative.max_new_tokens="
-            f"{config.max_new_tokens}, or raise the server's limit; if about a parameter, "
-            "change or remove it "
-            "with reward_model.generative.body={name: null}.",
-        )
-        return (
-            f"{self._url}: HTTP {response.status_code}: {quoted(response.text, self._key)}\n{way_out} "
+        raise ModelError(
+            f"{self._url}: HTTP 200, and an error in place of an answer: {quoted(told, self._key)}\n"
+            f"{self._way_out_of_error()} If it may pass, the same command goes on with the rest. "
             "All answers that came are kept."
         )
+
+    def _refusal(self, response: httpx.Response) -> str:
+        return (
+            f"{self._url}: HTTP {response.status_code}: {quoted(response.text, self._key)}\n"
+            f"{self._way_out(response)} All answers that came are kept."
+        )
+
+    def _way_out(self, response: httpx.Response) -> str:
+        status = response.status_code
+        config = self._config
+        if status in (401, 403):
+            return f"The key stands in the environment variable {config.api_key_variable or API_KEY}; set it."
+        if status in (404, 405):
+            return (
+                "Is reward_model.url its base URL (such as http://127.0.0.1:8000 or https://HOST/v1), and "
+                f"reward_model.generative.model={config.served_model} a model that it has?"
+            )
+        if status < 300:
+            return (
+                "A completion comes with HTTP 200. Look at what runs there, or name the base URL of an "
+                "OpenAI-compatible server in reward_model.url."
+            )
+        if status < 400:
+            place = quoted(response.headers.get("location", "a place that it does not name"), self._key)
+            return (
+                f"It sends its callers on, to {place}, and no redirect is followed, since a key would go "
+                "along. Name the base URL of the server that answers itself in reward_model.url."
+            )
+        return self._way_out_of_error()
+
+    def _way_out_of_error(self) -> str:
+        return (
+            "If it is about length, lower generate.max_new_tokens or reward_model.generative.max_new_tokens="
+            f"{self._config.max_new_tokens}, or raise the server's limit; if about a parameter, "
+            "change or remove it with reward_model.generative.body={name: null}."
+        )
+
+
+def _error_in(document: Any) -> str | None:
+    """The message of an error that came in place of choices; None where there is no such error."""
+    if not isinstance(document, dict) or not document.get("error") or document.get("choices"):
+        return None
+    error = document["error"]
+    if isinstance(error, dict) and error.get("message"):
+        error = error["message"]
+    return error if isinstance(error, str) else json_text(error)
+
+
+def _completion(document: Any) -> Answer:
+    """The answer in a completion; an empty one where the model has said nothing, or called a tool.
+
+    Raises:
+        LookupError, TypeError, AttributeError: it is none.
+    """
+    # Null, or none of them, where a filter or a limit took the answer away.
+    choices = document["choices"] or []
+    if not isinstance(choices, list):
+        raise TypeError("choices is no list")
+    choice = (choices[0] if choices else None) or {}
+    message = choice.get("message")
+    content = choice.get("text") if message is None else message.get("content")
+    usage = document.get("usage")
+    # An answer is no less good for figures that nobody can read.
+    if not isinstance(usage, dict):
+        usage = {}
+    return answer_told(
+        _text_of(content),
+        str(choice.get("finish_reason") or ""),
+        usage.get("prompt_tokens"),
+        usage.get("completion_tokens"),
+    )
+
+
+def _text_of(content: Any) -> str:
+    """The text of a content, of which some servers make a list of parts; "" for null.
+
+    Example:
+        [{"type": "text", "text": "Rating: 5"}] gives "Rating: 5"
+    """
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise TypeError("the content is no text")
+    texts = []
+    for part in content:
+        text = part.get("text") if isinstance(part, dict) else part
+        # Other parts are pictures, sound, or a refusal.
+        if isinstance(text, str):
+            texts.append(text)
+    return "".join(texts)
+
+
+def _whole_number(digits: str) -> int | None:
+    """A whole number of JSON; None for one so long that Python refuses to read it."""
+    return int(digits) if len(digits) < _MOST_DIGITS else None
 
 
 def retry_after(header: str | None) -> float | None:
@@ -235,12 +312,9 @@ def retry_after(header: str | None) -> float | None:
         return float(header)
     try:
         when = parsedate_to_datetime(header)
-    except ValueError:
+    # A year of twenty digits is more than a date holds.
+    except (ValueError, OverflowError):
         return None
     if when.tzinfo is None:
         when = when.replace(tzinfo=UTC)
     return max(0.0, (when - datetime.now(UTC)).total_seconds())
-
-
-def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

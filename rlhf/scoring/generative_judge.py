@@ -11,7 +11,7 @@ from typing import Any
 from rlhf.config.stage_configs import GenerativeStage
 from rlhf.data.judge_files import Unread, judge_file
 from rlhf.data.records import Message, prompt_id
-from rlhf.scoring.asking import Answer, Asker
+from rlhf.scoring.asking import Answer, Asker, answer_told
 from rlhf.scoring.judge import Scored
 from rlhf.scoring.kept import KeptAnswers, key_of
 from rlhf.scoring.tournament import Compared, Matchup
@@ -110,7 +110,7 @@ class GenerativeJudge:
             kept = self._kept.get(key)
             # Of an earlier attempt at this shard.
             if kept is not None:
-                answers[key] = Answer(**kept)
+                answers[key] = answer_told(**kept)
         missing = [key for key in asked if key not in answers]
         total = len(asked)
 

@@ -51,7 +51,9 @@ def conclude_answers(job: Job[Any]) -> tuple[str, dict[str, float]]:
                 "reward_model.generative.template, raise "
                 "reward_model.generative.max_new_tokens where answers are cut, or take a "
                 "judge that keeps to a "
-                f"form. All its answers are in {job.out_path / ANSWERS}."
+                f"form. All its answers are in {job.out_path / ANSWERS}. The same command does not ask for "
+                "them again: where the judge itself was mended, such as a server with a wrong model, remove "
+                f"the folder of this unfinished stage, {job.out_path}, first."
             )
     # Other workers may still be at their last shards; a server, which is what costs, is asked by one.
     spent = cost(job.config, counts) if is_whole else None

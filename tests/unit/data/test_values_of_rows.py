@@ -22,6 +22,7 @@ from rlhf.data.rows import (
     plain_json,
     plain_name,
     plain_text,
+    without_half_pairs,
 )
 from rlhf.errors import DataError
 
@@ -83,6 +84,7 @@ def test_half_a_pair_is_found_anywhere(value):
         check_values(value)
     assert error.value.reason == "invalid_unicode"
     assert not has_half_pair("aé😀")
+    assert without_half_pairs("a\ud800é\udfff😀") == "a\ufffdé\ufffd😀"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import pytest
 
 from benchmarks import startup
 from rlhf.config.schema import ComputeConfig, Config
-from rlhf.config.stage_configs import RuleStage
+from rlhf.config.stage_configs import GenerativeStage, RuleStage
+from rlhf.data.judge_files import load_judge_file
 from rlhf.data.schemas import CANDIDATES_SCHEMA
 from rlhf.data.shards import read_all_rows, shard_name, write_shard
 from rlhf.errors import ConfigError, DataError, WorkerFailed
@@ -25,6 +26,7 @@ from rlhf.run.artifact import Artifact
 from rlhf.run.job import Kind
 from rlhf.run.lock import hold_run
 from rlhf.run.plan import Run
+from tests.chat_server import fake_chat
 from tests.stage_runner import config_of
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -38,7 +40,7 @@ def importable(monkeypatch):
 def candidates(folder, shards=6):
     folder.mkdir()
     for index in range(shards):
-        row = {"id": f"{index}", "messages": [], "prompt_token_ids": [1]}
+        row = {"id": f"{index}", "messages": [{"role": "user", "content": "Hi"}], "prompt_token_ids": [1]}
         row["candidates"] = [
             {
                 "token_ids": [1],
@@ -53,13 +55,17 @@ def candidates(folder, shards=6):
     return Artifact(folder, "d")
 
 
-def score(folder, inputs, rule, token, workers=1, hang_seconds=60.0, say=print, preload=False):
+def score(folder, inputs, rule, token, workers=1, **values):
+    return scored_by(RuleStage(rule=f"tests.unit.rules:{rule}"), folder, inputs, token, workers, **values)
+
+
+def scored_by(config, folder, inputs, token, workers=1, hang_seconds=60.0, say=print, preload=False):
     cfg = Config()
     cfg.compute.hang_seconds = hang_seconds
     cfg.compute.num_inference_workers = workers
     cfg.compute.device = type(cfg.compute.device).cpu
     run = Run(folder, cfg, LocalLauncher(folder, token, preload=preload, told=Told(say=say)))
-    return run.stage("score", "score", RuleStage(rule=f"tests.unit.rules:{rule}"), {"candidates": inputs})
+    return run.stage("score", "score", config, {"candidates": inputs})
 
 
 def all_scores(artifact):
@@ -111,6 +117,25 @@ def test_an_error_of_the_user_keeps_its_kind(tmp_path):
         pytest.raises(DataError, match="does not like this response"),
     ):
         score(tmp_path / "run", inputs, "bad_data", token)
+
+
+def test_a_server_that_is_given_up_is_told_once_and_what_it_answered_is_kept(tmp_path):
+    def behave(number, body):
+        return (200, {}, "Rating: 5") if number < 2 or is_mended else (429, {"Retry-After": "99999999"}, {})
+
+    is_mended = False
+    inputs = candidates(tmp_path / "in")
+    template = load_judge_file("score_1_10")
+    with hold_run(tmp_path / "run", print) as token, fake_chat(behave) as fake:
+        config = GenerativeStage(judge_file=template, url=fake.url, served_model="m", concurrency=1)
+        with pytest.raises(WorkerFailed) as failure:
+            scored_by(config, tmp_path / "run", inputs, token)
+        lines = str(failure.value).splitlines()
+        assert lines[0].count("the next attempt would be in 99999999 s") == 1
+        assert len(lines) == 2 and lines[1].startswith("The whole log: ")
+        is_mended = True
+        scored_by(config, tmp_path / "run", inputs, token)
+        assert len(fake.answered) == 6 and set(fake.answered.values()) == {1}
 
 
 def test_a_killed_worker_is_named_and_its_finished_shards_are_kept(tmp_path, monkeypatch):

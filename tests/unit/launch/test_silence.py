@@ -89,6 +89,10 @@ def test_a_death_is_told_by_its_code(code, phrase, is_killed):
 def test_the_users_errors_keep_their_kind_and_others_show_the_end_of_their_traceback():
     error = attending.failure(job(1), worker(), ("DataError", "no such row", "…"))
     assert isinstance(error, DataError) and str(error) == "no such row"
+    error = attending.failure(job(1), worker(), ("WorkerFailed", "http://h: no answer\nStart it.", "…"))
+    # The message once, and no frames: it names the way out.
+    assert isinstance(error, WorkerFailed)
+    assert str(error) == "pair: http://h: no answer\nStart it.\nThe whole log: a.log"
     trace = "\n".join(f"line {number}" for number in range(20)) + "\n\n"
     lines = str(attending.failure(job(1), worker(), ("KeyError", "k", trace))).splitlines()
     assert lines[0] == "pair failed: k"

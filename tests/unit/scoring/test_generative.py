@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import multiprocessing
 import os
@@ -15,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from rlhf.config.choices import JudgeKind
@@ -29,6 +31,7 @@ from rlhf.run.attempt_folder import attempt_folder, end_attempts, take_shard
 from rlhf.run.job import Job
 from rlhf.run.stage_table import folders_beside
 from rlhf.scoring.chat_server import ChatServer, endpoint, retry_after
+from rlhf.scoring.generative_judge import GenerativeJudge
 from rlhf.scoring.judge import RuleJudge
 from rlhf.scoring.kept import KeptAnswers, kept_answers, kept_path
 from rlhf.stages import score
@@ -72,15 +75,106 @@ def config(url: str, template: str = "score_1_10", **values: Any) -> GenerativeS
         ("self_rewarding", "It is fine.\nScore: 4", 4),
         ("self_rewarding", "Score: 0", 0),
         ("self_rewarding", "Score: 6", Unread.out_of_range),
+        ("self_rewarding", "Score: -1", Unread.no_match),
+        ("self_rewarding", "Score: 3+1=4", Unread.no_match),
+        ("self_rewarding", "Score: 1 + 1 + 1", Unread.no_match),
+        ("self_rewarding", "Score: 4/5", 4),
+        ("self_rewarding", "Score: 4/10", Unread.no_match),
+        ("score_1_10", "Rating: 7/10", 7),
+        ("score_1_10", "**Rating:** **7** out of 10.", 7),
+        ("score_1_10", "Rating: [[7]]", 7),
+        ("score_1_10", "Rating: ７", 7),
+        ("score_1_10", "Rating: 7, since", 7),
+        ("score_1_10", "Rating: 7. Fine\n8", 7),
+        ("score_1_10", "Rating:\n- 7", 7),
+        ("score_1_10", "Rating: 7-ish", 7),
+        ("score_1_10", "Rating: 7 – good", 7),
+        ("a_or_b", "Verdict: Tie.", 0.5),
+        ("a_or_b", "**VERDICT: B**", 0),
+        ("a_or_b", "Verdict: A. B is poor", 1),
+        ("a_or_b", "Verdict: A, not B", 1),
+        ("a_or_b", "Verdict: B (a clear case)\nA is poor", 0),
     ],
 )
 def test_answers_are_read(template: str, answer: str, value: object) -> None:
     assert judge_file(load_judge_file(template)).read(answer) == value
 
 
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "-7",
+        "−7",
+        "–7",
+        ".5",
+        ",5",
+        "7,5",
+        "7，5",
+        "1,000",
+        "1 000",
+        "1'000",
+        "7.5.1",
+        "7½",
+        "7 1/2",
+        "1e1",
+        "1-10",
+        "1 – 10",
+        "7~8",
+        "7 or 8",
+        "6 to 8",
+        "4/5",
+        "4 / 5",
+        "**4**/5",
+        "4 out of 5",
+    ],
+)
+@pytest.mark.parametrize("before", ["", "Rating: 9\n"])
+def test_a_piece_of_a_number_is_no_rating(before: str, rest: str) -> None:
+    file = judge_file(load_judge_file("score_1_10"))
+    assert file.read(f"{before}Rating: {rest}") is Unread.no_match
+    own = judge_file({"prompt": "{question} {response}", "pattern": r"=\W*(?P<score>\d+)", "highest": 10})
+    assert own.read(f"= {rest}") is Unread.no_match and own.read("= 7/10") == 7
+
+
+@pytest.mark.parametrize(
+    "rest", ["A or B", "B/A", "A and B", "A better one is B", "A is worse", "B's", "A, tie", "tied", "a"]
+)
+def test_more_than_a_choice_is_no_verdict(rest: str) -> None:
+    assert judge_file(load_judge_file("a_or_b")).read(f"Verdict: {rest}") is Unread.no_match
+
+
+def test_patterns_may_take_in_what_stands_around_a_score() -> None:
+    def read(pattern: str, answer: str) -> object:
+        return judge_file({"prompt": "{question} {response}", "pattern": pattern}).read(answer)
+
+    assert read(r"(?P<score>-?\d+)", "= -7") == -7 and read(r"Score-(?P<score>\d+)", "Score-7") == 7
+    assert read(r"(?P<score>\d+)-\d+", "2-5") == 2 and read(r"=(?P<score>\d+)", "=85/100") == 85
+    assert read(r"(?P<score>.*)", " x") is Unread.no_match and read(r"=(?P<score>.*)", "=") is Unread.no_match
+    assert read(r".*(?P<score>\d+)", "= 10") is Unread.no_match
+
+
+def test_choices_are_read_whatever_their_capitals() -> None:
+    content = {"prompt": "{question} {response}", "pattern": r"(?P<choice>\w+)"}
+    file = judge_file({**content, "choices": {"Yes": 1, "no": 0, "NO": 2}})
+    assert file.read("yes") == 1 and file.read("NO") == 2 and file.read("No") is Unread.no_match
+
+
+@pytest.mark.parametrize("end", ["1", "1.", "7/1", "7 ", "3\nRating: 1"])
+def test_a_number_that_a_cut_may_have_shortened_is_not_read(end: str) -> None:
+    file = judge_file(load_judge_file("score_1_10"))
+    assert file.read(f"Rating: {end}", was_cut=True) is Unread.cut
+    assert file.read(f"Rating: {end}\n", was_cut=True) is not Unread.cut
+    verdict = judge_file(load_judge_file("a_or_b"))
+    assert (
+        verdict.read("Verdict: A", was_cut=True) is Unread.cut
+        and verdict.read("[[A]]", was_cut=True) is Unread.cut
+    )
+    assert verdict.read("Verdict: [[A]]", was_cut=True) == 1
+
+
 def test_a_cut_answer_is_told_from_another_form() -> None:
     file = judge_file(load_judge_file("score_1_10"))
-    assert file.read("It is", was_cut=True) is Unread.cut and file.read("Rating: 2", was_cut=True) == 2
+    assert file.read("It is", was_cut=True) is Unread.cut and file.read("Rating: 2\n", was_cut=True) == 2
 
 
 def test_what_a_response_spells_of_places_stays_text() -> None:
@@ -178,6 +272,109 @@ def test_who_wakes_after_its_attempts_end_changes_no_answer(tmp_path: Path, temp
     assert sum_counts(job.out_path)["answers"] == 2
 
 
+def completion(text: object, finish_reason: object = "stop", **usage: object) -> dict[str, Any]:
+    return {"choices": [{"message": {"content": text}, "finish_reason": finish_reason}], "usage": usage}
+
+
+NO_FILE_HOLDS = [
+    completion("Rating: 5 \ud800", prompt_tokens=3, completion_tokens=2),
+    completion("Rating: 5 \udfff\ud83d\ude00", "\udc00", prompt_tokens=3, completion_tokens=2),
+    completion("Rating: 5", prompt_tokens=2**70, completion_tokens=2**63),
+    completion("Rating: 5", prompt_tokens=-1, completion_tokens="2"),
+    completion("Rating: 5", prompt_tokens=1.0, completion_tokens=True),
+]
+
+
+@pytest.mark.parametrize("told", NO_FILE_HOLDS)
+def test_an_answer_that_no_file_holds_is_made_fit_for_one(tmp_path: Path, told: dict[str, Any]) -> None:
+    with fake_chat(lambda n, body: (200, {}, told)) as fake:
+        job = score_job(tmp_path, config(fake.url), [["a"]])
+        scored(job, FakeWorker())
+    (answer,) = read_all_rows(job.out_path / "answers")
+    kept = kept_path(job.out_path, 0).read_text()
+    assert answer["value"] == 5 and not any(half in kept for half in (r"\ud800", r"\udfff", r"\udc00"))
+    content = told["choices"][0]["message"]["content"]
+    assert len(answer["answer"]) == len(content) - content.count("\ude00")
+    is_counted = told["usage"]["prompt_tokens"] == 3
+    assert (answer["prompt_tokens"], answer["completion_tokens"]) == ((3, 2) if is_counted else (None, None))
+
+
+@pytest.mark.parametrize("told", NO_FILE_HOLDS)
+def test_what_was_kept_before_answers_were_made_fit_is_read(tmp_path: Path, told: dict[str, Any]) -> None:
+    choice = told["choices"][0]
+    record = {"text": choice["message"]["content"], "finish_reason": choice["finish_reason"], **told["usage"]}
+    with fake_chat(lambda n, body: (500, {}, {})) as fake:
+        job = score_job(tmp_path, config(fake.url), [["a"]])
+        judge = GenerativeJudge(job.config, ChatServer(job.config))
+        messages = judge.file.messages([{"role": "user", "content": "question 0"}], "a")
+        with kept_answers(job.out_path, 0) as kept:
+            kept.add(judge._key(messages), record)
+        scored(job, FakeWorker())
+        assert not fake.bodies
+    assert [row["scores"] for row in read_all_rows(job.out_path)] == [[5.0]]
+
+
+PARTS = [{"type": "text", "text": "Rating: "}, {"type": "image_url"}, "5"]
+
+
+@pytest.mark.parametrize(
+    ("told", "text"),
+    [
+        ({"choices": []}, ""),
+        ({"choices": None}, ""),
+        ({"choices": [None]}, ""),
+        ({"choices": [{}], "error": None}, ""),
+        ({"choices": [{"message": None, "finish_reason": "content_filter"}]}, ""),
+        ({"choices": [{"message": {"role": "assistant"}}]}, ""),
+        (completion(None), ""),
+        (completion([]), ""),
+        (completion(PARTS), "Rating: 5"),
+        ({"choices": [{"text": "Rating: 5"}]}, "Rating: 5"),
+        (completion("Rating: 5", 3), "Rating: 5"),
+        (completion("Rating: 5") | {"usage": [1]}, "Rating: 5"),
+        (completion("Rating: 5") | {"usage": "none"}, "Rating: 5"),
+        (completion("Rating: 5") | {"error": {"message": "slow"}}, "Rating: 5"),
+    ],
+)
+def test_answers_of_any_form_are_taken(told: dict[str, Any], text: str) -> None:
+    got = []
+    with fake_chat(lambda n, body: (200, {}, told)) as fake:
+        ChatServer(config(fake.url)).ask([HI], lambda number, answer: got.append(answer.text))
+    assert got == [text]
+
+
+def test_a_count_of_thousands_of_digits_loses_no_answer() -> None:
+    text = json.dumps(completion("Rating: 5", prompt_tokens=0)).replace(": 0", f": {'9' * 5000}")
+    answer = ChatServer(config("http://x"))._answer(httpx.Response(200, text=text))
+    assert answer.text == "Rating: 5" and answer.prompt_tokens is None
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "told", "said"),
+    [
+        (200, {}, {"error": {"message": "overloaded", "code": 7}}, "an answer: overloaded\n"),
+        (200, {}, {"error": "too long", "choices": []}, "an answer: too long\n"),
+        (200, {}, {"error": {"code": 7}}, r"an answer: \{\"code\": 7\}\n"),
+        (200, {}, {"object": "list"}, "no completion .*base URL"),
+        (200, {}, [1], "no completion .*base URL"),
+        (200, {}, completion(7), "no completion .*the content is no text"),
+        (200, {}, {"choices": "none"}, "no completion .*choices is no list"),
+        (201, {}, completion("Rating: 5"), "HTTP 201: .*comes with HTTP 200"),
+        (301, {"Location": "http://other/v1"}, {}, "HTTP 301: .*on, to http://other/v1, and no redirect"),
+        (307, {}, {}, "a place that it does not name"),
+        (405, {}, {}, "base URL"),
+        (422, {}, {}, "about length"),
+    ],
+)
+def test_what_is_no_completion_has_its_own_way_out(
+    status: int, headers: dict[str, str], told: Any, said: str
+) -> None:
+    server = fake_chat(lambda n, body: (status, headers, told))
+    with server as fake, pytest.raises(ModelError, match=f"(?s){said}") as error:
+        ChatServer(config(fake.url)).ask([HI], print)
+    assert ("All answers that came are kept" in str(error.value)) == ("no completion" not in said)
+
+
 def test_rate_limits_and_failures_are_waited_out() -> None:
     def behave(number: int, body: Any) -> Any:
         if number == 0:
@@ -189,6 +386,23 @@ def test_rate_limits_and_failures_are_waited_out() -> None:
         server = ChatServer(config(fake.url, concurrency=1), clock)  # type: ignore[arg-type]
         server.ask([HI, HI], lambda number, answer: got.append((number, answer.text)))
     assert got == [(0, "Rating: 5"), (1, "Rating: 5")] and clock.slept == [7.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("told", ["0", "0.01", "-5", "soon", "Wed, 21 Oct 2015 07:28:00 GMT"])
+def test_who_may_ask_again_at_once_still_waits_longer_each_time(told: str) -> None:
+    clock = FastClock()
+    with fake_chat(lambda n, body: (429, {"Retry-After": told}, {}) if n < 4 else (200, {}, "x")) as fake:
+        server = ChatServer(config(fake.url, concurrency=1), clock)  # type: ignore[arg-type]
+        server.ask([HI], lambda number, answer: None)
+    assert [pause for pause in clock.slept if pause > 0.1] == [0.5, 1.0, 2.0, 4.0]
+
+
+def test_a_server_that_says_at_once_is_given_up_in_the_end() -> None:
+    with fake_chat(lambda n, body: (503, {"Retry-After": "0"}, {})) as fake:
+        server = ChatServer(config(fake.url, retry_seconds=10), FastClock())  # type: ignore[arg-type]
+        with pytest.raises(WorkerFailed, match="next attempt would be in 8 s"):
+            server.ask([HI], print)
+        assert len(fake.bodies) == 5
 
 
 def test_patience_ends_and_what_came_is_there() -> None:
@@ -224,6 +438,7 @@ def test_where_requests_go() -> None:
     assert endpoint("http://h:1/", ChatApi.chat) == "http://h:1/v1/chat/completions"
     assert endpoint("https://h/openai/v1/", ChatApi.completions) == "https://h/openai/v1/completions"
     assert retry_after("1.5") == 1.5 and retry_after("soon") is None
+    assert retry_after(f"Mon, 1 Jan {'9' * 20} 00:00:00 GMT") is None
     assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
 
 
@@ -297,10 +512,18 @@ def test_both_orders_are_asked_and_a_leaning_counted(tmp_path: Path) -> None:
 
 
 def test_a_judge_that_nobody_can_read_is_refused(tmp_path: Path) -> None:
-    with fake_chat(lambda n, body: (200, {}, "as you like")) as fake:
+    answer = "as you like"
+    with fake_chat(lambda n, body: (200, {}, answer)) as fake:
         job = score_job(tmp_path, config(fake.url), [["a", "b"]])
-        with pytest.raises(DataError, match=r"2 of 2 answers.*2 no_match.*as you like"):
+        with pytest.raises(DataError, match=r"2 of 2 answers.*2 no_match.*as you like") as error:
             scored(job, FakeWorker())
+        # The way out that it names: the judge was mended, and is to be asked again.
+        answer = "Rating: 5"
+        assert f"remove the folder of this unfinished stage, {job.out_path}, first" in str(error.value)
+        shutil.rmtree(job.out_path)
+        scored(score_job(tmp_path, job.config, [["a", "b"]]), FakeWorker())
+        assert len(fake.bodies) == 4
+    assert [row["scores"] for row in read_all_rows(job.out_path)] == [[5, 5]]
 
 
 def run_in_child(job: Job[Any]) -> None:
