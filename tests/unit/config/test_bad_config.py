@@ -157,6 +157,21 @@ def config_folder(text):
     ),
     Case("one response", "iterate generate.n=1 generate.temperatures=[1]", ["generate.n=1", "Use 2 or more"]),
     Case("uneven n", "iterate generate.n=7", ["generate.n=7", "multiple of 2"]),
+    Case(
+        "DPO's settings for RAFT",
+        "iterate experiment=[quickstart,raft] dpo.learning_rate=1e-3 dpo.lora={dropout:0.1}",
+        [
+            "dpo.learning_rate=0.001 with method=raft",
+            "Set raft.learning_rate",
+            "dpo.lora={dropout:0.1}",
+            "Leave it out",
+        ],
+    ),
+    Case(
+        "RAFT's settings for DPO",
+        "check model.path=m raft.num_epochs=2",
+        ["raft.num_epochs=2 with method=dpo", "Set dpo.num_epochs in its place, or method=raft"],
+    ),
     Case("all wrong at once", "iterate dpo.beta=0 generate.n=0", ["dpo.beta=0", "generate.n=0"]),
     Case(
         "rule and data",
