@@ -172,6 +172,8 @@ def config_folder(text):
         "check model.path=m raft.num_epochs=2",
         ["raft.num_epochs=2 with method=dpo", "Set dpo.num_epochs in its place, or method=raft"],
     ),
+    Case("more than fp32 holds", "iterate dpo.length_alpha=1e39", ["dpo.length_alpha=1e+39", "fp32", "1e9"]),
+    Case("less than fp32 holds", "iterate dpo.beta=1e-300", ["dpo.beta=1e-300", "fp32", "1e-9"]),
     Case("all wrong at once", "iterate dpo.beta=0 generate.n=0", ["dpo.beta=0", "generate.n=0"]),
     Case(
         "rule and data",
