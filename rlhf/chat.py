@@ -25,7 +25,7 @@ from rlhf.command.line import main
 from rlhf.command.saved import merged, read_saved
 from rlhf.command.settings import to_config
 from rlhf.config.chat_tool import ChatTool
-from rlhf.config.choices import Engine
+from rlhf.config.choices import TRAINED, Engine
 from rlhf.config.limits import check_numbers
 from rlhf.config.overrides import iterate_command, override, pasted
 from rlhf.config.schema import Config
@@ -43,7 +43,7 @@ from rlhf.run.plan import Run
 from rlhf.view.chat_input import Keyboard
 from rlhf.view.chat_screen import Lines, Screen, screen_for
 from rlhf.view.chat_session import Answer, Command, Session, chosen_iterations, obeyed
-from rlhf.view.run_folder import TRAINED, RunFolder, open_run
+from rlhf.view.run_folder import RunFolder, open_run
 
 _PATIENCE_SECONDS = 5.0
 """For which a judge's server that does not answer is asked again."""

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the package need not be installed
 
 from rlhf.command.saved import write_saved  # noqa: E402
-from rlhf.config.choices import Device, Dtype, Engine  # noqa: E402
+from rlhf.config.choices import TRAINED, Device, Dtype, Engine  # noqa: E402
 from rlhf.config.schema import Config  # noqa: E402
 from rlhf.data.json_text import json_text  # noqa: E402
 from rlhf.data.schemas import CANDIDATES_SCHEMA, LOGPROBS_SCHEMA, SCORES_SCHEMA  # noqa: E402
@@ -117,6 +117,7 @@ class SyntheticLauncher:
             "score": self._score,
             "reference": self._reference,
             "dpo": self._dpo,
+            "raft": self._raft,
         }
 
     def launch(self, job: Job[Any], kind: Kind, shards: list[int]) -> Outcome:
@@ -238,6 +239,11 @@ class SyntheticLauncher:
             {"first_loss": rows[0]["loss"], "last_loss": rows[-1]["loss"], **mean_metrics},
         )
 
+    def _raft(self, job: Job[Any], shards: list[int]) -> Outcome:
+        write_stub_model(job.out_path / "model", weight=float(_policy_of(job.name)))
+        (job.out_path / "metrics.jsonl").write_text(json_text({"step": 1, "loss": 1.0}) + "\n")
+        return Outcome({"prompts": 1, "conversations": 1, "steps": 1})
+
 
 def _step(rng: np.random.Generator, step: int, num_steps: int, config: Any) -> dict[str, float]:
     """One optimizer step's metrics, as a training writes them."""
@@ -320,13 +326,13 @@ def _normal(keys: np.ndarray, salt: int) -> np.ndarray:
 
 
 def _policy_of(name: str) -> int:
-    """The number of the policy whose responses a stage is about; of `dpo`, of the one that it makes.
+    """The number of the policy whose responses a stage is about; of a training, of the one that it makes.
 
     Example:
         "iteration_002/held_out/score" gives 2, "iteration_002/score" gives 1
     """
     iteration = int(name.split("/")[0].removeprefix("iteration_"))
-    return iteration if "held_out" in name or name.endswith("dpo") else iteration - 1
+    return iteration if "held_out" in name or name.endswith(TRAINED) else iteration - 1
 
 
 def write_stub_model(folder: Path, weight: float = 0.0, architecture: str = "LlamaForCausalLM") -> None:
@@ -382,6 +388,7 @@ def make_run(
     hostile: bool = False,
     greedy: int = 0,
     until: str | None = None,
+    change: Callable[[Config], None] = lambda cfg: None,
 ) -> Config:
     """Make a run folder, or finish one that was stopped; returns its settings.
 
@@ -395,9 +402,11 @@ def make_run(
         hostile: whether some responses try to break out of a page or a terminal.
         greedy: held-out prompts that policies answer at temperature 0 too.
         until: the stage to stop after, such as `iteration_002/dpo`.
+        change: is called with the settings before anything is made, and may change them.
     """
     cfg = settings(folder, prompts, n, held_out, iterations, seed)
     cfg.evaluate.greedy = greedy
+    change(cfg)
     if not (folder / "inputs").exists():
         write_stub_model(folder / "inputs" / "policy")
         for judge in ("judge", "second_judge"):

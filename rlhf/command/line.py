@@ -27,11 +27,19 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from rlhf.command.lists import with_lists
 from rlhf.command.saved import going_on, merged, says, typed_settings
-from rlhf.command.settings import check_written, explained, named_experiment, to_config, typed_words
+from rlhf.command.settings import (
+    check_written,
+    explained,
+    named_experiment,
+    to_config,
+    typed_values,
+    typed_words,
+)
 from rlhf.command.sweep import is_sweep, job_name, join_sweep, no_traces, swept_keys
 from rlhf.command.temporary import prepare_temporary_folder
 from rlhf.config.choices import Launcher
 from rlhf.config.overrides import override, pasted
+from rlhf.config.recipe_limits import unused_training
 from rlhf.config.schema import Config
 from rlhf.errors import ConfigError, RlhfError, Stopped, UserError, writing
 from rlhf.launch.machine import lower_to_gpus
@@ -127,6 +135,17 @@ def _config_of_job(line: _CommandLine, composed: DictConfig, name: str) -> Any:
     """The checked config of one job, with a run folder where it is that of a run."""
     words = typed_words()
     check_written(line.config_name, words, line.schema)
+    config = _composed(line, composed, name, words)
+    if isinstance(config, Config):
+        unused = list(unused_training(config, typed_values(words)))
+        if unused and not line.swept:
+            raise ConfigError("\n".join(unused))
+        for each in unused:  # a sweep over methods has settings for each
+            show(f"{name}: {each}", error=True)
+    return config
+
+
+def _composed(line: _CommandLine, composed: DictConfig, name: str, words: list[str]) -> Any:
     saved = None
     if issubclass(line.schema, Config) and not line.swept:
         saved = going_on(sys.argv[1:], composed.run_dir, line.schema)

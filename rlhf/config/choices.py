@@ -98,6 +98,10 @@ class Method(Enum):
     raft = "raft"
 
 
+TRAINED = tuple(method.value for method in Method)
+"""Stages that make an iteration's policy, each named as its method; an iteration has one of them."""
+
+
 class Reference(Enum):
     """Which policy anchors DPO."""
 

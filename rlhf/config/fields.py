@@ -49,6 +49,9 @@ class Range:
 
 
 NOT_NEGATIVE = Range("must not be negative, and finite.", least=0)
+_ROOM = "what is computed of it in fp32, squares and all, would have no room."
+LOSS_FACTOR = Range(f"must be a positive number, from 1e-9 to 1e9: beyond, {_ROOM}", least=1e-9, most=1e9)
+LOSS_TERM = Range(f"must not be negative, and at most 1e9: beyond, {_ROOM}", least=0, most=1e9)
 SHARE = Range("must lie in [0, 1].", least=0, most=1)
 POSITIVE = Range("must be a positive number.", least=0, least_is_open=True)
 POSITIVE_SHARE = Range("must lie in (0, 1].", least=0, most=1, least_is_open=True)

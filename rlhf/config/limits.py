@@ -124,19 +124,32 @@ def _files(cfg: Config) -> Iterator[str]:
     yield from _prompts(cfg)
     for section in ("prompts", "sft", "reward_model", "pair", "replay"):
         columns = value_at(cfg, f"{section}.columns")
-        if columns is None:
+        wrong = list(_columns(section, columns))
+        yield from wrong
+        if section == "prompts" or not columns or wrong:
             continue
-        if not isinstance(columns, dict):
-            yield f"{section}.columns={columns}: must be a mapping such as {{context: evidence}}, or null."
-            continue
-        for key, names in columns.items():
-            setting = f"{section}.columns={{{key}: {names}}}"
-            if key not in _COLUMN_KEYS:
-                yield f"{setting}: a column holds one of {', '.join(_COLUMN_KEYS)}."
-            elif not (
-                isinstance(names, str) or (isinstance(names, list) and all(isinstance(n, str) for n in names))
-            ):
-                yield f"{setting}: name a column, or a list of columns."
+        if value_at(cfg, f"{section}.data") is None:
+            yield (
+                f"{section}.columns={columns}: has no meaning without {section}.data, whose columns are "
+                f"meant. Set {section}.data, or leave {section}.columns out."
+            )
+
+
+def _columns(section: str, columns: Any) -> Iterator[str]:
+    """What is wrong with what a section says of the columns of its file."""
+    if columns is None:
+        return
+    if not isinstance(columns, dict):
+        yield f"{section}.columns={columns}: must be a mapping such as {{context: evidence}}, or null."
+        return
+    for key, names in columns.items():
+        setting = f"{section}.columns={{{key}: {names}}}"
+        if key not in _COLUMN_KEYS:
+            yield f"{setting}: a column holds one of {', '.join(_COLUMN_KEYS)}."
+        elif not (
+            isinstance(names, str) or (isinstance(names, list) and all(isinstance(n, str) for n in names))
+        ):
+            yield f"{setting}: name a column, or a list of columns."
 
 
 def _prompts(cfg: Config) -> Iterator[str]:

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from rlhf.config.choices import Loss, Method, Reference, Strategy
+from rlhf.config.overrides import override
 from rlhf.config.schema import Config, PairConfig
+from rlhf.config.training import DpoConfig
+
+_LOSSES_WITH = {
+    # The others are no likelihoods of a label, or have the judge say how sure it is.
+    "label_smoothing": (Loss.sigmoid, Loss.robust, Loss.exo_pair),
+    "length_alpha": (Loss.sigmoid,),
+    "score_scale": (Loss.score_aware,),
+    "simpo_gamma": (Loss.simpo,),
+    "initial_share": (Loss.inpo,),
+}
+"""Settings of `dpo` that are terms of some losses alone, and those losses."""
 
 
 def recipes(cfg: Config) -> Iterator[str]:
@@ -13,7 +27,7 @@ def recipes(cfg: Config) -> Iterator[str]:
     if cfg.method is Method.raft:
         yield from _raft(cfg)
         return
-    yield from _smoothing(cfg)
+    yield from _terms(cfg)
     yield from _loss(cfg)
     yield from _replay(cfg)
 
@@ -36,15 +50,50 @@ def _raft(cfg: Config) -> Iterator[str]:
         yield f"method=raft with pair.strategy={cfg.pair.strategy.value}: it makes no pairs. {way_out}"
 
 
-def _smoothing(cfg: Config) -> Iterator[str]:
+def unused_training(cfg: Config, typed: Mapping[str, Any]) -> Iterator[str]:
+    """What a person has typed of a training that `method` does not have, a line for each setting, with the
+    way out.
+
+    Only what was typed: an experiment for any method has settings for DPO. Nor what changes the cost of a
+    training and not its result.
+
+    Args:
+        cfg: the whole config.
+        typed: values of the command line, nested.
+    """
+    used = getattr(cfg, cfg.method.value)
+    for method in Method:
+        settings = typed.get(method.value)
+        if method is cfg.method or not isinstance(settings, dict):
+            continue
+        for each in dataclasses.fields(getattr(cfg, method.value)):
+            if each.name not in settings or not each.metadata.get("compared", True):
+                continue
+            way_out = f"Leave it out, or set method={method.value}."
+            if hasattr(used, each.name):
+                way_out = f"Set {cfg.method.value}.{each.name} in its place, or method={method.value}."
+            key, value = f"{method.value}.{each.name}", settings[each.name]
+            setting = override(key, value) if isinstance(value, dict) else f"{key}={value}"
+            yield (
+                f"{setting} with method={cfg.method.value}: has no "
+                f"meaning, since the section {method.value} is not used. {way_out}"
+            )
+
+
+def _terms(cfg: Config) -> Iterator[str]:
+    """Terms of a loss that the chosen one does not have, and one that it cannot do without."""
     loss = cfg.dpo.loss
+    usual = DpoConfig()
+    for key, losses in _LOSSES_WITH.items():
+        value, default = getattr(cfg.dpo, key), getattr(usual, key)
+        if loss not in losses and value != default:
+            *others, last = (one.value for one in losses)
+            names = f"{', '.join(others)} or {last}" if others else last
+            yield (
+                f"dpo.{key}={value}: has no meaning for dpo.loss={loss.value}. Set it to {default:.6g}, its "
+                f"default, or use dpo.loss={names}."
+            )
     smoothing = cfg.dpo.label_smoothing
-    # The others are no likelihoods of a label, or have the judge say how sure it is.
-    if loss not in (Loss.sigmoid, Loss.robust, Loss.exo_pair) and smoothing:
-        yield (
-            f"dpo.label_smoothing={smoothing}: has no meaning for dpo.loss={loss.value}. Set it to 0, or "
-            "use dpo.loss=sigmoid, robust or exo_pair."
-        )
     if loss is Loss.exo_pair and smoothing == 0:
         yield (
             "dpo.label_smoothing=0: dpo.loss=exo_pair needs it above 0, since it takes its logarithm. Set "
@@ -54,11 +103,6 @@ def _smoothing(cfg: Config) -> Iterator[str]:
 
 def _loss(cfg: Config) -> Iterator[str]:
     dpo = cfg.dpo
-    if dpo.length_alpha and dpo.loss is not Loss.sigmoid:
-        yield (
-            f"dpo.length_alpha={dpo.length_alpha}: is a term of dpo.loss=sigmoid, not of {dpo.loss.value}. "
-            "Set it to 0, or use dpo.loss=sigmoid."
-        )
     if dpo.loss is Loss.simpo and dpo.reference is not Reference.initial:
         yield (
             f"dpo.reference={dpo.reference.value}: dpo.loss=simpo has no reference. Leave it out, or use "

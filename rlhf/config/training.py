@@ -9,6 +9,8 @@ from rlhf.config.choices import ChatApi, Dtype, JudgeKind, Loss, Reference
 from rlhf.config.fields import (
     CHECKED_WITH_OTHERS,
     HALF_OR_OFF,
+    LOSS_FACTOR,
+    LOSS_TERM,
     NOT_NEGATIVE,
     SHARE,
     SHARE_OF_STEPS,
@@ -44,7 +46,7 @@ class LoraConfig:
 class DpoConfig:
     """Direct preference optimisation (paper, Eq. 5)."""
 
-    beta: float = 0.1
+    beta: float = setting(0.1, within=LOSS_FACTOR)
     """Strength of the KL anchor (paper: 0.1)."""
     # So small that bf16 weights would not move: they are fp32 between iterations.
     learning_rate: float = 5.0e-7
@@ -56,19 +58,19 @@ class DpoConfig:
     label_smoothing: float = setting(0.0, within=HALF_OR_OFF)
     """Assumed share of flipped labels, in [0, 0.5), of sigmoid, robust and exo_pair (above 0 there; its
     paper: 1e-3)."""
-    length_alpha: float = setting(0.0, within=NOT_NEGATIVE, later=True)
+    length_alpha: float = setting(0.0, within=LOSS_TERM, later=True)
     """α of R-DPO (arXiv 2403.19159), with loss=sigmoid: α · (chosen − rejected tokens) is added to the
     margin, so that length itself is not learnt; 0 is off."""
-    score_scale: float = setting(1.0, later=True)
+    score_scale: float = setting(1.0, within=LOSS_FACTOR, later=True)
     """Of loss=score_aware: σ(score_scale · score margin) is how surely the chosen response is the better
     one."""
-    simpo_gamma: float = setting(1.0, within=NOT_NEGATIVE, later=True)
+    simpo_gamma: float = setting(1.0, within=LOSS_TERM, later=True)
     """γ of loss=simpo: the margin to reach, in units of β · nats per token (its repository, Llama-3-8B base:
     1.0 with β 2)."""
     initial_share: float = setting(1 / 3, within=SHARE, later=True)
     """Of loss=inpo, τ/η: how much of the anchor is π0, the rest being the policy the iteration starts from
     (paper: 1/3)."""
-    rpo_alpha: float = setting(0.0, within=NOT_NEGATIVE)
+    rpo_alpha: float = setting(0.0, within=LOSS_TERM)
     """Weight of the chosen response's negative log-likelihood per token, added to the loss; 0 is off."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Adapters in place of full fine-tuning."""

@@ -20,7 +20,8 @@ def best_responses(
     """Token ids of each prompt and of its response with the highest penalised score, prompt by prompt.
 
     Which responses may be chosen, and by what score, is as for pairs (`rlhf.data.pairing`), and so are the
-    reasons to drop a prompt; equal scores are no reason, of them the first is taken.
+    reasons to drop a prompt, but that one usable response is enough; equal scores are no reason, of them the
+    first is taken.
 
     Args:
         candidates: a folder of shards, with `tokens.json`.
@@ -38,7 +39,7 @@ def best_responses(
         for row, scores_row in zip(*(table.to_pylist() for table in tables), strict=True):
             counts["prompts"] += 1
             prompt = _scored_prompt(row, scores_row["scores"])
-            pool = candidate_pool(prompt, config)
+            pool = candidate_pool(prompt, config, least=1)
             if isinstance(pool, Drop) or not pool.choosable:
                 reason = pool if isinstance(pool, Drop) else Drop.truncated
                 counts[f"dropped/{reason.value}"] += 1

@@ -241,15 +241,20 @@ def fault(candidate: Candidate, score: float) -> Drop | None:
     return Drop.truncated if candidate.truncated else None
 
 
-def candidate_pool(prompt: ScoredPrompt, config: PairSettings) -> Pool | Drop:
-    """Leave out what may not be used; what leaves fewer than two candidates is the reason to drop the prompt.
+def candidate_pool(prompt: ScoredPrompt, config: PairSettings, least: int = 2) -> Pool | Drop:
+    """Leave out what may not be used; what leaves too few candidates is the reason to drop the prompt.
 
     Candidates with non-finite scores and empty ones go first, then, if asked for, truncated ones.
+
+    Args:
+        prompt: with its candidates.
+        config: what may be used, and by what score.
+        least: candidates that must be left: two make a pair.
     """
     candidates = prompt.candidates[: config.num_candidates]
     scores = prompt.scores[: config.num_candidates]
     usable = list(range(len(candidates)))
-    if len(usable) < 2:
+    if len(usable) < least:
         return Drop.too_few_candidates
     penalised = []
     for candidate, score in zip(candidates, scores, strict=True):
@@ -264,7 +269,7 @@ def candidate_pool(prompt: ScoredPrompt, config: PairSettings) -> Pool | Drop:
     # One reason after the other: the one that left too few is the one to name.
     for reason in reasons:
         usable = [index for index in usable if faults[index] is not reason]
-        if len(usable) < 2:
+        if len(usable) < least:
             return reason
     choosable = usable
     if config.truncated is Truncated.never_chosen:

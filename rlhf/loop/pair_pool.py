@@ -24,13 +24,38 @@ GIVEN = "replay"
 """Origin of given pairs, and the folder of their stages."""
 
 
-def anchors_of(cfg: Config) -> list[tuple[str, bool]]:
-    """What the loss is held against: the name of each anchor, and whether it is π0 in every iteration."""
-    if cfg.dpo.loss is Loss.simpo:
+def stage_of_input(key: str) -> str:
+    """The stage that makes an input of `dpo` anew in an iteration, where its key is that of an anchor.
+
+    Example:
+        "reference_previous.iteration_001" gives "reference_previous_of_iteration_001"
+    """
+    return key.replace(".", "_of_")
+
+
+def asked_anew(training: Artifact) -> list[str]:
+    """The stages of log-probabilities that a finished training asked for in its own iteration."""
+    identity = training.record["identity"]
+    if identity["stage"] != "dpo":
         return []
-    if cfg.dpo.loss is Loss.inpo:
+    config = identity["config"]
+    is_initial = dict(anchors_of(Loss(config["loss"]), Reference(config["reference"])))
+    stages = []
+    for key in identity["inputs"]:
+        name, is_replayed, _ = key.partition(".")
+        # Under π0 the log-probabilities of replayed pairs are known from where these come from.
+        if name in is_initial and not (is_replayed and is_initial[name]):
+            stages.append(stage_of_input(key))
+    return sorted(stages)
+
+
+def anchors_of(loss: Loss, reference: Reference) -> list[tuple[str, bool]]:
+    """What the loss is held against: the name of each anchor, and whether it is π0 in every iteration."""
+    if loss is Loss.simpo:
+        return []
+    if loss is Loss.inpo:
         return [(REFERENCE, True), (PREVIOUS, False)]
-    return [(REFERENCE, cfg.dpo.reference is Reference.initial)]
+    return [(REFERENCE, reference is Reference.initial)]
 
 
 @dataclass
@@ -62,7 +87,7 @@ class PairPool:
         inputs: dict[str, Any] = {"pairs": pairs}
         for others in replayed:
             inputs[f"pairs.{others.origin}"] = others.artifact
-        for name, is_initial in anchors_of(self.cfg):
+        for name, is_initial in anchors_of(self.cfg.dpo.loss, self.cfg.dpo.reference):
             if name == PREVIOUS and policy is self.initial:
                 continue  # in iteration 1 the two anchors are one
             anchor = self.initial if is_initial else policy
@@ -74,7 +99,7 @@ class PairPool:
                 known = others.under_initial if is_initial else None
                 inputs[f"{name}.{others.origin}"] = known or step.stage(
                     "reference",
-                    name=f"{name}_of_{others.origin}",
+                    name=stage_of_input(f"{name}.{others.origin}"),
                     model=anchor,
                     pairs=others.artifact,
                 )
@@ -93,7 +118,7 @@ def pair_pool(cfg: Config, run: Run, initial: Artifact, dtype: str) -> PairPool:
     config = step.config("preferences", columns=cfg.replay.columns)
     given = Pairs(GIVEN, step.stage("preferences", config=config, data=data, policy=initial))
     # Once for all iterations; under other policies each iteration asks for its own.
-    if any(is_initial for _, is_initial in anchors_of(cfg)):
+    if any(is_initial for _, is_initial in anchors_of(cfg.dpo.loss, cfg.dpo.reference)):
         given.under_initial = step.stage("reference", model=initial, pairs=given.artifact)
     pool.given.append(given)
     return pool

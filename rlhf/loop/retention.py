@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf.config.choices import KeptPolicies
+from rlhf.config.choices import TRAINED, KeptPolicies
 from rlhf.errors import StorageError
 from rlhf.loop.figures import Row, best
+from rlhf.loop.pair_pool import asked_anew
 from rlhf.run.artifact import Artifact, open_artifact
 from rlhf.run.other_runs import needed_beside
 from rlhf.run.plan import Run
@@ -17,20 +18,26 @@ from rlhf.run.removal import Leaving, obstacle, remove, size_text, sizes_of, wei
 
 @dataclass(frozen=True)
 class Policy:
-    """A policy that a run has trained; `kept` says why its weights stay, None where they may go."""
+    """A policy that a run has trained; `kept` says why its weights stay, None where they may go.
+
+    `readers` are the stages that read it, of its own iteration and of the next one.
+    """
 
     iteration: int
     name: str
     artifact: Artifact
     kept: str | None
+    readers: tuple[str, ...]
 
     def leaving(self) -> Leaving:
         """Its weights as something that goes, with what cannot be done without them."""
         t = self.iteration
-        readers = f"iteration_{t:03d}/held_out/generate, and generate, reference and dpo of iteration {t + 1}"
+        own, *of_the_next = self.readers
+        *others, last = (reader.partition("/")[2] for reader in of_the_next)
+        read_by = f"{own}, and {', '.join(others)} and {last} of iteration {t + 1}"
         then = (
             f"chat with π{t}, or load its model by path",
-            f"redo {readers}, unless {self.name} is trained again first",
+            f"redo {read_by}, unless {self.name} is trained again first",
             f"a run that has this one in its reuse trains {self.name} itself",
         )
         return Leaving(self.name, f"the weights of π{t}", weights_of(self.artifact), self.artifact, then)
@@ -49,37 +56,55 @@ def trained_policies(
         rows: the figures of its policies, π0's first.
         keep: what is wanted.
     """
-    trained = {}
-    for name, artifact in artifacts.items():
+    stage_of: dict[int, str] = {}
+    for name in artifacts:
         iteration, _, stage = name.partition("/")
-        if stage == "dpo":
-            trained[int(iteration.removeprefix("iteration_"))] = artifact
+        if stage in TRAINED:
+            stage_of[int(iteration.removeprefix("iteration_"))] = stage
     policies = []
-    for t in sorted(trained):
-        name = f"iteration_{t:03d}/dpo"
-        kept = _why_kept(t, max(trained), artifacts, rows)
+    for t in sorted(stage_of):
+        name = f"iteration_{t:03d}/{stage_of[t]}"
+        readers = _readers(t, name, artifacts)
+        missing = [reader for reader in readers if reader not in artifacts]
+        kept = _why_kept(t, t == max(stage_of), missing, rows)
         if kept is None and keep is KeptPolicies.all:
             kept = "every policy is wanted"
         if kept is None:
             kept = needed_beside(folder, name)
-        policies.append(Policy(t, name, trained[t], kept))
+        policies.append(Policy(t, name, artifacts[name], kept, readers))
     return policies
 
 
-def _why_kept(t: int, last: int, artifacts: Mapping[str, Artifact], rows: Sequence[Row]) -> str | None:
-    if t == last:
+def _readers(t: int, name: str, artifacts: Mapping[str, Artifact]) -> tuple[str, ...]:
+    """The stages that read π_t, trained by the stage `name`: its held-out responses first, the training of
+    the next policy last.
+
+    Which log-probabilities that training asked for is said by its manifest: SimPO has none, INPO and replay
+    have several.
+    """
+    here, after = f"iteration_{t:03d}", f"iteration_{t + 1:03d}"
+    _, _, stage = name.partition("/")
+    sampled = f"{after}/preferences" if f"{after}/preferences" in artifacts else f"{after}/generate"
+    readers = [f"{here}/held_out/generate", sampled]
+    score = artifacts.get(f"{after}/score")
+    policy = artifacts[name].part("model").digest
+    if score is not None and score.record["identity"]["inputs"].get("judge") == policy:
+        readers.append(f"{after}/score")  # the policy judges itself
+    training = f"{after}/{stage}"
+    if training in artifacts:
+        readers += [f"{after}/{reference}" for reference in asked_anew(artifacts[training])]
+    return (*readers, training)
+
+
+def _why_kept(t: int, is_last: bool, missing: Sequence[str], rows: Sequence[Row]) -> str | None:
+    if is_last:
         return "the last one, from which another iteration goes on"
     if t not in {row.iteration for row in rows}:
         return "not evaluated, so that nobody knows yet whether it is the best one"
     # Of policies to come none makes an earlier one the best that is not the best now.
     if rows[best(rows)].iteration == t:
         return "the best one, from which the export is made"
-    here, after = f"iteration_{t:03d}", f"iteration_{t + 1:03d}"
-    samples = f"{after}/preferences" if f"{after}/preferences" in artifacts else f"{after}/generate"
-    for reader in (f"{here}/held_out/generate", samples, f"{after}/reference", f"{after}/dpo"):
-        if reader not in artifacts:
-            return f"{reader} has yet to read it"
-    return None
+    return f"{missing[0]} has yet to read it" if missing else None
 
 
 def drop_policies(run: Run, rows: Sequence[Row]) -> None:

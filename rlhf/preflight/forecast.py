@@ -205,7 +205,7 @@ def _replayed(cfg: Config, lengths: Lengths, costs: StageCosts) -> Iterator[Stag
     yield from _dataset(cfg, lengths, costs, "replay.data", cfg.replay.data)
     num_pairs = lengths.rows["replay.data"]
     yield costs.single("replay/preferences", num_pairs)
-    if any(is_initial for _, is_initial in anchors_of(cfg)):
+    if any(is_initial for _, is_initial in anchors_of(cfg.dpo.loss, cfg.dpo.reference)):
         yield costs.reference("replay/reference", costs.texts(num_pairs, 2))
 
 
@@ -220,7 +220,7 @@ def _trained_on_pairs(
     for earlier in range(max(1, t - cfg.replay.iterations), t):
         # As many as now: how many prompts give a pair, nobody knows.
         others[f"iteration_{earlier:03d}"] = num_pairs
-    for name, is_initial in anchors_of(cfg):
+    for name, is_initial in anchors_of(cfg.dpo.loss, cfg.dpo.reference):
         if t == 1 and name == PREVIOUS:
             continue  # π0 again
         yield costs.reference(f"{step}/{name}", costs.texts(num_pairs, 2))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -136,13 +136,12 @@ class RuleJudge:
 
     def _list_of(self, found: Any, wanted: int) -> Any:
         """What a rule of lists gave back, if it is one value for each response."""
-        try:
-            num_found = len(found)
-        except TypeError:
-            num_found = -1
+        num_found = len(found) if _is_list(found) else -1
         if num_found == wanted:
             return found
-        said = f"{found!r:.200}" if num_found < 0 else f"{num_found} values"
+        said = f"{num_found} values"
+        if num_found < 0:
+            said = f"{found!r:.200} ({type(found).__name__})"
         raise DataError(
             f"rule={self._path}: takes lists, and gave back {said} for {wanted} responses. "
             "Let it give back a "
@@ -164,6 +163,17 @@ class RuleJudge:
                 f"{response[:200]!r} to {messages[-1]['content'][:200]!r}. Let it give back a "
                 "number for every response; NaN leaves one out."
             ) from error
+
+
+def _is_list(found: Any) -> bool:
+    """Whether something holds values in an order: a list, a tuple, an array or a tensor.
+
+    A set has lost the order, of a mapping one would get the keys, and of text the letters.
+    """
+    if isinstance(found, Sequence):
+        return not isinstance(found, str | bytes | bytearray | memoryview)
+    # Arrays of numpy and pandas, and tensors; a single number has no dimension.
+    return getattr(found, "ndim", 0) > 0
 
 
 def is_async(function: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf.config.choices import TRAINED
 from rlhf.loop.figure_text import number
 from rlhf.loop.figures import distance_text
 from rlhf.loop.gates import METRICS, training_steps
@@ -24,7 +25,7 @@ from rlhf.view.report_numbers import (
 )
 from rlhf.view.report_plots import Plot
 from rlhf.view.report_trend import Trend, against, judge_title, policy_name
-from rlhf.view.run_folder import TRAINED, RunFolder, iteration_of
+from rlhf.view.run_folder import RunFolder, iteration_of
 
 _POINTS = 300
 """Responses of each policy that a plot shows as points; lines and figures are of all."""

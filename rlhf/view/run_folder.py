@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rlhf.config.choices import Method
+from rlhf.config.choices import TRAINED, Method
 from rlhf.config.training import MAIN_JUDGE
 from rlhf.data.files import resolved
 from rlhf.errors import ConfigError, RunChanged, one_line
@@ -48,8 +48,6 @@ _ORDER = [
     "export",
 ]
 """Stages in the order in which a loop makes them."""
-TRAINED = ("dpo", "raft")
-"""Stages that make an iteration's policy; an iteration has one of them."""
 _HOLDS_STAGES = re.compile(r"judge|replay|iteration_\d{3,}(/held_out)?")
 """Folders of a run that are no stage themselves, and hold some."""
 

@@ -157,6 +157,23 @@ def config_folder(text):
     ),
     Case("one response", "iterate generate.n=1 generate.temperatures=[1]", ["generate.n=1", "Use 2 or more"]),
     Case("uneven n", "iterate generate.n=7", ["generate.n=7", "multiple of 2"]),
+    Case(
+        "DPO's settings for RAFT",
+        "iterate experiment=[quickstart,raft] dpo.learning_rate=1e-3 dpo.lora={dropout:0.1}",
+        [
+            "dpo.learning_rate=0.001 with method=raft",
+            "Set raft.learning_rate",
+            "dpo.lora={dropout:0.1}",
+            "Leave it out",
+        ],
+    ),
+    Case(
+        "RAFT's settings for DPO",
+        "check model.path=m raft.num_epochs=2",
+        ["raft.num_epochs=2 with method=dpo", "Set dpo.num_epochs in its place, or method=raft"],
+    ),
+    Case("more than fp32 holds", "iterate dpo.length_alpha=1e39", ["dpo.length_alpha=1e+39", "fp32", "1e9"]),
+    Case("less than fp32 holds", "iterate dpo.beta=1e-300", ["dpo.beta=1e-300", "fp32", "1e-9"]),
     Case("all wrong at once", "iterate dpo.beta=0 generate.n=0", ["dpo.beta=0", "generate.n=0"]),
     Case(
         "rule and data",

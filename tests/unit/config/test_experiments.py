@@ -13,6 +13,7 @@ from hydra import compose, initialize_config_dir
 from rlhf.command.line import CONFIGS, to_config
 from rlhf.config.choices import JudgeKind
 from rlhf.config.fields import plain
+from rlhf.config.limits import value_at
 from rlhf.config.schema import Config
 from rlhf.iterate import iterate
 from rlhf.loop.gates import Gates
@@ -188,6 +189,20 @@ def test_a_recipe_goes_with_the_quickstart_and_changes_nothing_else(name: str) -
     assert differing(composed(f"experiment={name}"), composed()) == RECIPES[name]
     both = composed(f"experiment=[quickstart,{name}]")
     assert differing(both, composed("experiment=quickstart")) == RECIPES[name]
+
+
+LOSS = ("loss", "beta", "label_smoothing", "length_alpha", "score_scale", "simpo_gamma", "initial_share")
+"""Settings of `dpo` that make a loss."""
+
+
+@pytest.mark.parametrize("later", RECIPES)
+@pytest.mark.parametrize("earlier", [*RECIPES, "rlhf_workflow_scripts", "smollm2", "self_rewarding"])
+def test_of_two_recipes_the_later_one_wins_whole(earlier: str, later: str) -> None:
+    both, alone = composed(f"experiment=[{earlier},{later}]"), composed(f"experiment={later}")
+    for key in RECIPES[later] | {"method"}:
+        assert value_at(both, key) == value_at(alone, key), key
+    if "loss" in str(RECIPES[later]) or later == "rdpo":
+        assert [getattr(both.dpo, key) for key in LOSS] == [getattr(alone.dpo, key) for key in LOSS]
 
 
 def test_a_newer_judge_trains_and_the_papers_watches() -> None:

@@ -131,7 +131,11 @@ GO_TOGETHER = [
     {"reward_model.rule": "a:b"},
     {"prompts.path": "a.jsonl"},
     {"prompts.path": ["a.jsonl", "b.csv"]},
-    {"pair.columns": {"chosen": "good", "rejected": ["bad", "worse"]}},
+    {
+        "pair.data": "pairs.jsonl",
+        "num_iterations": 1,
+        "pair.columns": {"chosen": "good", "rejected": ["bad", "worse"]},
+    },
     {"sft.columns": {}},
     {"generate.vllm_args": {"enforce_eager": True}},
     {"generate.vllm_args": {"max_num_seqs": 1, "max_num_batched_tokens": None}},

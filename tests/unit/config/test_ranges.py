@@ -25,6 +25,8 @@ from rlhf.config.fields import Range, compared, filled, numbers, plain, setting
         (fields.SHARE_OR_OFF, [0, 1 - 1e-9], [1, -1e-9]),
         (fields.HALF_OR_OFF, [0, 0.5 - 1e-9], [0.5, 0.6]),
         (fields.NOT_NEGATIVE, [0, 1e300], [-1e-300, math.inf]),
+        (fields.LOSS_FACTOR, [1e-9, 0.1, 1e9], [0, 1e-300, 1e39]),
+        (fields.LOSS_TERM, [0, 1e9], [-1e-9, 1.1e9, 1e39]),
     ],
 )
 def test_the_ends_of_a_range(within, inside, outside):

@@ -36,8 +36,26 @@ def test_the_highest_score_wins_the_first_of_equals_and_every_prompt_is_accounte
         (candidates_row("e", ["x", "y"], finished=False), [1.0, 2.0]),
     ]
     found, counts = best(tmp_path, rows)
-    assert found == [1, 0, 2]
-    assert counts == {"prompts": 5, "dropped/empty": 1, "dropped/truncated": 1}
+    assert found == [1, 0, 0, 2]
+    assert counts == {"prompts": 5, "dropped/truncated": 1}
+
+
+def test_one_usable_response_is_enough(tmp_path: Path) -> None:
+    one_cut = candidates_row("a", ["x", "y", "z"], finished=False)
+    one_cut["candidates"][1] = candidates_row("a", ["x", "y", "z"])["candidates"][1]
+    rows = [
+        (one_cut, [3.0, 1.0, 2.0]),
+        (candidates_row("b", ["x", "y", "z"]), [math.nan, math.inf, -1.0]),
+        (candidates_row("c", ["", " ", "z"]), [2.0, 1.0, 0.0]),
+        (candidates_row("d", ["x"]), [1.0]),
+        (candidates_row("e", ["x", "y"]), [math.nan, math.nan]),
+        (candidates_row("f", ["", "\n"]), [1.0, 2.0]),
+        (candidates_row("g", []), []),
+    ]
+    found, counts = best(tmp_path, rows, truncated=Truncated.drop)
+    assert found == [1, 2, 2, 0]
+    dropped = {"dropped/non_finite": 1, "dropped/empty": 1, "dropped/too_few_candidates": 1}
+    assert counts == {"prompts": 7, **dropped}
 
 
 def test_what_was_cut_is_learnt_only_where_it_may_be_and_without_an_end(tmp_path: Path) -> None:

@@ -11,13 +11,18 @@ import shutil
 import signal
 import threading
 import time
+from array import array
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
+import pandas as pd
 import pytest
+import torch
 
 from rlhf.config.choices import JudgeKind
 from rlhf.config.generative_limits import generative_problems
@@ -37,6 +42,7 @@ from rlhf.scoring.kept import KeptAnswers, kept_answers, kept_path
 from rlhf.stages import score
 from tests.chat_server import fake_chat
 from tests.stage_runner import FakeWorker, make_job
+from tests.unit import rules
 
 HI = [{"role": "user", "content": "Hi"}]
 
@@ -593,6 +599,36 @@ def test_rules_that_are_async_or_take_lists(rule: str, expected: int, tmp_path: 
 def test_a_rule_of_lists_gives_back_as_many() -> None:
     with pytest.raises(DataError, match="gave back 1 values for 2 responses"):
         RuleJudge("tests.unit.rules:too_few").score([(HI, "a"), (HI, "b")])
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        {1.0, 2.0},
+        frozenset({1, 2}),
+        {"a": 1.0, "b": 2.0},
+        {"a": 1}.keys() | {2},
+        "12",
+        b"12",
+        bytearray(b"12"),
+    ],
+    ids=lambda found: type(found).__name__,
+)
+def test_what_has_no_order_of_values_is_no_list(found: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "NEXT_ANSWER", [found])
+    with pytest.raises(
+        DataError, match=rf"\({type(found).__name__}\) for 2 responses. Let it give back a list"
+    ):
+        RuleJudge("tests.unit.rules:next_answer").score([(HI, "a"), (HI, "b")])
+
+
+@pytest.mark.parametrize(
+    "kind", [list, tuple, deque, np.array, pd.Series, torch.tensor, lambda v: array("d", v)]
+)
+def test_any_kind_of_list_is_one(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "NEXT_ANSWER", [kind([0.5, -1.5])])
+    scored = RuleJudge("tests.unit.rules:next_answer").score([(HI, "a"), (HI, "b")])
+    assert scored.scores == [0.5, -1.5]
 
 
 @pytest.mark.parametrize(

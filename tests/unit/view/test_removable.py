@@ -8,10 +8,11 @@ import shutil
 import pytest
 
 from rlhf import chat
-from rlhf.config.choices import KeptPolicies
+from rlhf.config.choices import Action, KeptPolicies, Loss, Method, Reference
 from rlhf.config.schema import Config
 from rlhf.data.digest import sealed
 from rlhf.errors import DiskFull, FilesRemoved, RunChanged, StorageError
+from rlhf.loop.figures import best
 from rlhf.loop.retention import drop_policies
 from rlhf.run import removal
 from rlhf.run.artifact import open_artifact
@@ -22,6 +23,7 @@ from rlhf.run.reuse import reusable_stages
 from rlhf.view.removable import removable, telling_of_room
 from rlhf.view.run_folder import open_run
 from rlhf.view.standing import standing_of
+from scripts.synthetic_run import make_run
 from tests.unit.old_run import contents
 from tests.unit.refusals import run_here
 
@@ -315,3 +317,87 @@ def test_a_full_disk_says_what_could_go(made_up):
     assert "on the file system of" in str(full.value) and full.value.exit_code == 2
     with pytest.raises(DiskFull, match="not known"), telling_of_room(made_up / "nowhere"):
         raise OSError(122, "Disk quota exceeded", str(made_up / "x"))
+
+
+def simpo(cfg):
+    cfg.dpo.loss = Loss.simpo
+
+
+def raft(cfg):
+    cfg.method = Method.raft
+
+
+def inpo_with_replay(cfg):
+    cfg.dpo.loss = Loss.inpo
+    cfg.gates.first_loss = Action.ignore  # what is made up begins at ln 2
+    cfg.replay.iterations = 2
+
+
+def replay_and_previous(cfg):
+    cfg.dpo.reference = Reference.previous
+    cfg.replay.iterations = 2
+
+
+def replay(cfg):
+    cfg.replay.iterations = 2
+
+
+@pytest.fixture
+def run_of(tmp_path):
+    """Makes a finished run of four iterations by a recipe."""
+
+    def make(recipe):
+        folder = tmp_path / "recipe"
+        make_run(folder, prompts=6, n=4, held_out=4, iterations=4, change=recipe)
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("recipe", "stage", "read_by"),
+    [
+        (lambda cfg: None, "dpo", "generate, reference and dpo"),
+        (simpo, "dpo", "generate and dpo"),
+        (raft, "raft", "generate and raft"),
+        (replay, "dpo", "generate, reference and dpo"),
+        (replay_and_previous, "dpo", "generate, reference, reference_of_iteration_001 and dpo"),
+        (
+            inpo_with_replay,
+            "dpo",
+            "generate, reference, reference_previous, reference_previous_of_iteration_001 and dpo",
+        ),
+    ],
+    ids=["dpo", "simpo", "raft", "replay", "replay of previous", "inpo with replay"],
+)
+def test_policies_of_every_recipe_go(run_of, monkeypatch, capsys, recipe, stage, read_by):
+    made = run_of(recipe)
+    run = open_run(str(made))
+    going = [f"iteration_00{t}/{stage}" for t in range(1, 4) if t != best(run.rows)]
+    assert len(going) >= 2 and leaving(made) == going
+    first = removable(run, KEEP).leaving[0]
+    assert first.name == f"iteration_001/{stage}"
+    assert f"redo iteration_001/held_out/generate, and {read_by} of iteration 2" in first.then[1]
+    told = Telling(made, Config(keep_policies=KEEP), made=dict(run.artifacts))
+    drop_policies(told, run.rows)
+    assert list(open_run(str(made)).removed) == going and len(told.told) == len(going)
+    assert gc(made, monkeypatch) == 0 and "0 things could go" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("recipe", "missing"),
+    [
+        (simpo, "iteration_002/generate"),
+        (raft, "iteration_002/generate"),
+        (raft, "iteration_002/raft"),
+        (replay_and_previous, "iteration_002/reference_of_iteration_001"),
+        (inpo_with_replay, "iteration_002/reference_previous"),
+        (inpo_with_replay, "iteration_002/reference_previous_of_iteration_001"),
+    ],
+)
+def test_what_any_recipe_has_yet_to_read_stays(run_of, recipe, missing):
+    made = run_of(recipe)
+    shutil.rmtree(made / missing)
+    stage = "raft" if recipe is raft else "dpo"
+    assert f"iteration_001/{stage}: π1, {missing} has yet to read it" in staying(made)
+    assert f"iteration_001/{stage}" not in leaving(made)
