@@ -124,7 +124,7 @@ def _files(cfg: Config) -> Iterator[str]:
     yield from _prompts(cfg)
     for section in ("prompts", "sft", "reward_model", "pair", "replay"):
         columns = value_at(cfg, f"{section}.columns")
-        wrong = list(_columns(section, columns))
+        wrong = list(column_problems(f"{section}.columns", columns))
         yield from wrong
         if section == "prompts" or not columns or wrong:
             continue
@@ -135,16 +135,16 @@ def _files(cfg: Config) -> Iterator[str]:
             )
 
 
-def _columns(section: str, columns: Any) -> Iterator[str]:
-    """What is wrong with what a section says of the columns of its file."""
+def column_problems(key: str, columns: Any) -> Iterator[str]:
+    """What is wrong with what a setting says of the columns of a file."""
     if columns is None:
         return
     if not isinstance(columns, dict):
-        yield f"{section}.columns={columns}: must be a mapping such as {{context: evidence}}, or null."
+        yield f"{key}={columns}: must be a mapping such as {{context: evidence}}, or null."
         return
-    for key, names in columns.items():
-        setting = f"{section}.columns={{{key}: {names}}}"
-        if key not in _COLUMN_KEYS:
+    for held, names in columns.items():
+        setting = f"{key}={{{held}: {names}}}"
+        if held not in _COLUMN_KEYS:
             yield f"{setting}: a column holds one of {', '.join(_COLUMN_KEYS)}."
         elif not (
             isinstance(names, str) or (isinstance(names, list) and all(isinstance(n, str) for n in names))

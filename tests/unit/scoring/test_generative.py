@@ -20,7 +20,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -622,9 +621,7 @@ def test_what_has_no_order_of_values_is_no_list(found: Any, monkeypatch: pytest.
         RuleJudge("tests.unit.rules:next_answer").score([(HI, "a"), (HI, "b")])
 
 
-@pytest.mark.parametrize(
-    "kind", [list, tuple, deque, np.array, pd.Series, torch.tensor, lambda v: array("d", v)]
-)
+@pytest.mark.parametrize("kind", [list, tuple, deque, np.array, torch.tensor, lambda v: array("d", v)])
 def test_any_kind_of_list_is_one(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rules, "NEXT_ANSWER", [kind([0.5, -1.5])])
     scored = RuleJudge("tests.unit.rules:next_answer").score([(HI, "a"), (HI, "b")])

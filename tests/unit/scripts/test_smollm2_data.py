@@ -84,9 +84,25 @@ def test_short_pairs_are_drawn_and_long_ones_left(tmp_path: Path) -> None:
     [
         (["prompts=missing.jsonl"], "missing.jsonl"),
         (["prompts=in.jsonl"], "1 questions of one paragraph"),
-        (["prompts=in.jsonl", "seen=-1"], "seen=-1: must be a whole number."),
-        (["prompts=in.jsonl", "seed=x"], "seed=x: must be a whole number."),
-        (["prompts=in.jsonl", "train=1.5"], "train=1.5: must be a whole number."),
+        (["prompts=in.jsonl", "seen=-1"], "seen=-1: must be a whole number, 0 or more."),
+        (["prompts=in.jsonl", "seed=x"], "seed=x: must be a whole number, 0 or more."),
+        (["prompts=in.jsonl", "train=1.5"], "train=1.5: must be a whole number, 1 or more; null"),
+        (["prompts=in.jsonl", "seed=-1"], "seed=-1: must be a whole number, 0 or more."),
+        (["prompts=in.jsonl", "train=0"], "train=0: must be a whole number, 1 or more; null takes all"),
+        (["prompts=in.jsonl", "train="], "train=: must be a whole number, 1 or more"),
+        (["prompts=in.jsonl", "seen=0", "other_kinds=0"], "held_out.jsonl would be empty"),
+        (["prompts=null", "pairs=pairs.jsonl", "num_pairs=0"], "num_pairs=0: must be a whole number, 1"),
+        (["prompts=null", "pairs=pairs.jsonl", "max_characters=0"], "max_characters=0: must be"),
+        (["prompts=in.jsonl", f"seed={'9' * 5000}"], "must be a whole number, 0 or more."),
+        (["prompts=in.jsonl", "columns={"], "columns={: cannot be read"),
+        (["prompts=in.jsonl", "columns=${nowhere}"], "columns=${nowhere}: cannot be read"),
+        (["prompts=in.jsonl", "columns=ask"], "columns=ask: must be a mapping"),
+        (["prompts=in.jsonl", "columns={ask: question}"], "a column holds one of question"),
+        (["prompts=null"], "prompts=null with pairs=null: there is nothing to make"),
+        (["prompts=in.jsonl", "num_pairs=5"], "num_pairs=5: is about pairs, and pairs=null makes none"),
+        (["prompts=null", "pairs=pairs.jsonl", "train=5"], "train=5: is about prompts"),
+        (["prompts="], "prompts=: is empty"),
+        (["prompts=~nobody_of_that_name/x"], "leads nowhere"),
         (
             ["prompts=null", "pairs=pairs.jsonl"],
             "pairs: 1 of 1 pairs have at most 900 characters, num_pairs=200",
@@ -105,8 +121,39 @@ def test_what_cannot_work_is_said_with_code_2_and_nothing_is_written(
     written(tmp_path / "in.jsonl", [alpaca(1)])
     written(tmp_path / "pairs.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}])
     assert smollm2_data.main(["out=out", *arguments]) == 2
-    assert said in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert said in error and "Traceback" not in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("", "out=: is empty"),
+        ("file", "out=file: "),
+        ("file/below/it", "is no folder that can be written (Not a directory)"),
+        ("/proc/nothing/here", "out=/proc/nothing/here: "),
+        ("made", "prompts.jsonl is a folder, in the place of a file"),
+        ("loop", "leads nowhere"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_read(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    out: str,
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(smollm2_data, "file_of", lambda *_: pytest.fail("it was read"))
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "made" / "prompts.jsonl").mkdir(parents=True)
+    (tmp_path / "loop").symlink_to("loop")
+    before = sorted(tmp_path.rglob("*"))
+    assert smollm2_data.main(["prompts=in.jsonl", f"out={out}"]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("arguments", [["out"], ["out=x", "sed=1"], ["seed"]])
