@@ -121,7 +121,7 @@ OWN = "own/experiment/mine.yaml"
         ("iterate dpo.beta=[1", None, "error: dpo.beta=[1: "),
         ("iterate dpo.betta=0.1", None, "error: dpo.betta: no such setting; did you mean dpo.beta?"),
         ("iterate +dpo.betta=0.1", None, "error: dpo.betta: no such setting; did you mean dpo.beta?"),
-        ("iterate dpo.beta=0", None, "error: dpo.beta=0.0: must be a positive number."),
+        ("iterate dpo.beta=0", None, "error: dpo.beta=0.0: must be a positive number, from 1e-9 to 1e9: "),
         ("iterate experiment=misspelt", None, "error: In 'iterate': Could not find 'experiment/misspelt'"),
         (
             "iterate --config-dir=own experiment=mine",

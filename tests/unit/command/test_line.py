@@ -154,7 +154,7 @@ def test_what_is_outside_its_range(key, value):
 
 def test_most_numbers_have_a_range():
     ranges = {key: within for key, _, within in numbers(Config())}
-    assert ranges["dpo.beta"].least_is_open and not ranges["dpo.weight_decay"].least_is_open
+    assert ranges["dpo.learning_rate"].least_is_open and not ranges["dpo.weight_decay"].least_is_open
     assert len(ranges) > 60 and ranges["generate.top_p"].most == 1
 
 
